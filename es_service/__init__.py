@@ -1,0 +1,76 @@
+"""Data selection for deep-learning training: train on the samples that still teach the model something.
+
+In-process this needs numpy and pyarrow only. `connect` needs Ray, `SelectiveLoader` needs torch; both are imported
+where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from es_service.connect import connect
+from es_service.errors import (
+    ConfigError,
+    DataError,
+    EpochOrderError,
+    EsServiceError,
+    IdError,
+    InputError,
+    LossError,
+    RunError,
+    RunExistsError,
+    RunMismatchError,
+    RunNameError,
+    RunNotFoundError,
+    ServerError,
+    ServerRestartedError,
+    ServerUnavailableError,
+    ShapeError,
+    StorageError,
+)
+from es_service.ledger import Ledger
+from es_service.selection import methods
+from es_service.selection.config import Selection
+from es_service.selection.engine import Draw
+from es_service.selector import Selector
+
+if TYPE_CHECKING:
+    from es_service.training.loader import SelectiveLoader
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Draw",
+    "EpochOrderError",
+    "EsServiceError",
+    "IdError",
+    "InputError",
+    "Ledger",
+    "LossError",
+    "RunError",
+    "RunExistsError",
+    "RunMismatchError",
+    "RunNameError",
+    "RunNotFoundError",
+    "Selection",
+    "SelectiveLoader",
+    "Selector",
+    "ServerError",
+    "ServerRestartedError",
+    "ServerUnavailableError",
+    "ShapeError",
+    "StorageError",
+    "__version__",
+    "connect",
+    "methods",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SelectiveLoader":
+        from es_service.training.loader import SelectiveLoader
+
+        return SelectiveLoader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

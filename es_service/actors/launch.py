@@ -1,0 +1,80 @@
+"""Starting, finding and stopping score servers: the one place where a class becomes a Ray actor."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from es_service import errors
+from es_service.actors.calls import call
+from es_service.actors.score_server import ScoreServer
+from es_service.selection.scorekeeper import RunConfig
+from es_service.storage import runs
+
+__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "start", "stop"]
+
+NAMESPACE = "es_service"
+READ_GROUP = "read"
+_START_DEADLINE_S = 60.0
+
+_make_actor: Any = ray.remote(concurrency_groups={READ_GROUP: 2})  # an option Ray's own type hints leave out
+_ScoreServerActor = _make_actor(ScoreServer)
+
+
+def actor_name(run: str) -> str:
+    """Return the name under which a run's score server is known in the namespace `es_service`."""
+    return f"score-server:{runs.check_run_name(run)}"
+
+
+def find(run: str) -> ActorHandle[Any]:
+    """Return the run's score server; RunNotFoundError where none is running."""
+    try:
+        return ray.get_actor(actor_name(run), namespace=NAMESPACE)
+    except ValueError as error:
+        raise errors.RunNotFoundError(
+            f"no score server for run {run!r} on this Ray cluster: es.connect() starts one, or the run has ended"
+        ) from error
+
+
+def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -> ActorHandle[Any]:
+    """Return the run's score server, started if absent; any number of callers may do so at once.
+
+    Args:
+        run: name of the run.
+        config: what the run is; the server refuses callers with another one when they join.
+        storage: folder or URI for its snapshots, as seen from the server's node.
+        detached: outlive the calling process, until `stop`; False ties it to the caller's life.
+
+    Raises:
+        RunNameError: the name cannot be used.
+        RunMismatchError, StorageError: the storage holds another run of this name, or cannot be written.
+        ServerUnavailableError: it did not answer in time.
+    """
+    actor: ActorHandle[Any] = _ScoreServerActor.options(
+        name=actor_name(run),
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached" if detached else None,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,  # Ray would re-execute and reorder: clients retry, by sequence number
+    ).remote(storage, run, runs.config_to_dict(config))
+    try:
+        call(
+            actor.stats.options(concurrency_group=READ_GROUP).remote(),
+            _START_DEADLINE_S,
+            "start the score server",
+        )
+    except errors.EsServiceError:
+        with contextlib.suppress(ValueError):
+            ray.kill(actor)
+        raise
+    return actor
+
+
+def stop(run: str) -> None:
+    """End the run's score server; what it has written to storage stays. RunNotFoundError where none is running."""
+    ray.kill(find(run))

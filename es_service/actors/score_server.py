@@ -1,0 +1,276 @@
+"""The score server: the one owner of a run's table, as a plain class; `launch` makes a Ray actor of it.
+
+Who waits for whom: ranks call `step` and `report` one at a time (Ray's default concurrency group); readers come in by
+the group `read`, on threads of their own. Both meet at one lock, held for the length of a step or of a copy.
+
+A call that returns has been applied. A call that raises has changed nothing. A call whose answer got lost may have
+been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
+
+What is durable is the state at the end of the last finished epoch, in the run's storage. A restarted server starts
+from there; ranks that had joined get ServerRestartedError and join again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.selection import observations
+from es_service.selection.scorekeeper import Caller, RunState, Scorekeeper
+from es_service.selection.table import arrow_to_records, records_to_arrow
+from es_service.storage import runs, snapshots
+
+__all__ = ["ScoreServer"]
+
+Lease: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32], int]
+
+
+class ScoreServer:
+    """See the module's text.
+
+    Args:
+        storage: folder or URI that holds the runs.
+        run: name of the run.
+        config: `runs.config_to_dict` of the run.
+
+    A constructor that raised would kill a restarting actor for good, so a failure is kept and raised by every call.
+    """
+
+    def __init__(self, storage: str, run: str, config: dict[str, Any]) -> None:
+        self._lock = threading.Lock()
+        self._failure: errors.EsServiceError | None = None
+        self._seqs: dict[int, tuple[int, bytes]] = {}
+        self._rewound: tuple[str, int] | None = None
+        self._progress: dict[str, Any] = {}
+        self._num_reports = self._num_observed = self._num_selected = 0
+        try:
+            self._storage = runs.RunStorage(storage, run)
+            self._config = runs.config_from_dict(config)
+            self._storage.begin(self._config)
+            self._keeper = Scorekeeper(self._config)
+            state = self._storage.last_snapshot()
+            if state is not None:
+                self._keeper.restore(state)
+            self._joined = False
+        except errors.EsServiceError as error:
+            self._failure = error
+
+    def ping(self) -> None:
+        """Do nothing: the price of a call."""
+
+    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> int:
+        """Enter the run; a new attempt first takes the table back to the last finished epoch. Return that epoch.
+
+        Raises:
+            RunMismatchError: the caller's config is not the run's.
+            ConfigError, EpochOrderError: see `Scorekeeper.join`.
+        """
+        self._ready()
+        runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
+        with self._lock:
+            caller = Caller(rank, attempt)
+            if self._keeper.attempt != attempt:
+                if self._keeper.open_epoch_number is not None:
+                    self._go_to(self._storage.last_snapshot())
+                self._seqs.clear()
+            self._keeper.join(caller, world_size)
+            self._seqs[rank] = (0, b"")
+            self._joined = True
+            return self._keeper.finished_epochs
+
+    def open_epoch(self, rank: int, attempt: str, epoch: int) -> Lease | list[int]:
+        """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks that are still to close the last.
+
+        Raises:
+            EpochOrderError: see `Scorekeeper.open_epoch`.
+        """
+        self._ready(joined=True)
+        with self._lock:
+            share = self._keeper.open_epoch(Caller(rank, attempt), epoch)
+            if isinstance(share, list):
+                return share
+            return share.ids, self._keeper.engine.table.scores(share.ids), share.first_step
+
+    def step(self, message: bytes) -> bytes:
+        """Apply one report and draw from it; return the packed draw. A repeated report gets the same answer again."""
+        self._ready(joined=True)
+        (report,) = wire.decode_reports(message)
+        ids, losses = self._checked(report)
+        with self._lock:
+            repeated = self._repeated(report)
+            if repeated is not None:
+                return repeated
+            draw = self._keeper.step(report.caller, ids, losses, report.num, report.run_step)
+            answer = wire.encode_draw(draw)
+            self._applied(report, answer, draw.positions.size)
+            return answer
+
+    def report(self, message: bytes) -> int:
+        """Apply reports that were drawn by the rank itself, in order; return the last seq."""
+        self._ready(joined=True)
+        last = 0
+        for report in wire.decode_reports(message):
+            ids, losses = self._checked(report)
+            if report.positions is None:
+                raise errors.ShapeError("a background report must name the positions it drew")
+            with self._lock:
+                if self._repeated(report) is None:
+                    self._keeper.record(report.caller, ids, losses, report.positions, report.run_step)
+                    self._applied(report, b"", report.positions.size)
+            last = report.seq
+        return last
+
+    def close_epoch(self, rank: int, attempt: str, epoch: int) -> bool:
+        """Close an epoch for one rank; the last one writes the snapshot, and gets True once it is on storage.
+
+        Raises:
+            StorageError: the snapshot could not be written; the epoch is finished all the same.
+        """
+        self._ready(joined=True)
+        with self._lock:
+            if not self._keeper.close_epoch(Caller(rank, attempt), epoch):
+                return False
+            state = self._keeper.state()
+        self._storage.write_snapshot(state)
+        return True
+
+    def rewind(
+        self,
+        rank: int,
+        attempt: str,
+        ordinal: int,
+        finished_epochs: int,
+        starts: tuple[int, ...],
+        sha256: str,
+        table: bytes | None,
+    ) -> bool:
+        """Go back to the state of a checkpoint; return False where its table has to be sent along.
+
+        Args:
+            rank: the caller's.
+            attempt: the caller's.
+            ordinal: counts the attempt's rewinds from 1; its first rank does each, for the others it is done.
+            finished_epochs: of the state; 0 forgets everything.
+            starts: epoch starts of the state.
+            sha256: of the state's table as an Arrow IPC file.
+            table: that file, or None to try with what the storage holds.
+
+        Raises:
+            StorageError: the table is damaged or of another size.
+        """
+        self._ready(joined=True)
+        with self._lock:
+            self._keeper.check(Caller(rank, attempt))
+            if self._rewound == (attempt, ordinal):
+                return True
+            state = self._find_state(finished_epochs, starts, sha256, table)
+            if state is None and finished_epochs > 0:
+                return False
+            self._go_to(state)
+            self._storage.forget_after(finished_epochs)
+            if state is not None:
+                self._storage.write_snapshot(state)
+            self._rewound = (attempt, ordinal)
+            return True
+
+    def state(self) -> tuple[bytes, int, tuple[int, ...]]:
+        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint between two epochs."""
+        self._ready()
+        with self._lock:
+            state = self._keeper.state()
+        return (
+            snapshots.encode_table(records_to_arrow(state.records)),
+            state.finished_epochs,
+            state.epoch_starts,
+        )
+
+    def snapshot(self) -> pa.Table:
+        """Return a copy of the table as it is now (group `read`)."""
+        self._ready()
+        with self._lock:
+            records = self._keeper.engine.table.copy_records()
+        return records_to_arrow(records)
+
+    def stats(self) -> dict[str, Any]:
+        """Return where the run stands, as plain values (group `read`)."""
+        self._ready()
+        return {
+            "run": self._storage.run,
+            "storage": self._storage.storage,
+            "config": runs.config_to_dict(self._config),
+            "finished_epochs": self._keeper.finished_epochs,
+            "open_epoch": self._keeper.open_epoch_number,
+            "world_size": self._keeper.world_size,
+            "num_reports": self._num_reports,
+            "num_observed": self._num_observed,
+            "num_selected": self._num_selected,
+            "table_bytes": self._keeper.engine.table.nbytes,
+            "pid": os.getpid(),
+            "progress": self._progress,
+        }
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """Keep what a training last said of itself (accuracy, ledger), for `stats` to show."""
+        self._progress = progress
+
+    def _ready(self, *, joined: bool = False) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if joined and not self._joined:
+            raise errors.ServerRestartedError(
+                f"the score server of run {self._storage.run!r} restarted and stands at the end of epoch "
+                f"{self._keeper.finished_epochs}: connect again and continue from the checkpoint of that epoch"
+            )
+
+    def _checked(self, report: wire.Report) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        method = self._config.selection.method
+        ids = observations.check_ids(report.ids, self._config.num_samples)
+        if report.losses is None:
+            return ids, None
+        return ids, observations.check_losses(report.losses, ids.size, non_negative=method.needs_losses)
+
+    def _repeated(self, report: wire.Report) -> bytes | None:
+        """Return the answer given to this report before, or None for a new one."""
+        self._keeper.check(report.caller)
+        if report.caller.rank not in self._seqs:
+            raise errors.EpochOrderError(f"rank {report.caller.rank} reports without having joined")
+        last, answer = self._seqs[report.caller.rank]
+        if report.seq == last + 1:
+            return None
+        if 0 < report.seq <= last:
+            return answer
+        raise errors.EpochOrderError(
+            f"rank {report.caller.rank} sent report {report.seq} after {last}: one got lost between them"
+        )
+
+    def _applied(self, report: wire.Report, answer: bytes, num_selected: int) -> None:
+        self._seqs[report.caller.rank] = (report.seq, answer)
+        self._num_reports += 1
+        self._num_observed += 0 if report.losses is None else report.losses.size
+        self._num_selected += num_selected
+
+    def _find_state(
+        self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None
+    ) -> RunState | None:
+        if finished_epochs == 0:
+            return None
+        if table is None:
+            return self._storage.snapshot_with(finished_epochs, sha256)
+        if hashlib.sha256(table).hexdigest() != sha256:
+            raise errors.StorageError("the table in the checkpoint is damaged: its sha256 is not the one noted there")
+        decoded = snapshots.decode_table(table, "the table in the checkpoint")
+        return RunState(arrow_to_records(decoded, self._config.num_samples), finished_epochs, tuple(starts))
+
+    def _go_to(self, state: RunState | None) -> None:
+        if state is None:
+            self._keeper.reset()
+        else:
+            self._keeper.restore(state)

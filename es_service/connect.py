@@ -1,0 +1,137 @@
+"""`connect`: a Selector whose table a score server on Ray holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from typing import TYPE_CHECKING, Literal, get_args
+
+from es_service import errors
+from es_service.exchange.base import Position
+from es_service.selection.config import Selection, suggest
+from es_service.selection.scorekeeper import RunConfig
+from es_service.selector import Selector
+from es_service.storage import runs
+
+if TYPE_CHECKING:
+    from es_service.exchange.leased import Leased
+    from es_service.exchange.sync import Sync
+
+__all__ = ["ExchangeName", "connect"]
+
+ExchangeName = Literal["leased", "sync"]
+
+
+def connect(
+    run: str,
+    selection: Selection,
+    *,
+    num_samples: int,
+    num_epochs: int,
+    batch_size: int,
+    exchange: ExchangeName = "leased",
+    storage: str = runs.DEFAULT_STORAGE,
+    rank: int | None = None,
+    world_size: int | None = None,
+    attempt: str | None = None,
+    deadline_s: float = 60.0,
+) -> Selector:
+    """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
+
+    Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
+    rank, world size and attempt come from there.
+
+    Args:
+        run: names the run; letters, digits, '.', '_' and '-'.
+        selection: what to select, and how.
+        num_samples: n; ids number the samples of the data set from 0.
+        num_epochs: E, which annealing counts from.
+        batch_size: B, the meta-batch of each rank.
+        exchange: "leased" (nothing on the critical path) or "sync" (one call per step).
+        storage: folder or URI for snapshots, as seen from the server's node; ~/es_service_runs, or the environment
+            variable ES_SERVICE_STORAGE.
+        rank: this rank, where nothing else says it.
+        world_size: number of ranks, likewise.
+        attempt: any text that all ranks of one start of the group share and a restarted group does not; needed only
+            where the ranks were given by hand.
+        deadline_s: seconds that any wait for the server may take.
+
+    Raises:
+        RunNameError, ConfigError: an argument cannot be used.
+        RunMismatchError: the run exists with another n, method or seed.
+        StorageError: the storage folder cannot be written.
+        ServerUnavailableError: the server did not answer in time.
+    """
+    import ray
+
+    from es_service.actors import launch
+
+    if not isinstance(selection, Selection):
+        raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
+    runs.check_run_name(run)
+    kind = _exchange(exchange)
+    config = RunConfig(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
+    position, shared = _whereabouts(rank, world_size)
+    config.check_world(position.world_size)
+    if not ray.is_initialized():
+        ray.init(configure_logging=False)
+    launch.start(run, config, os.path.expanduser(storage))
+    remote = kind(run, config, position, _attempt(attempt or shared, position), deadline_s=deadline_s)
+    return Selector(selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size, exchange=remote)
+
+
+def _exchange(name: str) -> type[Leased] | type[Sync]:
+    from es_service.exchange.leased import Leased
+    from es_service.exchange.sync import Sync
+
+    kinds: dict[str, type[Leased] | type[Sync]] = {"leased": Leased, "sync": Sync}
+    if name not in kinds:
+        raise errors.ConfigError(f"unknown exchange {name!r}; {suggest(name, list(get_args(ExchangeName)))}")
+    return kinds[name]
+
+
+def _whereabouts(rank: int | None, world_size: int | None) -> tuple[Position, str | None]:
+    """Return this worker's position, and a text its group shares, from whoever knows."""
+    if (rank is None) != (world_size is None):
+        raise errors.ConfigError(f"rank={rank} and world_size={world_size}: give both, or neither")
+    if rank is not None and world_size is not None:
+        if not 0 <= rank < world_size:
+            raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
+        return Position(rank, world_size), None
+    if "ray.train" in sys.modules:
+        found = _from_ray_train()
+        if found is not None:
+            return found
+    if "torch.distributed" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            shared = [uuid.uuid4().hex]
+            distributed.broadcast_object_list(shared)
+            return Position(distributed.get_rank(), distributed.get_world_size()), shared[0]
+    return Position(0, 1), None
+
+
+def _from_ray_train() -> tuple[Position, str] | None:
+    """Return position and shared text inside a Ray Train worker, None elsewhere."""
+    from ray import train
+    from ray.train import collective
+
+    try:
+        context = train.get_context()
+    except RuntimeError:  # Ray's answer outside a training function
+        return None
+    shared = collective.broadcast_from_rank_zero(uuid.uuid4().hex)
+    return Position(context.get_world_rank(), context.get_world_size()), str(shared)
+
+
+def _attempt(shared: str | None, position: Position) -> str:
+    """Return 32 hexadecimal digits that this life of the group shares."""
+    if shared is None:
+        if position.world_size > 1:
+            shared = "given by hand"
+        else:
+            return uuid.uuid4().hex
+    return hashlib.sha256(shared.encode()).hexdigest()[:32]

@@ -1,0 +1,112 @@
+"""Every error this package raises on purpose, as one tree.
+
+    EsServiceError
+    ├── ConfigError            a setting is outside what it may be            (also ValueError)
+    ├── InputError             a call's arrays cannot be used; nothing was written (also ValueError)
+    │   ├── ShapeError             wrong length, dtype or number of dimensions
+    │   ├── IdError                an id out of range, or twice in one report
+    │   └── LossError              a loss that is NaN, infinite or negative
+    ├── RunError               the named run is not what the caller takes it for
+    │   ├── RunNameError           a name that could not be a folder's name   (also ValueError)
+    │   ├── RunNotFoundError       no such run, on Ray or in the storage      (also LookupError)
+    │   ├── RunExistsError         the name is taken
+    │   └── RunMismatchError       the run has another size, method or seed
+    ├── EpochOrderError        epochs opened twice, out of order, or by somebody superseded
+    ├── StorageError           the storage folder cannot be read or written, or a file in it is damaged
+    ├── DataError              a data set is missing or unreadable
+    └── ServerError            the score server cannot answer
+        ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
+        └── ServerRestartedError   it restarted and lost what was not yet on storage
+
+A message says what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EpochOrderError",
+    "EsServiceError",
+    "IdError",
+    "InputError",
+    "LossError",
+    "RunError",
+    "RunExistsError",
+    "RunMismatchError",
+    "RunNameError",
+    "RunNotFoundError",
+    "ServerError",
+    "ServerRestartedError",
+    "ServerUnavailableError",
+    "ShapeError",
+    "StorageError",
+]
+
+
+class EsServiceError(Exception):
+    """Base of every error raised on purpose here; catch it to catch them all."""
+
+
+class ConfigError(EsServiceError, ValueError):
+    """A setting is outside what it may be, or two settings exclude each other."""
+
+
+class InputError(EsServiceError, ValueError):
+    """The arrays of a call cannot be used; the call changed nothing."""
+
+
+class ShapeError(InputError):
+    """An array has the wrong length, dtype or number of dimensions."""
+
+
+class IdError(InputError):
+    """A sample id is out of range, or stands twice in one report."""
+
+
+class LossError(InputError):
+    """A loss is NaN or infinite, or negative where it becomes a sampling weight."""
+
+
+class RunError(EsServiceError):
+    """The named run is not what the caller takes it for."""
+
+
+class RunNameError(RunError, ValueError):
+    """A run name holds characters that could leave its folder."""
+
+
+class RunNotFoundError(RunError, LookupError):
+    """No run of this name, on Ray or in the storage folder."""
+
+
+class RunExistsError(RunError):
+    """The run name is taken by an earlier run."""
+
+
+class RunMismatchError(RunError):
+    """The run exists with another size, method or seed than the caller's."""
+
+
+class EpochOrderError(EsServiceError):
+    """An epoch was opened twice or out of order, or the caller's attempt was superseded by a newer one."""
+
+
+class StorageError(EsServiceError):
+    """The storage folder cannot be read or written, or a file in it is damaged."""
+
+
+class DataError(EsServiceError):
+    """A data set is missing, or its files are not what they should be."""
+
+
+class ServerError(EsServiceError):
+    """The score server cannot answer."""
+
+
+class ServerUnavailableError(ServerError, TimeoutError):
+    """No answer from the score server before the deadline."""
+
+
+class ServerRestartedError(ServerError):
+    """The score server restarted; what it had not yet written to storage is gone."""

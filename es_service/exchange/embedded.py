@@ -1,0 +1,94 @@
+"""embedded: the table lives in this process. No Ray, nothing to wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.exchange.base import Position, SavedState
+from es_service.selection.engine import Draw
+from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper
+from es_service.selection.table import arrow_to_records, records_to_arrow
+from es_service.storage import snapshots
+
+__all__ = ["Embedded"]
+
+_ATTEMPT = "embedded"
+
+
+class Embedded:
+    """One process, one table.
+
+    Args:
+        keeper: of the run; several ranks in one process (a simulation, a test) share one.
+        position: this rank.
+    """
+
+    def __init__(self, keeper: Scorekeeper, position: Position) -> None:
+        self.config: RunConfig = keeper.config
+        self.position = position
+        self._keeper = keeper
+        self._caller = Caller(position.rank, _ATTEMPT)
+        self.first_step = 0
+        self._share: NDArray[np.int64] | None = None
+        keeper.join(self._caller, position.world_size)
+
+    def open_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """See `Exchange.open_epoch`."""
+        share = self._keeper.open_epoch(self._caller, epoch)
+        if isinstance(share, list):
+            raise errors.EpochOrderError(f"ranks {share} have not closed epoch {epoch - 1}")
+        self.first_step, self._share = share.first_step, share.ids
+        return share.ids
+
+    def step(self, step: int, ids_B: NDArray[np.int64], losses_B: NDArray[np.float32], num: int) -> Draw:
+        """See `Exchange.step`."""
+        return self._keeper.step(self._caller, ids_B, losses_B, num, self.first_step + step)
+
+    def record(
+        self,
+        step: int,
+        ids_B: NDArray[np.int64],
+        losses_B: NDArray[np.float32] | None,
+        positions_b: NDArray[np.int64],
+    ) -> None:
+        """See `Exchange.record`."""
+        self._keeper.record(self._caller, ids_B, losses_B, positions_b, self.first_step + step)
+
+    def close_epoch(self, epoch: int) -> None:
+        """See `Exchange.close_epoch`."""
+        self._keeper.close_epoch(self._caller, epoch)
+        self._share = None
+
+    def table(self) -> pa.Table:
+        """See `Exchange.table`."""
+        return records_to_arrow(self._keeper.engine.table.copy_records())
+
+    def save(self) -> SavedState:
+        """See `Exchange.save`; works inside an epoch too."""
+        state = self._keeper.state()
+        table = snapshots.encode_table(records_to_arrow(state.records))
+        return SavedState(state.finished_epochs, state.epoch_starts, table, self._share)
+
+    def load(self, state: SavedState) -> None:
+        """See `Exchange.load`."""
+        records = arrow_to_records(
+            snapshots.decode_table(state.table, "the table in the state"), self.config.num_samples
+        )
+        self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
+        self._share = None
+
+    def reset(self) -> None:
+        """See `Exchange.reset`."""
+        self._keeper.reset()
+        self._share = None
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """See `Exchange.publish`; nobody else is there to see it."""
+
+    def close(self) -> None:
+        """See `Exchange.close`; there is nothing to let go of."""

@@ -1,0 +1,152 @@
+"""What every exchange with a score server shares: joining, opening and closing epochs, saving and loading."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import launch, wire
+from es_service.actors.calls import DEADLINE_S, call
+from es_service.exchange.base import Position, SavedState
+from es_service.selection.scorekeeper import Caller, RunConfig
+from es_service.storage import runs
+
+__all__ = ["Remote"]
+
+_POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
+
+
+class Remote:
+    """A rank of a run whose table a score server holds. It pickles to the run's name, not to a connection.
+
+    Args:
+        run: name of a run whose server is up.
+        config: must be the server's.
+        position: this rank.
+        attempt: 32 hexadecimal digits, the same on all ranks of one life of the group.
+        deadline_s: seconds that any wait may take.
+
+    Raises:
+        RunNotFoundError: no such server.
+        RunMismatchError: the run has another config.
+    """
+
+    def __init__(
+        self, run: str, config: RunConfig, position: Position, attempt: str, *, deadline_s: float = DEADLINE_S
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.position = position
+        self._caller = Caller(position.rank, attempt)
+        self._deadline_s = deadline_s
+        self.first_step = 0
+        self._seq = 0
+        self._num_rewinds = 0
+        self._actor = launch.find(run)
+        self.finished_epochs = int(
+            self._call("join", position.rank, attempt, position.world_size, runs.config_to_dict(config))
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rejoin, (
+            type(self),
+            self.run,
+            self.config,
+            self.position,
+            self._caller.attempt,
+            self._deadline_s,
+        )
+
+    def _call(self, method: str, *args: Any, group: str | None = None) -> Any:
+        bound = getattr(self._actor, method)
+        if group is not None:
+            bound = bound.options(concurrency_group=group)
+        doing = f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
+        return call(bound.remote(*args), self._deadline_s, doing)
+
+    def _encode(
+        self,
+        step: int,
+        ids_B: NDArray[np.int64],
+        losses_B: NDArray[np.float32] | None,
+        positions: NDArray[np.int64] | None,
+        num: int,
+    ) -> bytes:
+        """Pack the next report of this rank."""
+        self._seq += 1
+        run_step = self.first_step + step
+        return wire.encode_report(wire.Report(self._caller, self._seq, run_step, ids_B, losses_B, positions, num))
+
+    def _open(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Open an epoch, waiting for ranks that are still in the one before; return (ids int64[m], s float32[m])."""
+        give_up = time.monotonic() + self._deadline_s
+        pause_s = _POLL_S[0]
+        while True:
+            answer = self._call("open_epoch", self.position.rank, self._caller.attempt, epoch)
+            if not isinstance(answer, list):
+                ids, scores, self.first_step = answer
+                return ids, scores
+            if time.monotonic() > give_up:
+                raise errors.ServerUnavailableError(
+                    f"rank {self.position.rank} waited {self._deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
+                    f"have not finished epoch {epoch - 1}; did they leave their loop early, or die?"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S[1])
+
+    def open_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """See `Exchange.open_epoch`."""
+        return self._open(epoch)[0]
+
+    def close_epoch(self, epoch: int) -> None:
+        """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""
+        self._call("close_epoch", self.position.rank, self._caller.attempt, epoch)
+
+    def table(self) -> pa.Table:
+        """See `Exchange.table`."""
+        return self._call("snapshot", group=launch.READ_GROUP)
+
+    def save(self) -> SavedState:
+        """See `Exchange.save`; between epochs only, and while no other rank is ahead."""
+        table, finished_epochs, starts = self._call("state")
+        return SavedState(finished_epochs, starts, table)
+
+    def load(self, state: SavedState) -> None:
+        """See `Exchange.load`; the first rank of an attempt does it, the table travels only where it has to."""
+        if state.share is not None:
+            raise errors.ConfigError(
+                "this state was saved inside an epoch, by a selector of its own process; a score server continues "
+                "from the end of an epoch"
+            )
+        self._num_rewinds += 1
+        digest = hashlib.sha256(state.table).hexdigest()
+        if not self._rewind(state.finished_epochs, state.epoch_starts, digest, None):
+            self._rewind(state.finished_epochs, state.epoch_starts, digest, state.table)
+
+    def reset(self) -> None:
+        """See `Exchange.reset`; the first rank of an attempt does it."""
+        self._num_rewinds += 1
+        self._rewind(0, (0,), "", None)
+
+    def _rewind(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None) -> bool:
+        caller = (self.position.rank, self._caller.attempt, self._num_rewinds)
+        return bool(self._call("rewind", *caller, finished_epochs, starts, sha256, table))
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """See `Exchange.publish`."""
+        self._call("publish", progress)
+
+    def close(self) -> None:
+        """See `Exchange.close`."""
+
+
+def _rejoin(
+    kind: type[Remote], run: str, config: RunConfig, position: Position, attempt: str, deadline_s: float
+) -> Remote:
+    return kind(run, config, position, attempt, deadline_s=deadline_s)

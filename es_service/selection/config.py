@@ -1,0 +1,174 @@
+"""`Selection`: everything that decides which samples are trained on, as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from es_service import errors
+from es_service.selection import annealing, draws, methods
+
+__all__ = ["PRESETS", "Selection", "preset", "suggest"]
+
+Reweight = Literal["none", "unbiased"]
+OnBadLoss = Literal["raise", "skip"]
+_ROUNDING = 1e-9
+
+
+def suggest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """Return the end of an error message: the nearest known word, or all of them."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """What to select, and how.
+
+    Args:
+        method: from `es.methods`; turns losses into weights.
+        ratio: b/B in (0, 1], the share of a meta-batch that is back-propagated: b = ⌈ratio·B⌉.
+        prune_ratio: share of the whole set in [0, 1) that an epoch leaves out: a plan holds n - ⌊r·n⌋ ids.
+        anneal: (first, last) shares of the epochs at both ends that select and prune nothing.
+        draw: "race", "systematic", "conditional_poisson", "priority" or "topk".
+        reweight: "unbiased" scales each drawn loss by b/(B·π), so that the mean over the b estimates the mean over
+            the B; "none" leaves the bias towards heavy samples, as the paper of Evolved Sampling intends.
+        max_age: epochs after which a pruned sample is put back into the plan once; None never does.
+        prune_unobserved: let pruning drop samples whose loss was never seen.
+        on_bad_loss: "skip" leaves NaN and infinite losses out of the step and counts them, instead of raising.
+        seed: in [0, 2**63); the same seed gives the same selection on any topology.
+
+    Raises:
+        ConfigError: a setting outside its domain, or two that exclude each other.
+
+    Example:
+        >>> Selection(methods.evolved(), ratio=0.25).num_selected(256)
+        64
+    """
+
+    method: methods.Method
+    _: dataclasses.KW_ONLY
+    ratio: float = 0.25
+    prune_ratio: float = 0.0
+    anneal: tuple[float, float] = (0.05, 0.05)
+    draw: str = "race"
+    reweight: Reweight = "none"
+    max_age: int | None = 5
+    prune_unobserved: bool = False
+    on_bad_loss: OnBadLoss = "raise"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, methods.Method):
+            raise errors.ConfigError(f"method must come from es.methods, es.methods.evolved() say; got {self.method!r}")
+        if not 0.0 < self.ratio <= 1.0:
+            raise errors.ConfigError(
+                f"ratio must lie in (0, 1], got {self.ratio}: it is b/B, the share of a meta-batch to train on"
+            )
+        if not 0.0 <= self.prune_ratio < 1.0:
+            raise errors.ConfigError(
+                f"prune_ratio must lie in [0, 1), got {self.prune_ratio}: it is the share of the set left out of an epoch"
+            )
+        object.__setattr__(self, "anneal", tuple(self.anneal))
+        annealing.check_anneal(self.anneal)
+        if self.draw not in draws.DRAWS:
+            raise errors.ConfigError(f"unknown draw {self.draw!r}; {suggest(self.draw, draws.DRAWS)}")
+        for name, value, allowed in (
+            ("reweight", self.reweight, get_args(Reweight)),
+            ("on_bad_loss", self.on_bad_loss, get_args(OnBadLoss)),
+        ):
+            if value not in allowed:
+                raise errors.ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        if self.draw == "topk" and self.reweight == "unbiased":
+            raise errors.ConfigError(
+                "draw='topk' is deterministic and has no inclusion probabilities, so reweight='unbiased' cannot work: "
+                "take draw='race', or reweight='none'"
+            )
+        if self.max_age is not None and self.max_age < 1:
+            raise errors.ConfigError(f"max_age must be at least 1 epoch, or None; got {self.max_age}")
+        if not 0 <= self.seed < 2**63:
+            raise errors.ConfigError(f"seed must lie in [0, 2**63), got {self.seed}")
+        if self.prune_ratio > 0 and not self.method.selects:
+            raise errors.ConfigError(
+                f"method {self.method.name!r} trains on everything, so prune_ratio={self.prune_ratio} contradicts it: "
+                "set it to 0, or take es.methods.random()"
+            )
+
+    def num_selected(self, batch_size: int) -> int:
+        """Return b = ⌈ratio·B⌉ for a meta-batch of B, outside annealing."""
+        if not self.method.selects:
+            return batch_size
+        return max(1, math.ceil(self.ratio * batch_size - _ROUNDING))
+
+    def num_kept(self, num_samples: int) -> int:
+        """Return n - ⌊r·n⌋, the ids of a pruned plan."""
+        return num_samples - math.floor(self.prune_ratio * num_samples + _ROUNDING)
+
+    def is_annealing(self, epoch: int, num_epochs: int) -> bool:
+        """Return whether this epoch selects and prunes nothing."""
+        return annealing.is_annealing(epoch, num_epochs, self.anneal)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, JSON-ready; `from_dict` makes the same Selection of them."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "method"}
+        own["anneal"] = list(self.anneal)
+        return {"method": self.method.name, "settings": self.method.settings(), **own}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
+        """Make a Selection from `to_dict`'s values; ConfigError where they are not that."""
+        own = dict(values)
+        name, settings = own.pop("method", None), own.pop("settings", {})
+        if name not in methods.METHODS:
+            raise errors.ConfigError(f"unknown method {name!r}; {suggest(str(name), methods.METHODS)}")
+        own["anneal"] = tuple(own.get("anneal", (0.05, 0.05)))
+        try:
+            return cls(methods.METHODS[name](**settings), **own)
+        except TypeError as error:
+            raise errors.ConfigError(f"not the settings of a selection: {error}") from error
+
+
+PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "full": ("full", {}),
+        "random": ("random", {}),
+        "loss": ("loss", {}),
+        "ema": ("ema", {}),
+        "es": ("evolved", {"beta1": 0.2, "beta2": 0.9}),
+        "eswp": ("evolved", {"beta1": 0.2, "beta2": 0.8, "prune_ratio": 0.2}),
+    }
+)
+"""What a command line calls a method: (name in METHODS, settings that differ from the defaults)."""
+
+
+def preset(name: str, **settings: Any) -> Selection:
+    """Make a Selection from a method's short name; `settings` are the method's own or those of `Selection`.
+
+    Raises:
+        ConfigError: an unknown name or setting; the nearest one is suggested.
+
+    Example:
+        >>> preset("eswp", beta1=0.1).to_dict()["settings"]
+        {'beta1': 0.1, 'beta2': 0.8, 'prune_by': 'w'}
+    """
+    if name not in PRESETS:
+        raise errors.ConfigError(f"unknown method {name!r}; {suggest(name, PRESETS)}")
+    method_name, defaults = PRESETS[name]
+    factory = methods.METHODS[method_name]
+    method_settings = list(factory().settings())
+    own_settings = [field.name for field in dataclasses.fields(Selection) if field.name != "method"]
+    for key in settings:
+        if key not in method_settings and key not in own_settings:
+            raise errors.ConfigError(
+                f"method {name!r} has no setting {key!r}; {suggest(key, method_settings + own_settings)}"
+            )
+    merged = {**defaults, **settings}
+    try:
+        method = factory(**{key: merged.pop(key) for key in method_settings if key in merged})
+        return Selection(method, **merged)
+    except TypeError as error:  # a word where a number belongs
+        raise errors.ConfigError(f"a setting of method {name!r} has the wrong type: {error}") from error

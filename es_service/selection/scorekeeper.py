@@ -1,0 +1,267 @@
+"""The scorekeeper of one run: its engine, how far the run has come, and which rank is where.
+
+Lifecycle of a run      epoch 0 open → closed → epoch 1 open → closed → … → epoch E-1 closed
+Lifecycle of a rank     join → (open epoch e → its steps → close epoch e), e rising by one
+Invariant               an epoch opens when every rank has closed the one before; its plan is drawn once, then
+
+An attempt is one life of the group of ranks, from its start to its end or its death. When a group is started again,
+the first rank of the new attempt retires the old one: whatever the old one still sends is refused.
+
+No Ray, no lock: the embedded exchange holds one directly, a score server holds one behind its lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.selection import plans
+from es_service.selection.config import Selection
+from es_service.selection.engine import Draw, Engine
+
+__all__ = ["Caller", "RunConfig", "RunState", "Scorekeeper", "Share"]
+
+I64: TypeAlias = NDArray[np.int64]
+F32: TypeAlias = NDArray[np.float32]
+
+_MAX_STEPS = 2**31 - 1  # last_step is an int32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What a run is; two callers with another one do not belong to the same run.
+
+    Args:
+        selection: what to select, and how.
+        num_samples: n; ids number the samples from 0.
+        num_epochs: E, which annealing counts from.
+        batch_size: B, the meta-batch of one rank.
+
+    Raises:
+        ConfigError: a count below 1, or a table that would need more than the machine has.
+    """
+
+    selection: Selection
+    num_samples: int
+    num_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise errors.ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))
+
+    def check_world(self, world_size: int) -> None:
+        """Raise ConfigError where this many ranks cannot each fill one meta-batch from the smallest plan."""
+        share = plans.rank_share(self.selection.num_kept(self.num_samples), world_size)
+        if self.batch_size > share:
+            raise errors.ConfigError(
+                f"batch_size={self.batch_size} is larger than the plan: {self.num_samples:,} samples, pruned by "
+                f"{self.selection.prune_ratio:g} and split over {world_size} rank(s), leave {share:,} each; "
+                f"use a batch_size of at most {share:,}"
+            )
+
+    def is_annealing(self, epoch: int) -> bool:
+        """Return whether this epoch selects and prunes nothing."""
+        return self.selection.is_annealing(epoch, self.num_epochs)
+
+    def num_steps(self, epoch: int, world_size: int) -> int:
+        """Return each rank's steps in this epoch, as far as can be said before it opens.
+
+        Exact, unless the samples never observed outnumber the places of a pruned plan.
+        """
+        kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
+        return plans.num_steps(kept, world_size, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a rank of an attempt."""
+
+    rank: int
+    attempt: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """A rank's part of an opened epoch: int64[m/W] ids in their order, and the run step of its first step."""
+
+    ids: I64
+    first_step: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunState:
+    """A run between two epochs: records[n] of its table, the epochs behind it, and the run step each began at."""
+
+    records: NDArray[np.void]
+    finished_epochs: int
+    epoch_starts: tuple[int, ...]
+
+
+class Scorekeeper:
+    """See the module's text. Every method either does all it says or raises and changes nothing."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.engine = Engine(config.selection, config.num_samples)
+        self.finished_epochs = 0
+        self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
+        self._attempt: str | None = None
+        self._world_size = 1
+        self._opened: set[int] = set()
+        self._closed: set[int] = set()
+        self._shares: list[I64] | None = None
+
+    @property
+    def open_epoch_number(self) -> int | None:
+        """The epoch that is open, or None between two."""
+        return self.finished_epochs if self._shares is not None else None
+
+    @property
+    def attempt(self) -> str | None:
+        """The current attempt, None before anybody joined."""
+        return self._attempt
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the current attempt."""
+        return self._world_size
+
+    def join(self, caller: Caller, world_size: int) -> None:
+        """Enter an attempt; the first rank of a new one retires the attempt before it.
+
+        Raises:
+            ConfigError: the rank is not in [0, world_size), or the plan is too small for so many.
+            EpochOrderError: the other ranks of this attempt said another world size.
+        """
+        if not 0 <= caller.rank < world_size:
+            raise errors.ConfigError(f"rank {caller.rank} is outside [0, world_size={world_size})")
+        self.config.check_world(world_size)
+        if caller.attempt != self._attempt:
+            self._attempt, self._world_size = caller.attempt, world_size
+            self._opened, self._closed, self._shares = set(), set(), None
+        elif world_size != self._world_size:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} joined with world_size={world_size}, the ranks before it with "
+                f"{self._world_size}: every rank must name the same"
+            )
+
+    def open_epoch(self, caller: Caller, epoch: int) -> Share | list[int]:
+        """Open an epoch for one rank; the first to come draws the plan.
+
+        Returns:
+            The rank's share; or, where it has to wait, the ranks that have not yet closed the epoch before.
+
+        Raises:
+            EpochOrderError: superseded, already opened by this rank, or not the next epoch of the run.
+        """
+        self.check(caller)
+        current = self.finished_epochs
+        if epoch == current + 1 and caller.rank in self._closed:
+            return sorted(set(range(self._world_size)) - self._closed)
+        if epoch != current:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by "
+                "one; to continue a run load its state_dict, to start over call selector.reset()"
+            )
+        if caller.rank in self._opened:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "
+                "After a restart, connect again as a new attempt"
+            )
+        if self._shares is None:
+            self._shares = self._deal(epoch)
+        self._opened.add(caller.rank)
+        return Share(self._shares[caller.rank], self._starts[epoch])
+
+    def _deal(self, epoch: int) -> list[I64]:
+        config = self.config
+        plan = self.engine.plan(epoch, self._starts, everything=config.is_annealing(epoch))
+        end = self._starts[epoch] + plans.num_steps(plan.size, self._world_size, config.batch_size)
+        if end > _MAX_STEPS:
+            raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
+        shares = plans.split(plan, world_size=self._world_size, num_samples=config.num_samples, epoch=epoch)
+        del self._starts[epoch + 1 :]
+        self._starts.append(end)
+        return shares
+
+    def step(self, caller: Caller, ids_B: I64, losses_B: F32 | None, num: int, run_step: int) -> Draw:
+        """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
+        self._check_open(caller)
+        return self.engine.step(ids_B, losses_B, num, run_step)
+
+    def record(self, caller: Caller, ids_B: I64, losses_B: F32 | None, positions_b: I64, run_step: int) -> None:
+        """Observe what was drawn elsewhere, see `Engine.record`; the rank must have its epoch open."""
+        self._check_open(caller)
+        self.engine.record(ids_B, losses_B, positions_b, run_step)
+
+    def close_epoch(self, caller: Caller, epoch: int) -> bool:
+        """Close an epoch for one rank; return True for the last one, with which the epoch is finished."""
+        self._check_open(caller)
+        if epoch != self.finished_epochs:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} closes epoch {epoch}, but epoch {self.finished_epochs} is open"
+            )
+        self._closed.add(caller.rank)
+        if len(self._closed) < self._world_size:
+            return False
+        self.finished_epochs += 1
+        self._opened, self._closed, self._shares = set(), set(), None
+        return True
+
+    def state(self) -> RunState:
+        """Return a copy of the run as it stands; only between two epochs is that a state to continue from."""
+        starts = tuple(self._starts[: self.finished_epochs + 1])
+        return RunState(self.engine.table.copy_records(), self.finished_epochs, starts)
+
+    def restore(self, state: RunState, *, open_share: I64 | None = None) -> None:
+        """Go to another state of the same run; ranks that had an epoch open have it no longer.
+
+        Args:
+            state: to go to.
+            open_share: where a lone rank saved its state inside an epoch, the ids of that epoch: opening it again
+                gives these, not a new plan.
+
+        Raises:
+            StorageError: the state is not one of a run of this size.
+        """
+        if state.records.size != self.config.num_samples or len(state.epoch_starts) != state.finished_epochs + 1:
+            raise errors.StorageError(
+                f"the state holds {state.records.size:,} samples and {len(state.epoch_starts)} epoch starts, "
+                f"expected {self.config.num_samples:,} and {state.finished_epochs + 1}"
+            )
+        self.engine.table.load_records(state.records)
+        self.finished_epochs = state.finished_epochs
+        self._starts = list(state.epoch_starts)
+        self._opened, self._closed, self._shares = set(), set(), None
+        if open_share is not None:
+            steps = plans.num_steps(open_share.size, 1, self.config.batch_size)
+            self._starts.append(self._starts[-1] + steps)
+            self._shares = [open_share]
+
+    def reset(self) -> None:
+        """Forget every observation and stand before epoch 0 again."""
+        self.engine.table.clear()
+        self.finished_epochs, self._starts = 0, [0]
+        self._opened, self._closed, self._shares = set(), set(), None
+
+    def check(self, caller: Caller) -> None:
+        """Raise EpochOrderError unless the caller belongs to the current attempt."""
+        if self._attempt is None or caller.attempt != self._attempt:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} belongs to an attempt that a newer one has superseded: this worker should end"
+            )
+
+    def _check_open(self, caller: Caller) -> None:
+        self.check(caller)
+        if caller.rank not in self._opened or caller.rank in self._closed:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} has no epoch open: iterate selector.epoch(e), which opens and closes it"
+            )

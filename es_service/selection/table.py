@@ -1,0 +1,151 @@
+"""The score table: one 32-byte record per sample in an Arrow buffer, written in place, read as copies.
+
+An observation touches every field of a few thousand samples scattered over the table. Stored as one array per field
+that is eight cache misses a sample; stored as records it is one (4 to 5 times faster at 10⁷ rows). So the live buffer
+is a FixedSizeBinary(32) array, and `records_to_arrow` turns a copy of it into ordinary columns for everybody else.
+
+    s          float32   score, the slow average of the loss
+    w          float32   weight of the last observation, what draws and pruning go by
+    last_loss  float32   NaN before the first observation
+    loss_mean  float32   running mean of the observed losses
+    loss_var   float32   running population variance of them
+    visits     uint32    observations so far
+    selected   uint32    times back-propagated
+    last_step  int32     step of the last observation, counted over the whole run; -1 before the first
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+
+__all__ = ["RECORD", "SCHEMA", "ScoreTable", "arrow_to_records", "records_to_arrow"]
+
+RECORD = np.dtype(
+    [
+        ("s", "<f4"),
+        ("w", "<f4"),
+        ("last_loss", "<f4"),
+        ("loss_mean", "<f4"),
+        ("loss_var", "<f4"),
+        ("visits", "<u4"),
+        ("selected", "<u4"),
+        ("last_step", "<i4"),
+    ]
+)
+_BLOB = np.dtype((np.void, RECORD.itemsize))  # numpy moves opaque records faster than structured ones
+
+SCHEMA = pa.schema([("id", pa.int64())] + [(name, pa.from_numpy_dtype(RECORD[name])) for name in RECORD.names or ()])
+
+
+def _allocate(num_rows: int) -> NDArray[np.void]:
+    """Return records[n] over a fresh Arrow buffer (which the array keeps alive), not yet initialised."""
+    try:
+        buffer = pa.allocate_buffer(max(1, num_rows * RECORD.itemsize))
+    except (MemoryError, pa.ArrowMemoryError) as error:
+        raise errors.ConfigError(
+            f"a table of {num_rows:,} rows needs {num_rows * RECORD.itemsize:,} bytes, more than there are"
+        ) from error
+    return np.frombuffer(buffer, dtype=RECORD, count=num_rows)
+
+
+class ScoreTable:
+    """Per-sample scores; row i belongs to sample id i. One owner, no locking of its own.
+
+    Args:
+        num_rows: number of samples, at least 1.
+        initial_score: s and w of a sample never observed.
+    """
+
+    def __init__(self, num_rows: int, initial_score: float = 0.0) -> None:
+        if num_rows < 1:
+            raise errors.ConfigError(f"num_samples must be at least 1, got {num_rows}")
+        self._initial_score = float(initial_score)
+        self._records = _allocate(num_rows)
+        self._blank(0)
+
+    def __len__(self) -> int:
+        return self._records.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the table holds: 32 a row."""
+        return int(self._records.nbytes)
+
+    def _blank(self, start: int) -> None:
+        record = np.zeros((), dtype=RECORD)
+        record["s"] = record["w"] = self._initial_score
+        record["last_loss"] = np.nan
+        record["last_step"] = -1
+        self._records[start:] = record
+
+    def clear(self) -> None:
+        """Forget every observation."""
+        self._blank(0)
+
+    def grow(self, num_rows: int) -> None:
+        """Make room for ids up to `num_rows` - 1, at least doubling; new rows are blank. Never shrinks."""
+        old = self._records
+        if num_rows <= old.size:
+            return
+        self._records = _allocate(max(num_rows, 2 * old.size))
+        self._records[: old.size] = old
+        self._blank(old.size)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a copy of one column, [n], of the dtype named in the module's table."""
+        return np.ascontiguousarray(self._records[name])
+
+    def scores(self, rows_m: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return a copy of s at these rows, float32[m]."""
+        scores: NDArray[np.float32] = self._records["s"][rows_m]
+        return scores
+
+    def gather(self, rows_B: NDArray[np.int64]) -> NDArray[np.void]:
+        """Return a copy of these rows as records[B]; the caller has checked that they exist."""
+        return self._records.view(_BLOB).take(rows_B).view(RECORD)
+
+    def scatter(self, rows_B: NDArray[np.int64], records_B: NDArray[np.void]) -> None:
+        """Write records[B] back to these rows; the caller has checked that no row stands there twice."""
+        self._records.view(_BLOB)[rows_B] = records_B.view(_BLOB)
+
+    def add_selected(self, rows_b: NDArray[np.int64]) -> None:
+        """Count these rows as back-propagated once more."""
+        self._records["selected"][rows_b] += np.uint32(1)
+
+    def copy_records(self) -> NDArray[np.void]:
+        """Return a copy of the records: quick, so that an owner can do it under a lock."""
+        return self._records.copy()
+
+    def load_records(self, records_n: NDArray[np.void]) -> None:
+        """Replace the content by records[n] of the same length."""
+        self._records[:] = records_n
+
+
+def records_to_arrow(records_n: NDArray[np.void]) -> pa.Table:
+    """Turn records[n] into a pyarrow.Table of `SCHEMA`; the columns are copies."""
+    columns = [pa.array(np.arange(records_n.size, dtype=np.int64))]
+    columns += [pa.array(np.ascontiguousarray(records_n[name])) for name in RECORD.names or ()]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def arrow_to_records(table: pa.Table, num_rows: int) -> NDArray[np.void]:
+    """Turn a pyarrow.Table of `SCHEMA` with ids 0..n-1 into records[n]; StorageError where it is something else."""
+    if not table.schema.equals(SCHEMA):
+        raise errors.StorageError(f"the table has columns {table.schema.names}, expected {SCHEMA.names}")
+    if table.num_rows != num_rows:
+        raise errors.StorageError(f"the table has {table.num_rows:,} rows, expected {num_rows:,}")
+    if not np.array_equal(table.column("id").to_numpy(), np.arange(num_rows)):
+        raise errors.StorageError("the table's ids are not 0..n-1 in order")
+    records = np.empty(num_rows, dtype=RECORD)
+    for name in RECORD.names or ():
+        column = table.column(name)
+        if column.null_count:
+            raise errors.StorageError(f"column {name!r} of the table holds nulls")
+        records[name] = column.to_numpy()
+    return records

@@ -1,0 +1,310 @@
+"""The Selector: what a training loop holds.
+
+    for epoch in range(num_epochs):
+        for ids_B in selector.epoch(epoch):
+            losses_B = ...                            # fetch, forward without gradient
+            draw = selector.select(ids_B, losses_B)
+            ...                                       # train on draw.positions, with loss * draw.scale
+
+Shapes: B ids in a meta-batch, b drawn from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.exchange.base import Exchange, Position, SavedState
+from es_service.exchange.embedded import Embedded
+from es_service.ledger import Ledger
+from es_service.selection import observations
+from es_service.selection.config import Selection
+from es_service.selection.engine import Draw, choose
+from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.storage import runs
+
+__all__ = ["Selector"]
+
+_STATE_FORMAT = 1
+_I64 = NDArray[np.int64]
+
+
+class Selector:
+    """Hands out meta-batches and draws mini-batches from them. One thread uses it.
+
+    Args:
+        selection: what to select, and how.
+        num_samples: n; ids number the samples of the data set from 0.
+        num_epochs: E, which annealing counts from.
+        batch_size: B, the meta-batch of this rank.
+        exchange: how to reach the score table; by default it lives in this process. `es.connect` makes the others.
+        clock: seconds, for the ledger.
+
+    Raises:
+        ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan.
+
+    Example:
+        >>> import numpy as np, es_service as es
+        >>> selection = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0), seed=7)
+        >>> selector = es.Selector(selection, num_samples=1000, num_epochs=1, batch_size=100)
+        >>> for ids_B in selector.epoch(0):
+        ...     draw = selector.select(ids_B, np.ones(100, dtype=np.float32))
+        >>> draw.ids.shape, selector.ledger.trained
+        ((25,), 250)
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        *,
+        num_samples: int,
+        num_epochs: int,
+        batch_size: int,
+        exchange: Exchange | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if not isinstance(selection, Selection):
+            raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
+        self.config = RunConfig(
+            selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size
+        )
+        if exchange is None:
+            self.config.check_world(1)
+            exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
+        runs.check_same("of the exchange", exchange.config, self.config)
+        self.exchange = exchange
+        self.ledger = Ledger(clock=clock)
+        self._open_epoch: int | None = None
+        self._share: _I64 = np.empty(0, dtype=np.int64)
+        self._step = 0
+        self._resume_step = 0
+        self._step_done = False
+        self._unreported: Draw | None = None
+
+    # -- what a schedule needs to know ------------------------------------------------------------------------------
+
+    def is_annealing(self, epoch: int) -> bool:
+        """Return whether this epoch trains on everything."""
+        return self.config.is_annealing(epoch)
+
+    def steps(self, epoch: int) -> int:
+        """Return how many steps this epoch has on every rank, for a learning-rate schedule.
+
+        Exact for the epoch that is open; for one to come, as long as samples never observed fit into its plan.
+        """
+        if epoch == self._open_epoch:
+            return -(-self._share.size // self.config.batch_size)
+        return self.config.num_steps(epoch, self.exchange.position.world_size)
+
+    def batches(self) -> list[_I64]:
+        """Return the open epoch's meta-batches from the current step on, for a loader that fetches ahead."""
+        size = self.config.batch_size
+        return [self._share[start : start + size] for start in range(self._step * size, self._share.size, size)]
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def epoch(self, epoch: int) -> Iterator[_I64]:
+        """Yield this rank's meta-batches, int64[B] (the last may be smaller), and close the epoch behind the last.
+
+        An epoch left early is closed when the next one opens.
+
+        Raises:
+            ConfigError: an epoch past num_epochs.
+            EpochOrderError: not the next epoch of the run.
+        """
+        if not 0 <= epoch < self.config.num_epochs:
+            raise errors.ConfigError(f"epoch {epoch} is outside [0, num_epochs={self.config.num_epochs})")
+        if self._open_epoch is not None:
+            self._close()
+        with self.ledger.timing("exchange"):
+            self._share = self.exchange.open_epoch(epoch)
+        self._open_epoch = epoch
+        first, self._resume_step = self._resume_step, 0
+        size = self.config.batch_size
+        for self._step in range(first, self.steps(epoch)):
+            begin = self.ledger.clock()
+            self._step_done = False
+            ids_B = self._share[self._step * size : (self._step + 1) * size]
+            yield ids_B
+            took_all = self._num_to_draw(ids_B.size) == ids_B.size
+            self.ledger.count_step(ids_B.size, size, self.ledger.clock() - begin, took_all=took_all)
+        self._close()
+
+    def _close(self) -> None:
+        assert self._open_epoch is not None
+        with self.ledger.timing("exchange"):
+            self._report_pending()
+            self.exchange.close_epoch(self._open_epoch)
+        full_share = self.config.num_samples // self.exchange.position.world_size
+        self.ledger.count_pruned(full_share - self._share.size, self.config.batch_size)
+        self._open_epoch = None
+
+    def _num_to_draw(self, num_ids: int) -> int:
+        if self._open_epoch is None or self.is_annealing(self._open_epoch):
+            return num_ids
+        return self.config.selection.num_selected(num_ids)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether this step's draw needs losses: not in an annealing epoch, not for a method that ignores them."""
+        draws = self._num_to_draw(self.config.batch_size) < self.config.batch_size
+        return draws and self.config.selection.method.needs_losses
+
+    def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
+        """Observe the losses of a meta-batch and draw what to train on.
+
+        Args:
+            ids_B: int64[B], normally what `epoch` yielded.
+            losses_B: float[B], one loss per id at the current model parameters; numpy or torch, any device. May be
+                None where `wants_scores` is False; `observe` then takes the losses that training computes anyway.
+
+        Returns:
+            b = ⌈ratio·B⌉ of them; all B at scale 1 in an annealing epoch.
+
+        Raises:
+            ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
+            EpochOrderError: no epoch is open.
+        """
+        if self._open_epoch is None:
+            raise errors.EpochOrderError("no epoch is open: call select inside `for ids_B in selector.epoch(e)`")
+        ids = observations.check_ids(ids_B, self.config.num_samples)
+        num = self._num_to_draw(ids.size)
+        if losses_B is None:
+            if num < ids.size and self.config.selection.method.needs_losses:
+                raise errors.ShapeError(
+                    f"method {self.config.selection.method.name!r} draws by the losses of this step: "
+                    "select(ids_B, losses_B) needs one per id (selector.wants_scores tells when)"
+                )
+            draw = self._draw_blind(ids, num)
+        else:
+            draw = self._draw_scored(ids, losses_B, num)
+        self.ledger.trained += draw.positions.size
+        self._step_done = True
+        return draw
+
+    def _draw_blind(self, ids_B: _I64, num: int) -> Draw:
+        """Draw uniformly; what was drawn is reported together with its losses, or alone if none come."""
+        with self.ledger.timing("exchange"):
+            self._report_pending()
+            ones_B = np.ones(ids_B.size, dtype=np.float32)
+            draw = choose(self.config.selection, ids_B, ones_B, num, self.exchange.first_step + self._step)
+        self._unreported = draw
+        return draw
+
+    def _draw_scored(self, ids_B: _I64, losses: Any, num: int) -> Draw:
+        losses_B, good = self._checked(losses, ids_B.size)
+        self.ledger.scored += ids_B.size
+        with self.ledger.timing("exchange"):
+            self._report_pending()
+            if good is None:
+                return self.exchange.step(self._step, ids_B, losses_B, num)
+            draw = self.exchange.step(self._step, ids_B[good], losses_B[good], min(num, good.size))
+        return Draw(good[draw.positions], draw.ids, draw.scale)
+
+    def _checked(self, losses: Any, num: int) -> tuple[NDArray[np.float32], _I64 | None]:
+        """Return the losses, and where some are to be skipped the positions of the others."""
+        selection = self.config.selection
+        non_negative = selection.method.needs_losses
+        if selection.on_bad_loss == "raise":
+            return observations.check_losses(losses, num, non_negative=non_negative), None
+        losses_B, good = observations.split_losses(losses, num, non_negative=non_negative)
+        self.ledger.skipped += num - good.size
+        return losses_B, None if good.size == num else good
+
+    def observe(self, losses_b: Any) -> None:
+        """Hand over the losses of the last draw, where it was made without any: training computed them anyway.
+
+        Args:
+            losses_b: float[b], in the order of the draw's positions. Ignored where the draw was scored.
+
+        Raises:
+            ShapeError, LossError: the losses cannot be used; nothing was written.
+        """
+        draw = self._unreported
+        if draw is None:
+            return
+        checked_b, good = self._checked(losses_b, draw.ids.size)
+        with self.ledger.timing("exchange"):
+            if good is None:
+                self._unreported = None
+                self.exchange.record(self._step, draw.ids, checked_b, np.arange(draw.ids.size))
+                return
+            self._report_pending()  # all were trained on, only the good ones observed
+            self.exchange.record(self._step, draw.ids[good], checked_b[good], np.empty(0, dtype=np.int64))
+
+    def _report_pending(self) -> None:
+        """Count a blind draw whose losses never came."""
+        draw, self._unreported = self._unreported, None
+        if draw is not None:
+            self.exchange.record(self._step, draw.ids, None, np.arange(draw.ids.size))
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def table(self) -> pa.Table:
+        """Return a copy of the score table: id, s, w, last_loss, loss_mean, loss_var, visits, selected, last_step."""
+        return self.exchange.table()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
+
+        In-process at any step; over Ray between two epochs, when every rank has closed the last one.
+
+        Raises:
+            EpochOrderError: over Ray, inside an epoch.
+        """
+        if self._open_epoch is not None:
+            self._report_pending()
+        saved = self.exchange.save()
+        return {
+            "format": _STATE_FORMAT,
+            "config": runs.config_to_dict(self.config),
+            "finished_epochs": saved.finished_epochs,
+            "epoch_starts": list(saved.epoch_starts),
+            "table": saved.table,
+            "share": None if saved.share is None else saved.share.tolist(),
+            "step": self._step + self._step_done if saved.share is not None else 0,
+            "ledger": self.ledger.to_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Continue from `state_dict`'s return; every rank calls it. Return the epoch to go on with.
+
+        Raises:
+            RunMismatchError: the state is of a run with another config.
+            StorageError: it is damaged, or of another version.
+        """
+        if state.get("format") != _STATE_FORMAT:
+            raise errors.StorageError(
+                f"the selector state has format {state.get('format')!r}, this version reads {_STATE_FORMAT}"
+            )
+        runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), self.config)
+        try:
+            share = None if state["share"] is None else np.asarray(state["share"], dtype=np.int64)
+            saved = SavedState(state["finished_epochs"], tuple(state["epoch_starts"]), state["table"], share)
+            ledger, step = Ledger.from_dict(state["ledger"], self.ledger.clock), int(state["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"the selector state is damaged: {error!r}") from error
+        self.exchange.load(saved)
+        self.ledger, self._resume_step = ledger, step
+        self._open_epoch, self._unreported = None, None
+        return saved.finished_epochs
+
+    def reset(self) -> None:
+        """Forget every observation and stand before epoch 0; every rank calls it."""
+        self.exchange.reset()
+        self.ledger = Ledger(clock=self.ledger.clock)
+        self._open_epoch, self._unreported, self._resume_step = None, None, 0
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """Let watchers of the run see how training goes (accuracy, say); plain values only."""
+        self.exchange.publish({**progress, "ledger": self.ledger.to_dict()})
+
+    def close(self) -> None:
+        """Let go of the exchange's threads; the table stays with its owner."""
+        self.exchange.close()

@@ -1,0 +1,181 @@
+"""The runs in a storage folder: names, descriptions, results.
+
+<storage>/<run>/run.json       what the run is (its config); written once, when the run begins
+<storage>/<run>/result.json    what came of it; written when training ends
+<storage>/<run>/snapshots/     see snapshots.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from es_service import errors
+from es_service.selection.config import Selection
+from es_service.selection.scorekeeper import RunConfig, RunState
+from es_service.storage import files, snapshots
+
+__all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
+
+DEFAULT_STORAGE = os.environ.get("ES_SERVICE_STORAGE", "~/es_service_runs")
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_run_name(run: str) -> str:
+    """Return the name, or raise RunNameError: it becomes a folder and an actor's name."""
+    if not isinstance(run, str) or not _NAME.fullmatch(run):
+        raise errors.RunNameError(
+            f"run name {run!r} cannot be used: take 1 to 100 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit (no slash)"
+        )
+    return run
+
+
+def list_runs(storage: str) -> list[str]:
+    """Return the names of the runs in a storage folder, oldest first; StorageError where there is no such folder."""
+    filesystem, root = files.open_filesystem(storage)
+    with files.storage_errors("list", root):
+        infos = filesystem.get_file_info(fs.FileSelector(root))
+        described = [
+            (found.mtime_ns or 0, info.base_name)
+            for info in infos
+            if info.type == fs.FileType.Directory
+            and (found := filesystem.get_file_info(f"{info.path}/run.json")).type == fs.FileType.File
+        ]
+    return [name for _, name in sorted(described)]
+
+
+class RunStorage:
+    """One run's folder.
+
+    Args:
+        storage: folder or URI that holds the runs.
+        run: name of the run.
+
+    Raises:
+        RunNameError, StorageError: the name or the place cannot be used.
+    """
+
+    def __init__(self, storage: str, run: str) -> None:
+        self.run = check_run_name(run)
+        self.storage = storage
+        self._filesystem, root = files.open_filesystem(storage)
+        self.path = f"{root}/{run}"
+
+    def exists(self) -> bool:
+        """Return whether a run of this name has begun."""
+        with files.storage_errors("look into", self.path):
+            info = self._filesystem.get_file_info(f"{self.path}/run.json")
+        return bool(info.type == fs.FileType.File)
+
+    def begin(self, config: RunConfig) -> None:
+        """Write run.json, making the folder; a run that is there already must have the same config.
+
+        Raises:
+            RunMismatchError: it has another one; the message names what differs.
+            StorageError: the folder cannot be written.
+        """
+        if self.exists():
+            check_same(self.run, self.config(), config)
+            return
+        with files.storage_errors("make the folder", self.path):
+            self._filesystem.create_dir(self.path, recursive=True)
+        description = {"format": FORMAT, "run": self.run, "config": config_to_dict(config)}
+        files.write_json(self._filesystem, f"{self.path}/run.json", description)
+
+    def config(self) -> RunConfig:
+        """Return what run.json says; RunNotFoundError where there is none."""
+        if not self.exists():
+            raise errors.RunNotFoundError(
+                f"no run {self.run!r} in {self.storage}: `es-service runs --storage {self.storage}` lists them"
+            )
+        description = files.read_json(self._filesystem, f"{self.path}/run.json")
+        if description.get("format") != FORMAT:
+            raise errors.StorageError(
+                f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}"
+            )
+        return config_from_dict(description.get("config", {}))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        files.write_json(self._filesystem, f"{self.path}/result.json", result)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return result.json, or None while the run has not ended."""
+        path = f"{self.path}/result.json"
+        with files.storage_errors("look into", self.path):
+            if self._filesystem.get_file_info(path).type != fs.FileType.File:
+                return None
+        return files.read_json(self._filesystem, path)
+
+    def write_snapshot(self, state: RunState) -> None:
+        """Write the state at an epoch's end, see snapshots.py."""
+        snapshots.write_snapshot(self._filesystem, self.path, state)
+
+    def last_snapshot(self) -> RunState | None:
+        """Return the newest state, or None before the first epoch's end."""
+        epochs = snapshots.list_snapshots(self._filesystem, self.path)
+        return snapshots.read_snapshot(self._filesystem, self.path, epochs[-1]) if epochs else None
+
+    def snapshot_with(self, finished_epochs: int, sha256: str) -> RunState | None:
+        """Return the state of this epoch if the storage holds it with this very table, else None."""
+        if finished_epochs not in snapshots.list_snapshots(self._filesystem, self.path):
+            return None
+        if snapshots.table_sha256(self._filesystem, self.path, finished_epochs) != sha256:
+            return None
+        return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs)
+
+    def forget_after(self, finished_epochs: int) -> None:
+        """Drop the snapshots of later epochs: the run went back to an earlier one."""
+        snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs)
+
+    def finished_epochs(self) -> int:
+        """Return how many epochs the newest snapshot has behind it, 0 where there is none."""
+        epochs = snapshots.list_snapshots(self._filesystem, self.path)
+        return epochs[-1] if epochs else 0
+
+    def table(self) -> pa.Table:
+        """Return the newest snapshot's table; RunNotFoundError or StorageError where there is none."""
+        self.config()
+        return snapshots.read_table(self._filesystem, self.path)
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return a RunConfig as plain values."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {**values, "selection": config.selection.to_dict()}
+
+
+def config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """Make a RunConfig from `config_to_dict`'s values; StorageError where they are not that."""
+    try:
+        own = dict(values)
+        selection = Selection.from_dict(own.pop("selection"))
+        return RunConfig(selection=selection, **own)
+    except (KeyError, TypeError, errors.ConfigError) as error:
+        raise errors.StorageError(f"the run's description is damaged: {error}") from error
+
+
+def check_same(run: str, theirs: RunConfig, ours: RunConfig) -> None:
+    """Raise RunMismatchError unless both configs are equal; name each setting that differs."""
+    if theirs == ours:
+        return
+    have, want = _flat(config_to_dict(theirs)), _flat(config_to_dict(ours))
+    differing = [f"{key}: run {have.get(key)!r}, yours {want.get(key)!r}" for key in want if have.get(key) != want[key]]
+    differing += [f"{key}: run {have[key]!r}, yours has none" for key in have if key not in want]
+    raise errors.RunMismatchError(
+        f"run {run!r} exists with other settings ({'; '.join(differing)}): use the same ones, or another run name"
+    )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value) if isinstance(value, dict) else {key: value})
+    return flat
