@@ -127,10 +127,11 @@ class Selector:
         self._open_epoch = epoch
         first, self._resume_step = self._resume_step, 0
         size = self.config.batch_size
-        for self._step in range(first, self.steps(epoch)):
+        for step in range(first, self.steps(epoch)):
+            self._step = step
             begin = self.ledger.clock()
             self._step_done = False
-            ids_B = self._share[self._step * size : (self._step + 1) * size]
+            ids_B = self._share[step * size : (step + 1) * size]
             yield ids_B
             took_all = self._num_to_draw(ids_B.size) == ids_B.size
             self.ledger.count_step(ids_B.size, size, self.ledger.clock() - begin, took_all=took_all)
@@ -303,7 +304,7 @@ class Selector:
 
     def publish(self, progress: dict[str, Any]) -> None:
         """Let watchers of the run see how training goes (accuracy, say); plain values only."""
-        self.exchange.publish({**progress, "ledger": self.ledger.to_dict()})
+        self.exchange.publish(progress)
 
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""

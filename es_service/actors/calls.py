@@ -38,7 +38,7 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
         raise
     except exceptions.ActorDiedError as error:
         raise errors.ServerUnavailableError(
-            f"cannot {doing}: the score server is gone for good ({error}); connect again to start a new one from storage"
+            f"cannot {doing}: the score server is gone for good ({error}); connect again, it starts from storage"
         ) from error
     except exceptions.RayActorError as error:
         raise errors.ServerRestartedError(

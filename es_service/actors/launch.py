@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
-from ray.actor import ActorHandle
 
 from es_service import errors
 from es_service.actors.calls import call
@@ -16,12 +15,14 @@ from es_service.storage import runs
 
 __all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "start", "stop"]
 
+Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remote method
+
 NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
 
-_make_actor: Any = ray.remote(concurrency_groups={READ_GROUP: 2})  # an option Ray's own type hints leave out
-_ScoreServerActor = _make_actor(ScoreServer)
+_remote: Any = ray.remote  # its type hints leave concurrency_groups out
+_ScoreServerActor = _remote(concurrency_groups={READ_GROUP: 2})(ScoreServer)
 
 
 def actor_name(run: str) -> str:
@@ -29,7 +30,7 @@ def actor_name(run: str) -> str:
     return f"score-server:{runs.check_run_name(run)}"
 
 
-def find(run: str) -> ActorHandle[Any]:
+def find(run: str) -> Handle:
     """Return the run's score server; RunNotFoundError where none is running."""
     try:
         return ray.get_actor(actor_name(run), namespace=NAMESPACE)
@@ -39,7 +40,7 @@ def find(run: str) -> ActorHandle[Any]:
         ) from error
 
 
-def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -> ActorHandle[Any]:
+def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -> Handle:
     """Return the run's score server, started if absent; any number of callers may do so at once.
 
     Args:
@@ -53,7 +54,7 @@ def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -
         RunMismatchError, StorageError: the storage holds another run of this name, or cannot be written.
         ServerUnavailableError: it did not answer in time.
     """
-    actor: ActorHandle[Any] = _ScoreServerActor.options(
+    actor: Handle = _ScoreServerActor.options(
         name=actor_name(run),
         namespace=NAMESPACE,
         get_if_exists=True,

@@ -87,7 +87,7 @@ class ScoreServer:
             return self._keeper.finished_epochs
 
     def open_epoch(self, rank: int, attempt: str, epoch: int) -> Lease | list[int]:
-        """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks that are still to close the last.
+        """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks still in the last one.
 
         Raises:
             EpochOrderError: see `Scorekeeper.open_epoch`.
@@ -182,9 +182,18 @@ class ScoreServer:
             return True
 
     def state(self) -> tuple[bytes, int, tuple[int, ...]]:
-        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint between two epochs."""
+        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint.
+
+        Raises:
+            EpochOrderError: an epoch is open; what is in the table then is no state to continue from.
+        """
         self._ready()
         with self._lock:
+            if self._keeper.open_epoch_number is not None:
+                raise errors.EpochOrderError(
+                    f"epoch {self._keeper.open_epoch_number} is open: take the state between two epochs, "
+                    "when every rank has closed the last one"
+                )
             state = self._keeper.state()
         return (
             snapshots.encode_table(records_to_arrow(state.records)),

@@ -76,7 +76,8 @@ class Backlog:
             raise self._failure
         if not done:
             raise errors.ServerUnavailableError(
-                f"could not {doing} within {self._deadline_s:g} s: {self._num_bytes:,} bytes still wait for the score server"
+                f"could not {doing} within {self._deadline_s:g} s: "
+                f"{self._num_bytes:,} bytes still wait for the score server"
             )
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from es_service.selection.engine import Draw
 from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import snapshots
+from es_service.storage.runs import RunStorage
 
 __all__ = ["Embedded"]
 
@@ -26,12 +28,22 @@ class Embedded:
     Args:
         keeper: of the run; several ranks in one process (a simulation, a test) share one.
         position: this rank.
+        storage: where to write a snapshot at each epoch's end, as a score server does; None keeps it all in memory.
+        watch: called with what is published.
     """
 
-    def __init__(self, keeper: Scorekeeper, position: Position) -> None:
+    def __init__(
+        self,
+        keeper: Scorekeeper,
+        position: Position,
+        storage: RunStorage | None = None,
+        watch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.config: RunConfig = keeper.config
         self.position = position
         self._keeper = keeper
+        self._storage = storage
+        self._watch = watch
         self._caller = Caller(position.rank, _ATTEMPT)
         self.first_step = 0
         self._share: NDArray[np.int64] | None = None
@@ -61,8 +73,10 @@ class Embedded:
 
     def close_epoch(self, epoch: int) -> None:
         """See `Exchange.close_epoch`."""
-        self._keeper.close_epoch(self._caller, epoch)
+        finished = self._keeper.close_epoch(self._caller, epoch)
         self._share = None
+        if finished and self._storage is not None:
+            self._storage.write_snapshot(self._keeper.state())
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
@@ -88,7 +102,9 @@ class Embedded:
         self._share = None
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """See `Exchange.publish`; nobody else is there to see it."""
+        """See `Exchange.publish`."""
+        if self._watch is not None:
+            self._watch(progress)
 
     def close(self) -> None:
         """See `Exchange.close`; there is nothing to let go of."""

@@ -1,6 +1,6 @@
 """leased: at an epoch's start a rank gets its ids with their scores and draws on its own; observations flow back later.
 
-    training thread    step: update s, draw          ──put──►  backlog  ──►  reporting thread ── one call at a time ──► server
+    training thread    step: update s, draw          ──► backlog ──► reporting thread, one call at a time ──► server
                        close_epoch: waits until the backlog is empty
 
 Exact because a plan gives an id to one rank per epoch: nobody else changes the scores it holds.
@@ -71,7 +71,7 @@ class Leased(Remote):
         if foreign.any():
             position = int(np.argmax(foreign))
             raise errors.IdError(
-                f"id {ids_B[position]} at position {position} is not in rank {self.position.rank}'s share of this epoch: "
+                f"id {ids_B[position]} at position {position} is not in rank {self.position.rank}'s share: "
                 "the leased exchange serves ids from selector.epoch(e); for a sampler of your own use exchange='sync'"
             )
         return rows

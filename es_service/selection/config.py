@@ -71,7 +71,7 @@ class Selection:
             )
         if not 0.0 <= self.prune_ratio < 1.0:
             raise errors.ConfigError(
-                f"prune_ratio must lie in [0, 1), got {self.prune_ratio}: it is the share of the set left out of an epoch"
+                f"prune_ratio must lie in [0, 1), got {self.prune_ratio}: it is the share that an epoch leaves out"
             )
         object.__setattr__(self, "anneal", tuple(self.anneal))
         annealing.check_anneal(self.anneal)

@@ -1,6 +1,6 @@
 """Snapshots: a run's state between two epochs, as an Arrow IPC file with a manifest that vouches for it.
 
-    snapshots/<epochs finished, 8 digits>/manifest.json     format, epochs, epoch_starts, and per file: rows, bytes, sha256
+    snapshots/<epochs finished, 8 digits>/manifest.json     format, epoch_starts, per file bytes and sha256
     snapshots/<epochs finished, 8 digits>/shard-0.arrow     the table
 
 A snapshot is written in a folder beside and renamed into place, so one that is there is whole.

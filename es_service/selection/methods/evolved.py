@@ -112,7 +112,7 @@ def evolved(beta1: float = 0.2, beta2: float = 0.9, *, prune_by: PruneBy = "w") 
     method = Evolved(beta1=beta1, beta2=beta2, prune_by=prune_by)
     if beta1 > beta2:
         warnings.warn(
-            f"beta1={beta1} > beta2={beta2}: a sample whose loss rises then loses weight; the method wants beta1 <= beta2",
+            f"beta1={beta1} > beta2={beta2}: a sample then loses weight as its loss rises; use beta1 <= beta2",
             stacklevel=2,
         )
     return method

@@ -1,0 +1,36 @@
+# `make` lists what there is. Everything runs in .venv, which `make setup` makes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/installed  ## make .venv and install the package with all it needs
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt torch==2.13.0
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through the score server
+	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased --storage runs
+
+check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+test: check  ## everything: check, then the tests on a real Ray, real files and a real wheel
+	$(BIN)/pytest -q tests/integration
+
+clean:  ## remove what the targets above made, but no runs
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,146 @@
+"""`es-service runs`, `top` and `export`: what runs left in their storage folder. Needs neither Ray nor torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import compute, csv, parquet
+
+from es_service import errors
+from es_service.cli import text
+from es_service.selection.config import suggest
+from es_service.storage.runs import DEFAULT_STORAGE, RunStorage, list_runs
+
+__all__ = ["add_parsers"]
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the three commands to the parser's."""
+    runs = commands.add_parser("runs", help="list the runs of a storage folder", description=list_command.__doc__)
+    _common(runs)
+    runs.set_defaults(run_command=list_command)
+
+    top = commands.add_parser("top", help="show the samples that matter most", description=top_command.__doc__)
+    top.add_argument("run")
+    top.add_argument("--by", default="w", metavar="COLUMN", help="column to order by, descending (default: w)")
+    top.add_argument("--lowest", action="store_true", help="order ascending instead")
+    top.add_argument("--limit", type=int, default=10, metavar="N", help="how many (default: 10)")
+    _common(top)
+    top.set_defaults(run_command=top_command)
+
+    export = commands.add_parser("export", help="write a run's table to a file", description=export_command.__doc__)
+    export.add_argument("run")
+    export.add_argument("--format", choices=("parquet", "arrow", "csv"), default="parquet")
+    export.add_argument("--out", metavar="FILE", help="file to write (default: RUN.FORMAT here); - is stdout")
+    _common(export)
+    export.set_defaults(run_command=export_command)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
+
+
+def list_command(options: argparse.Namespace) -> int:
+    """List the runs of a storage folder, oldest first, with what came of them."""
+    found = [_describe(RunStorage(options.storage, run)) for run in list_runs(options.storage)]
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    if not found:
+        print(f"no runs in {options.storage}")
+        return 0
+    header = ("run", "method", "epochs", "samples", "state", "accuracy", "saved passes", "saved time")
+    print(text.grid(header, [_row(one) for one in found]))
+    return 0
+
+
+def _describe(storage: RunStorage) -> dict[str, Any]:
+    config, result = storage.config(), storage.result()
+    done = storage.finished_epochs()
+    return {
+        "run": storage.run,
+        "method": config.selection.method.name,
+        "num_samples": config.num_samples,
+        "epochs": config.num_epochs,
+        "finished_epochs": done,
+        "state": "done" if result is not None else f"{done} of {config.num_epochs} epochs",
+        "accuracy": None if result is None else result["accuracy"],
+        "saving": None if result is None else result["saving"],
+    }
+
+
+def _row(run: dict[str, Any]) -> tuple[Any, ...]:
+    saving = run["saving"] or {}
+    return (
+        run["run"],
+        run["method"],
+        run["epochs"],
+        f"{run['num_samples']:,}",
+        run["state"],
+        None if run["accuracy"] is None else f"{run['accuracy']:.4f}",
+        text.percent(saving["cost"]) if saving else None,
+        text.percent(saving["seconds"]) if saving else None,
+    )
+
+
+def top_command(options: argparse.Namespace) -> int:
+    """Show the samples with the highest weight, or by another column, as of the last finished epoch."""
+    table = RunStorage(options.storage, options.run).table()
+    if options.by not in table.column_names:
+        raise errors.ConfigError(f"no column {options.by!r}; {suggest(options.by, table.column_names)}")
+    if options.limit < 1:
+        raise errors.ConfigError(f"limit must be at least 1, got {options.limit}")
+    order = "ascending" if options.lowest else "descending"
+    keys = [(options.by, order), ("id", "ascending")]
+    table = table.filter(compute.is_finite(table[options.by]))  # never observed: nothing to order by
+    rows = table.take(
+        compute.select_k_unstable(table, k=min(options.limit, table.num_rows), sort_keys=keys)
+    ).to_pylist()
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    print(text.grid(table.column_names, [[_cell(value) for value in row.values()] for row in rows]))
+    return 0
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """Write a run's whole table, as of the last finished epoch, to a file."""
+    table = RunStorage(options.storage, options.run).table()
+    place = options.out or f"{options.run}.{options.format}"
+    if place == "-":
+        if options.json:
+            raise errors.ConfigError("--json and --out - both want stdout: name a file")
+        _write(table, options.format, pa.PythonFile(sys.stdout.buffer, mode="w"))
+        return 0
+    beside = f"{place}.partial"
+    try:
+        with pa.OSFile(beside, "wb") as sink:
+            _write(table, options.format, sink)
+        os.replace(beside, place)
+    except OSError as error:
+        raise errors.StorageError(f"cannot write {place}: {error}; name another place with --out") from error
+    if options.json:
+        print(json.dumps({"run": options.run, "file": place, "format": options.format, "rows": table.num_rows}))
+    else:
+        print(f"wrote {table.num_rows:,} rows to {place}")
+    return 0
+
+
+def _write(table: pa.Table, file_format: str, sink: Any) -> None:
+    if file_format == "parquet":
+        parquet.write_table(table, sink)
+    elif file_format == "csv":
+        csv.write_csv(table, sink)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)

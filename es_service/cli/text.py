@@ -1,0 +1,70 @@
+"""How numbers and tables look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["grid", "percent", "seconds", "summary"]
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage, "unknown" for None."""
+    return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def seconds(value: float) -> str:
+    """Return a duration in the unit that suits it."""
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return rows under a header, in columns; numbers to the right."""
+    cells = [list(header)] + [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    to_right = [all(_is_number(line[column]) for line in cells[1:]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, to_right, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.lstrip("-").replace(",", "").replace(".", "").replace(" %", "").isdigit()
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return the end of a training in words: accuracy, what was scored and trained, what it saved, where things are."""
+    samples, spent, saving = result["samples"], result["seconds"], result["saving"]
+    elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
+    parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
+    where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
+    lines = [
+        ("accuracy", f"{result['accuracy']:.4f} on held-out samples"),
+        ("back-propagated", f"{samples['trained']:,} samples; a full run: {samples['full']:,}"),
+        ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
+        (
+            "saved",
+            f"{percent(saving['samples'])} of the back-propagated samples, {percent(saving['cost'])} of the passes",
+        ),
+        ("time saved", _time_saved(saving["seconds"])),
+        ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
+        ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
+        ("scores", f"{result['storage'].rstrip('/')}/{result['run']} (es-service top {result['run']})"),
+    ]
+    title = f"{result['run']}: {result['method']} on {result['task']}, {result['epochs']} epochs, "
+    title += f"{result['workers']} worker{'s' if result['workers'] != 1 else ''}, exchange {result['exchange']}"
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
+
+
+def _time_saved(share: float | None) -> str:
+    if share is None:
+        return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"
+    if share < 0:
+        return f"none: steps took {percent(-share)} longer than a full run's; selection does not pay here"
+    return f"{percent(share)} against full steps measured in this run's annealing epochs"

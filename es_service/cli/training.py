@@ -1,0 +1,193 @@
+"""`es-service train`: flags and files to a job, progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import time
+import warnings
+from typing import Any
+
+from es_service import errors
+from es_service.cli import text
+from es_service.selection.config import PRESETS, preset, suggest
+from es_service.storage.runs import DEFAULT_STORAGE
+
+__all__ = ["add_parser"]
+
+_SELECTION_FLAGS = ("ratio", "prune_ratio")
+_DEFAULTS: dict[str, Any] = {
+    "task": "fashion",
+    "method": "es",
+    "exchange": "leased",
+    "workers": 1,
+    "seed": 0,
+    "storage": DEFAULT_STORAGE,
+    "run": None,
+    "data": None,
+    "epochs": None,
+    "batch_size": None,
+    "micro_batch_size": None,
+    "learning_rate": None,
+    "ratio": None,
+    "prune_ratio": None,
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train", help="train a task with data selection", description=train_command.__doc__
+    )
+    flag = parser.add_argument
+    flag("--task", help="what to train (default: fashion)")
+    flag("--data", metavar="DIR", help="the task's data folder (default: the images that come with the package)")
+    flag("--method", help=f"{', '.join(PRESETS)} (default: es)")
+    flag("--ratio", type=float, metavar="B/B", help="share of a meta-batch that is back-propagated (default: 0.25)")
+    flag("--prune-ratio", type=float, metavar="R", help="share of the set that an epoch leaves out (default: 0)")
+    flag("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, beta1=0.1 say; repeatable")
+    flag("--epochs", type=int, metavar="E", help="default: the task's")
+    flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
+    flag("--micro-batch-size", type=int, metavar="M", help="most samples in one forward or backward pass")
+    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
+    flag("--exchange", help="leased, sync, or embedded: one worker, no Ray (default: leased)")
+    flag("--seed", type=int, help="of the initial weights and the selection (default: 0)")
+    flag("--run", metavar="NAME", help="default: made of task, method and time")
+    flag("--storage", metavar="DIR", help=f"where runs are kept (default: {DEFAULT_STORAGE})")
+    flag("--config", metavar="F.yaml", help="a file of these settings by name; flags win over it")
+    flag("--resume", action="store_true", help="continue the run named by --run from its last checkpoint")
+    flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
+    parser.set_defaults(run_command=train_command)
+
+
+def train_command(options: argparse.Namespace) -> int:
+    """Train a task, back-propagating only the samples that the method selects; say at the end what that saved."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        job = _job(options)
+    from es_service.training import job as jobs
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with contextlib.closing(Progress(sys.stderr)) as progress:
+        result = jobs.train(job, progress.show)
+    print(json.dumps(result) if options.json else text.summary(result))
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"es-service: warning: {message}", file=sys.stderr)
+
+
+def _job(options: argparse.Namespace) -> Any:
+    """Return the TrainJob that flags, file and defaults describe together."""
+    given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
+    from_file = _read_config(options.config) if options.config else {}
+    settings = {**from_file.pop("set", {}), **dict(_setting(word) for word in options.set)}
+    values = {**_DEFAULTS, **from_file, **given}
+    if options.resume and values["run"] is None:
+        raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
+    for name in _SELECTION_FLAGS:
+        if values[name] is not None:
+            settings[name] = values[name]
+    settings.setdefault("seed", values["seed"])
+    selection = preset(values["method"], **settings)
+    try:
+        from es_service.training.job import TrainJob
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
+        ) from error
+    return TrainJob(
+        run=values["run"] or f"{values['task']}-{values['method']}-{time.strftime('%Y%m%d-%H%M%S')}",
+        storage=values["storage"],
+        task=values["task"],
+        data=values["data"],
+        method=values["method"],
+        selection=selection,
+        exchange=values["exchange"],
+        num_workers=values["workers"],
+        epochs=values["epochs"],
+        batch_size=values["batch_size"],
+        micro_batch_size=values["micro_batch_size"],
+        learning_rate=values["learning_rate"],
+        seed=values["seed"],
+        resume=options.resume,
+    )
+
+
+def _setting(word: str) -> tuple[str, Any]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise errors.ConfigError(f"--set {word!r}: write KEY=VALUE, beta1=0.1 say")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise errors.ConfigError("--config needs PyYAML: pip install pyyaml") from error
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise errors.ConfigError(f"cannot read --config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise errors.ConfigError(f"--config {path} holds a {type(values).__name__}, expected settings by name")
+    known = [*_DEFAULTS, "set"]
+    for key in values:
+        if key not in known:
+            raise errors.ConfigError(f"--config {path} has an unknown setting {key!r}; {suggest(str(key), known)}")
+    if not isinstance(values.get("set", {}), dict):
+        raise errors.ConfigError(f"--config {path}: 'set' must hold settings by name")
+    return values
+
+
+class Progress:
+    """How far a training is: a bar on a terminal, a line per epoch elsewhere."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._bar: Any = None
+        self._num_told = 0
+
+    def show(self, stats: dict[str, Any]) -> None:
+        """Take the score server's stats, or the same from a training in this process."""
+        progress = stats["progress"]
+        if not progress:
+            return
+        if self._stream.isatty():
+            self._move_bar(progress)
+            return
+        for one in progress["history"][self._num_told :]:
+            line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
+            line += f"saved {text.percent(one['saving']['samples'])} of the back-propagated samples, "
+            line += f"{text.percent(one['saving']['seconds'])} of the time"
+            print(line, file=self._stream, flush=True)
+            self._num_told += 1
+
+    def _move_bar(self, progress: dict[str, Any]) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            layout = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
+            self._bar = tqdm(total=progress["num_epochs"], desc="training", bar_format=layout, file=self._stream)
+        self._bar.n = progress["epoch"] + progress["done"]
+        accuracy = f"accuracy {progress['history'][-1]['accuracy']:.3f}, " if progress["history"] else ""
+        samples, saving = progress["samples"], progress["saving"]
+        self._bar.set_postfix_str(
+            f"{accuracy}scored {samples['scored']:,}, trained {samples['trained']:,}, "
+            f"net saving {text.percent(saving['seconds'])}"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,50 @@
+"""Per-sample losses: one number for each sample of a batch, which selection needs and a mean does not have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from es_service import errors
+
+__all__ = ["IGNORE_INDEX", "cross_entropy"]
+
+IGNORE_INDEX = -100
+"""A label that counts for nothing, as in torch and transformers."""
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Return float32[B], the cross entropy of each sample; of many labels per sample, say tokens, their mean.
+
+    Labels of `IGNORE_INDEX` count for nothing; a sample that has no other has loss 0.
+
+    Args:
+        logits: float[B, ..., C], classes last.
+        labels: integer[B, ...], each in [0, C) or `IGNORE_INDEX`.
+        label_smoothing: share in [0, 1] of the target that is spread evenly over the classes.
+
+    Raises:
+        ShapeError: the shapes do not belong together, or the labels are no integers.
+    """
+    if logits.ndim < 2 or logits.shape[:-1] != labels.shape:
+        hint = ""
+        if logits.ndim > 2 and logits.shape[:1] + logits.shape[2:] == labels.shape:
+            hint = "; these have the classes second: pass logits.movedim(1, -1)"
+        raise errors.ShapeError(
+            f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(labels.shape)}: "
+            f"they must be [B, ..., C] and [B, ...]{hint}"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise errors.ShapeError(f"labels must be integers, got {labels.dtype}")
+    labels = labels.long()
+    each = F.cross_entropy(
+        logits.float().flatten(0, -2),
+        labels.flatten(),
+        reduction="none",
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=label_smoothing,
+    ).view(labels.shape)
+    if labels.ndim == 1:
+        return each
+    counted = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+    return each.flatten(1).sum(dim=1) / counted.clamp(min=1)

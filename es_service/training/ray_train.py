@@ -1,0 +1,200 @@
+"""Ray Train around the training loop: the workers' side, and the driver's that starts them and the score server.
+
+driver ── starts ──► score server ◄── reports ── worker 0..W-1 (the loop in `loop.fit`)
+   └──── asks every half second how far it is ──► score server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import torch as ray_torch
+
+from es_service import errors
+from es_service.actors import launch
+from es_service.actors.calls import call
+from es_service.connect import ExchangeName, connect
+from es_service.selection.scorekeeper import RunConfig
+from es_service.training.loop import TrainSettings, fit
+from es_service.training.tasks import build_task
+
+__all__ = ["RayJob", "RayWorkers", "fit_with_ray"]
+
+_WATCH_EVERY_S = 0.5
+_MAX_FAILURES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RayJob:
+    """A training on Ray.
+
+    Args:
+        run: name of the run, and of its folder in the storage.
+        storage: folder or URI that every node sees.
+        config: of the run.
+        settings: of the optimiser.
+        exchange: "leased" or "sync".
+        num_workers: ranks.
+        task: name of the task.
+        data: the task's data folder, None for what it brings along.
+    """
+
+    run: str
+    storage: str
+    config: RunConfig
+    settings: TrainSettings
+    exchange: ExchangeName
+    num_workers: int
+    task: str
+    data: str | None = None
+
+
+class RayWorkers:
+    """The group of Ray Train workers; see `Workers`."""
+
+    def __init__(self) -> None:
+        context = train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device = ray_torch.get_device()
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """See `Workers.prepare`."""
+        prepared: torch.nn.Module = ray_torch.prepare_model(model)
+        return prepared
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Workers.gather`."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """See `Workers.report`."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                save(Path(folder))
+                checkpoint = train.Checkpoint.from_directory(folder)
+            train.report(metrics, checkpoint=checkpoint)
+
+    @contextlib.contextmanager
+    def checkpoint(self) -> Iterator[Path | None]:
+        """See `Workers.checkpoint`."""
+        found = train.get_checkpoint()
+        if found is None:
+            yield None
+            return
+        with found.as_directory() as folder:
+            yield Path(folder)
+
+
+def _worker(config: dict[str, RayJob]) -> None:
+    """Run the loop on one worker."""
+    job = config["job"]
+    selector = connect(
+        job.run,
+        job.config.selection,
+        num_samples=job.config.num_samples,
+        num_epochs=job.config.num_epochs,
+        batch_size=job.config.batch_size,
+        exchange=job.exchange,
+        storage=job.storage,
+    )
+    try:
+        fit(build_task(job.task, job.data), selector, job.settings, RayWorkers())
+    finally:
+        selector.close()
+
+
+def init_ray() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine that listens on loopback only."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, configure_logging=False)
+        return
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train on Ray and return what `loop.fit` returns.
+
+    Args:
+        job: what to train.
+        watch: called about twice a second with the score server's `stats`.
+
+    Raises:
+        EsServiceError: as raised in a worker, or by the score server.
+        ray.train.TrainingFailedError: whatever else ended the workers.
+    """
+    init_ray()
+    server = launch.start(job.run, job.config, job.storage, detached=False)
+    try:
+        with _watching(server, watch):
+            result = _trainer(job).fit()
+    except train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", failure)
+            if isinstance(cause, errors.EsServiceError):
+                raise cause from error
+        raise
+    finally:
+        with contextlib.suppress(errors.RunNotFoundError):
+            launch.stop(job.run)
+    metrics: dict[str, Any] = dict(result.metrics or {})
+    return metrics
+
+
+def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    use_gpu = resources.get("GPU", 0) >= job.num_workers
+    cpus_each = min(1.0, resources.get("CPU", 1.0) / job.num_workers)
+    return ray_torch.TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=train.ScalingConfig(
+            num_workers=job.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_each, "GPU": int(use_gpu)}
+        ),
+        run_config=train.RunConfig(
+            name="train",
+            storage_path=f"{job.storage.rstrip('/')}/{job.run}",
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            failure_config=train.FailureConfig(max_failures=_MAX_FAILURES),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _watching(server: Any, watch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hand the server's stats to `watch`, from a thread of its own, for as long as the block lasts."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(_WATCH_EVERY_S):
+            with contextlib.suppress(errors.ServerError):  # it may be restarting; the next round shows
+                reference = server.stats.options(concurrency_group=launch.READ_GROUP).remote()
+                watch(call(reference, 5.0, "ask how far the training is"))
+
+    thread = threading.Thread(target=run, name="es-service-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

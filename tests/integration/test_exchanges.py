@@ -1,0 +1,264 @@
+"""One conformance suite for the exchanges: the same seed gives the same selection and the same table, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import es_service as es
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
+from es_service.selection.config import preset
+from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.storage.snapshots import encode_table
+
+NUM_SAMPLES, NUM_EPOCHS, BATCH_SIZE = 1003, 5, 32
+SHAPE = {"num_samples": NUM_SAMPLES, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}
+LOSSES = np.random.default_rng(5).exponential(size=(NUM_EPOCHS, NUM_SAMPLES)).astype(np.float32)
+SELECTIONS = {
+    "es": preset("es", seed=3, anneal=(0.2, 0.2)),
+    "eswp": preset("eswp", seed=4, anneal=(0.2, 0.0), prune_ratio=0.4, max_age=2, reweight="unbiased"),
+    "loss-systematic": preset("loss", seed=5, anneal=(0, 0), draw="systematic", reweight="unbiased"),
+    "ema-topk": preset("ema", seed=6, anneal=(0, 0), draw="topk"),
+    "random": preset("random", seed=7, anneal=(0.2, 0)),
+    "full": preset("full", seed=8),
+}
+
+Connect = Callable[[es.Selection, int], list[es.Selector]]
+
+
+def embedded(selection: es.Selection, world_size: int) -> list[es.Selector]:
+    """All ranks over one scorekeeper in this process: the reference."""
+    keeper = Scorekeeper(RunConfig(selection=selection, **SHAPE))
+    ranks = [Embedded(keeper, Position(rank, world_size)) for rank in range(world_size)]
+    return [es.Selector(selection, **SHAPE, exchange=rank) for rank in ranks]
+
+
+def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world_size: int) -> list[es.Selector]:
+    attempt = uuid.uuid4().hex
+    return [
+        es.connect(
+            run, selection, **SHAPE, exchange=exchange, storage=storage, rank=rank, world_size=world_size, attempt=attempt
+        )
+        for rank in range(world_size)
+    ]
+
+
+def train(selectors: Sequence[es.Selector], epochs: range, *, scored: bool = True) -> list[Any]:
+    """Drive all ranks in lockstep; return every step's ids, positions and scale."""
+    steps = []
+    for epoch in epochs:
+        for row in itertools.zip_longest(*(selector.epoch(epoch) for selector in selectors)):
+            for rank, (selector, ids) in enumerate(zip(selectors, row, strict=True)):
+                if selector.wants_scores or scored:
+                    draw = selector.select(ids, LOSSES[epoch, ids])
+                else:
+                    draw = selector.select(ids)
+                    selector.observe(LOSSES[epoch, draw.ids])
+                steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+    return steps
+
+
+def same(one: pa.Table, other: pa.Table) -> bool:
+    """Bit for bit: a NaN equals a NaN."""
+    return encode_table(one) == encode_table(other)
+
+
+def finish(selectors: Sequence[es.Selector]) -> pa.Table:
+    table = selectors[0].table()
+    for selector in selectors:
+        selector.close()
+    return table
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["scored", "reused"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+def test_same_selection_and_table_as_in_process(
+    exchange: str, name: str, world_size: int, scored: bool, run: str, storage: str
+) -> None:
+    selection = SELECTIONS[name]
+    reference = embedded(selection, world_size)
+    expected = train(reference, range(NUM_EPOCHS), scored=scored)
+    selectors = remote(run, storage, exchange, selection, world_size)
+    assert train(selectors, range(NUM_EPOCHS), scored=scored) == expected
+    assert same(finish(selectors), finish(reference))
+    for one, other in zip(selectors, reference, strict=True):
+        for count in ("scored", "trained", "full", "full_steps"):
+            assert getattr(one.ledger, count) == getattr(other.ledger, count)
+
+
+def test_another_seed_gives_another_selection() -> None:
+    one = train(embedded(preset("es", seed=1), 1), range(2))
+    assert one == train(embedded(preset("es", seed=1), 1), range(2))
+    assert one != train(embedded(preset("es", seed=2), 1), range(2))
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_restart_between_epochs_changes_nothing(exchange: str, world_size: int, run: str, storage: str) -> None:
+    """The group of ranks dies inside epoch 3 and starts again from the checkpoint of epoch 2."""
+    selection = SELECTIONS["eswp"]
+    reference = embedded(selection, world_size)
+    expected = train(reference, range(NUM_EPOCHS))
+
+    first = remote(run, storage, exchange, selection, world_size)
+    before = train(first, range(3))
+    state = pickle.loads(pickle.dumps(first[0].state_dict()))
+    halfway = [selector.epoch(3) for selector in first]
+    for selector, ids in zip(first, map(next, halfway), strict=True):
+        selector.select(ids, LOSSES[3, ids])
+
+    second = remote(run, storage, exchange, selection, world_size)
+    for selector in second:
+        assert selector.load_state_dict(state) == 3
+    after = train(second, range(3, NUM_EPOCHS))
+    assert before + after == expected
+    assert same(finish(second), finish(reference))
+    # The ranks of the first life are refused from now on, and leave no trace.
+    with pytest.raises(es.EpochOrderError, match="superseded"):
+        for ids in halfway[0]:
+            first[0].select(ids, LOSSES[3, ids])
+    first[0].close()
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str, storage: str) -> None:
+    import os
+    import signal
+
+    from es_service.actors import launch
+    from es_service.actors.calls import call
+
+    selection = SELECTIONS["es"]
+    reference = embedded(selection, 1)
+    expected = train(reference, range(NUM_EPOCHS))
+    first = remote(run, storage, exchange, selection, 1)
+    before = train(first, range(2))
+    state = first[0].state_dict()
+    halfway = first[0].epoch(2)
+    ids = next(halfway)
+    first[0].select(ids, LOSSES[2, ids])
+    os.kill(call(launch.find(run).stats.remote(), 10.0, "ask for its pid")["pid"], signal.SIGKILL)
+    with pytest.raises(es.ServerError):
+        for ids in halfway:
+            first[0].select(ids, LOSSES[2, ids])
+    first[0].close()
+
+    second = remote(run, storage, exchange, selection, 1)
+    assert second[0].load_state_dict(state) == 2
+    assert before + train(second, range(2, NUM_EPOCHS)) == expected
+    assert same(finish(second), finish(reference))
+
+
+def test_a_state_goes_to_a_server_that_never_saw_it(run: str, storage: str, tmp_path: Any) -> None:
+    """Scores travel inside the checkpoint: another storage folder, another server, the same continuation."""
+    selection = SELECTIONS["eswp"]
+    expected = train(reference := embedded(selection, 1), range(NUM_EPOCHS))
+    [one] = embedded(selection, 1)
+    before = train([one], range(2))
+    selectors = remote(run, str(tmp_path / "elsewhere"), "leased", selection, 1)
+    assert selectors[0].load_state_dict(one.state_dict()) == 2
+    assert before + train(selectors, range(2, NUM_EPOCHS)) == expected
+    assert same(finish(selectors), finish(reference))
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+def test_reset_starts_over(exchange: str, run: str, storage: str) -> None:
+    selection = SELECTIONS["es"]
+    selectors = remote(run, storage, exchange, selection, 1)
+    once = train(selectors, range(2))
+    selectors[0].reset()
+    assert train(selectors, range(2)) == once
+    assert finish(selectors).column("visits").to_numpy().max() == 2
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+def test_an_exchange_pickles_to_a_name(exchange: str, run: str, storage: str) -> None:
+    selection = SELECTIONS["es"]
+    [selector] = remote(run, storage, exchange, selection, 1)
+    train([selector], range(1))
+    selector.close()
+    data = pickle.dumps(selector.exchange)
+    assert len(data) < 4096  # a name and settings, no table
+    clone = pickle.loads(data)
+    assert same(clone.table(), selector.table())
+    again = es.Selector(selection, **SHAPE, exchange=clone)
+    reference = embedded(selection, 1)
+    train(reference, range(1))
+    assert train([again], range(1, NUM_EPOCHS)) == train(reference, range(1, NUM_EPOCHS))
+    again.close()
+
+
+BAD = {
+    "nan": (lambda ids, losses: (ids, np.where(np.arange(ids.size) == 7, np.nan, losses)), es.LossError, "position 7"),
+    "infinite": (lambda ids, losses: (ids, losses + np.inf), es.LossError, "position 0"),
+    "negative": (lambda ids, losses: (ids, -losses), es.LossError, "negative"),
+    "twice": (lambda ids, losses: (np.r_[ids[:-1], ids[0]], losses), es.IdError, f"position {BATCH_SIZE - 1}"),
+    "out of range": (lambda ids, losses: (np.r_[ids[:-1], NUM_SAMPLES], losses), es.IdError, "outside"),
+    "below zero": (lambda ids, losses: (np.r_[-1, ids[1:]], losses), es.IdError, "id -1 at position 0"),
+    "short": (lambda ids, losses: (ids, losses[1:]), es.ShapeError, "shape"),
+    "a mean": (lambda ids, losses: (ids, losses.mean()), es.ShapeError, "reduction='none'"),
+    "float ids": (lambda ids, losses: (ids.astype(np.float32), losses), es.ShapeError, "float32"),
+    "two dimensions": (lambda ids, losses: (ids[None], losses), es.ShapeError, "one-dimensional"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("exchange", ["embedded", "sync", "leased"])
+def test_bad_input_changes_nothing(exchange: str, bad: str, run: str, storage: str) -> None:
+    selection = preset("es", seed=3, anneal=(0, 0))
+    [selector] = embedded(selection, 1) if exchange == "embedded" else remote(run, storage, exchange, selection, 1)
+    [reference] = embedded(selection, 1)
+    spoil, error, message = BAD[bad]
+    for first, (ids, same_ids) in enumerate(zip(selector.epoch(0), reference.epoch(0), strict=True)):
+        losses = LOSSES[0, ids]
+        if first == 0:
+            with pytest.raises(error, match=message):
+                selector.select(*spoil(ids, losses))
+        draw, expected = selector.select(ids, losses), reference.select(same_ids, losses)
+        assert draw.positions.tolist() == expected.positions.tolist()
+    assert same(finish([selector]), finish([reference]))
+
+
+def test_leased_serves_reordered_ids_and_refuses_foreign_ones(run: str, storage: str) -> None:
+    selection = SELECTIONS["loss-systematic"]
+    selectors = remote(run, storage, "leased", selection, 2)
+    steps = [selector.epoch(0) for selector in selectors]
+    mine, theirs = (next(step) for step in steps)
+    draw = selectors[0].select(mine[::-1], LOSSES[0, mine[::-1]])
+    assert set(draw.ids) <= set(mine)
+    with pytest.raises(es.IdError, match="not in rank 0's share"):
+        selectors[0].select(theirs, LOSSES[0, theirs])
+    for selector in selectors:
+        selector.close()
+
+
+def test_waiting_for_a_missing_rank_ends_and_names_it(run: str, storage: str) -> None:
+    selection = SELECTIONS["es"]
+    attempt = uuid.uuid4().hex
+    first, second = (
+        es.connect(run, selection, **SHAPE, storage=storage, rank=rank, world_size=2, attempt=attempt, deadline_s=1.0)
+        for rank in range(2)
+    )
+    for ids in first.epoch(0):
+        first.select(ids, LOSSES[0, ids])
+    with pytest.raises(es.ServerUnavailableError, match=r"rank\(s\) \[1\]"):
+        next(first.epoch(1))
+    first.close()
+    second.close()
+
+
+def test_state_dict_inside_an_epoch_is_refused_over_ray(run: str, storage: str) -> None:
+    [selector] = remote(run, storage, "sync", SELECTIONS["es"], 1)
+    next(selector.epoch(0))
+    with pytest.raises(es.EpochOrderError, match="epoch 0 is open"):
+        selector.state_dict()

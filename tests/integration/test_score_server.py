@@ -1,0 +1,148 @@
+"""The score server as an actor: names, resources, refusals, what it listens on."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import es_service as es
+from es_service.actors import launch
+from es_service.actors.calls import call
+from es_service.selection.config import preset
+from es_service.selection.scorekeeper import RunConfig
+
+SHAPE = {"num_samples": 500, "num_epochs": 3, "batch_size": 50}
+SELECTION = preset("es", seed=1)
+
+
+def test_it_is_a_named_actor_that_takes_no_cpu(run: str, storage: str) -> None:
+    import ray
+    before = ray.available_resources().get("CPU")
+    es.connect(run, SELECTION, **SHAPE, storage=storage)
+    assert ray.get_actor(f"score-server:{run}", namespace="es_service") is not None
+    assert ray.available_resources().get("CPU") == before
+
+
+def test_many_callers_start_one_server(run: str, storage: str) -> None:
+    found: list[Any] = []
+    config = RunConfig(selection=SELECTION, **SHAPE)
+
+    def start() -> None:
+        server = launch.start(run, config, storage)
+        found.append(call(server.stats.remote(), 30.0, "ask for its pid")["pid"])
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_samples": 501}, "num_samples: run 500, yours 501"),
+        ({"num_epochs": 4}, "num_epochs"),
+        ({"selection": preset("es", seed=2)}, "seed: run 1, yours 2"),
+        ({"selection": preset("loss", seed=1)}, "method: run 'evolved', yours 'loss'"),
+        ({"selection": preset("es", seed=1, beta1=0.1)}, "beta1: run 0.2, yours 0.1"),
+    ],
+)
+def test_another_config_is_refused(change: dict[str, Any], named: str, run: str, storage: str) -> None:
+    es.connect(run, SELECTION, **SHAPE, storage=storage)
+    settings: dict[str, Any] = {"selection": SELECTION, **SHAPE, **change}
+    with pytest.raises(es.RunMismatchError) as caught:
+        es.connect(run, **settings, storage=storage)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "spaced out", "x" * 101, "nul\0"])
+def test_run_names_that_could_leave_their_folder_are_refused(name: str, ray_cluster: None, storage: str) -> None:
+    with pytest.raises(es.RunNameError):
+        es.connect(name, SELECTION, **SHAPE, storage=storage)
+    assert not Path(storage).exists()
+
+
+def test_a_batch_larger_than_the_plan_is_refused(run: str, storage: str) -> None:
+    with pytest.raises(es.ConfigError, match="at most 250"):
+        es.connect(run, SELECTION, **{**SHAPE, "batch_size": 251}, storage=storage, rank=0, world_size=2)
+    assert not Path(storage).exists()
+
+
+def test_a_storage_folder_that_cannot_be_written_is_refused(run: str, tmp_path: Path) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.write_text("not a folder")
+    with pytest.raises(es.StorageError, match="storage"):
+        es.connect(run, SELECTION, **SHAPE, storage=str(blocked))
+    with pytest.raises(es.RunNotFoundError):  # and no dead server is left behind
+        launch.find(run)
+    assert stat.S_ISREG(os.stat(blocked).st_mode)
+
+
+def test_reads_are_answered_while_ranks_report(run: str, storage: str) -> None:
+    selector = es.connect(run, SELECTION, **SHAPE, storage=storage, exchange="sync")
+    server = launch.find(run)
+    for step, ids in enumerate(selector.epoch(0), start=1):
+        selector.select(ids, np.ones(ids.size, dtype=np.float32))
+        stats = call(server.stats.options(concurrency_group=launch.READ_GROUP).remote(), 10.0, "read stats")
+        assert stats["num_reports"] == step
+        assert stats["open_epoch"] == 0
+        visits = selector.table().column("visits").to_numpy()
+        assert visits.sum() == step * SHAPE["batch_size"]
+    assert selector.table().num_rows == 500
+
+
+def test_snapshots_are_written_at_each_epochs_end(run: str, storage: str) -> None:
+    from es_service.storage.runs import RunStorage
+
+    selector = es.connect(run, SELECTION, **SHAPE, storage=storage)
+    for epoch in range(3):
+        for ids in selector.epoch(epoch):
+            selector.select(ids, np.full(ids.size, epoch + 1.0, dtype=np.float32))
+        stored = RunStorage(storage, run)
+        assert stored.finished_epochs() == epoch + 1
+        assert stored.table().equals(selector.table())
+    selector.close()
+
+
+def test_ray_listens_on_loopback_only(ray_cluster: None) -> None:
+    """Every TCP socket that a Ray process of ours listens on is bound to 127.0.0.0/8 or ::1."""
+    listening = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                listening[fields[9]] = fields[1].split(":")[0]
+    ours = {os.getpid()}
+    grown = True
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in ours} - ours
+        ours |= more
+        grown = bool(more)
+    bound = set()
+    for pid in ours:
+        try:
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                target = os.readlink(descriptor)
+                if target.startswith("socket:[") and target[8:-1] in listening:
+                    bound.add(listening[target[8:-1]])
+        except OSError:
+            continue
+    assert bound, "no listening socket found: the test looked in the wrong place"
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert bound <= loopback
