@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import sys
 import time
 import warnings
@@ -71,7 +70,6 @@ def train_command(options: argparse.Namespace) -> int:
         job = _job(options)
     from es_service.training import job as jobs
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.closing(Progress(sys.stderr)) as progress:
         result = jobs.train(job, progress.show)
     print(json.dumps(result) if options.json else text.summary(result))

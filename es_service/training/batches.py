@@ -1,9 +1,9 @@
 """Batches of any make: take some of the samples, cut into micro-batches, move to a device.
 
-A batch is a tree of dicts, lists, tuples, NamedTuples and dataclasses with leaves at its ends. A leaf has a length if it
-is a tensor or array of at least one dimension, or a list or tuple without any tensor or array in it (one string per
-sample, say). B is the length of the first such leaf. Leaves of length B are indexed; all else (scalars, strings, None, a
-tensor of another length) passes through as it is. So does the make of the tree: a NamedTuple stays one.
+A batch is a tree of dicts, lists, tuples, NamedTuples and dataclasses with leaves at its ends. A leaf has a length if
+it is a tensor or array of at least one dimension, or a list or tuple without any tensor or array in it (one string per
+sample, say). B is the length of the first such leaf. Leaves of length B are indexed; all else (scalars, strings, None,
+a tensor of another length) passes through as it is. So does the make of the tree: a NamedTuple stays one.
 
 A list or tuple of tensors is read as fields, `[images, labels]`, unless they do not all have B samples and there are B
 of them: then it is one tensor per sample, as in detection. That needs an earlier leaf that says what B is.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
@@ -96,8 +97,8 @@ def split(batch: Any, size: int) -> Iterator[Any]:
         yield batch
         return
     for start in range(0, length, size):
-        end = min(start + size, length)
-        yield _map(batch, lambda leaf, start=start, end=end: leaf[start:end], length)
+        piece = slice(start, min(start + size, length))
+        yield _map(batch, operator.itemgetter(piece), length)
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

@@ -157,7 +157,7 @@ class _Training:
                     outputs = self.bare(self.task.inputs(batch))
                 correct += int(self.task.correct(outputs, batch).sum())
         self.bare.train()
-        return sum(workers.gather(correct)) / len(held_out)
+        return float(sum(workers.gather(correct)) / len(held_out))
 
     def _metrics(self, epoch: int, accuracy: float, ledger: Ledger) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import tempfile
 import threading
@@ -124,6 +125,7 @@ def init_ray() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, configure_logging=False)
         return

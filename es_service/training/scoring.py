@@ -7,6 +7,8 @@ normalises with the batch at hand, dropout drops. What such a pass changes along
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,18 +54,23 @@ def score(
         ConfigError: micro_batch_size below 1.
     """
     bare = unwrap(model)
-    size = batches.batch_length(batch) if micro_batch_size is None else micro_batch_size
-    parts = batches.split(batch, max(size, 1) if micro_batch_size is None else size)
+    length = batches.batch_length(batch)
+    if micro_batch_size is None:
+        micro_batch_size = max(1, length)
+    elif 1 <= micro_batch_size < length:  # as many passes, of sizes as equal as may be: BatchNorm needs samples
+        micro_batch_size = math.ceil(length / math.ceil(length / micro_batch_size))
     losses_B: list[torch.Tensor] = []
-    with torch.no_grad(), untouched(bare), _training(bare):
-        for part in parts:
+    with torch.no_grad(), untouched(bare):
+        if not bare.training:
+            bare.train()
+        for part in batches.split(batch, micro_batch_size):
             with autocast(), _no_autocast_cache():
                 values = losses(bare(inputs(part)), part)
             _check_losses(values, batches.batch_length(part))
             losses_B.append(values.float())
     if not losses_B:
         return np.empty(0, dtype=np.float32)
-    return torch.cat(losses_B).cpu().numpy()  # type: ignore[no-any-return]
+    return torch.cat(losses_B).cpu().numpy()
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -83,10 +90,11 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
 
     That is: every buffer (its values, and which tensor it is, also where the pass replaced, added or removed it), the
     mode of every module, and the states of torch's random generators on the CPU and on the model's devices.
+
     Parameters and gradients are not kept: use it under `torch.no_grad()`, where a forward pass changes neither.
     """
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
-    buffers = list({id(buffer): buffer for buffer in model.buffers() if not _overlaps(buffer)}.values())
+    buffers = [buffer for buffer in model.buffers() if not _repeats(buffer)]
     with torch.no_grad():
         kept = [buffer.clone() for buffer in buffers]
     random_states = _random_states(model)
@@ -95,7 +103,7 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training, own in modules:
             module.training = training
-            if module._buffers != own and not _same(module._buffers, own):
+            if not _same(module._buffers, own):
                 module._buffers.clear()
                 module._buffers.update(own)
         if buffers:
@@ -103,3 +111,55 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
                 torch._foreach_copy_(buffers, kept)
         for set_state, state in random_states:
             set_state(state)
+
+
+def _same(now: dict[str, torch.Tensor | None], before: dict[str, torch.Tensor | None]) -> bool:
+    """Whether a module still has the very tensors it had as buffers; their values may differ."""
+    return len(now) == len(before) and all(now.get(name, now) is buffer for name, buffer in before.items())
+
+
+def _repeats(buffer: torch.Tensor) -> bool:
+    """Whether one memory cell stands for several entries (an expanded tensor): torch writes into no such buffer."""
+    return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
+
+
+def _random_states(model: torch.nn.Module) -> list[tuple[Callable[[torch.Tensor], None], torch.Tensor]]:
+    """Return (function that sets it, state) of the CPU's generator and of those of the model's other devices."""
+    states: list[tuple[Callable[[torch.Tensor], None], torch.Tensor]] = [(torch.set_rng_state, torch.get_rng_state())]
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    for device in {tensor.device for tensor in tensors} - {torch.device("cpu")}:
+        backend: Any = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, …
+        if hasattr(backend, "get_rng_state"):
+            on_device = () if device.type == "mps" else (device,)
+            states.append((_setter(backend, on_device), backend.get_rng_state(*on_device)))
+    return states
+
+
+def _setter(backend: Any, on_device: tuple[torch.device, ...]) -> Callable[[torch.Tensor], None]:
+    return lambda state: backend.set_rng_state(state, *on_device)
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Keep autocast from caching weights cast here: they have no gradient, and a training step would find them."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def _check_losses(losses: Any, length: int) -> None:
+    if not isinstance(losses, torch.Tensor):
+        raise errors.ShapeError(f"the loss function must return a tensor, got {type(losses).__name__}")
+    if losses.ndim == 0:
+        raise errors.ShapeError(
+            f"the loss function returned one number for {length} samples: it must give one loss per sample; "
+            "with torch's loss functions pass reduction='none'"
+        )
+    if losses.shape != (length,):
+        raise errors.ShapeError(
+            f"the loss function returned shape {tuple(losses.shape)} for {length} samples: it must be ({length},), one "
+            "loss per sample; of several per sample, take the mean over all but the first dimension"
+        )

@@ -52,7 +52,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     observed = []
     parts = batches.split(batch, micro_batch_size or num)
-    scales = scale.split(micro_batch_size or num)
+    scales = torch.split(scale, micro_batch_size or num)
     for index, (part, part_scale) in enumerate(zip(parts, scales, strict=True)):
         is_last = index == len(scales) - 1
         with contextlib.nullcontext() if is_last else _without_sync(model):

@@ -1,0 +1,113 @@
+"""The contract of a task: what a training needs to know of a problem, and nothing about how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from es_service import errors
+
+__all__ = ["Samples", "Task", "TaskDefaults"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TaskDefaults:
+    """Settings that a task was tuned with, for a meta-batch of 2 workers; a caller may override each.
+
+    Args:
+        epochs: passes over the train set.
+        batch_size: B, the meta-batch of one worker.
+        learning_rate: the highest of the schedule, which rises for a fifth of the training and then falls to 0.
+        momentum: of SGD, Nesterov's.
+        weight_decay: L2.
+
+    Raises:
+        ConfigError: a value outside its domain.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise errors.ConfigError(
+                f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}"
+            )
+        if not self.learning_rate > 0:
+            raise errors.ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise errors.ConfigError(
+                f"momentum must lie in [0, 1) and weight_decay be at least 0, "
+                f"got {self.momentum} and {self.weight_decay}"
+            )
+
+
+class Samples(Protocol):
+    """A map-style data set that hands out whole batches, as torch's DataLoader asks for them.
+
+    The sample of an id is always the same, bit for bit. With a DataLoader, `collate_fn` has nothing left to do.
+    """
+
+    def __len__(self) -> int:
+        """Return n: ids are 0 .. n-1."""
+        ...
+
+    def __getitems__(self, ids: Sequence[int]) -> Any:
+        """Return the collated batch of these ids, in this order, on the CPU; IndexError for an id outside [0, n)."""
+        ...
+
+
+class Task(Protocol):
+    """A problem to train on.
+
+    A batch is whatever `train_set` returns and `training.batches` can take apart; only the task looks inside.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        ...
+
+    @property
+    def train_set(self) -> Samples:
+        """What is trained on; its positions are the sample ids."""
+        ...
+
+    @property
+    def held_out(self) -> Samples:
+        """What accuracy is measured on."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Labels int64[n] of the train set, or None where a sample has no single label."""
+        ...
+
+    @property
+    def defaults(self) -> TaskDefaults:
+        """Settings the task was tuned with."""
+        ...
+
+    def build_model(self) -> torch.nn.Module:
+        """Return a new model on the CPU; its weights come from torch's global generator, which the caller seeds."""
+        ...
+
+    def inputs(self, batch: Any) -> Any:
+        """Return what goes into the model: outputs = model(task.inputs(batch))."""
+        ...
+
+    def losses(self, outputs: Any, batch: Any) -> torch.Tensor:
+        """Return float[B], one differentiable loss per sample."""
+        ...
+
+    def correct(self, outputs: Any, batch: Any) -> torch.Tensor:
+        """Return bool[B], whether each sample was predicted correctly."""
+        ...

@@ -1,0 +1,1 @@
+"""Data only: the 10,000 test images of Fashion-MNIST as gzip IDX files, and their licence."""

@@ -1,0 +1,69 @@
+"""A small ResNet for 28×28 grey images: 0.3 M parameters, made to be fast on one CPU thread."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["SmallResNet"]
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions around a shortcut without weights (He et al., *Deep Residual Learning*, 2016, option A).
+
+    Where the block halves the resolution and widens, the shortcut is the mean of 2×2 and zeros in the new channels.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.stride = stride
+        self.new_channels = width - width_in
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        out = self.norm2(self.conv2(out))
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        if self.new_channels:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return F.relu(out + x, inplace=True)
+
+
+class SmallResNet(nn.Module):
+    """A strided stem and one residual block per width, each but the first at half the resolution; then the mean.
+
+    Images float[B, 1, 28, 28] go in, logits float[B, num_classes] come out.
+
+    Args:
+        num_classes: length of a row of logits.
+        widths: channels of the blocks; the first is the stem's too.
+    """
+
+    def __init__(self, num_classes: int = 10, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, widths[0], 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        before = (widths[0], *widths)
+        self.blocks = nn.Sequential(
+            *(
+                _Block(width_in, width, 1 if index == 0 else 2)
+                for index, (width_in, width) in enumerate(zip(before, widths, strict=False))
+            )
+        )
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits float[B, num_classes] of images float[B, 1, 28, 28]."""
+        # Channels last is 1.4 times as fast on a CPU. (1×1 convolutions in it would give gradients in a layout that
+        # DistributedDataParallel warns about: hence shortcuts without weights.)
+        features = self.stem(images).contiguous(memory_format=torch.channels_last)
+        logits: torch.Tensor = self.head(self.blocks(features).mean(dim=(2, 3)))
+        return logits
