@@ -1,1 +1,1 @@
-"""Measurements: speed and memory as ratios within one run, since machines differ and are noisy. Never part of the tests."""
+"""Measurements, as ratios within one run, since machines differ and are noisy. Never part of the tests."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.selector [--json]
 
-Kernel: checks, gather, both averages, draw, scatter, on ids in random order. Ray: an empty actor call, a sync step and a
-leased step take turns, back to back and at the pace of a real training; what counts is their ratio.
+Kernel: checks, gather, both averages, draw, scatter, on ids in random order. Ray: an empty actor call, a sync step and
+a leased step take turns, back to back and at the pace of a real training; what counts is their ratio.
 """
 
 from __future__ import annotations
@@ -143,7 +143,11 @@ def readable(figures: dict[str, Any]) -> str:
     ]
     for pace in [key for key in figures.get("ray", {}) if key != "batch_size"]:
         part = figures["ray"][pace]
-        lines += ["", f"over Ray, B = {RAY_BATCH:,}, {pace.replace('_', ' ')}", "            p50 ms   p99 ms   to empty"]
+        lines += [
+            "",
+            f"over Ray, B = {RAY_BATCH:,}, {pace.replace('_', ' ')}",
+            "            p50 ms   p99 ms   to empty",
+        ]
         for name in ("empty", "sync", "leased"):
             ratio = part.get(f"{name}_to_empty", 1.0)
             lines.append(f"  {name:8}  {part[name]['p50_ms']:6.3f}   {part[name]['p99_ms']:6.3f}   {ratio:8.2f}")

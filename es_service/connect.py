@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from es_service import errors
 from es_service.exchange.base import Position
-from es_service.selection.config import Selection, suggest
+from es_service.selection.config import Selection
 from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.settings import suggest
 from es_service.selector import Selector
 from es_service.storage import runs
 
@@ -74,7 +75,7 @@ def connect(
     kind = _exchange(exchange)
     config = RunConfig(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
     position, shared = _whereabouts(rank, world_size)
-    config.check_world(position.world_size)
+    config.check_world(position.world_size, position.rank)
     if not ray.is_initialized():
         ray.init(configure_logging=False)
     launch.start(run, config, os.path.expanduser(storage))
@@ -97,8 +98,6 @@ def _whereabouts(rank: int | None, world_size: int | None) -> tuple[Position, st
     if (rank is None) != (world_size is None):
         raise errors.ConfigError(f"rank={rank} and world_size={world_size}: give both, or neither")
     if rank is not None and world_size is not None:
-        if not 0 <= rank < world_size:
-            raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
         return Position(rank, world_size), None
     if "ray.train" in sys.modules:
         found = _from_ray_train()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 __all__ = ["SECTIONS", "Ledger"]
 
 SECTIONS = ("score", "train", "exchange", "data")
-_MAX_TIMED_STEPS = 4096
+_WARM_UP_STEPS = 3  # of a run: first touches, compilation, caches
 
 
 @dataclasses.dataclass
@@ -25,8 +24,10 @@ class Ledger:
         full: samples that a full run would have back-propagated by now.
         seconds: by section (score, train, exchange, data); what is in none of them is in `total_s` alone.
         total_s: seconds inside steps.
-        full_step_s: seconds of each step that took its whole meta-batch: the run's own measure of full training.
+        steps: steps made.
         full_steps: steps that a full run would have made by now (not whole where epochs were pruned).
+        measured_s: seconds of the steps that took their whole meta-batch, the run's own measure of a full step.
+        measured_steps: how many of them; the first steps of a run, which warm things up, are not among them.
         skipped: losses left out because they were not finite.
     """
 
@@ -36,9 +37,11 @@ class Ledger:
     full: int = 0
     skipped: int = 0
     total_s: float = 0.0
+    steps: int = 0
     full_steps: float = 0.0
+    measured_s: float = 0.0
+    measured_steps: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECTIONS, 0.0))
-    full_step_s: list[float] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
     def timing(self, section: str) -> Iterator[None]:
@@ -54,8 +57,10 @@ class Ledger:
         self.full += num_ids
         self.full_steps += num_ids / batch_size
         self.total_s += seconds
-        if took_all and num_ids == batch_size and len(self.full_step_s) < _MAX_TIMED_STEPS:
-            self.full_step_s.append(seconds)
+        self.steps += 1
+        if took_all and num_ids == batch_size and self.steps > _WARM_UP_STEPS:
+            self.measured_s += seconds
+            self.measured_steps += 1
 
     def count_pruned(self, num_ids: int, batch_size: int) -> None:
         """Count ids that this epoch's plan left out and a full run would have trained on."""
@@ -67,13 +72,13 @@ class Ledger:
 
         samples   1 - trained/full                    back-propagated samples
         cost      1 - (scored + 3·trained)/(3·full)   forward passes, a backward counted as two
-        seconds   1 - total_s/(full_steps · median full step); None where no step took everything
+        seconds   1 - total_s/(full_steps · mean measured step); None where no step took everything
         """
         if self.full == 0:
             return {"samples": None, "cost": None, "seconds": None}
         seconds = None
-        if self.full_step_s:
-            seconds = 1.0 - self.total_s / (self.full_steps * statistics.median(self.full_step_s))
+        if self.measured_s > 0:
+            seconds = 1.0 - self.total_s / (self.full_steps * self.measured_s / self.measured_steps)
         return {
             "samples": 1.0 - self.trained / self.full,
             "cost": 1.0 - (self.scored + 3 * self.trained) / (3 * self.full),
@@ -89,8 +94,7 @@ class Ledger:
     @classmethod
     def from_dict(cls, values: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> Ledger:
         """Make a ledger from `to_dict`'s values."""
-        own = {**values, "seconds": dict(values["seconds"]), "full_step_s": list(values["full_step_s"])}
-        return cls(clock=clock, **own)
+        return cls(clock=clock, **{**values, "seconds": dict(values["seconds"])})
 
     @classmethod
     def merge(cls, ledgers: list[Ledger]) -> Ledger:
@@ -104,7 +108,9 @@ class Ledger:
             full=sum(one.full for one in ledgers),
             skipped=sum(one.skipped for one in ledgers),
             total_s=sum(one.total_s for one in ledgers) / num,
+            steps=max(one.steps for one in ledgers),
             full_steps=sum(one.full_steps for one in ledgers) / num,
+            measured_s=sum(one.measured_s for one in ledgers),
+            measured_steps=sum(one.measured_steps for one in ledgers),
             seconds={key: sum(one.seconds[key] for one in ledgers) / num for key in SECTIONS},
-            full_step_s=[seconds for one in ledgers for seconds in one.full_step_s],
         )

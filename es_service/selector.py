@@ -27,6 +27,7 @@ from es_service.selection import observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw, choose
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.settings import as_integer
 from es_service.storage import runs
 
 __all__ = ["Selector"]
@@ -84,6 +85,7 @@ class Selector:
         self._share: _I64 = np.empty(0, dtype=np.int64)
         self._step = 0
         self._resume_step = 0
+        self._step_began = 0.0
         self._step_done = False
         self._unreported: Draw | None = None
 
@@ -118,8 +120,7 @@ class Selector:
             ConfigError: an epoch past num_epochs.
             EpochOrderError: not the next epoch of the run.
         """
-        if not 0 <= epoch < self.config.num_epochs:
-            raise errors.ConfigError(f"epoch {epoch} is outside [0, num_epochs={self.config.num_epochs})")
+        epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
         if self._open_epoch is not None:
             self._close()
         with self.ledger.timing("exchange"):
@@ -129,13 +130,19 @@ class Selector:
         size = self.config.batch_size
         for step in range(first, self.steps(epoch)):
             self._step = step
-            begin = self.ledger.clock()
+            self._step_began = self.ledger.clock()
             self._step_done = False
-            ids_B = self._share[step * size : (step + 1) * size]
-            yield ids_B
-            took_all = self._num_to_draw(ids_B.size) == ids_B.size
-            self.ledger.count_step(ids_B.size, size, self.ledger.clock() - begin, took_all=took_all)
+            yield self._share[step * size : (step + 1) * size]
+            if self._open_epoch != epoch:
+                return  # reset() or load_state_dict() was called inside the loop
+            self._count_step(self.ledger)
         self._close()
+
+    def _count_step(self, ledger: Ledger) -> None:
+        size = self.config.batch_size
+        num_ids = min(size, self._share.size - self._step * size)
+        seconds = ledger.clock() - self._step_began
+        ledger.count_step(num_ids, size, seconds, took_all=self._num_to_draw(num_ids) == num_ids)
 
     def _close(self) -> None:
         assert self._open_epoch is not None
@@ -259,9 +266,16 @@ class Selector:
         Raises:
             EpochOrderError: over Ray, inside an epoch.
         """
-        if self._open_epoch is not None:
-            self._report_pending()
         saved = self.exchange.save()
+        ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)
+        step = 0
+        if saved.share is not None:
+            step = self._step
+            if self._unreported is not None:  # drawn, but its losses are still to come: this step will be done again
+                ledger.trained -= self._unreported.positions.size
+            elif self._step_done:
+                step += 1
+                self._count_step(ledger)
         return {
             "format": _STATE_FORMAT,
             "config": runs.config_to_dict(self.config),
@@ -269,8 +283,8 @@ class Selector:
             "epoch_starts": list(saved.epoch_starts),
             "table": saved.table,
             "share": None if saved.share is None else saved.share.tolist(),
-            "step": self._step + self._step_done if saved.share is not None else 0,
-            "ledger": self.ledger.to_dict(),
+            "step": step,
+            "ledger": ledger.to_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
@@ -284,8 +298,8 @@ class Selector:
             raise errors.StorageError(
                 f"the selector state has format {state.get('format')!r}, this version reads {_STATE_FORMAT}"
             )
-        runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), self.config)
         try:
+            runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), self.config)
             share = None if state["share"] is None else np.asarray(state["share"], dtype=np.int64)
             saved = SavedState(state["finished_epochs"], tuple(state["epoch_starts"]), state["table"], share)
             ledger, step = Ledger.from_dict(state["ledger"], self.ledger.clock), int(state["step"])

@@ -12,6 +12,7 @@ from there; ranks that had joined get ServerRestartedError and join again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import threading
@@ -67,7 +68,10 @@ class ScoreServer:
         """Do nothing: the price of a call."""
 
     def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> int:
-        """Enter the run; a new attempt first takes the table back to the last finished epoch. Return that epoch.
+        """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
+
+        Returns:
+            The seq of this rank's last report in this attempt, from which it counts on.
 
         Raises:
             RunMismatchError: the caller's config is not the run's.
@@ -75,16 +79,15 @@ class ScoreServer:
         """
         self._ready()
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
+        self._config.check_world(world_size, rank)
         with self._lock:
-            caller = Caller(rank, attempt)
             if self._keeper.attempt != attempt:
                 if self._keeper.open_epoch_number is not None:
                     self._go_to(self._storage.last_snapshot())
                 self._seqs.clear()
-            self._keeper.join(caller, world_size)
-            self._seqs[rank] = (0, b"")
+            self._keeper.join(Caller(rank, attempt), world_size)
             self._joined = True
-            return self._keeper.finished_epochs
+            return self._seqs.setdefault(rank, (0, b""))[0]
 
     def open_epoch(self, rank: int, attempt: str, epoch: int) -> Lease | list[int]:
         """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks still in the last one.
@@ -100,33 +103,51 @@ class ScoreServer:
             return share.ids, self._keeper.engine.table.scores(share.ids), share.first_step
 
     def step(self, message: bytes) -> bytes:
-        """Apply one report and draw from it; return the packed draw. A repeated report gets the same answer again."""
+        """Apply one report and draw from it; return the packed draw. The last report, repeated, gets its answer again.
+
+        Raises:
+            ShapeError, IdError, LossError: the report cannot be used.
+            EpochOrderError: a report is missing before it, or its rank is superseded or has no epoch open.
+        """
         self._ready(joined=True)
-        (report,) = wire.decode_reports(message)
-        ids, losses = self._checked(report)
+        reports = list(wire.decode_reports(message))
+        if len(reports) != 1 or reports[0].positions is not None:
+            raise errors.ShapeError(f"a step is one report that leaves the draw to the server, got {len(reports)}")
+        report = self._checked(reports[0])
         with self._lock:
-            repeated = self._repeated(report)
-            if repeated is not None:
-                return repeated
-            draw = self._keeper.step(report.caller, ids, losses, report.num, report.run_step)
+            last, answer = self._last(report)
+            if report.seq == last > 0:
+                return answer
+            self._follows(report, last)
+            draw = self._keeper.step(report.caller, report.ids, report.losses, report.num, report.run_step)
             answer = wire.encode_draw(draw)
             self._applied(report, answer, draw.positions.size)
             return answer
 
     def report(self, message: bytes) -> int:
-        """Apply reports that were drawn by the rank itself, in order; return the last seq."""
+        """Apply reports that their rank drew itself, all of them or none; those applied before change nothing.
+
+        Returns:
+            The last report's seq.
+
+        Raises:
+            As `step` does.
+        """
         self._ready(joined=True)
-        last = 0
-        for report in wire.decode_reports(message):
-            ids, losses = self._checked(report)
-            if report.positions is None:
-                raise errors.ShapeError("a background report must name the positions it drew")
-            with self._lock:
-                if self._repeated(report) is None:
-                    self._keeper.record(report.caller, ids, losses, report.positions, report.run_step)
-                    self._applied(report, b"", report.positions.size)
-            last = report.seq
-        return last
+        reports = [self._checked(report) for report in wire.decode_reports(message)]
+        if not reports or any(report.positions is None or report.caller != reports[0].caller for report in reports):
+            raise errors.ShapeError("a background message is one rank's reports, each with the positions it drew")
+        with self._lock:
+            last = self._last(reports[0])[0]
+            new = [report for report in reports if not 1 <= report.seq <= last]
+            for ahead, report in enumerate(new):
+                self._keeper.check_open(report.caller)
+                self._follows(report, last + ahead)
+            for report in new:
+                assert report.positions is not None
+                self._keeper.record(report.caller, report.ids, report.losses, report.positions, report.run_step)
+                self._applied(report, b"", report.positions.size)
+        return reports[-1].seq
 
     def close_epoch(self, rank: int, attempt: str, epoch: int) -> bool:
         """Close an epoch for one rank; the last one writes the snapshot, and gets True once it is on storage.
@@ -175,8 +196,9 @@ class ScoreServer:
             if state is None and finished_epochs > 0:
                 return False
             self._go_to(state)
-            self._storage.forget_after(finished_epochs)
-            if state is not None:
+            if state is None:
+                self._storage.forget_after(0)
+            else:
                 self._storage.write_snapshot(state)
             self._rewound = (attempt, ordinal)
             return True
@@ -239,26 +261,31 @@ class ScoreServer:
                 f"{self._keeper.finished_epochs}: connect again and continue from the checkpoint of that epoch"
             )
 
-    def _checked(self, report: wire.Report) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        method = self._config.selection.method
+    def _checked(self, report: wire.Report) -> wire.Report:
+        """Return the report with arrays that can be written, or raise what is wrong with them."""
         ids = observations.check_ids(report.ids, self._config.num_samples)
-        if report.losses is None:
-            return ids, None
-        return ids, observations.check_losses(report.losses, ids.size, non_negative=method.needs_losses)
+        losses, positions = report.losses, report.positions
+        if losses is not None:
+            needed = self._config.selection.method.needs_losses
+            losses = observations.check_losses(losses, ids.size, non_negative=needed)
+        if positions is not None and (np.diff(positions) <= 0).any():
+            raise errors.ShapeError("positions drawn must ascend: one of them stands twice or out of order")
+        if positions is None and not 1 <= report.num <= ids.size:
+            raise errors.ShapeError(f"cannot draw {report.num} of {ids.size}")
+        return dataclasses.replace(report, ids=ids, losses=losses)
 
-    def _repeated(self, report: wire.Report) -> bytes | None:
-        """Return the answer given to this report before, or None for a new one."""
+    def _last(self, report: wire.Report) -> tuple[int, bytes]:
+        """Return the seq and the answer of the last report of this rank."""
         self._keeper.check(report.caller)
         if report.caller.rank not in self._seqs:
             raise errors.EpochOrderError(f"rank {report.caller.rank} reports without having joined")
-        last, answer = self._seqs[report.caller.rank]
-        if report.seq == last + 1:
-            return None
-        if 0 < report.seq <= last:
-            return answer
-        raise errors.EpochOrderError(
-            f"rank {report.caller.rank} sent report {report.seq} after {last}: one got lost between them"
-        )
+        return self._seqs[report.caller.rank]
+
+    def _follows(self, report: wire.Report, last: int) -> None:
+        if report.seq != last + 1:
+            raise errors.EpochOrderError(
+                f"rank {report.caller.rank} sent report {report.seq} after {last}: reports go up by one"
+            )
 
     def _applied(self, report: wire.Report, answer: bytes, num_selected: int) -> None:
         self._seqs[report.caller.rank] = (report.seq, answer)
@@ -272,7 +299,10 @@ class ScoreServer:
         if finished_epochs == 0:
             return None
         if table is None:
-            return self._storage.snapshot_with(finished_epochs, sha256)
+            try:
+                return self._storage.snapshot_with(finished_epochs, sha256)
+            except errors.StorageError:  # a damaged one: the caller has the table
+                return None
         if hashlib.sha256(table).hexdigest() != sha256:
             raise errors.StorageError("the table in the checkpoint is damaged: its sha256 is not the one noted there")
         decoded = snapshots.decode_table(table, "the table in the checkpoint")

@@ -120,8 +120,13 @@ def encode_draw(draw: Draw) -> bytes:
 
 
 def decode_draw(message: bytes, ids_B: NDArray[np.int64]) -> Draw:
-    """Unpack what was drawn from these ids."""
-    (num,) = _COUNT.unpack_from(message)
+    """Unpack what was drawn from these ids; ShapeError where the bytes are not that."""
+    if len(message) < _COUNT.size or len(message) != _COUNT.size + 8 * (num := _COUNT.unpack_from(message)[0]):
+        raise errors.ShapeError(
+            f"answer of {len(message)} bytes is not a draw: do client and server run the same es_service?"
+        )
     positions = np.frombuffer(message, "<u4", num, _COUNT.size).astype(np.int64)
     scale = np.frombuffer(message, "<f4", num, _COUNT.size + 4 * num).copy()
+    if num and int(positions.max()) >= ids_B.size:
+        raise errors.ShapeError(f"position {int(positions.max())} is outside a meta-batch of {ids_B.size}")
     return Draw(positions, ids_B[positions], scale)

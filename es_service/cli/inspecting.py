@@ -13,7 +13,7 @@ from pyarrow import compute, csv, parquet
 
 from es_service import errors
 from es_service.cli import text
-from es_service.selection.config import suggest
+from es_service.selection.settings import suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage, list_runs
 
 __all__ = ["add_parsers"]

@@ -12,7 +12,8 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import text
-from es_service.selection.config import PRESETS, preset, suggest
+from es_service.selection.config import PRESETS, preset
+from es_service.selection.settings import suggest
 from es_service.storage.runs import DEFAULT_STORAGE
 
 __all__ = ["add_parser"]
@@ -70,7 +71,8 @@ def train_command(options: argparse.Namespace) -> int:
         job = _job(options)
     from es_service.training import job as jobs
 
-    with contextlib.closing(Progress(sys.stderr)) as progress:
+    # Ray prints what its daemons have to say, and stdout is for the result alone.
+    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         result = jobs.train(job, progress.show)
     print(json.dumps(result) if options.json else text.summary(result))
     return 0

@@ -47,7 +47,11 @@ class Backlog:
             EsServiceError: whatever an earlier send raised.
         """
         with self._changed:
-            self._wait(lambda: self._num_bytes + len(report) <= _MAX_BYTES, "make room in the backlog")
+            if self._closed:
+                raise errors.ServerUnavailableError("this exchange was closed: connect again to go on reporting")
+            self._wait(
+                lambda: self._num_bytes + len(report) <= _MAX_BYTES or not self._num_bytes, "make room in the backlog"
+            )
             self._waiting.append(report)
             self._num_bytes += len(report)
             if self._num_bytes >= _MESSAGE_BYTES:

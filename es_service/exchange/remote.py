@@ -46,12 +46,9 @@ class Remote:
         self._caller = Caller(position.rank, attempt)
         self._deadline_s = deadline_s
         self.first_step = 0
-        self._seq = 0
         self._num_rewinds = 0
         self._actor = launch.find(run)
-        self.finished_epochs = int(
-            self._call("join", position.rank, attempt, position.world_size, runs.config_to_dict(config))
-        )
+        self._seq = int(self._call("join", position.rank, attempt, position.world_size, runs.config_to_dict(config)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (

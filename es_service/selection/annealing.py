@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from es_service import errors
+from es_service.selection.settings import as_number, exact_share
 
 __all__ = ["check_anneal", "is_annealing"]
 
-_ROUNDING = 1e-9  # 0.1 * 30 is 3.0000000000000004 in floats: a share that means 3 epochs must not give 4
 
-
-def check_anneal(anneal: tuple[float, float]) -> None:
-    """Raise ConfigError unless `anneal` is two shares in [0, 1] that sum to at most 1."""
-    if len(anneal) != 2 or not all(0.0 <= share <= 1.0 for share in anneal) or sum(anneal) > 1.0 + _ROUNDING:
+def check_anneal(anneal: Any) -> tuple[float, float]:
+    """Return `anneal` as two shares; ConfigError unless they lie in [0, 1] and sum to at most 1."""
+    try:
+        first, last = (as_number("anneal", share) for share in anneal)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, errors.ConfigError):
+            raise
         raise errors.ConfigError(
-            f"anneal must be two shares of the epochs in [0, 1] with a sum of at most 1, got {anneal}"
-        )
+            f"anneal must be two shares of the epochs, (0.05, 0.05) say, got {anneal!r}"
+        ) from error
+    if not (first >= 0 and last >= 0 and exact_share(first, 1) + exact_share(last, 1) <= 1):
+        raise errors.ConfigError(f"anneal must be two shares of the epochs, with a sum of at most 1, got {anneal!r}")
+    return first, last
 
 
 def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:
     """Return whether this epoch selects and prunes nothing: one of ⌈first·E⌉ at the start or ⌈last·E⌉ at the end."""
-    first, last = (math.ceil(share * num_epochs - _ROUNDING) for share in anneal)
+    first, last = (math.ceil(exact_share(share, num_epochs)) for share in anneal)
     return epoch < first or epoch >= num_epochs - last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,18 +10,12 @@ from typing import Any, Literal, get_args
 
 from es_service import errors
 from es_service.selection import annealing, draws, methods
+from es_service.selection.settings import as_integer, as_number, exact_share, suggest
 
-__all__ = ["PRESETS", "Selection", "preset", "suggest"]
+__all__ = ["PRESETS", "Selection", "preset"]
 
 Reweight = Literal["none", "unbiased"]
 OnBadLoss = Literal["raise", "skip"]
-_ROUNDING = 1e-9
-
-
-def suggest(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    """Return the end of an error message: the nearest known word, or all of them."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +58,8 @@ class Selection:
     def __post_init__(self) -> None:
         if not isinstance(self.method, methods.Method):
             raise errors.ConfigError(f"method must come from es.methods, es.methods.evolved() say; got {self.method!r}")
+        for name in ("ratio", "prune_ratio"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0.0 < self.ratio <= 1.0:
             raise errors.ConfigError(
                 f"ratio must lie in (0, 1], got {self.ratio}: it is b/B, the share of a meta-batch to train on"
@@ -73,8 +68,7 @@ class Selection:
             raise errors.ConfigError(
                 f"prune_ratio must lie in [0, 1), got {self.prune_ratio}: it is the share that an epoch leaves out"
             )
-        object.__setattr__(self, "anneal", tuple(self.anneal))
-        annealing.check_anneal(self.anneal)
+        object.__setattr__(self, "anneal", annealing.check_anneal(self.anneal))
         if self.draw not in draws.DRAWS:
             raise errors.ConfigError(f"unknown draw {self.draw!r}; {suggest(self.draw, draws.DRAWS)}")
         for name, value, allowed in (
@@ -88,10 +82,9 @@ class Selection:
                 "draw='topk' is deterministic and has no inclusion probabilities, so reweight='unbiased' cannot work: "
                 "take draw='race', or reweight='none'"
             )
-        if self.max_age is not None and self.max_age < 1:
-            raise errors.ConfigError(f"max_age must be at least 1 epoch, or None; got {self.max_age}")
-        if not 0 <= self.seed < 2**63:
-            raise errors.ConfigError(f"seed must lie in [0, 2**63), got {self.seed}")
+        if self.max_age is not None:
+            object.__setattr__(self, "max_age", as_integer("max_age", self.max_age, least=1))
+        object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
         if self.prune_ratio > 0 and not self.method.selects:
             raise errors.ConfigError(
                 f"method {self.method.name!r} trains on everything, so prune_ratio={self.prune_ratio} contradicts it: "
@@ -102,11 +95,11 @@ class Selection:
         """Return b = ⌈ratio·B⌉ for a meta-batch of B, outside annealing."""
         if not self.method.selects:
             return batch_size
-        return max(1, math.ceil(self.ratio * batch_size - _ROUNDING))
+        return math.ceil(exact_share(self.ratio, batch_size))
 
     def num_kept(self, num_samples: int) -> int:
         """Return n - ⌊r·n⌋, the ids of a pruned plan."""
-        return num_samples - math.floor(self.prune_ratio * num_samples + _ROUNDING)
+        return num_samples - math.floor(exact_share(self.prune_ratio, num_samples))
 
     def is_annealing(self, epoch: int, num_epochs: int) -> bool:
         """Return whether this epoch selects and prunes nothing."""
@@ -121,15 +114,16 @@ class Selection:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Selection:
         """Make a Selection from `to_dict`'s values; ConfigError where they are not that."""
-        own = dict(values)
-        name, settings = own.pop("method", None), own.pop("settings", {})
-        if name not in methods.METHODS:
-            raise errors.ConfigError(f"unknown method {name!r}; {suggest(str(name), methods.METHODS)}")
-        own["anneal"] = tuple(own.get("anneal", (0.05, 0.05)))
         try:
+            own = dict(values)
+            name, settings = own.pop("method"), own.pop("settings", {})
+            if name not in methods.METHODS:
+                raise errors.ConfigError(f"unknown method {name!r}; {suggest(str(name), methods.METHODS)}")
             return cls(methods.METHODS[name](**settings), **own)
-        except TypeError as error:
-            raise errors.ConfigError(f"not the settings of a selection: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, errors.ConfigError):
+                raise
+            raise errors.ConfigError(f"not the settings of a selection: {error!r}") from error
 
 
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 F64: TypeAlias = NDArray[np.float64]
+_NEGLIGIBLE = 1e-9  # an inclusion probability this close to 0 or 1 is taken for it, where it has to be solved for
 _TINY = 1e-300  # stands in for a weight of 0: races behind every weight a float32 can hold, yet in random order
 
 
@@ -103,7 +104,8 @@ def race(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
     """
     weights = _check(weights_B, num)
     positions, threshold = _first(race_keys(weights, uniforms_B), num)
-    return Drawn(positions, -np.expm1(-np.maximum(weights[positions], _TINY) * threshold))
+    with np.errstate(over="ignore"):  # τ is huge where only weights of 0 were left out, and π is then 1
+        return Drawn(positions, -np.expm1(-np.maximum(weights[positions], _TINY) * threshold))
 
 
 def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
@@ -113,7 +115,8 @@ def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Draw
     """
     weights = np.maximum(_check(weights_B, num), _TINY)
     positions, threshold = _first(uniforms_B / weights, num)
-    return Drawn(positions, np.minimum(1.0, weights[positions] * threshold))
+    with np.errstate(over="ignore"):
+        return Drawn(positions, np.minimum(1.0, weights[positions] * threshold))
 
 
 def topk(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
@@ -167,7 +170,7 @@ def systematic(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Dr
     edges = np.cumsum(targets[order])
     edges *= num / edges[-1]  # Σπ = b up to rounding: make it so to the last bit
     # The order depends on ranks only, so low bits of one uniform are as good as a fresh, independent number.
-    start = (uniforms_B[0] * 2.0**24) % 1.0
+    start = max((uniforms_B[0] * 2.0**24) % 1.0, 2.0**-28)  # not 0: a tooth on an edge would take its unit twice
     teeth = start + np.arange(num)
     taken = np.minimum(np.searchsorted(edges, teeth, side="right"), edges.size - 1)
     positions = order[taken]
@@ -202,7 +205,8 @@ def _calibrate(targets: F64, num: int, *, tolerance: float = 1e-10, max_rounds: 
         if np.max(np.abs(reached - targets)) <= tolerance:
             return probs
         odds = probs / (1.0 - probs)
-        odds *= targets * (1.0 - reached) / (reached * (1.0 - targets))
+        # Half a step on the logarithm: a whole one goes back and forth for ever where two units are left.
+        odds *= np.sqrt(targets * (1.0 - reached) / (reached * (1.0 - targets)))
         probs = _with_sum(odds, num)
     raise errors.InputError(
         f"conditional Poisson weights did not settle in {max_rounds} rounds: the weights span "
@@ -229,11 +233,13 @@ def conditional_poisson(weights_B: NDArray[np.floating], num: int, uniforms_B: F
     Arguments and errors as in `race`. Reference: Chen, Dempster, Liu, Biometrika 1994.
     """
     targets = inclusion_targets(weights_B, num)
-    taken = targets >= 1.0 - 1e-12
-    open_units = np.flatnonzero(~taken & (targets > 1e-12))
+    taken = targets >= 1.0 - _NEGLIGIBLE
+    open_units = np.flatnonzero(~taken & (targets > _NEGLIGIBLE))
     left = num - int(taken.sum())
-    if left > 0:
-        probs = _calibrate(targets[open_units], left)
+    if left > 0 and open_units.size <= left:
+        taken[open_units] = True
+    elif left > 0:
+        probs = _calibrate(targets[open_units] * (left / targets[open_units].sum()), left)
         behind = _counts_behind(probs, left)
         for i, unit in enumerate(open_units):
             chance = probs[i] * behind[i + 1, left - 1] / behind[i, left]

@@ -37,9 +37,9 @@ def _mix_int(z: int) -> int:
 
 def _stream(seed: int, purpose: Purpose, counter: int) -> int:
     """Fold the three scalars into the 64 bits that select one stream of per-id numbers."""
-    z = _mix_int((seed + _GOLDEN) & _MASK)
+    z = _mix_int((int(seed) + _GOLDEN) & _MASK)
     z = _mix_int((z ^ int(purpose)) + _GOLDEN & _MASK)
-    return _mix_int((z ^ (counter & _MASK)) + _GOLDEN & _MASK)
+    return _mix_int((z ^ (int(counter) & _MASK)) + _GOLDEN & _MASK)
 
 
 def hashes(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -63,6 +63,6 @@ def hashes(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) 
 
 
 def uniforms(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return float64[B] in the open interval (0, 1), on a grid of 2**-53; arguments as in `hashes`."""
-    top = hashes(seed, purpose, counter, ids_B) >> np.uint64(11)
-    return (top.astype(np.float64) + 0.5) * 2.0**-53
+    """Return float64[B] in the open interval (0, 1), on a grid of 2**-52; arguments as in `hashes`."""
+    top = hashes(seed, purpose, counter, ids_B) >> np.uint64(12)
+    return (top.astype(np.float64) + 0.5) * 2.0**-52  # exact: half a grid step off either end

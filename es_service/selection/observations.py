@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["check_ids", "check_losses", "first_duplicate", "split_losses"]
+__all__ = ["MAX_LOSS", "check_ids", "check_losses", "first_duplicate", "split_losses"]
+
+MAX_LOSS = 1e18
+"""No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
 
 
 def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
@@ -19,7 +22,7 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
         ShapeError: not one-dimensional, empty, or not of an integer dtype.
         IdError: out of range or repeated; names the first bad position.
     """
-    array = np.asarray(ids)
+    array = _as_array(ids, "ids")
     if array.ndim != 1 or array.size == 0:
         raise errors.ShapeError(f"ids must be one-dimensional and not empty, got shape {array.shape}")
     if array.dtype.kind not in "iu":
@@ -27,8 +30,9 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
             f"ids must be integers, got dtype {array.dtype}: a float32 is exact only up to 2**24, so cast before any "
             "id passes through a float"
         )
-    if array.dtype == np.uint64 and int(array.max()) > np.iinfo(np.int64).max:
-        raise errors.IdError(f"id {int(array.max())} does not fit int64")
+    if array.dtype == np.uint64 and (huge := array > np.uint64(np.iinfo(np.int64).max)).any():
+        position = int(np.argmax(huge))
+        raise errors.IdError(f"id {array[position]} at position {position} does not fit int64")
     ids_B = np.ascontiguousarray(array, dtype=np.int64)
     # One comparison covers both ends: a negative id is a huge unsigned one.
     if not (ids_B.view(np.uint64) < np.uint64(num_samples)).all():
@@ -69,11 +73,18 @@ def first_duplicate(ids_B: NDArray[np.int64]) -> int | None:
     return None
 
 
+def _as_array(values: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:  # ragged lists, objects of all kinds
+        raise errors.ShapeError(f"{what} cannot be read as an array: {error}") from error
+
+
 def _as_floats(losses: Any, num: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return the losses as they came and as contiguous float32[B]; ShapeError where they are not one per id."""
     if hasattr(losses, "detach"):  # a torch tensor, perhaps with a gradient, on a GPU or in bfloat16
         losses = losses.detach().float().cpu()
-    array = np.asarray(losses)
+    array = _as_array(losses, "losses")
     if array.ndim == 0:
         raise errors.ShapeError(
             f"got a single loss for {num} ids: per-sample losses are needed (reduction='none' in torch)"
@@ -86,6 +97,11 @@ def _as_floats(losses: Any, num: int) -> tuple[NDArray[Any], NDArray[np.float32]
         return array, np.ascontiguousarray(array, dtype=np.float32)
 
 
+def _usable(losses_B: NDArray[np.float32]) -> NDArray[np.bool_]:
+    usable: NDArray[np.bool_] = np.abs(losses_B) <= MAX_LOSS  # False for NaN, too
+    return usable
+
+
 def _check_sign(losses_B: NDArray[np.float32]) -> None:
     if losses_B.min(initial=0.0) < 0:
         position = int(np.argmax(losses_B < 0))
@@ -96,7 +112,7 @@ def _check_sign(losses_B: NDArray[np.float32]) -> None:
 
 
 def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.float32]:
-    """Return losses as contiguous float32[B], all finite.
+    """Return losses as contiguous float32[B], all finite and of a size that can be squared.
 
     Args:
         losses: array-like of floats, or a torch tensor on any device.
@@ -105,15 +121,15 @@ def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.flo
 
     Raises:
         ShapeError: not float, or not one per id.
-        LossError: NaN, infinite or negative; names the first bad position.
+        LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position.
     """
     array, losses_B = _as_floats(losses, num)
-    bad = ~np.isfinite(losses_B)
-    if bad.any():
-        position = int(np.argmax(bad))
+    usable = _usable(losses_B)
+    if not usable.all():
+        position = int(np.argmin(usable))
         raise errors.LossError(
-            f"loss {array[position]} at position {position} is not finite: lower the learning rate or skip the sample "
-            "(on_bad_loss='skip' does)"
+            f"loss {array[position]} at position {position} is not finite, or above {MAX_LOSS:g}: lower the learning "
+            "rate, or skip such samples (on_bad_loss='skip' does)"
         )
     if non_negative:
         _check_sign(losses_B)
@@ -127,9 +143,10 @@ def split_losses(losses: Any, num: int, *, non_negative: bool) -> tuple[NDArray[
         LossError: none is finite, or one is negative.
     """
     array, losses_B = _as_floats(losses, num)
-    good = np.flatnonzero(np.isfinite(losses_B))
+    usable = _usable(losses_B)
+    good = np.flatnonzero(usable)
     if good.size == 0:
         raise errors.LossError(f"none of the {num} losses is finite (the first is {array[0]}): training has diverged")
     if non_negative:
-        _check_sign(losses_B[good])
+        _check_sign(np.where(usable, losses_B, np.float32(0)))
     return losses_B, good

@@ -59,8 +59,9 @@ def split(ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch:
     """Deal the plan out to the ranks, equally many each: rank r gets every world_size-th id from the r-th on.
 
     The m mod world_size ids that do not come out even sit this epoch out. They are neighbours by id from a place that
-    moves on with the epoch, so others sit out each time. Since the ids are dealt in turn, one step of all ranks
-    together covers the same stretch of the plan whatever the number of ranks, at equal total batch size.
+    moves on by as many with each epoch, so in plans that are not pruned everybody sits out in turn. Since the ids are
+    dealt in turn, one step of all ranks together covers the same stretch of the plan whatever the number of ranks, at
+    equal total batch size.
 
     Raises:
         ConfigError: fewer ids than ranks.
@@ -71,7 +72,7 @@ def split(ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch:
         )
     odd = ids_m.size % world_size
     if odd:
-        start = epoch * (world_size - 1) % num_samples
+        start = epoch * odd % num_samples
         behind_start = (ids_m - start) % num_samples
         stays = np.ones(ids_m.size, dtype=np.bool_)
         stays[np.argpartition(behind_start, odd - 1)[:odd]] = False

@@ -22,6 +22,7 @@ from es_service import errors
 from es_service.selection import plans
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw, Engine
+from es_service.selection.settings import as_integer
 
 __all__ = ["Caller", "RunConfig", "RunState", "Scorekeeper", "Share"]
 
@@ -52,13 +53,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise errors.ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
 
-    def check_world(self, world_size: int) -> None:
-        """Raise ConfigError where this many ranks cannot each fill one meta-batch from the smallest plan."""
+    def check_world(self, world_size: int, rank: int = 0) -> None:
+        """Raise ConfigError where this many ranks cannot each fill one meta-batch, or the rank is none of them."""
+        if not 0 <= rank < world_size:
+            raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
         share = plans.rank_share(self.selection.num_kept(self.num_samples), world_size)
         if self.batch_size > share:
             raise errors.ConfigError(
@@ -141,9 +141,7 @@ class Scorekeeper:
             ConfigError: the rank is not in [0, world_size), or the plan is too small for so many.
             EpochOrderError: the other ranks of this attempt said another world size.
         """
-        if not 0 <= caller.rank < world_size:
-            raise errors.ConfigError(f"rank {caller.rank} is outside [0, world_size={world_size})")
-        self.config.check_world(world_size)
+        self.config.check_world(world_size, caller.rank)
         if caller.attempt != self._attempt:
             self._attempt, self._world_size = caller.attempt, world_size
             self._opened, self._closed, self._shares = set(), set(), None
@@ -194,17 +192,17 @@ class Scorekeeper:
 
     def step(self, caller: Caller, ids_B: I64, losses_B: F32 | None, num: int, run_step: int) -> Draw:
         """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
-        self._check_open(caller)
+        self.check_open(caller)
         return self.engine.step(ids_B, losses_B, num, run_step)
 
     def record(self, caller: Caller, ids_B: I64, losses_B: F32 | None, positions_b: I64, run_step: int) -> None:
         """Observe what was drawn elsewhere, see `Engine.record`; the rank must have its epoch open."""
-        self._check_open(caller)
+        self.check_open(caller)
         self.engine.record(ids_B, losses_B, positions_b, run_step)
 
     def close_epoch(self, caller: Caller, epoch: int) -> bool:
         """Close an epoch for one rank; return True for the last one, with which the epoch is finished."""
-        self._check_open(caller)
+        self.check_open(caller)
         if epoch != self.finished_epochs:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} closes epoch {epoch}, but epoch {self.finished_epochs} is open"
@@ -258,8 +256,11 @@ class Scorekeeper:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} belongs to an attempt that a newer one has superseded: this worker should end"
             )
+        if not 0 <= caller.rank < self._world_size:
+            raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self._world_size}")
 
-    def _check_open(self, caller: Caller) -> None:
+    def check_open(self, caller: Caller) -> None:
+        """Raise EpochOrderError unless the caller has its epoch open."""
         self.check(caller)
         if caller.rank not in self._opened or caller.rank in self._closed:
             raise errors.EpochOrderError(

@@ -158,7 +158,7 @@ def config_from_dict(values: dict[str, Any]) -> RunConfig:
         own = dict(values)
         selection = Selection.from_dict(own.pop("selection"))
         return RunConfig(selection=selection, **own)
-    except (KeyError, TypeError, errors.ConfigError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise errors.StorageError(f"the run's description is damaged: {error}") from error
 
 

@@ -60,9 +60,9 @@ def _folder(run_path: str, finished_epochs: int) -> str:
 
 
 def write_snapshot(filesystem: fs.FileSystem, run_path: str, state: RunState, *, keep: int = 3) -> str:
-    """Write a run's state and drop all but the newest `keep` snapshots; return its sha256.
+    """Write a run's state; keep it and the `keep` - 1 epochs before it; return its sha256.
 
-    Writing the epoch that is already there replaces it (a run that went back and came again).
+    One of the same epoch is replaced and later ones are dropped: the run went back, and its future will be another.
     """
     data = encode_table(records_to_arrow(state.records))
     digest = hashlib.sha256(data).hexdigest()
@@ -85,8 +85,9 @@ def write_snapshot(filesystem: fs.FileSystem, run_path: str, state: RunState, *,
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
         filesystem.move(beside, place)
-        for old in list_snapshots(filesystem, run_path)[:-keep]:
-            filesystem.delete_dir(_folder(run_path, old))
+        for seq in list_snapshots(filesystem, run_path):
+            if seq > state.finished_epochs or seq <= state.finished_epochs - keep:
+                filesystem.delete_dir(_folder(run_path, seq))
     return digest
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["Positions", "batch_length", "split", "take", "to_device"]
+__all__ = ["Positions", "batch_length", "even_size", "split", "take", "to_device"]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
@@ -99,6 +100,21 @@ def split(batch: Any, size: int) -> Iterator[Any]:
     for start in range(0, length, size):
         piece = slice(start, min(start + size, length))
         yield _map(batch, operator.itemgetter(piece), length)
+
+
+def even_size(length: int, most: int | None) -> int:
+    """Return the size of pieces of at most `most` samples that are as few and as equal as may be; None for one piece.
+
+    Equal, because BatchNorm cannot make do with the single sample that a remainder may be.
+
+    Raises:
+        ConfigError: `most` below 1.
+    """
+    if most is None or length == 0:
+        return max(1, length)
+    if most < 1:
+        raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {most}")
+    return math.ceil(length / math.ceil(length / most))
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

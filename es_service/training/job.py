@@ -13,8 +13,9 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import SECTIONS, Ledger
-from es_service.selection.config import Selection, suggest
+from es_service.selection.config import Selection
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.settings import suggest
 from es_service.selector import Selector
 from es_service.storage.runs import RunStorage
 from es_service.training.loop import TrainSettings, fit

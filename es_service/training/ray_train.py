@@ -126,8 +126,15 @@ def init_ray() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, configure_logging=False)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            raise errors.ServerUnavailableError(
+                f"cannot connect to the Ray cluster at RAY_ADDRESS={address}: is it up? One that asks for a token "
+                "needs RAY_AUTH_MODE=token here too; without RAY_ADDRESS a cluster is started on this machine"
+            ) from error
         return
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,16 +53,12 @@ def score(
         ConfigError: micro_batch_size below 1.
     """
     bare = unwrap(model)
-    length = batches.batch_length(batch)
-    if micro_batch_size is None:
-        micro_batch_size = max(1, length)
-    elif 1 <= micro_batch_size < length:  # as many passes, of sizes as equal as may be: BatchNorm needs samples
-        micro_batch_size = math.ceil(length / math.ceil(length / micro_batch_size))
+    size = batches.even_size(batches.batch_length(batch), micro_batch_size)
     losses_B: list[torch.Tensor] = []
     with torch.no_grad(), untouched(bare):
         if not bare.training:
             bare.train()
-        for part in batches.split(batch, micro_batch_size):
+        for part in batches.split(batch, size):
             with autocast(), _no_autocast_cache():
                 values = losses(bare(inputs(part)), part)
             _check_losses(values, batches.batch_length(part))
@@ -141,7 +136,9 @@ def _setter(backend: Any, on_device: tuple[torch.device, ...]) -> Callable[[torc
 
 @contextlib.contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Keep autocast from caching weights cast here: they have no gradient, and a training step would find them."""
+    """Keep autocast from caching weights cast here: older versions of torch hand them to a training step
+    under the same autocast, without gradient (github.com/pytorch/pytorch/issues/158232).
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -51,8 +51,8 @@ def train_step(
     num = scale.numel()
     optimizer.zero_grad(set_to_none=True)
     observed = []
-    parts = batches.split(batch, micro_batch_size or num)
-    scales = torch.split(scale, micro_batch_size or num)
+    size = batches.even_size(num, micro_batch_size)
+    parts, scales = batches.split(batch, size), torch.split(scale, size)
     for index, (part, part_scale) in enumerate(zip(parts, scales, strict=True)):
         is_last = index == len(scales) - 1
         with contextlib.nullcontext() if is_last else _without_sync(model):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,34 +15,75 @@ import pytest
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
+os.environ["RAY_AUTH_MODE"] = "token"  # what `ray start` takes by default; a client has to be told
 os.environ.pop("RAY_ADDRESS", None)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with 4 CPUs on paper."""
+def ray_head() -> Iterator[subprocess.Popen[bytes]]:
+    """A Ray of our own with 4 CPUs on paper: the process that holds it, found by RAY_ADDRESS."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    words = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
+    words += ["--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
+    head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    try:
+        yield head
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        head.terminate()
+        head.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_head: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """This process, connected to that Ray."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
+    ray.init(log_to_driver=False)
+    yield ray_head
     ray.shutdown()
 
 
 @pytest.fixture
-def run(ray_cluster: None) -> Iterator[str]:
+def run(ray_cluster: subprocess.Popen[bytes]) -> Iterator[str]:
     """A run name of the test's own, whose score server is gone afterwards."""
     from es_service import errors
     from es_service.actors import launch
 
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
-    try:
+    with contextlib.suppress(errors.RunNotFoundError):
         launch.stop(name)
-    except errors.RunNotFoundError:
-        pass
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> str:
     """An empty storage folder."""
     return str(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def descendants() -> Callable[[int], dict[int, str]]:
+    """A function that lists the processes below one."""
+    return _descendants
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """Return the processes below one, with their titles."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                titles[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {child: titles[child] for child in below - {pid}}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ SELECTION = preset("es", seed=1)
 
 def test_it_is_a_named_actor_that_takes_no_cpu(run: str, storage: str) -> None:
     import ray
+
     before = ray.available_resources().get("CPU")
     es.connect(run, SELECTION, **SHAPE, storage=storage)
     assert ray.get_actor(f"score-server:{run}", namespace="es_service") is not None
@@ -113,36 +117,22 @@ def test_snapshots_are_written_at_each_epochs_end(run: str, storage: str) -> Non
     selector.close()
 
 
-def test_ray_listens_on_loopback_only(ray_cluster: None) -> None:
-    """Every TCP socket that a Ray process of ours listens on is bound to 127.0.0.0/8 or ::1."""
+def test_ray_listens_on_loopback_only(
+    ray_cluster: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]]
+) -> None:
+    """Every TCP socket that a process of this Ray listens on is bound to 127.0.0.1 or ::1."""
     listening = {}
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A":
                 listening[fields[9]] = fields[1].split(":")[0]
-    ours = {os.getpid()}
-    grown = True
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in ours} - ours
-        ours |= more
-        grown = bool(more)
     bound = set()
-    for pid in ours:
-        try:
+    for pid in {os.getpid(), ray_cluster.pid, *descendants(ray_cluster.pid)}:
+        with contextlib.suppress(OSError):  # it ended while we looked
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 target = os.readlink(descriptor)
                 if target.startswith("socket:[") and target[8:-1] in listening:
                     bound.add(listening[target[8:-1]])
-        except OSError:
-            continue
     assert bound, "no listening socket found: the test looked in the wrong place"
-    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert bound <= loopback
+    assert bound <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from es_service import errors
 from es_service.selection.methods.base import F32, Method
+from es_service.selection.settings import as_number
 
 __all__ = ["Ema", "Evolved", "Loss", "ema", "evolved", "loss"]
 
@@ -18,6 +19,7 @@ PruneBy = Literal["w", "s"]
 
 
 def _check_beta(name: str, value: float) -> None:
+    value = as_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise errors.ConfigError(f"{name} must lie in [0, 1], got {value}")
 

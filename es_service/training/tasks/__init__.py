@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from es_service import errors
-from es_service.selection.config import suggest
+from es_service.selection.settings import suggest
 from es_service.training.tasks import fashion
 from es_service.training.tasks.base import Task
 

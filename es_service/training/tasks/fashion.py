@@ -6,6 +6,7 @@ arXiv 1708.07747.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -123,7 +124,8 @@ def build(data: str | None = None) -> FashionTask:
     Args:
         data: None for the 10,000 images that come with the package, split into 8,000 to train on and 2,000 held out,
             the classes in equal parts, always the same. Otherwise the folder of the four standard files, or one that
-            holds it as `fashion-mnist`, or "debian": 60,000 to train on and 10,000 held out.
+            holds it as `fashion-mnist`, or what the Debian package was unpacked into, or "debian" where it is
+            installed: 60,000 to train on and 10,000 held out.
 
     Raises:
         DataError: a folder or file is missing, damaged, or not what its name says.
@@ -131,8 +133,7 @@ def build(data: str | None = None) -> FashionTask:
     if data is not None:
         folder = _folder(data)
         return FashionTask(_load(folder, _TRAIN), _load(folder, _TEST))
-    with resources.as_file(resources.files(__package__).joinpath("fashion_mnist")) as folder:
-        bundled = _load(folder, _TEST)
+    bundled = _load_bundled()
     train_ids, held_out_ids = _split(bundled.labels_n)
     return FashionTask(_subset(bundled, train_ids), _subset(bundled, held_out_ids))
 
@@ -162,9 +163,16 @@ def _folder(data: str) -> Path:
     folder = _DEBIAN_FOLDER if data == "debian" else Path(data).expanduser()
     if not folder.is_dir():
         raise errors.DataError(f"no folder {folder}: {_HELP}")
-    inside = folder / _FOLDER_NAME
-    holds_files = any(folder.glob(f"{_TRAIN}-images-idx3-ubyte*"))
-    return inside if inside.is_dir() and not holds_files else folder
+    below = (folder, folder / _FOLDER_NAME, folder / _DEBIAN_FOLDER.relative_to("/"))
+    return next((place for place in below if any(place.glob(f"{_TRAIN}-images-idx3-ubyte*"))), folder)
+
+
+def _load_bundled() -> ImageSet:
+    inside = resources.files(__package__) / "fashion_mnist"
+    with contextlib.ExitStack() as stack:  # file by file: of a zipped package, only files can be had before 3.12
+        names = (f"{_TEST}-images-idx3-ubyte.gz", f"{_TEST}-labels-idx1-ubyte.gz")
+        images, labels = (stack.enter_context(resources.as_file(inside / name)) for name in names)
+        return ImageSet(read_idx(images), read_idx(labels))
 
 
 def _load(folder: Path, part: str) -> ImageSet:

@@ -9,11 +9,28 @@ from torch import nn
 __all__ = ["SmallResNet"]
 
 
-class _Block(nn.Module):
-    """Two 3×3 convolutions around a shortcut without weights (He et al., *Deep Residual Learning*, 2016, option A).
+class _Shortcut(nn.Module):
+    """The mean of 2×2 where the block halves the resolution, then a 1×1 convolution (He et al. 2019, ResNet-D).
 
-    Where the block halves the resolution and widens, the shortcut is the mean of 2×2 and zeros in the new channels.
+    The convolution is written as a product over the last axis: in channels last it is one, and its gradients then come
+    in the layout of its weights, without which DistributedDataParallel warns and copies.
     """
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.mix = nn.Linear(width_in, width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        mixed: torch.Tensor = self.norm(self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return mixed
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions around a shortcut (He et al., *Deep Residual Learning*, 2016, figure 2)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -21,17 +38,13 @@ class _Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.stride = stride
-        self.new_channels = width - width_in
+        keeps_shape = stride == 1 and width_in == width
+        self.shortcut = nn.Identity() if keeps_shape else _Shortcut(width_in, width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        out = self.norm2(self.conv2(out))
-        if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
-        if self.new_channels:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-        return F.relu(out + x, inplace=True)
+        out = self.norm2(self.conv2(out)) + self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class SmallResNet(nn.Module):
@@ -62,8 +75,7 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits float[B, num_classes] of images float[B, 1, 28, 28]."""
-        # Channels last is 1.4 times as fast on a CPU. (1×1 convolutions in it would give gradients in a layout that
-        # DistributedDataParallel warns about: hence shortcuts without weights.)
+        # Channels last is 1.4 times as fast on a CPU; the weights keep their layout.
         features = self.stem(images).contiguous(memory_format=torch.channels_last)
         logits: torch.Tensor = self.head(self.blocks(features).mean(dim=(2, 3)))
         return logits

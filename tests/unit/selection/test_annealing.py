@@ -1,0 +1,76 @@
+"""Annealing: ⌈first·E⌉ epochs at the start and ⌈last·E⌉ at the end, whatever floats do to the product."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from es_service import errors
+from es_service.selection.annealing import check_anneal, is_annealing
+
+percents = st.integers(0, 100)
+
+
+@given(percents, percents, st.integers(1, 1000))
+def test_as_many_epochs_as_exact_fractions_say(first: int, last: int, num_epochs: int) -> None:
+    last = min(last, 100 - first)
+    head = math.ceil(Fraction(first, 100) * num_epochs)
+    tail = math.ceil(Fraction(last, 100) * num_epochs)
+    expected = [epoch < head or epoch >= num_epochs - tail for epoch in range(num_epochs)]
+    anneal = (first / 100, last / 100)
+    check_anneal(anneal)
+    assert [is_annealing(epoch, num_epochs, anneal) for epoch in range(num_epochs)] == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "num_epochs", "count"),
+    [
+        (0.1, 30, 3),
+        (0.07, 100, 7),
+        (0.55, 100, 55),
+        (0.05, 8, 1),
+        (0.05, 200, 10),
+        (0.15, 20, 3),
+        (0.0, 10, 0),
+        (1 / 3, 9, 3),
+        (1e-3, 5, 1),
+    ],
+)
+def test_shares_that_floats_would_round_up(share: float, num_epochs: int, count: int) -> None:
+    assert sum(is_annealing(epoch, num_epochs, (share, 0.0)) for epoch in range(num_epochs)) == count
+    assert sum(is_annealing(epoch, num_epochs, (0.0, share)) for epoch in range(num_epochs)) == count
+
+
+def test_the_traps_are_traps() -> None:
+    assert math.ceil(0.07 * 100) == 8
+    assert math.ceil(0.55 * 100) == 56
+
+
+def test_none_selects_from_the_first_step_and_all_never_selects() -> None:
+    assert not any(is_annealing(epoch, 10, (0.0, 0.0)) for epoch in range(10))
+    assert all(is_annealing(epoch, 10, (1.0, 0.0)) for epoch in range(10))
+    assert all(is_annealing(epoch, 10, (0.5, 0.5)) for epoch in range(10))
+
+
+def test_the_first_epochs_and_the_last_ones_are_not_mixed_up() -> None:
+    assert [is_annealing(epoch, 10, (0.3, 0.1)) for epoch in range(10)] == [True] * 3 + [False] * 6 + [True]
+
+
+@pytest.mark.parametrize(
+    "anneal",
+    [(-0.1, 0.0), (0.0, 1.1), (0.6, 0.5), (float("nan"), 0.0), (0.0, float("nan")), (0.1,), (0.1, 0.1, 0.1), ()],
+)
+def test_anything_but_two_shares_is_refused_and_named(anneal: tuple[float, ...]) -> None:
+    with pytest.raises(errors.ConfigError) as caught:
+        check_anneal(anneal)  # type: ignore[arg-type]
+    assert str(anneal) in str(caught.value)
+
+
+def test_shares_that_sum_to_one_in_decimals_are_taken() -> None:
+    check_anneal((0.7, 0.3))
+    check_anneal((0.9, 0.1))
+    check_anneal((0.35, 0.65))

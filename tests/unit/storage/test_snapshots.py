@@ -1,0 +1,207 @@
+"""Snapshots: what was written comes back, and whatever is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from es_service import errors
+from es_service.selection.scorekeeper import RunState
+from es_service.selection.table import ScoreTable, records_to_arrow
+from es_service.storage import snapshots
+
+LOCAL = fs.LocalFileSystem()
+
+
+def state_of(finished: int, num_samples: int = 11) -> RunState:
+    records = ScoreTable(num_samples, 0.25).copy_records()
+    records["w"] = np.arange(num_samples) + finished
+    records["visits"] = finished
+    return RunState(records, finished, tuple(range(0, 5 * (finished + 1), 5)))
+
+
+def write(run: Path, finished: int, **options: Any) -> str:
+    return snapshots.write_snapshot(LOCAL, str(run), state_of(finished), **options)
+
+
+def read(run: Path, finished: int) -> RunState:
+    return snapshots.read_snapshot(LOCAL, str(run), finished)
+
+
+def folder(run: Path, finished: int) -> Path:
+    return run / "snapshots" / f"{finished:08d}"
+
+
+def change_manifest(run: Path, finished: int, **changes: Any) -> None:
+    path = folder(run, finished) / "manifest.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "drop"}))
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    digest = write(tmp_path, 3)
+    state = read(tmp_path, 3)
+    assert state.records.tobytes() == state_of(3).records.tobytes()
+    assert (state.finished_epochs, state.epoch_starts) == (3, (0, 5, 10, 15))
+    assert snapshots.table_sha256(LOCAL, str(tmp_path), 3) == digest
+    table = snapshots.read_table(LOCAL, str(tmp_path))
+    assert table.equals(records_to_arrow(state.records)) or table.column("w").to_pylist() == [
+        3.0 + i for i in range(11)
+    ]
+
+
+def test_the_newest_few_are_kept_and_nothing_partial_is_left(tmp_path: Path) -> None:
+    for finished in range(1, 8):
+        write(tmp_path, finished)
+        assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == list(range(max(1, finished - 2), finished + 1))
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["00000005", "00000006", "00000007"]
+    for path in (tmp_path / "snapshots").iterdir():
+        assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "shard-0.arrow"]
+
+
+def test_as_many_are_kept_as_asked_for(tmp_path: Path) -> None:
+    for finished in range(1, 6):
+        write(tmp_path, finished, keep=1)
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [5]
+
+
+def test_writing_the_same_epoch_again_replaces_it(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    other = RunState(state_of(9).records, 2, (0, 1, 2))
+    snapshots.write_snapshot(LOCAL, str(tmp_path), other)
+    assert read(tmp_path, 2).records.tobytes() == other.records.tobytes()
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [2]
+
+
+def test_a_crash_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+    """What a killed writer leaves is a folder beside: never listed, never read."""
+    write(tmp_path, 1)
+    partial = tmp_path / "snapshots" / "00000002.partial-4711"
+    partial.mkdir()
+    (partial / "shard-0.arrow").write_bytes(b"half")
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
+    assert snapshots.read_table(LOCAL, str(tmp_path)).num_rows == 11
+    write(tmp_path, 2)
+    assert read(tmp_path, 2).finished_epochs == 2
+
+
+def test_later_snapshots_can_be_dropped(tmp_path: Path) -> None:
+    for finished in (1, 2, 3):
+        write(tmp_path, finished)
+    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 1)
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
+    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 0)
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+
+
+def test_no_snapshots_at_all(tmp_path: Path) -> None:
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+    with pytest.raises(errors.StorageError, match="holds no snapshot yet"):
+        snapshots.read_table(LOCAL, str(tmp_path))
+    with pytest.raises(errors.StorageError, match="no such file or folder"):
+        read(tmp_path, 1)
+
+
+def test_a_damaged_byte_anywhere_in_the_table_is_found(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    path = folder(tmp_path, 1) / "shard-0.arrow"
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        with pytest.raises(errors.StorageError, match="sha256 is not the one in the manifest"):
+            read(tmp_path, 1)
+    path.write_bytes(good)
+    read(tmp_path, 1)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b""])
+def test_a_table_of_another_length_is_found(tmp_path: Path, change: Any) -> None:
+    write(tmp_path, 1)
+    path = folder(tmp_path, 1) / "shard-0.arrow"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(errors.StorageError, match="damaged"):
+        read(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-0.arrow"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, 1)
+    (folder(tmp_path, 1) / name).unlink()
+    with pytest.raises(errors.StorageError, match=f"{name}: no such file"):
+        read(tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"null", b"{}"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, 1)
+    (folder(tmp_path, 1) / "manifest.json").write_bytes(content)
+    with pytest.raises(errors.StorageError):
+        read(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch_starts": "drop"},
+        {"epoch_starts": None},
+        {"epoch_starts": ["a"]},
+        {"num_samples": "drop"},
+        {"num_samples": "many"},
+        {"num_samples": 12},
+        {"files": "drop"},
+        {"files": {}},
+        {"files": {"shard-0.arrow": {}}},
+        {"files": []},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_part_damaged_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write(tmp_path, 1)
+    change_manifest(tmp_path, 1, **changes)
+    with pytest.raises(errors.StorageError):
+        read(tmp_path, 1)
+
+
+@pytest.mark.parametrize("version", [2, 0, None, "1"])
+def test_another_format_is_refused_with_advice(tmp_path: Path, version: Any) -> None:
+    write(tmp_path, 1)
+    change_manifest(tmp_path, 1, format=version)
+    with pytest.raises(errors.StorageError, match=f"has format {version!r}, this version reads 1: upgrade es_service"):
+        read(tmp_path, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(errors.StorageError, match=f"cannot .*{tmp_path}/file/run"):
+        snapshots.write_snapshot(LOCAL, f"{tmp_path}/file/run", state_of(1))
+
+
+def test_tables_travel_as_arrow_files() -> None:
+    table = records_to_arrow(state_of(2).records)
+    data = snapshots.encode_table(table)
+    assert snapshots.encode_table(table) == data, "the same table must give the same bytes, its sha256 is compared"
+    assert snapshots.decode_table(data, "it").to_pydict()["w"] == table.to_pydict()["w"]
+
+
+@pytest.mark.parametrize("data", [b"", b"ARROW1", b"ARROW1\0\0" + bytes(100), b"x" * 1000])
+def test_bytes_that_are_no_table_are_refused_by_name(data: bytes) -> None:
+    with pytest.raises(errors.StorageError, match="the thing is damaged"):
+        snapshots.decode_table(data, "the thing")
+
+
+def test_a_table_of_other_columns_is_refused() -> None:
+    with pytest.raises(errors.StorageError, match="the thing has columns \\['a'\\], expected"):
+        snapshots.decode_table(snapshots.encode_table(pa.table({"a": [1]})), "the thing")
+
+
+def test_every_truncation_of_a_table_is_refused() -> None:
+    data = snapshots.encode_table(records_to_arrow(state_of(1).records))
+    for end in range(0, len(data), 11):
+        with pytest.raises(errors.StorageError):
+            snapshots.decode_table(data[:end], "it")

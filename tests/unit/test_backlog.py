@@ -1,0 +1,225 @@
+"""The backlog: order, exactly once, limits, failures. The thread is led by events, never by sleeping."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from es_service import errors
+from es_service.exchange.backlog import Backlog
+
+LONG_S = 30.0  # a deadline that is never reached
+SHORT_S = 0.05  # one that is meant to pass
+
+
+class Server:
+    """Keeps what arrives; can be held, and can be made to fail."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.failure: Exception | None = None
+
+    def send(self, message: bytes) -> None:
+        self.entered.set()
+        assert self.go_on.wait(LONG_S)
+        if self.failure is not None:
+            raise self.failure
+        self.messages.append(message)
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.messages)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.go_on.set()
+
+
+def numbered(count: int) -> list[bytes]:
+    return [struct.pack("<I", number) for number in range(count)]
+
+
+def test_everything_arrives_once_and_in_order(server: Server) -> None:
+    backlog = Backlog(server.send, LONG_S)
+    reports = numbered(5000)
+    for report in reports:
+        backlog.put(report)
+    backlog.flush()
+    assert server.content == b"".join(reports)
+    backlog.close()
+
+
+def test_flushing_between_puts_keeps_the_order(server: Server) -> None:
+    backlog = Backlog(server.send, LONG_S)
+    reports = numbered(60)
+    for number, report in enumerate(reports):
+        backlog.put(report)
+        if number % 7 == 0:
+            backlog.flush()
+            assert server.content == b"".join(reports[: number + 1])
+    backlog.flush()
+    assert server.content == b"".join(reports)
+    backlog.close()
+
+
+def test_flushing_an_empty_backlog_returns(server: Server) -> None:
+    backlog = Backlog(server.send, LONG_S)
+    backlog.flush()
+    assert server.messages == []
+    backlog.close()
+
+
+def test_small_reports_travel_together_and_stay_below_the_message_size(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, LONG_S)
+    for _ in range(300):
+        backlog.put(b"x" * 1000)
+    server.go_on.set()
+    backlog.flush()
+    assert len(server.content) == 300_000
+    assert len(server.messages) < 30
+    assert max(len(message) for message in server.messages) <= 96 << 10
+    backlog.close()
+
+
+def test_a_report_larger_than_a_message_goes_alone(server: Server) -> None:
+    backlog = Backlog(server.send, LONG_S)
+    backlog.put(b"a" * (200 << 10))
+    backlog.put(b"b")
+    backlog.flush()
+    assert [message[:1] for message in server.messages] == [b"a", b"b"]
+    backlog.close()
+
+
+def test_what_is_held_is_bounded_and_a_full_backlog_says_so(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, SHORT_S)
+    large = b"x" * (16 << 20)
+    for _ in range(4):
+        backlog.put(large)
+    assert server.entered.wait(LONG_S)
+    with pytest.raises(errors.ServerUnavailableError, match=r"make room .* within 0\.05 s: 67,108,864 bytes"):
+        backlog.put(b"one more")
+    server.go_on.set()
+    patient = threading.Thread(target=backlog.close)
+    patient.start()
+    patient.join(LONG_S)
+    assert not patient.is_alive()
+    assert b"one more" not in server.content
+
+
+def test_room_made_lets_a_waiting_put_go_on(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, LONG_S)
+    large = b"x" * (32 << 20)
+    backlog.put(large)
+    backlog.put(large)
+    done = threading.Event()
+
+    def put_one_more() -> None:
+        backlog.put(b"last")
+        done.set()
+
+    assert server.entered.wait(LONG_S)
+    threading.Thread(target=put_one_more, daemon=True).start()
+    assert not done.is_set()
+    server.go_on.set()
+    assert done.wait(LONG_S)
+    backlog.flush()
+    assert server.content[-4:] == b"last"
+    assert len(server.content) == (64 << 20) + 4
+    backlog.close()
+
+
+def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, SHORT_S)
+    backlog.put(b"12345")
+    with pytest.raises(errors.ServerUnavailableError, match=r"flush the backlog within 0\.05 s: 5 bytes still wait"):
+        backlog.flush()
+    assert server.entered.wait(LONG_S)
+    server.go_on.set()
+    for _ in range(1000):
+        try:
+            backlog.flush()
+        except errors.ServerUnavailableError:
+            continue
+        break
+    assert server.messages == [b"12345"]
+    backlog.close()
+
+
+@pytest.mark.parametrize(
+    "failure", [errors.ServerRestartedError("gone"), RuntimeError("unforeseen")], ids=["ours", "any"]
+)
+def test_a_failed_send_is_raised_at_the_next_call_and_at_every_one_after(server: Server, failure: Exception) -> None:
+    server.failure = failure
+    backlog = Backlog(server.send, LONG_S)
+    backlog.put(b"a")
+    for _ in range(2):
+        with pytest.raises(type(failure)) as caught:
+            backlog.flush()
+        assert caught.value is failure
+        with pytest.raises(type(failure)):
+            backlog.put(b"b")
+    assert server.messages == []
+    backlog.close()
+
+
+def test_a_failure_reaches_a_put_that_waits_for_room(server: Server) -> None:
+    server.go_on.clear()
+    server.failure = errors.ServerUnavailableError("no answer")
+    backlog = Backlog(server.send, LONG_S)
+    backlog.put(b"x" * (64 << 20))
+    caught: list[Exception] = []
+
+    def put_one_more() -> None:
+        try:
+            backlog.put(b"y")
+        except errors.EsServiceError as error:
+            caught.append(error)
+
+    waiting = threading.Thread(target=put_one_more)
+    waiting.start()
+    server.go_on.set()
+    waiting.join(LONG_S)
+    assert caught == [server.failure]
+    backlog.close()
+
+
+def test_nothing_is_sent_after_a_failure(server: Server) -> None:
+    backlog = Backlog(server.send, LONG_S)
+    server.failure = errors.ServerRestartedError("gone")
+    backlog.put(b"a")
+    with pytest.raises(errors.ServerRestartedError):
+        backlog.flush()
+    server.failure = None
+    with pytest.raises(errors.ServerRestartedError):
+        backlog.put(b"b")
+    backlog.close()
+    assert server.messages == []
+
+
+def test_close_ends_the_thread_and_drops_what_waits(server: Server) -> None:
+    server.go_on.clear()
+    others = set(threading.enumerate())
+    backlog = Backlog(server.send, SHORT_S)
+    (thread,) = set(threading.enumerate()) - others
+    backlog.put(b"x" * (96 << 10))
+    assert server.entered.wait(LONG_S)
+    backlog.put(b"dropped")
+    backlog.close()  # gives up waiting for the send that hangs
+    assert thread.is_alive()
+    server.go_on.set()
+    thread.join(LONG_S)
+    assert not thread.is_alive()
+    assert server.content == b"x" * (96 << 10)

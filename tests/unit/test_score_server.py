@@ -1,0 +1,674 @@
+"""The score server as a plain class, without Ray: exactly once, attempts, restarts, going back."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.actors.score_server import ScoreServer
+from es_service.selection import methods
+from es_service.selection.scorekeeper import Caller, RunConfig
+from es_service.storage import runs
+
+MakeConfig = Callable[..., RunConfig]
+Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
+
+FIRST, SECOND = "0a" * 16, "0b" * 16
+
+
+class Worker:
+    """A rank as the exchanges are one, reduced to what it sends."""
+
+    def __init__(self, server: ScoreServer, config: RunConfig, rank: int = 0, attempt: str = FIRST, world: int = 1):
+        self.server, self.config, self.rank, self.attempt = server, config, rank, attempt
+        self.seq = 0
+        server.join(rank, attempt, world, runs.config_to_dict(config))
+        self.stands_at = server.stats()["finished_epochs"]
+
+    def open(self, epoch: int) -> tuple[NDArray[np.int64], int]:
+        answer = self.server.open_epoch(self.rank, self.attempt, epoch)
+        assert isinstance(answer, tuple)
+        return answer[0], answer[2]
+
+    def message(
+        self,
+        ids: NDArray[np.int64],
+        losses: Any,
+        run_step: int,
+        *,
+        positions: list[int] | None = None,
+        num: int = 3,
+        seq: int | None = None,
+    ) -> bytes:
+        if seq is None:
+            self.seq += 1
+        report = wire.Report(
+            Caller(self.rank, self.attempt),
+            self.seq if seq is None else seq,
+            run_step,
+            np.asarray(ids, dtype=np.int64),
+            None if losses is None else np.asarray(losses, dtype=np.float32),
+            None if positions is None else np.array(positions, dtype=np.int64),
+            num,
+        )
+        return wire.encode_report(report)
+
+    def train(self, epoch: int, losses_of: Losses) -> list[list[int]]:
+        share, first = self.open(epoch)
+        drawn = []
+        for step in range(share.size // 6):
+            ids = share[6 * step : 6 * step + 6]
+            answer = self.server.step(self.message(ids, losses_of(ids, first + step), first + step))
+            drawn.append(wire.decode_draw(answer, ids).ids.tolist())
+        self.server.close_epoch(self.rank, self.attempt, epoch)
+        return drawn
+
+
+def table(server: ScoreServer) -> str:
+    return repr(server.snapshot().to_pydict())
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> RunConfig:
+    return make_config(prune_ratio=0.25)  # 24 samples, plans of 18 (24 at first), batches of 6
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, config: RunConfig) -> Callable[[], ScoreServer]:
+    return lambda: ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+
+
+MakeServer = Callable[[], ScoreServer]
+
+
+# -- the life of a run --------------------------------------------------------------------------------------------
+
+
+def test_a_run_by_step_and_by_report_leaves_the_same_table(
+    tmp_path: Path, config: RunConfig, losses_of: Losses
+) -> None:
+    one = ScoreServer(str(tmp_path), "one", runs.config_to_dict(config))
+    other = ScoreServer(str(tmp_path), "other", runs.config_to_dict(config))
+    stepping, reporting = Worker(one, config), Worker(other, config)
+    for epoch in range(2):
+        share, first = stepping.open(epoch)
+        assert reporting.open(epoch)[0].tolist() == share.tolist()
+        together = b""
+        for step in range(share.size // 6):
+            ids = share[6 * step : 6 * step + 6]
+            losses = losses_of(ids, first + step)
+            draw = wire.decode_draw(one.step(stepping.message(ids, losses, first + step)), ids)
+            together += reporting.message(ids, losses, first + step, positions=draw.positions.tolist())
+        assert other.report(together) == reporting.seq
+        assert one.close_epoch(0, FIRST, epoch)
+        assert other.close_epoch(0, FIRST, epoch)
+        assert table(one) == table(other)
+    assert one.state() == other.state()
+
+
+def test_stats_count_what_came_in(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    ids = worker.open(1)[0][:6]
+    server.report(worker.message(ids, None, 4, positions=[0, 5]))
+    server.publish({"accuracy": 0.5})
+    stats = server.stats()
+    assert (stats["num_reports"], stats["num_observed"], stats["num_selected"]) == (5, 24, 4 * 3 + 2)
+    assert (stats["finished_epochs"], stats["open_epoch"], stats["world_size"]) == (1, 1, 1)
+    assert (stats["run"], stats["table_bytes"]) == ("mine", 24 * 32)
+    assert stats["progress"] == {"accuracy": 0.5}
+    assert runs.config_from_dict(stats["config"]) == config
+
+
+def test_every_epoch_ends_in_a_snapshot(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, tmp_path: Path
+) -> None:
+    server = make_server()
+    worker, storage = Worker(server, config), runs.RunStorage(str(tmp_path), "mine")
+    for epoch in range(4):
+        worker.train(epoch, losses_of)
+        assert storage.finished_epochs() == epoch + 1
+        assert repr(storage.table().to_pydict()) == table(server)
+
+
+def test_ranks_wait_for_each_other_and_the_last_writes_the_snapshot(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+    workers = [Worker(server, config, rank, world=2) for rank in range(2)]
+    for worker in workers:
+        worker.open(0)
+    assert server.close_epoch(0, FIRST, 0) is False
+    assert server.open_epoch(0, FIRST, 1) == [1]
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 0
+    assert server.close_epoch(1, FIRST, 0) is True
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
+
+
+def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    lease = server.open_epoch(0, FIRST, 1)
+    assert isinstance(lease, tuple)
+    ids, scores, first = lease
+    assert scores.tolist() == server.snapshot().column("s").to_numpy()[ids].tolist()
+    assert scores.dtype == np.float32
+    assert first == 4
+
+
+# -- exactly once -------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_step_changes_nothing_and_gets_the_same_answer(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    message = worker.message(share[:6], losses_of(share[:6], 0), 0)
+    answer = server.step(message)
+    before, stats = table(server), server.stats()
+    for _ in range(3):
+        assert server.step(message) == answer
+    assert table(server) == before
+    assert server.stats() == stats
+
+
+def test_repeated_reports_change_nothing(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    messages = [
+        worker.message(share[6 * k : 6 * k + 6], losses_of(share[6 * k : 6 * k + 6], k), k, positions=[0, 2])
+        for k in range(3)
+    ]
+    assert server.report(b"".join(messages[:2])) == 2
+    before = table(server)
+    assert server.report(b"".join(messages[:2])) == 2
+    assert server.report(messages[0]) == 1
+    assert table(server) == before
+    assert server.report(b"".join(messages)) == 3  # the first two again, and a new one
+    assert sum(server.snapshot().column("visits").to_pylist()) == 18
+
+
+@pytest.mark.parametrize("seq", [0, 3, 4, 2**63])
+def test_a_gap_in_the_sequence_is_refused(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, seq: int
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    server.step(worker.message(share[:6], losses_of(share[:6], 0), 0))
+    before = table(server)
+    for send, positions in ((server.step, None), (server.report, [0])):
+        with pytest.raises(errors.EpochOrderError, match=f"sent report {seq} after 1"):
+            send(worker.message(share[6:12], losses_of(share[6:12], 1), 1, positions=positions, seq=seq))
+    assert table(server) == before
+    server.step(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
+
+
+def test_each_rank_counts_for_itself(tmp_path: Path, make_config: MakeConfig, losses_of: Losses) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+    workers = [Worker(server, config, rank, world=2) for rank in range(2)]
+    for worker in workers:
+        share, _ = worker.open(0)
+        for step in range(2):
+            ids = share[6 * step : 6 * step + 6]
+            server.step(worker.message(ids, losses_of(ids, step), step))
+    assert server.snapshot().column("visits").to_pylist() == [1] * 24
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"losses": [1, 2, np.nan, 4, 5, 6]}, errors.LossError),
+        ({"losses": [1, 2, 3, 4, 5, -6]}, errors.LossError),
+        ({"ids": [0, 1, 2, 3, 4, 24]}, errors.IdError),
+        ({"ids": [0, 1, 2, 3, 4, 0]}, errors.IdError),
+        ({"ids": [0, 1, 2, 3, 4, -1]}, errors.IdError),
+        ({"ids": [], "losses": []}, errors.ShapeError),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("by", ["step", "report"])
+def test_bad_input_changes_nothing(
+    make_server: MakeServer,
+    config: RunConfig,
+    losses_of: Losses,
+    change: dict[str, Any],
+    kind: type[Exception],
+    by: str,
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    worker.open(1)
+    before, stats = table(server), server.stats()
+    call = {"ids": [0, 1, 2, 3, 4, 5], "losses": [1, 2, 3, 4, 5, 6], **change}
+    positions = [0, 1] if by == "report" and call["ids"] else [] if by == "report" else None
+    bad = worker.message(call["ids"], call["losses"], 9, positions=positions)
+    with pytest.raises(kind):
+        getattr(server, by)(bad)
+    assert table(server) == before
+    assert server.stats() == stats
+    worker.seq -= 1  # nothing was applied, so the number is still free
+    ids = np.arange(6)
+    getattr(server, by)(worker.message(ids, np.ones(6), 9, positions=None if by == "step" else [1]))
+
+
+@pytest.mark.parametrize("num", [0, 7, 2**32 - 1])
+def test_a_step_that_asks_for_an_impossible_number_breaks_nothing(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, num: int
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    before = table(server)
+    message = worker.message(share[:6], losses_of(share[:6], 0), 0, num=num)
+    with pytest.raises(errors.ShapeError, match=f"cannot draw {num} of 6"):
+        server.step(message)
+    assert table(server) == before
+
+
+@pytest.mark.parametrize("tail", ["a bad loss", "a gap", "half a header", "noise", "no positions"])
+def test_a_message_that_is_refused_changes_nothing_of_its_good_part_either(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, tail: str
+) -> None:
+    """A call that raises has changed nothing, says the module."""
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    before = table(server)
+    good = worker.message(share[:6], losses_of(share[:6], 0), 0, positions=[0])
+    bad = {
+        "a bad loss": worker.message(share[6:12], [np.nan] * 6, 1, positions=[0], seq=2),
+        "a gap": worker.message(share[6:12], np.ones(6), 1, positions=[0], seq=9),
+        "half a header": good[:20],
+        "noise": b"\0" * 64,
+        "no positions": worker.message(share[6:12], np.ones(6), 1, seq=2),
+    }[tail]
+    with pytest.raises(errors.EsServiceError):
+        server.report(good + bad)
+    assert table(server) == before
+    assert server.report(good) == 1
+
+
+@pytest.mark.parametrize("how", ["nothing", "two", "noise", "half"])
+def test_a_step_that_is_not_one_report_is_refused_in_words(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, how: str
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    before = table(server)
+    good = worker.message(share[:6], losses_of(share[:6], 0), 0)
+    with pytest.raises(errors.ShapeError):
+        server.step({"nothing": b"", "two": good + good, "noise": b"\1" * 60, "half": good[:30]}[how])
+    assert table(server) == before
+
+
+# -- joining and attempts -----------------------------------------------------------------------------------------
+
+
+def test_another_config_cannot_join(make_server: MakeServer, make_config: MakeConfig, config: RunConfig) -> None:
+    server = make_server()
+    for other in (make_config(prune_ratio=0.25, seed=99), make_config(methods.loss(), prune_ratio=0.25)):
+        with pytest.raises(errors.RunMismatchError):
+            Worker(server, other)
+    Worker(server, config)
+
+
+def test_a_superseded_attempt_is_refused(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    old = Worker(server, config)
+    share, _ = old.open(0)
+    message = old.message(share[:6], losses_of(share[:6], 0), 0)
+    server.step(message)
+    new = Worker(server, config, attempt=SECOND)
+    new.open(0)
+    before = table(server)
+    for act in (
+        lambda: server.step(message),
+        lambda: server.step(old.message(share[6:12], np.ones(6), 1)),
+        lambda: server.report(old.message(share[6:12], np.ones(6), 1, positions=[0])),
+        lambda: server.open_epoch(0, FIRST, 0),
+        lambda: server.close_epoch(0, FIRST, 0),
+        lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),
+    ):
+        with pytest.raises(errors.EpochOrderError, match="superseded"):
+            act()
+    assert table(server) == before
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_new_attempt_inside_an_epoch_rolls_the_table_back(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, epoch: int
+) -> None:
+    server = make_server()
+    old = Worker(server, config)
+    for finished in range(epoch):
+        old.train(finished, losses_of)
+    before = table(server)
+    share, first = old.open(epoch)
+    server.step(old.message(share[:6], 7 * losses_of(share[:6], 0), first))
+    assert table(server) != before
+    new = Worker(server, config, attempt=SECOND)
+    assert new.stands_at == epoch
+    assert table(server) == before
+    assert new.open(epoch)[0].tolist() == share.tolist()
+
+
+def test_a_new_attempt_between_epochs_goes_on_where_the_old_one_ended(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    Worker(server, config).train(0, losses_of)
+    before = table(server)
+    new = Worker(server, config, attempt=SECOND)
+    assert new.stands_at == 1
+    assert table(server) == before
+    new.train(1, losses_of)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(3, 2), (0, 20), (-1, 1)])
+def test_a_join_that_is_refused_changes_nothing(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, rank: int, world: int
+) -> None:
+    """A call that raises has changed nothing: a mistyped second job must not throw away the first one's epoch."""
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    server.step(worker.message(share[:6], losses_of(share[:6], 0), 0))
+    before = table(server)
+    with pytest.raises(errors.ConfigError):
+        Worker(server, config, rank, SECOND, world)
+    assert table(server) == before
+    server.step(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
+
+
+def test_a_rank_that_never_joined_is_refused(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.open(0)
+    with pytest.raises(errors.EpochOrderError):
+        server.step(
+            wire.encode_report(wire.Report(Caller(5, FIRST), 1, 0, np.arange(6), np.ones(6, dtype=np.float32), None, 3))
+        )
+    with pytest.raises(errors.EsServiceError):
+        server.open_epoch(5, FIRST, 0)
+    assert server.close_epoch(0, FIRST, 0) is True
+
+
+# -- restarts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_restarted_server_stands_at_the_last_finished_epoch(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    first = make_server()
+    worker = Worker(first, config)
+    for epoch in range(2):
+        worker.train(epoch, losses_of)
+    durable = table(first)
+    share, start = worker.open(2)
+    message = worker.message(share[:6], losses_of(share[:6], 0), start)
+    first.step(message)
+
+    second = make_server()  # as Ray would after a SIGKILL
+    assert table(second) == durable
+    assert second.stats()["finished_epochs"] == 2
+    for act in (
+        lambda: second.step(message),
+        lambda: second.report(message),
+        lambda: second.open_epoch(0, FIRST, 2),
+        lambda: second.close_epoch(0, FIRST, 2),
+        lambda: second.rewind(0, FIRST, 1, 0, (0,), "", None),
+    ):
+        with pytest.raises(errors.ServerRestartedError, match="stands at the end of epoch 2: connect again"):
+            act()
+    assert table(second) == durable
+
+    again = Worker(second, config, attempt=SECOND)
+    assert again.stands_at == 2
+    assert again.open(2)[0].tolist() == share.tolist()
+
+
+def test_a_run_with_a_restart_ends_as_one_without(
+    tmp_path: Path, config: RunConfig, make_server: MakeServer, losses_of: Losses
+) -> None:
+    undisturbed = ScoreServer(str(tmp_path), "undisturbed", runs.config_to_dict(config))
+    worker = Worker(undisturbed, config)
+    expected = [worker.train(epoch, losses_of) for epoch in range(4)]
+    drawn = []
+    for epoch in range(4):
+        server = make_server()
+        drawn.append(Worker(server, config, attempt=f"{epoch:032x}").train(epoch, losses_of))
+    assert drawn == expected
+    assert server.state() == undisturbed.state()
+
+
+# -- going back ---------------------------------------------------------------------------------------------------
+
+
+def checkpoints(worker: Worker, epochs: int, losses_of: Losses) -> list[tuple[bytes, int, tuple[int, ...]]]:
+    states = []
+    for epoch in range(epochs):
+        worker.train(epoch, losses_of)
+        states.append(worker.server.state())
+    return states
+
+
+def test_rewinding_by_digest_alone_where_the_storage_still_has_it(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, tmp_path: Path
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    states = checkpoints(worker, 3, losses_of)
+    data, finished, starts = states[1]
+    assert server.rewind(0, FIRST, 1, finished, starts, hashlib.sha256(data).hexdigest(), None) is True
+    assert server.state() == states[1]
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 2
+    worker.train(2, losses_of)
+    assert server.state() == states[2]
+
+
+def test_rewinding_with_a_table_that_the_storage_no_longer_has(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, tmp_path: Path
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    states = checkpoints(worker, 4, losses_of)
+    data, finished, starts = states[0]
+    digest = hashlib.sha256(data).hexdigest()
+    before = server.state()
+    assert server.rewind(0, FIRST, 1, finished, starts, digest, None) is False
+    assert server.state() == before
+    assert server.rewind(0, FIRST, 1, finished, starts, digest, data) is True
+    assert server.state() == states[0]
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
+    worker.train(1, losses_of)
+    assert server.state() == states[1]
+
+
+def test_a_digest_of_another_table_has_to_send_it(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    states = checkpoints(Worker(server, config), 2, losses_of)
+    assert server.rewind(0, FIRST, 1, 1, states[0][2], "0" * 64, None) is False
+    assert server.state() == states[1]
+
+
+def test_rewinding_to_the_start_forgets_everything(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, tmp_path: Path
+) -> None:
+    server = make_server()
+    blank = table(server)
+    worker = Worker(server, config)
+    first = worker.train(0, losses_of)
+    assert server.rewind(0, FIRST, 1, 0, (0,), "", None) is True
+    assert table(server) == blank
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 0
+    assert worker.train(0, losses_of) == first
+
+
+def test_each_rewind_is_done_by_the_first_rank_and_only_once(
+    tmp_path: Path, make_config: MakeConfig, losses_of: Losses
+) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+    workers = [Worker(server, config, rank, world=2) for rank in range(2)]
+    for worker in workers:
+        worker.open(0)
+    for worker in workers:
+        server.close_epoch(worker.rank, FIRST, 0)
+    data, finished, starts = server.state()
+    call = (finished, starts, hashlib.sha256(data).hexdigest(), None)
+    assert server.rewind(0, FIRST, 1, *call) is True
+    share, first = workers[0].open(1)
+    server.step(workers[0].message(share[:6], losses_of(share[:6], 0), first))
+    moved = table(server)
+    assert server.rewind(1, FIRST, 1, *call) is True  # the slower rank: already done
+    assert table(server) == moved
+    workers[1].open(1)
+    assert server.rewind(1, FIRST, 2, *call) is True  # another one
+    assert table(server) != moved
+
+
+@pytest.mark.parametrize("damage", ["table", "digest", "length"])
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
+    tmp_path: Path, make_server: MakeServer, make_config: MakeConfig, config: RunConfig, losses_of: Losses, damage: str
+) -> None:
+    server = make_server()
+    states = checkpoints(Worker(server, config), 2, losses_of)
+    data, finished, starts = states[0]
+    if damage == "length":
+        small = make_config(num_samples=12, prune_ratio=0.25)
+        data = ScoreServer(str(tmp_path), "small", runs.config_to_dict(small)).state()[0]
+    digest = "0" * 64 if damage == "digest" else hashlib.sha256(data).hexdigest()
+    if damage == "table":
+        data = data[:-20]
+        digest = hashlib.sha256(data).hexdigest()
+    with pytest.raises(errors.StorageError):
+        server.rewind(0, FIRST, 1, finished, starts, digest, data)
+    assert server.state() == states[1]
+    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 2
+
+
+def test_a_checkpoint_whose_starts_do_not_fit_is_refused_and_changes_nothing(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    states = checkpoints(Worker(server, config), 2, losses_of)
+    data, finished, _ = states[0]
+    with pytest.raises(errors.StorageError):
+        server.rewind(0, FIRST, 1, finished, (0,), hashlib.sha256(data).hexdigest(), data)
+    assert server.state() == states[1]
+
+
+def test_a_snapshot_gone_bad_does_not_stand_in_the_way_of_the_checkpoint(
+    tmp_path: Path, make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    """The caller has the table: a damaged copy on storage must ask for it, not refuse for ever."""
+    server = make_server()
+    states = checkpoints(Worker(server, config), 2, losses_of)
+    data, finished, starts = states[0]
+    path = tmp_path / "mine" / "snapshots" / "00000001" / "shard-0.arrow"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    digest = hashlib.sha256(data).hexdigest()
+    assert server.rewind(0, FIRST, 1, finished, starts, digest, None) is False
+    assert server.rewind(0, FIRST, 1, finished, starts, digest, data) is True
+    assert server.state() == states[0]
+
+
+# -- what cannot start --------------------------------------------------------------------------------------------
+
+
+def every_call(server: ScoreServer, config: RunConfig) -> list[Callable[[], Any]]:
+    return [
+        lambda: server.join(0, FIRST, 1, runs.config_to_dict(config)),
+        lambda: server.open_epoch(0, FIRST, 0),
+        lambda: server.step(b""),
+        lambda: server.report(b""),
+        lambda: server.close_epoch(0, FIRST, 0),
+        lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),
+        server.state,
+        server.snapshot,
+        server.stats,
+    ]
+
+
+@pytest.mark.parametrize("trouble", ["name", "folder", "config", "other run", "snapshot"])
+def test_a_failure_to_start_is_raised_by_every_call(
+    tmp_path: Path, make_config: MakeConfig, config: RunConfig, losses_of: Losses, trouble: str
+) -> None:
+    storage, run, values = str(tmp_path), "mine", runs.config_to_dict(config)
+    kind: type[errors.EsServiceError] = errors.StorageError
+    if trouble == "name":
+        run, kind = "../mine", errors.RunNameError
+    elif trouble == "folder":
+        (tmp_path / "file").write_text("")
+        storage = str(tmp_path / "file")
+    elif trouble == "config":
+        values["num_samples"] = 0
+    elif trouble == "other run":
+        runs.RunStorage(storage, run).begin(make_config(seed=99))
+        kind = errors.RunMismatchError
+    else:
+        Worker(ScoreServer(storage, run, values), config).train(0, losses_of)
+        (tmp_path / "mine" / "snapshots" / "00000001" / "shard-0.arrow").write_bytes(b"damaged")
+    server = ScoreServer(storage, run, values)  # does not raise: Ray would give the actor up for good
+    for act in every_call(server, config):
+        with pytest.raises(kind):
+            act()
+
+
+# -- readers ------------------------------------------------------------------------------------------------------
+
+
+def test_readers_on_other_threads_see_whole_steps(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    torn: list[int] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            visits = sum(server.snapshot().column("visits").to_pylist())
+            if visits % 6:
+                torn.append(visits)
+            server.stats()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for epoch in range(4):
+            worker.train(epoch, losses_of)
+    finally:
+        stop.set()
+        reader.join()
+    assert torn == []
+
+
+def test_a_snapshot_is_a_copy(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+    server = make_server()
+    snapshot = server.snapshot()
+    before = repr(snapshot.to_pydict())
+    Worker(server, config).train(0, losses_of)
+    assert repr(snapshot.to_pydict()) == before

@@ -1,0 +1,177 @@
+"""The wire: what goes in comes out, and bytes from anywhere are refused in words."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.selection.engine import Draw
+from es_service.selection.scorekeeper import Caller
+
+HEADER_BYTES = 48
+
+hex_digits = st.binary(min_size=16, max_size=16).map(bytes.hex)
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> wire.Report:
+    size = draw(st.integers(1, 20))
+    ids = draw(hnp.arrays(np.int64, size, elements=st.integers(-(2**63), 2**63 - 1)))
+    losses = draw(st.none() | hnp.arrays(np.float32, size, elements=st.floats(width=32)))
+    positions = draw(st.none() | st.lists(st.integers(0, size - 1), max_size=size, unique=True))
+    return wire.Report(
+        caller=Caller(draw(st.integers(0, 2**32 - 1)), draw(hex_digits)),
+        seq=draw(st.integers(0, 2**64 - 1)),
+        run_step=draw(st.integers(0, 2**32 - 1)),
+        ids=ids,
+        losses=losses,
+        positions=None if positions is None else np.array(sorted(positions), dtype=np.int64),
+        num=draw(st.integers(0, 2**32 - 1)) if positions is None else len(positions),
+    )
+
+
+def comparable(report: wire.Report) -> tuple[Any, ...]:
+    return (
+        report.caller,
+        report.seq,
+        report.run_step,
+        report.ids.tobytes(),
+        None if report.losses is None else report.losses.tobytes(),
+        None if report.positions is None else report.positions.tolist(),
+        report.num,
+    )
+
+
+@given(st.lists(reports(), max_size=4))
+def test_reports_come_out_as_they_went_in(sent: list[wire.Report]) -> None:
+    message = b"".join(wire.encode_report(report) for report in sent)
+    received = list(wire.decode_reports(message))
+    assert [comparable(one) for one in received] == [comparable(one) for one in sent]
+    for one in received:
+        assert one.ids.dtype == np.int64
+        assert one.losses is None or one.losses.dtype == np.float32
+        assert one.positions is None or one.positions.dtype == np.int64
+
+
+def one_report() -> wire.Report:
+    return wire.Report(
+        Caller(3, "0f" * 16),
+        seq=7,
+        run_step=42,
+        ids=np.array([5, 2**40, 0, 9], dtype=np.int64),
+        losses=np.array([1, 2, 3, 4], dtype=np.float32),
+        positions=np.array([1, 3]),
+        num=2,
+    )
+
+
+def test_the_layout_is_the_one_in_the_text() -> None:
+    message = wire.encode_report(one_report())
+    assert len(message) == HEADER_BYTES - 4 + 4 * 8 + 4 * 4 + 2 * 4
+    assert message[:2] == struct.pack("<H", 0xE5A1)
+
+
+def test_every_truncation_is_refused() -> None:
+    message = wire.encode_report(one_report())
+    for end in range(1, len(message)):
+        with pytest.raises(errors.ShapeError):
+            list(wire.decode_reports(message[:end]))
+
+
+def test_a_second_report_cut_short_is_refused_too() -> None:
+    message = wire.encode_report(one_report())
+    for end in range(1, len(message)):
+        with pytest.raises(errors.ShapeError):
+            list(wire.decode_reports(message + message[:end]))
+
+
+@given(st.integers(0, 91), st.integers(1, 255))
+def test_a_flipped_byte_gives_a_shape_error_or_another_report(position: int, flip: int) -> None:
+    message = bytearray(wire.encode_report(one_report()))
+    message[position % len(message)] ^= flip
+    try:
+        for report in wire.decode_reports(bytes(message)):
+            assert report.losses is None or report.losses.size == report.ids.size
+            assert report.positions is None or report.positions.max(initial=0) < report.ids.size
+    except errors.ShapeError:
+        pass
+
+
+@given(st.binary(max_size=300))
+@example(b"\xa1\xe5")
+@example(b"\xa1\xe5" + b"\xff" * 60)
+@example(b"\xa1\xe5\x03" + b"\xff" * 60)
+def test_bytes_from_anywhere_give_a_shape_error_or_nothing(message: bytes) -> None:
+    with contextlib.suppress(errors.ShapeError):
+        list(wire.decode_reports(message))
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 3])
+def test_a_claim_of_gigabytes_allocates_nothing(flags: int) -> None:
+    header = struct.pack("<HBxI16sQIII", 0xE5A1, flags, 0, bytes(16), 1, 0, 2**32 - 1, 2**32 - 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.ShapeError, match="claims"):
+            list(wire.decode_reports(header + bytes(64)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_an_unknown_flag_or_magic_is_another_version() -> None:
+    message = bytearray(wire.encode_report(one_report()))
+    message[2] |= 0x80
+    with pytest.raises(errors.ShapeError, match="same es_service"):
+        list(wire.decode_reports(bytes(message)))
+    message = bytearray(wire.encode_report(one_report()))
+    message[0] ^= 1
+    with pytest.raises(errors.ShapeError, match="same es_service"):
+        list(wire.decode_reports(bytes(message)))
+
+
+def test_a_position_outside_the_batch_is_refused() -> None:
+    message = bytearray(wire.encode_report(one_report()))
+    message[-4:] = struct.pack("<I", 4)
+    with pytest.raises(errors.ShapeError, match="position 4 is outside a meta-batch of 4"):
+        list(wire.decode_reports(bytes(message)))
+
+
+@given(st.integers(1, 30), st.data())
+def test_a_draw_comes_out_as_it_went_in(size: int, data: st.DataObject) -> None:
+    ids = np.arange(100, 100 + size, dtype=np.int64)
+    positions = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1)))), dtype=np.int64)
+    scale = data.draw(hnp.arrays(np.float32, positions.size, elements=st.floats(0, 100, width=32)))
+    got = wire.decode_draw(wire.encode_draw(Draw(positions, ids[positions], scale)), ids)
+    assert got.positions.tolist() == positions.tolist()
+    assert got.positions.dtype == np.int64
+    assert got.ids.tolist() == ids[positions].tolist()
+    assert got.scale.tobytes() == scale.tobytes()
+    assert got.scale.dtype == np.float32
+    got.scale[:] = 1.0  # it is the caller's own
+
+
+def test_every_truncation_of_a_draw_is_refused() -> None:
+    """A decoder trusts nothing, says the module."""
+    ids = np.arange(8, dtype=np.int64)
+    message = wire.encode_draw(Draw(np.array([1, 4]), ids[[1, 4]], np.ones(2, dtype=np.float32)))
+    for end in range(len(message)):
+        with pytest.raises(errors.ShapeError):
+            wire.decode_draw(message[:end], ids)
+
+
+def test_a_draw_of_positions_outside_the_batch_is_refused() -> None:
+    ids = np.arange(8, dtype=np.int64)
+    message = wire.encode_draw(Draw(np.array([1, 7]), ids[[1, 7]], np.ones(2, dtype=np.float32)))
+    with pytest.raises(errors.ShapeError):
+        wire.decode_draw(message, ids[:4])

@@ -1,0 +1,73 @@
+"""Per-sample cross entropy: against torch's own, sample by sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from es_service import errors
+from es_service.training.losses import IGNORE_INDEX, cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_one_label_per_sample_is_torchs_without_reduction(label_smoothing: float) -> None:
+    logits, labels = torch.randn(7, 5), torch.randint(0, 5, (7,))
+    got = cross_entropy(logits, labels, label_smoothing)
+    expected = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("inner", [(4,), (3, 2)])
+def test_tokens_are_averaged_within_their_sample_only(inner: tuple[int, ...]) -> None:
+    logits, labels = torch.randn(6, *inner, 5), torch.randint(0, 5, (6, *inner))
+    labels.view(6, -1)[1, 0] = IGNORE_INDEX
+    labels.view(6, -1)[2, 1:] = IGNORE_INDEX
+    got = cross_entropy(logits, labels)
+    each = [F.cross_entropy(logits[i].reshape(-1, 5), labels[i].reshape(-1)) for i in range(6)]
+    torch.testing.assert_close(got, torch.stack(each))
+
+
+def test_a_sample_with_nothing_to_predict_has_loss_and_gradient_zero() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    labels = torch.tensor([[IGNORE_INDEX] * 3, [0, 1, 2]])
+    losses = cross_entropy(logits, labels)
+    assert losses[0].item() == 0.0
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad[0].any()
+    assert logits.grad[1].any()
+
+
+def test_the_mean_gradient_is_torchs() -> None:
+    logits, labels = torch.randn(7, 5, requires_grad=True), torch.randint(0, 5, (7,))
+    (got,) = torch.autograd.grad(cross_entropy(logits, labels).mean(), logits)
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, labels), logits)
+    torch.testing.assert_close(got, expected)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    logits, labels = torch.randn(7, 5).bfloat16(), torch.randint(0, 5, (7,), dtype=torch.int32)
+    got = cross_entropy(logits, labels)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, F.cross_entropy(logits.float(), labels.long(), reduction="none"))
+
+
+@pytest.mark.parametrize(
+    "logits, labels, problem",
+    [
+        (torch.zeros(4, 5), torch.zeros(3, dtype=torch.long), "do not fit"),
+        (torch.zeros(4, 5, 6), torch.zeros(4, dtype=torch.long), "do not fit"),
+        (torch.zeros(4), torch.zeros((), dtype=torch.long), "do not fit"),
+        (torch.zeros(4, 5, 6), torch.zeros(4, 6, dtype=torch.long), r"movedim\(1, -1\)"),
+        (torch.zeros(4, 5), torch.zeros(4), "integers"),
+    ],
+)
+def test_shapes_that_do_not_fit(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> None:
+    with pytest.raises(errors.ShapeError, match=problem):
+        cross_entropy(logits, labels)

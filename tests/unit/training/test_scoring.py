@@ -1,0 +1,283 @@
+"""Scoring gives the losses of a train-mode pass, and the model cannot tell that it took place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from es_service import errors
+from es_service.training import scoring
+
+NUM = 10
+
+
+class Batch(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Net(nn.Module):
+    """BatchNorm, dropout, and buffers that a forward pass updates in place, replaces, adds and removes."""
+
+    calls: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros(2, dtype=torch.int64), persistent=False)
+        self.register_buffer("seen", torch.tensor([float("nan"), -0.0]))
+        self.register_buffer("once", torch.ones(1))
+        self.register_buffer("later", None)
+        self.register_buffer("wide", torch.ones(1).expand(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1  # in place
+        self.seen = self.seen + x.sum()  # another tensor under the same name
+        self.once = None
+        self.later = x.detach().clone()
+        out: torch.Tensor = self.last(self.drop(self.norm(self.first(x))))
+        return out
+
+
+def inputs(batch: Batch) -> torch.Tensor:
+    return batch.x
+
+
+def losses(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return F.cross_entropy(outputs, batch.y, reduction="none")
+
+
+def make(num: int = NUM) -> tuple[Net, Batch]:
+    """A model that has taken a training step, so that it has gradients and moved statistics."""
+    torch.manual_seed(3)
+    model = Net()
+    batch = Batch(torch.randn(num, 4), torch.randint(0, 3, (num,)))
+    F.cross_entropy(model(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+    model.register_buffer("once", torch.ones(1))
+    return model, batch
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All there is to see of a model and of the generator, as bytes and identities."""
+    return {
+        "buffers": [
+            (key, id(buffer), None if buffer is None else (buffer.dtype, buffer.numpy().tobytes()))
+            for module in model.modules()
+            for key, buffer in module._buffers.items()
+        ],
+        "parameters": [(id(p), p.detach().numpy().tobytes()) for p in model.parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), p.grad.numpy().tobytes()) for p in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "random": torch.get_rng_state().numpy().tobytes(),
+        "modes": (torch.is_grad_enabled(), torch.is_autocast_cache_enabled()),
+    }
+
+
+def score(model: nn.Module, batch: Any, **settings: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return scoring.score(model, batch, **{"inputs": inputs, "losses": losses, **settings})
+
+
+def test_the_losses_are_those_of_the_training_step() -> None:
+    model, batch = make()
+    expected = losses(copy.deepcopy(model)(batch.x), batch).detach().numpy()
+    torch.manual_seed(3)
+    model, batch = make()
+    got = score(model, batch)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4, 100])
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_left_behind(training: bool, micro_batch_size: int | None) -> None:
+    model, batch = make()
+    model.train(training)
+    model.norm.eval()
+    before = state(model)
+    result = score(model, batch, micro_batch_size=micro_batch_size)
+    assert state(model) == before
+    assert result.shape == (NUM,)
+    assert np.isfinite(result).all()
+
+
+def fail(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_left_behind_by_a_failure(training: bool) -> None:
+    model, batch = make()
+    model.train(training)
+    before = state(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score(model, batch, losses=fail)
+    assert state(model) == before
+
+
+def test_the_test_can_see_a_change() -> None:
+    """Without `untouched`, the same pass changes every buffer and the generator."""
+    model, batch = make()
+    before = state(model)
+    with torch.no_grad():
+        model(batch.x)
+    after = state(model)
+    changed = {
+        name for old, new in zip(before["buffers"], after["buffers"], strict=True) for name in [old[0]] if old != new
+    }
+    assert changed == {"running_mean", "running_var", "num_batches_tracked", "calls", "seen", "once", "later"}
+    assert after["random"] != before["random"]
+
+
+def test_train_mode_statistics_even_of_an_evaluating_model() -> None:
+    model, batch = make()
+    model.drop.p = 0.0
+    expected = score(model, batch)
+    with torch.no_grad():
+        other = losses(copy.deepcopy(model).eval()(batch.x), batch).numpy()
+    np.testing.assert_array_equal(score(model.eval(), batch), expected)
+    assert not np.allclose(other, expected)
+
+
+def test_a_frozen_part_of_a_training_model_stays_frozen() -> None:
+    model, batch = make()
+    model.drop.eval()
+    model.norm.eval()
+    with torch.no_grad():
+        expected = losses(copy.deepcopy(model)(batch.x), batch).numpy()
+    np.testing.assert_array_equal(score(model, batch), expected)
+
+
+def test_micro_batches_come_in_order() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(4, 3), make()[1]
+    np.testing.assert_allclose(score(model, batch, micro_batch_size=3), score(model, batch), rtol=1e-6)
+
+
+def test_micro_batches_are_as_equal_as_may_be() -> None:
+    """64 samples in passes of at most 48 are 32 and 32: a small last one would have poor statistics."""
+    sizes = []
+
+    def seeing(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        sizes.append(len(outputs))
+        return losses(outputs, batch)
+
+    model, batch = make(64)
+    score(model, batch, losses=seeing, micro_batch_size=48)
+    assert sizes == [32, 32]
+
+
+def test_an_empty_batch() -> None:
+    model, _ = make()
+    assert score(model, Batch(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "bad, problem",
+    [
+        (lambda outputs, batch: F.cross_entropy(outputs, batch.y), "reduction='none'"),
+        (lambda outputs, batch: outputs[:-1, 0], r"\(9,\) for 10 samples"),
+        (lambda outputs, batch: outputs, r"\(10, 3\) for 10 samples"),
+        (lambda outputs, batch: outputs[:, :1], r"\(10, 1\) for 10 samples"),
+        (lambda outputs, batch: outputs[:, 0].tolist(), "must return a tensor, got list"),
+    ],
+)
+def test_losses_that_are_not_one_per_sample(bad: Callable[..., Any], problem: str) -> None:
+    model, batch = make()
+    before = state(model)
+    with pytest.raises(errors.ShapeError, match=problem):
+        score(model, batch, losses=bad)
+    assert state(model) == before
+
+
+def test_one_sample_and_a_mean_is_refused_too() -> None:
+    """The one case in which the number would be right: it would fail later, at the next size."""
+    with pytest.raises(errors.ShapeError, match="reduction='none'"):
+        score(nn.Linear(4, 3), make(1 + 1)[1], losses=lambda o, b: F.cross_entropy(o, b.y), micro_batch_size=1)
+
+
+def test_micro_batches_below_one() -> None:
+    model, batch = make()
+    with pytest.raises(errors.ConfigError, match="at least 1"):
+        score(model, batch, micro_batch_size=0)
+
+
+def test_autocast_is_used_and_leaves_no_cast_weights() -> None:
+    """Scoring inside a training loop's autocast: weights it cast without gradient must not reach the training step."""
+    torch.manual_seed(0)
+    model, batch = nn.Linear(4, 3), make()[1]
+    dtypes = []
+
+    def seeing(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        dtypes.append(outputs.dtype)
+        assert not torch.is_autocast_cache_enabled()  # newer versions of torch get it right by themselves
+        return losses(outputs, batch)
+
+    cast = torch.autocast("cpu", dtype=torch.bfloat16)
+    assert score(model, batch, losses=seeing, autocast=lambda: cast).dtype == np.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score(model, batch, losses=seeing)
+        losses(model(batch.x), batch).mean().backward()  # type: ignore[no-untyped-call]
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
+    assert model.weight.grad is not None
+    assert model.weight.grad.any()
+
+
+@pytest.fixture
+def _process_group(tmp_path: Any) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_the_module_beneath_ddp_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    inner, batch = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), make()[1]
+    model = nn.parallel.DistributedDataParallel(inner)
+    expected = score(inner, batch)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a collective of DistributedDataParallel ran while scoring")
+
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "forward", refuse)
+    np.testing.assert_array_equal(score(model, batch), expected)
+    assert scoring.unwrap(model) is inner
+    assert scoring.unwrap(nn.DataParallel(inner)) is inner
+    assert scoring.unwrap(inner) is inner
+
+
+def test_untouched_alone() -> None:
+    model, batch = make()
+    before = state(model)
+
+    def use() -> None:
+        with torch.no_grad(), scoring.untouched(model):
+            model.eval()
+            model.train()(batch.x)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert state(model) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generator_of_the_models_device() -> None:
+    model, batch = make()
+    model, batch = model.cuda(), Batch(batch.x.cuda(), batch.y.cuda())
+    before = torch.cuda.get_rng_state(), model.norm.running_mean.clone()  # type: ignore[union-attr]
+    score(model, batch)
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.equal(model.norm.running_mean, before[1])  # type: ignore[arg-type]
