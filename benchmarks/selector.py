@@ -76,7 +76,7 @@ def over_ray() -> dict[str, Any]:
 
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, object_store_memory=200 * 2**20)
+    ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     shape = {"num_samples": RAY_SAMPLES, "num_epochs": 4, "batch_size": RAY_BATCH}
     with tempfile.TemporaryDirectory() as storage:
         steps = {

@@ -83,6 +83,7 @@ class Selector:
         self.ledger = Ledger(clock=clock)
         self._open_epoch: int | None = None
         self._share: _I64 = np.empty(0, dtype=np.int64)
+        self._planned = self._share
         self._step = 0
         self._resume_step = 0
         self._step_began = 0.0
@@ -125,6 +126,7 @@ class Selector:
             self._close()
         with self.ledger.timing("exchange"):
             self._share = self.exchange.open_epoch(epoch)
+        self._share.flags.writeable = False  # what is yielded comes back to `select` as it was
         self._open_epoch = epoch
         first, self._resume_step = self._resume_step, 0
         size = self.config.batch_size
@@ -132,7 +134,8 @@ class Selector:
             self._step = step
             self._step_began = self.ledger.clock()
             self._step_done = False
-            yield self._share[step * size : (step + 1) * size]
+            self._planned = self._share[step * size : (step + 1) * size]
+            yield self._planned
             if self._open_epoch != epoch:
                 return  # reset() or load_state_dict() was called inside the loop
             self._count_step(self.ledger)
@@ -140,7 +143,7 @@ class Selector:
 
     def _count_step(self, ledger: Ledger) -> None:
         size = self.config.batch_size
-        num_ids = min(size, self._share.size - self._step * size)
+        num_ids = self._planned.size
         seconds = ledger.clock() - self._step_began
         ledger.count_step(num_ids, size, seconds, took_all=self._num_to_draw(num_ids) == num_ids)
 
@@ -181,7 +184,7 @@ class Selector:
         """
         if self._open_epoch is None:
             raise errors.EpochOrderError("no epoch is open: call select inside `for ids_B in selector.epoch(e)`")
-        ids = observations.check_ids(ids_B, self.config.num_samples)
+        ids = ids_B if ids_B is self._planned else observations.check_ids(ids_B, self.config.num_samples)
         num = self._num_to_draw(ids.size)
         if losses_B is None:
             if num < ids.size and self.config.selection.method.needs_losses:

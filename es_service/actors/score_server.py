@@ -263,8 +263,9 @@ class ScoreServer:
 
     def _checked(self, report: wire.Report) -> wire.Report:
         """Return the report with arrays that can be written, or raise what is wrong with them."""
-        ids = observations.check_ids(report.ids, self._config.num_samples)
-        losses, positions = report.losses, report.positions
+        ids, losses, positions = report.ids, report.losses, report.positions
+        if not self._keeper.is_planned(report.caller, ids, report.run_step):
+            ids = observations.check_ids(ids, self._config.num_samples)
         if losses is not None:
             needed = self._config.selection.method.needs_losses
             losses = observations.check_losses(losses, ids.size, non_negative=needed)

@@ -14,7 +14,6 @@ Weights are non-negative; a weight of 0 is taken only once every positive one ha
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
@@ -41,15 +40,23 @@ _NEGLIGIBLE = 1e-9  # an inclusion probability this close to 0 or 1 is taken for
 _TINY = 1e-300  # stands in for a weight of 0: races behind every weight a float32 can hold, yet in random order
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a draw took: int64[b] positions into the B candidates, ascending, and float64[b] inclusion probabilities.
+    """What a draw took.
 
-    `inclusion_b` is None where the draw has none (topk).
+    Attributes:
+        positions_b: int64[b] into the B candidates, ascending.
     """
 
-    positions_b: NDArray[np.int64]
-    inclusion_b: F64 | None
+    __slots__ = ("_inclusion", "positions_b")
+
+    def __init__(self, positions_b: NDArray[np.int64], inclusion: Callable[[], F64] | None) -> None:
+        self.positions_b = positions_b
+        self._inclusion = inclusion
+
+    @property
+    def inclusion_b(self) -> F64 | None:
+        """float64[b] inclusion probabilities, worked out when asked for; None where the draw has none (topk)."""
+        return None if self._inclusion is None else self._inclusion()
 
 
 def _check(weights_B: NDArray[np.floating], num: int) -> F64:
@@ -104,8 +111,13 @@ def race(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
     """
     weights = _check(weights_B, num)
     positions, threshold = _first(race_keys(weights, uniforms_B), num)
-    with np.errstate(over="ignore"):  # τ is huge where only weights of 0 were left out, and π is then 1
-        return Drawn(positions, -np.expm1(-np.maximum(weights[positions], _TINY) * threshold))
+
+    def inclusion() -> F64:
+        with np.errstate(over="ignore"):  # τ is huge where only weights of 0 were left out, and π is then 1
+            inclusions: F64 = -np.expm1(-np.maximum(weights[positions], _TINY) * threshold)
+        return inclusions
+
+    return Drawn(positions, inclusion)
 
 
 def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
@@ -115,8 +127,12 @@ def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Draw
     """
     weights = np.maximum(_check(weights_B, num), _TINY)
     positions, threshold = _first(uniforms_B / weights, num)
-    with np.errstate(over="ignore"):
-        return Drawn(positions, np.minimum(1.0, weights[positions] * threshold))
+
+    def inclusion() -> F64:
+        with np.errstate(over="ignore"):  # as in `race`
+            return np.minimum(1.0, weights[positions] * threshold)
+
+    return Drawn(positions, inclusion)
 
 
 def topk(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
@@ -175,7 +191,7 @@ def systematic(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Dr
     taken = np.minimum(np.searchsorted(edges, teeth, side="right"), edges.size - 1)
     positions = order[taken]
     positions.sort()
-    return Drawn(positions, targets[positions])
+    return Drawn(positions, lambda: targets[positions])
 
 
 def _counts_behind(probs: F64, num: int) -> F64:
@@ -249,7 +265,7 @@ def conditional_poisson(weights_B: NDArray[np.floating], num: int, uniforms_B: F
                 if left == 0:
                     break
     positions = np.flatnonzero(taken)
-    return Drawn(positions, targets[positions])
+    return Drawn(positions, lambda: targets[positions])
 
 
 DrawFunction: TypeAlias = Callable[[NDArray[np.floating], int, F64], Drawn]

@@ -95,16 +95,17 @@ class Engine:
         """Return copies of the rows as they are after this observation."""
         records = self.table.gather(ids_B)
         records["s"], records["w"] = self.selection.method.update(np.ascontiguousarray(records["s"]), losses_B)
-        visits = records["visits"] + np.uint32(1)
-        share = np.float32(1) / visits.astype(np.float32)
-        surprise = losses_B - records["loss_mean"]
-        mean = records["loss_mean"] + surprise * share
+        visits, mean, variance = records["visits"], records["loss_mean"], records["loss_var"]  # views
+        visits += np.uint32(1)
+        share = np.reciprocal(visits.astype(np.float32))
         # Welford: var_t = var_{t-1} + ((ℓ - mean_{t-1})·(ℓ - mean_t) - var_{t-1}) / t
-        variance = records["loss_var"]
-        records["loss_var"] = variance + (surprise * (losses_B - mean) - variance) * share
-        records["loss_mean"] = mean
+        surprise = losses_B - mean
+        mean += surprise * share
+        surprise *= losses_B - mean
+        surprise -= variance
+        surprise *= share
+        variance += surprise
         records["last_loss"] = losses_B
-        records["visits"] = visits
         records["last_step"] = run_step
         return records
 

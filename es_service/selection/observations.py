@@ -124,6 +124,9 @@ def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.flo
         LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position.
     """
     array, losses_B = _as_floats(losses, num)
+    lowest, highest = losses_B.min(), losses_B.max()
+    if (0 if non_negative else -MAX_LOSS) <= lowest and highest <= MAX_LOSS:  # neither holds for NaN
+        return losses_B
     usable = _usable(losses_B)
     if not usable.all():
         position = int(np.argmin(usable))
@@ -131,8 +134,7 @@ def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.flo
             f"loss {array[position]} at position {position} is not finite, or above {MAX_LOSS:g}: lower the learning "
             "rate, or skip such samples (on_bad_loss='skip' does)"
         )
-    if non_negative:
-        _check_sign(losses_B)
+    _check_sign(losses_B)
     return losses_B
 
 

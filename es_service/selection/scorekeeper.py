@@ -190,6 +190,17 @@ class Scorekeeper:
         self._starts.append(end)
         return shares
 
+    def is_planned(self, caller: Caller, ids_B: I64, run_step: int) -> bool:
+        """Return whether these are the very ids that the open epoch's plan has for this step: then they are valid."""
+        if self._shares is None or not 0 <= caller.rank < len(self._shares):
+            return False
+        start = (run_step - self._starts[self.finished_epochs]) * self.config.batch_size
+        return (
+            ids_B.size > 0
+            and start >= 0
+            and np.array_equal(self._shares[caller.rank][start : start + self.config.batch_size], ids_B)
+        )
+
     def step(self, caller: Caller, ids_B: I64, losses_B: F32 | None, num: int, run_step: int) -> Draw:
         """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
         self.check_open(caller)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import numbers
 import operator
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ def as_integer(name: str, value: Any, *, least: int, end: int | None = None) -> 
     return number
 
 
+@functools.lru_cache(maxsize=1024)
 def exact_share(share: float, whole: int) -> Fraction:
     """Return share·whole for the share as it was typed: 0.07 of 100 is 7, where floats make it 7.000000000000001."""
     return Fraction(str(share)) * whole

@@ -138,7 +138,7 @@ def init_ray() -> None:
         return
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False)
 
 
 def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

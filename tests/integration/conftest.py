@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,14 +32,17 @@ def ray_head() -> Iterator[subprocess.Popen[bytes]]:
     ray = Path(sys.executable).with_name("ray")
     words = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
     words += ["--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
-    head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-    try:
-        yield head
-    finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        head.terminate()
-        head.wait(timeout=60)
+    # A folder of its own (and with a short name: it holds sockets), or other Rays would take ours for theirs.
+    with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
+        words.append(f"--temp-dir={folder}")
+        head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        try:
+            yield head
+        finally:
+            os.environ.pop("RAY_ADDRESS", None)
+            head.terminate()
+            head.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
