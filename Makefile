@@ -20,7 +20,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through the score server
-	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased --storage runs
+	rm -rf runs/demo
+	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased \
+		--run demo --storage runs
 
 check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
 	$(BIN)/ruff format --check --quiet .

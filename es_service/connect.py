@@ -41,6 +41,8 @@ def connect(
 ) -> Selector:
     """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
 
+    Where this process is not connected to Ray, RAY_ADDRESS is connected to, or a Ray is started on this machine.
+
     Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
     rank, world size and attempt come from there.
 
@@ -65,9 +67,8 @@ def connect(
         StorageError: the storage folder cannot be written.
         ServerUnavailableError: the server did not answer in time.
     """
-    import ray
-
     from es_service.actors import launch
+    from es_service.actors.cluster import ensure_ray
 
     if not isinstance(selection, Selection):
         raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
@@ -76,8 +77,7 @@ def connect(
     config = RunConfig(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
     position, shared = _whereabouts(rank, world_size)
     config.check_world(position.world_size, position.rank)
-    if not ray.is_initialized():
-        ray.init(configure_logging=False)
+    ensure_ray()
     launch.start(run, config, os.path.expanduser(storage))
     remote = kind(run, config, position, _attempt(attempt or shared, position), deadline_s=deadline_s)
     return Selector(selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size, exchange=remote)

@@ -23,7 +23,7 @@ class Ledger:
         trained: samples that were back-propagated.
         full: samples that a full run would have back-propagated by now.
         seconds: by section (score, train, exchange, data); what is in none of them is in `total_s` alone.
-        total_s: seconds inside steps.
+        total_s: seconds inside steps, and of opening and closing epochs.
         steps: steps made.
         full_steps: steps that a full run would have made by now (not whole where epochs were pruned).
         measured_s: seconds of the steps that took their whole meta-batch, the run's own measure of a full step.
@@ -51,6 +51,14 @@ class Ledger:
             yield
         finally:
             self.seconds[section] += self.clock() - begin
+
+    @contextlib.contextmanager
+    def timing_overhead(self) -> Iterator[None]:
+        """Count the seconds of a block outside any step, opening an epoch say, as exchange and in the total."""
+        before = self.seconds["exchange"]
+        with self.timing("exchange"):
+            yield
+        self.total_s += self.seconds["exchange"] - before
 
     def count_step(self, num_ids: int, batch_size: int, seconds: float, *, took_all: bool) -> None:
         """Count one step over `num_ids` of a meta-batch of nominally `batch_size`."""

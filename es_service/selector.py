@@ -124,7 +124,7 @@ class Selector:
         epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
         if self._open_epoch is not None:
             self._close()
-        with self.ledger.timing("exchange"):
+        with self.ledger.timing_overhead():
             self._share = self.exchange.open_epoch(epoch)
         self._share.flags.writeable = False  # what is yielded comes back to `select` as it was
         self._open_epoch = epoch
@@ -149,7 +149,7 @@ class Selector:
 
     def _close(self) -> None:
         assert self._open_epoch is not None
-        with self.ledger.timing("exchange"):
+        with self.ledger.timing_overhead():
             self._report_pending()
             self.exchange.close_epoch(self._open_epoch)
         full_share = self.config.num_samples // self.exchange.position.world_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["grid", "percent", "seconds", "summary"]
+__all__ = ["grid", "percent", "saved_so_far", "seconds", "summary"]
 
 
 def percent(share: float | None) -> str:
@@ -51,7 +51,7 @@ def summary(result: dict[str, Any]) -> str:
             "saved",
             f"{percent(saving['samples'])} of the back-propagated samples, {percent(saving['cost'])} of the passes",
         ),
-        ("time saved", _time_saved(saving["seconds"])),
+        ("time saved", _time_saved(saving)),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
         ("scores", f"{result['storage'].rstrip('/')}/{result['run']} (es-service top {result['run']})"),
@@ -62,7 +62,17 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
 
 
-def _time_saved(share: float | None) -> str:
+def saved_so_far(saving: dict[str, Any]) -> str:
+    """Return what a run has saved up to now, in words."""
+    if not saving["samples"]:
+        return "trained on everything so far"
+    return f"saved {percent(saving['samples'])} of back-propagation, {percent(saving['seconds'])} of the time so far"
+
+
+def _time_saved(saving: dict[str, Any]) -> str:
+    share = saving["seconds"]
+    if not saving["cost"]:
+        return "nothing: this was a full run"
     if share is None:
         return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"
     if share < 0:

@@ -168,9 +168,7 @@ class Progress:
             return
         for one in progress["history"][self._num_told :]:
             line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
-            line += f"saved {text.percent(one['saving']['samples'])} of the back-propagated samples, "
-            line += f"{text.percent(one['saving']['seconds'])} of the time"
-            print(line, file=self._stream, flush=True)
+            print(line + text.saved_so_far(one["saving"]), file=self._stream, flush=True)
             self._num_told += 1
 
     def _move_bar(self, progress: dict[str, Any]) -> None:

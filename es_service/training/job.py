@@ -69,6 +69,10 @@ class TrainJob:
                 f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
                 "use 'leased' or 'sync'"
             )
+        if self.exchange == "embedded" and "://" in self.storage:
+            raise errors.ConfigError(
+                f"exchange 'embedded' keeps its checkpoints in a local folder, not at {self.storage}: name a folder"
+            )
 
 
 def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -107,32 +111,48 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         raise errors.RunExistsError(
             f"run {job.run!r} exists in {job.storage}: continue it with --resume, or take another --run name"
         )
-    storage.begin(config)
     if job.exchange == "embedded":
+        storage.begin(config)
         metrics = _fit_here(storage, config, settings, task, watch)
     else:
-        from es_service.training.ray_train import RayJob, fit_with_ray
-
-        metrics = fit_with_ray(
-            RayJob(
-                run=job.run,
-                storage=_absolute(job.storage),
-                config=config,
-                settings=settings,
-                exchange=job.exchange,
-                num_workers=job.num_workers,
-                task=job.task,
-                data=job.data,
-            ),
-            watch,
-        )
+        metrics = _fit_on_ray(job, storage, config, settings, watch)
     result = _result(job, config, metrics, time.monotonic() - begin)
     storage.write_result(result)
     return result
 
 
-def _absolute(storage: str) -> str:
-    return storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))
+def _fit_on_ray(
+    job: TrainJob,
+    storage: RunStorage,
+    config: RunConfig,
+    settings: TrainSettings,
+    watch: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    try:
+        from es_service.actors.cluster import ensure_ray
+        from es_service.training import ray_train
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"exchange {job.exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
+        ) from error
+    ensure_ray()
+    storage.begin(config)  # here as well as in the server: what cannot be written shows before any worker starts
+    ray_job = ray_train.RayJob(
+        run=job.run,
+        storage=_absolute(job.storage),
+        config=config,
+        settings=settings,
+        exchange="sync" if job.exchange == "sync" else "leased",
+        num_workers=job.num_workers,
+        task=job.task,
+        data=_absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
+    )
+    return ray_train.fit_with_ray(ray_job, watch)
+
+
+def _absolute(place: str) -> str:
+    """Return a path that means the same in a worker's folder; URIs do already."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def _fit_here(

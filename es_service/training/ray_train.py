@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import tempfile
 import threading
@@ -120,39 +119,18 @@ def _worker(config: dict[str, RayJob]) -> None:
         selector.close()
 
 
-def init_ray() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine that listens on loopback only."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
-            raise errors.ServerUnavailableError(
-                f"cannot connect to the Ray cluster at RAY_ADDRESS={address}: is it up? One that asks for a token "
-                "needs RAY_AUTH_MODE=token here too; without RAY_ADDRESS a cluster is started on this machine"
-            ) from error
-        return
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False)
-
-
 def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train on Ray and return what `loop.fit` returns.
 
     Args:
-        job: what to train.
+        job: what to train, on the cluster that `ensure_ray` connected to.
         watch: called about twice a second with the score server's `stats`.
 
     Raises:
         EsServiceError: as raised in a worker, or by the score server.
         ray.train.TrainingFailedError: whatever else ended the workers.
     """
-    init_ray()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
     server = launch.start(job.run, job.config, job.storage, detached=False)
     try:
         with _watching(server, watch):

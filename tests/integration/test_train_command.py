@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
+from es_service.cli import main
 from es_service.storage.runs import RunStorage
 from es_service.training.tasks import build_task
 
@@ -230,11 +231,19 @@ USAGE = {
 
 
 @pytest.mark.parametrize("case", USAGE)
-def test_bad_usage_exits_2_and_writes_nothing(case: str, few_images: Path, tmp_path: Path) -> None:
+def test_bad_usage_exits_2_and_writes_nothing(
+    case: str, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: nothing of these may get as far as starting Ray."""
     words, message = USAGE[case]
-    done = es_service("train", "--data", few_images, "--storage", tmp_path / "s", *words, expect=2)
-    assert message in done.stderr
-    assert done.stdout == ""
+    try:
+        status = main(["train", "--data", str(few_images), "--storage", str(tmp_path / "s"), *words])
+    except SystemExit as exit_:  # argparse's way
+        status = int(exit_.code or 0)
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert message in err
+    assert out == ""
     assert not (tmp_path / "s").exists()
 
 
@@ -247,6 +256,24 @@ def test_failures_exit_1_with_what_to_do(few_images: Path, tmp_path: Path) -> No
         "train", "--data", few_images, "--storage", tmp_path / "file", "--exchange", "embedded", expect=1
     )
     assert "--storage" in blocked.stderr
+    diverged = es_service(
+        *("train", "--data", few_images, "--storage", tmp_path / "d", "--exchange", "embedded", "--batch-size", 32),
+        *("--learning-rate", 1e9, "--set", "anneal=[0,0]"),
+        expect=1,
+    )
+    assert "lower the learning rate" in diverged.stderr
+    assert "Traceback" not in diverged.stderr
+    nobody = subprocess.run(
+        command("train", "--data", few_images, "--storage", tmp_path / "s", "--batch-size", 32),
+        env={**environment(), "RAY_ADDRESS": "127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert nobody.returncode == 1
+    assert "RAY_ADDRESS=127.0.0.1:9" in nobody.stderr
+    assert "Traceback" not in nobody.stderr
     unknown = es_service("train", "--data", few_images, "--storage", tmp_path / "s", "--run", "x", "--resume", expect=1)
     assert "no run 'x'" in unknown.stderr
     assert "no run 'x'" in es_service("top", "x", "--storage", tmp_path, expect=1).stderr

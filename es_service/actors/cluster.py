@@ -1,0 +1,50 @@
+"""The Ray cluster: the one that is there, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+
+import ray
+
+from es_service import errors
+
+__all__ = ["ensure_ray"]
+
+_KNOCK_DEADLINE_S = 10.0
+
+
+def ensure_ray() -> None:
+    """Stay with the Ray this process is connected to, or connect to RAY_ADDRESS, or start Ray on this machine.
+
+    A Ray started here listens on 127.0.0.1 only: whoever reaches its ports may run code.
+
+    Raises:
+        ServerUnavailableError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False)
+        return
+    try:
+        _knock(address)
+        ray.init(log_to_driver=False, configure_logging=False)
+    except OSError as error:  # a ConnectionError of Ray's is one, too
+        raise errors.ServerUnavailableError(
+            f"cannot connect to the Ray cluster at RAY_ADDRESS={address}: is it up? One that asks for a token "
+            "needs RAY_AUTH_MODE=token here too; without RAY_ADDRESS a cluster is started on this machine"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port: Ray itself would try for minutes."""
+    plain = re.fullmatch(r"([^/]+):(\d+)", address)
+    if plain:
+        socket.create_connection((plain[1].strip("[]"), int(plain[2])), timeout=_KNOCK_DEADLINE_S).close()
