@@ -15,7 +15,6 @@ setup: $(VENV)/installed  ## make .venv and install the package with all it need
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt torch==2.13.0
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

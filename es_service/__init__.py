@@ -27,6 +27,7 @@ from es_service.errors import (
     ServerUnavailableError,
     ShapeError,
     StorageError,
+    TrainingError,
 )
 from es_service.ledger import Ledger
 from es_service.selection import methods
@@ -62,6 +63,7 @@ __all__ = [
     "ServerUnavailableError",
     "ShapeError",
     "StorageError",
+    "TrainingError",
     "__version__",
     "connect",
     "methods",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import uuid
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,6 +14,7 @@ from es_service.selection.scorekeeper import RunConfig
 from es_service.selection.settings import suggest
 from es_service.selector import Selector
 from es_service.storage import runs
+from es_service.storage.files import absolute
 
 if TYPE_CHECKING:
     from es_service.exchange.leased import Leased
@@ -41,7 +41,9 @@ def connect(
 ) -> Selector:
     """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
 
-    Where this process is not connected to Ray, RAY_ADDRESS is connected to, or a Ray is started on this machine.
+    Where this process is not connected to Ray, RAY_ADDRESS is connected to, or a Ray is started on this machine (and
+    ends with this process, the server with it). Connecting alone only looks: other ranks notice nothing until this one
+    opens an epoch, loads or resets. `es_service.actors.launch.stop(run)` ends the server; its storage stays.
 
     Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
     rank, world size and attempt come from there.
@@ -57,8 +59,8 @@ def connect(
             variable ES_SERVICE_STORAGE.
         rank: this rank, where nothing else says it.
         world_size: number of ranks, likewise.
-        attempt: any text that all ranks of one start of the group share and a restarted group does not; needed only
-            where the ranks were given by hand.
+        attempt: any text that all ranks of one start of the group share and a restarted group does not; needed where
+            several ranks were given by hand.
         deadline_s: seconds that any wait for the server may take.
 
     Raises:
@@ -68,6 +70,7 @@ def connect(
         ServerUnavailableError: the server did not answer in time.
     """
     from es_service.actors import launch
+    from es_service.actors.calls import call
     from es_service.actors.cluster import ensure_ray
 
     if not isinstance(selection, Selection):
@@ -77,9 +80,12 @@ def connect(
     config = RunConfig(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
     position, shared = _whereabouts(rank, world_size)
     config.check_world(position.world_size, position.rank)
+    group = _attempt(attempt or shared, position)
     ensure_ray()
-    launch.start(run, config, os.path.expanduser(storage))
-    remote = kind(run, config, position, _attempt(attempt or shared, position), deadline_s=deadline_s)
+    server = launch.start(run, config, absolute(storage))
+    stats = call(server.stats.options(concurrency_group=launch.READ_GROUP).remote(), deadline_s, "ask what the run is")
+    runs.check_same(run, runs.config_from_dict(stats["config"]), config)
+    remote = kind(run, config, position, group, deadline_s=deadline_s)
     return Selector(selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size, exchange=remote)
 
 
@@ -128,9 +134,11 @@ def _from_ray_train() -> tuple[Position, str] | None:
 
 def _attempt(shared: str | None, position: Position) -> str:
     """Return 32 hexadecimal digits that this life of the group shares."""
-    if shared is None:
-        if position.world_size > 1:
-            shared = "given by hand"
-        else:
-            return uuid.uuid4().hex
-    return hashlib.sha256(shared.encode()).hexdigest()[:32]
+    if shared is not None:
+        return hashlib.sha256(shared.encode()).hexdigest()[:32]
+    if position.world_size > 1:
+        raise errors.ConfigError(
+            f"rank={position.rank} of world_size={position.world_size} was given by hand: give attempt= too, any text "
+            "that all ranks of one start share and a restarted group does not (a start time, a job id)"
+        )
+    return uuid.uuid4().hex

@@ -14,6 +14,7 @@
     ├── EpochOrderError        epochs opened twice, out of order, or by somebody superseded
     ├── StorageError           the storage folder cannot be read or written, or a file in it is damaged
     ├── DataError              a data set is missing or unreadable
+    ├── TrainingError          the workers ended before the training did
     └── ServerError            the score server cannot answer
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
@@ -41,6 +42,7 @@ __all__ = [
     "ServerUnavailableError",
     "ShapeError",
     "StorageError",
+    "TrainingError",
 ]
 
 
@@ -98,6 +100,10 @@ class StorageError(EsServiceError):
 
 class DataError(EsServiceError):
     """A data set is missing, or its files are not what they should be."""
+
+
+class TrainingError(EsServiceError):
+    """The workers ended before the training did, for a reason that is not ours."""
 
 
 class ServerError(EsServiceError):

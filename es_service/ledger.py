@@ -26,7 +26,8 @@ class Ledger:
         total_s: seconds inside steps, and of opening and closing epochs.
         steps: steps made.
         full_steps: steps that a full run would have made by now (not whole where epochs were pruned).
-        measured_s: seconds of the steps that took their whole meta-batch, the run's own measure of a full step.
+        measured_s: seconds of the steps that took their whole meta-batch and did not score it first: the run's own
+            measure of a full step.
         measured_steps: how many of them; the first steps of a run, which warm things up, are not among them.
         skipped: losses left out because they were not finite.
     """
@@ -60,13 +61,16 @@ class Ledger:
             yield
         self.total_s += self.seconds["exchange"] - before
 
-    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, took_all: bool) -> None:
-        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`."""
+    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> None:
+        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`.
+
+        `is_full_step`: it took all of them and scored none, so that full training would have spent as much.
+        """
         self.full += num_ids
         self.full_steps += num_ids / batch_size
         self.total_s += seconds
         self.steps += 1
-        if took_all and num_ids == batch_size and self.steps > _WARM_UP_STEPS:
+        if is_full_step and num_ids == batch_size and self.steps > _WARM_UP_STEPS:
             self.measured_s += seconds
             self.measured_steps += 1
 
@@ -80,7 +84,7 @@ class Ledger:
 
         samples   1 - trained/full                    back-propagated samples
         cost      1 - (scored + 3·trained)/(3·full)   forward passes, a backward counted as two
-        seconds   1 - total_s/(full_steps · mean measured step); None where no step took everything
+        seconds   1 - total_s/(full_steps · mean measured step); None where there is none
         """
         if self.full == 0:
             return {"samples": None, "cost": None, "seconds": None}

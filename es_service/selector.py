@@ -88,6 +88,7 @@ class Selector:
         self._resume_step = 0
         self._step_began = 0.0
         self._step_done = False
+        self._scored = False  # in this step, by a forward pass of its own
         self._unreported: Draw | None = None
 
     # -- what a schedule needs to know ------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Selector:
         for step in range(first, self.steps(epoch)):
             self._step = step
             self._step_began = self.ledger.clock()
-            self._step_done = False
+            self._step_done = self._scored = False
             self._planned = self._share[step * size : (step + 1) * size]
             yield self._planned
             if self._open_epoch != epoch:
@@ -145,7 +146,8 @@ class Selector:
         size = self.config.batch_size
         num_ids = self._planned.size
         seconds = ledger.clock() - self._step_began
-        ledger.count_step(num_ids, size, seconds, took_all=self._num_to_draw(num_ids) == num_ids)
+        is_full_step = self._num_to_draw(num_ids) == num_ids and not self._scored
+        ledger.count_step(num_ids, size, seconds, is_full_step=is_full_step)
 
     def _close(self) -> None:
         assert self._open_epoch is not None
@@ -211,6 +213,7 @@ class Selector:
     def _draw_scored(self, ids_B: _I64, losses: Any, num: int) -> Draw:
         losses_B, good = self._checked(losses, ids_B.size)
         self.ledger.scored += ids_B.size
+        self._scored = True
         with self.ledger.timing("exchange"):
             self._report_pending()
             if good is None:

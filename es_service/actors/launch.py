@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, TypeAlias
 
 import ray
@@ -46,12 +45,12 @@ def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -
     Args:
         run: name of the run.
         config: what the run is; the server refuses callers with another one when they join.
-        storage: folder or URI for its snapshots, as seen from the server's node.
+        storage: folder or URI for its snapshots, as seen from the server's node; a path must be absolute.
         detached: outlive the calling process, until `stop`; False ties it to the caller's life.
 
     Raises:
         RunNameError: the name cannot be used.
-        RunMismatchError, StorageError: the storage holds another run of this name, or cannot be written.
+        RunMismatchError, StorageError: another run of this name is up or in the storage; it cannot be written.
         ServerUnavailableError: it did not answer in time.
     """
     actor: Handle = _ScoreServerActor.options(
@@ -63,16 +62,17 @@ def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -
         max_restarts=-1,
         max_task_retries=0,  # Ray would re-execute and reorder: clients retry, by sequence number
     ).remote(storage, run, runs.config_to_dict(config))
-    try:
-        call(
-            actor.stats.options(concurrency_group=READ_GROUP).remote(),
-            _START_DEADLINE_S,
-            "start the score server",
+    failure, place = call(
+        actor.identity.options(concurrency_group=READ_GROUP).remote(), _START_DEADLINE_S, "start the score server"
+    )
+    if failure is not None:  # it could not begin: nothing is lost with it
+        ray.kill(actor)
+        raise failure
+    if place != storage:
+        raise errors.RunMismatchError(
+            f"a score server for run {run!r} is up and keeps it in {place}, not in {storage}: use that storage, "
+            "or another run name"
         )
-    except errors.EsServiceError:
-        with contextlib.suppress(ValueError):
-            ray.kill(actor)
-        raise
     return actor
 
 

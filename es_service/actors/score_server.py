@@ -47,9 +47,11 @@ class ScoreServer:
 
     def __init__(self, storage: str, run: str, config: dict[str, Any]) -> None:
         self._lock = threading.Lock()
+        self._place = storage
         self._failure: errors.EsServiceError | None = None
         self._seqs: dict[int, tuple[int, bytes]] = {}
-        self._rewound: tuple[str, int] | None = None
+        self._num_rewinds = 0  # done in this attempt
+        self._rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
         self._progress: dict[str, Any] = {}
         self._num_reports = self._num_observed = self._num_selected = 0
         try:
@@ -67,11 +69,15 @@ class ScoreServer:
     def ping(self) -> None:
         """Do nothing: the price of a call."""
 
-    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> int:
+    def identity(self) -> tuple[errors.EsServiceError | None, str]:
+        """Return why this server cannot work, None if it can, and where it keeps its runs (group `read`)."""
+        return self._failure, self._place
+
+    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> tuple[int, int]:
         """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
 
         Returns:
-            The seq of this rank's last report in this attempt, from which it counts on.
+            The seq of this rank's last report in this attempt, and how many rewinds it has asked for; it counts on.
 
         Raises:
             RunMismatchError: the caller's config is not the run's.
@@ -85,9 +91,11 @@ class ScoreServer:
                 if self._keeper.open_epoch_number is not None:
                     self._go_to(self._storage.last_snapshot())
                 self._seqs.clear()
+                self._rewinds.clear()
+                self._num_rewinds = 0
             self._keeper.join(Caller(rank, attempt), world_size)
             self._joined = True
-            return self._seqs.setdefault(rank, (0, b""))[0]
+            return self._seqs.setdefault(rank, (0, b""))[0], self._rewinds.setdefault(rank, 0)
 
     def open_epoch(self, rank: int, attempt: str, epoch: int) -> Lease | list[int]:
         """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks still in the last one.
@@ -190,17 +198,23 @@ class ScoreServer:
         self._ready(joined=True)
         with self._lock:
             self._keeper.check(Caller(rank, attempt))
-            if self._rewound == (attempt, ordinal):
+            if ordinal > self._num_rewinds + 1:
+                raise errors.EpochOrderError(
+                    f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._num_rewinds} were asked for "
+                    "before: every rank must load or reset as often as the others"
+                )
+            if ordinal <= self._num_rewinds:
+                self._rewinds[rank] = ordinal
                 return True
             state = self._find_state(finished_epochs, starts, sha256, table)
             if state is None and finished_epochs > 0:
                 return False
             self._go_to(state)
-            if state is None:
-                self._storage.forget_after(0)
-            else:
+            if table is None:
+                self._storage.forget_after(finished_epochs)
+            elif state is not None:
                 self._storage.write_snapshot(state)
-            self._rewound = (attempt, ordinal)
+            self._num_rewinds = self._rewinds[rank] = ordinal
             return True
 
     def state(self) -> tuple[bytes, int, tuple[int, ...]]:
@@ -235,7 +249,7 @@ class ScoreServer:
         self._ready()
         return {
             "run": self._storage.run,
-            "storage": self._storage.storage,
+            "storage": self._place,
             "config": runs.config_to_dict(self._config),
             "finished_epochs": self._keeper.finished_epochs,
             "open_epoch": self._keeper.open_epoch_number,

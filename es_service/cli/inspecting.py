@@ -50,7 +50,7 @@ def list_command(options: argparse.Namespace) -> int:
     """List the runs of a storage folder, oldest first, with what came of them."""
     found = [_describe(RunStorage(options.storage, run)) for run in list_runs(options.storage)]
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps({"storage": options.storage, "runs": found}))
         return 0
     if not found:
         print(f"no runs in {options.storage}")
@@ -61,8 +61,10 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def _describe(storage: RunStorage) -> dict[str, Any]:
-    config, result = storage.config(), storage.result()
-    done = storage.finished_epochs()
+    try:
+        config, result, done = storage.config(), storage.result(), storage.finished_epochs()
+    except errors.EsServiceError as error:  # one damaged run must not hide the others
+        return {"run": storage.run, "state": f"unreadable: {error}"}
     return {
         "run": storage.run,
         "method": config.selection.method.name,
@@ -70,22 +72,22 @@ def _describe(storage: RunStorage) -> dict[str, Any]:
         "epochs": config.num_epochs,
         "finished_epochs": done,
         "state": "done" if result is not None else f"{done} of {config.num_epochs} epochs",
-        "accuracy": None if result is None else result["accuracy"],
-        "saving": None if result is None else result["saving"],
+        "accuracy": (result or {}).get("accuracy"),
+        "saving": (result or {}).get("saving"),
     }
 
 
 def _row(run: dict[str, Any]) -> tuple[Any, ...]:
-    saving = run["saving"] or {}
+    saving, accuracy, num_samples = run.get("saving"), run.get("accuracy"), run.get("num_samples")
     return (
         run["run"],
-        run["method"],
-        run["epochs"],
-        f"{run['num_samples']:,}",
+        run.get("method"),
+        run.get("epochs"),
+        None if num_samples is None else f"{num_samples:,}",
         run["state"],
-        None if run["accuracy"] is None else f"{run['accuracy']:.4f}",
-        text.percent(saving["cost"]) if saving else None,
-        text.percent(saving["seconds"]) if saving else None,
+        None if accuracy is None else f"{accuracy:.4f}",
+        None if saving is None else text.percent(saving["cost"]),
+        None if saving is None else text.percent(saving["seconds"]),
     )
 
 
@@ -103,7 +105,7 @@ def top_command(options: argparse.Namespace) -> int:
         compute.select_k_unstable(table, k=min(options.limit, table.num_rows), sort_keys=keys)
     ).to_pylist()
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps({"run": options.run, "samples": rows}))
         return 0
     print(text.grid(table.column_names, [[_cell(value) for value in row.values()] for row in rows]))
     return 0

@@ -40,6 +40,7 @@ def _is_number(cell: str) -> bool:
 def summary(result: dict[str, Any]) -> str:
     """Return the end of a training in words: accuracy, what was scored and trained, what it saved, where things are."""
     samples, spent, saving = result["samples"], result["seconds"], result["saving"]
+    storage = result["storage"].rstrip("/")
     elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
     parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
     where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
@@ -54,7 +55,7 @@ def summary(result: dict[str, Any]) -> str:
         ("time saved", _time_saved(saving)),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
-        ("scores", f"{result['storage'].rstrip('/')}/{result['run']} (es-service top {result['run']})"),
+        ("scores", f"{storage}/{result['run']} (es-service top {result['run']} --storage {storage})"),
     ]
     title = f"{result['run']}: {result['method']} on {result['task']}, {result['epochs']} epochs, "
     title += f"{result['workers']} worker{'s' if result['workers'] != 1 else ''}, exchange {result['exchange']}"

@@ -14,7 +14,7 @@ from es_service import errors
 from es_service.cli import text
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import suggest
-from es_service.storage.runs import DEFAULT_STORAGE
+from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
 __all__ = ["add_parser"]
 
@@ -35,6 +35,11 @@ _DEFAULTS: dict[str, Any] = {
     "ratio": None,
     "prune_ratio": None,
 }
+_NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("workers", "seed", "epochs", "batch_size", "micro_batch_size"), int),
+    **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
+}
+_KINDS = {int: "whole number", float: "number", str: "word"}
 
 
 def add_parser(commands: Any) -> None:
@@ -86,10 +91,14 @@ def _job(options: argparse.Namespace) -> Any:
     """Return the TrainJob that flags, file and defaults describe together."""
     given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
     from_file = _read_config(options.config) if options.config else {}
-    settings = {**from_file.pop("set", {}), **dict(_setting(word) for word in options.set)}
-    values = {**_DEFAULTS, **from_file, **given}
-    if options.resume and values["run"] is None:
-        raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
+    file_settings = from_file.pop("set", {})
+    before: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    if options.resume:
+        before, settings = _begun_with({**_DEFAULTS, **from_file, **given})
+    settings.update(file_settings)
+    settings.update(_setting(word) for word in options.set)
+    values = {**_DEFAULTS, **before, **from_file, **given}
     for name in _SELECTION_FLAGS:
         if values[name] is not None:
             settings[name] = values[name]
@@ -119,6 +128,19 @@ def _job(options: argparse.Namespace) -> Any:
     )
 
 
+def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values and the selection's settings that the run to be resumed was begun with."""
+    if values["run"] is None:
+        raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
+    training = RunStorage(values["storage"], values["run"]).training()
+    if training is None:
+        return {}, {}
+    selection = training.pop("selection")
+    settings = {**selection.pop("settings"), **selection}
+    del settings["method"]
+    return {key: value for key, value in training.items() if key in _DEFAULTS}, settings
+
+
 def _setting(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key:
@@ -145,9 +167,23 @@ def _read_config(path: str) -> dict[str, Any]:
     for key in values:
         if key not in known:
             raise errors.ConfigError(f"--config {path} has an unknown setting {key!r}; {suggest(str(key), known)}")
-    if not isinstance(values.get("set", {}), dict):
+    settings = values.get("set", {})
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise errors.ConfigError(f"--config {path}: 'set' must hold settings by name")
-    return values
+    return {key: _of_kind(path, key, value) for key, value in values.items() if value is not None}
+
+
+def _of_kind(path: str, key: str, value: Any) -> Any:
+    """Return a file's value as what a flag of that name would have given; ConfigError where it is something else."""
+    if key == "set":
+        return value
+    kind = _NUMBERS.get(key, str)
+    if kind is float and isinstance(value, str):  # YAML takes 1e-3 for a word
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise errors.ConfigError(f"--config {path}: {key} must be a {_KINDS[kind]}, got {value!r}")
+    return value
 
 
 class Progress:

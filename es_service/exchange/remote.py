@@ -32,9 +32,10 @@ class Remote:
         attempt: 32 hexadecimal digits, the same on all ranks of one life of the group.
         deadline_s: seconds that any wait may take.
 
+    It joins the run when it first opens an epoch, loads or resets; until then it only looks, and disturbs nobody.
+
     Raises:
         RunNotFoundError: no such server.
-        RunMismatchError: the run has another config.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Remote:
         self._caller = Caller(position.rank, attempt)
         self._deadline_s = deadline_s
         self.first_step = 0
-        self._num_rewinds = 0
+        self._joined = False
+        self._seq = self._num_rewinds = 0
+        self._failure: errors.ServerError | None = None
         self._actor = launch.find(run)
-        self._seq = int(self._call("join", position.rank, attempt, position.world_size, runs.config_to_dict(config)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (
@@ -59,6 +61,30 @@ class Remote:
             self._caller.attempt,
             self._deadline_s,
         )
+
+    def _join(self) -> None:
+        """Enter the run, once; from then on an older attempt's ranks are refused."""
+        if not self._joined:
+            caller = (self.position.rank, self._caller.attempt, self.position.world_size)
+            self._seq, self._num_rewinds = self._call("join", *caller, runs.config_to_dict(self.config))
+            self._joined = True
+
+    def _send(self, method: str, message: bytes) -> Any:
+        """Call the server with the report just encoded.
+
+        An answer that never came leaves open whether it was applied, so this rank may not go on; a refusal changed
+        nothing, so its number is free again.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._call(method, message)
+        except errors.ServerError as error:
+            self._failure = error
+            raise
+        except errors.EsServiceError:
+            self._seq -= 1
+            raise
 
     def _call(self, method: str, *args: Any, group: str | None = None) -> Any:
         bound = getattr(self._actor, method)
@@ -82,6 +108,7 @@ class Remote:
 
     def _open(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Open an epoch, waiting for ranks that are still in the one before; return (ids int64[m], s float32[m])."""
+        self._join()
         give_up = time.monotonic() + self._deadline_s
         pause_s = _POLL_S[0]
         while True:
@@ -121,6 +148,7 @@ class Remote:
                 "this state was saved inside an epoch, by a selector of its own process; a score server continues "
                 "from the end of an epoch"
             )
+        self._join()
         self._num_rewinds += 1
         digest = hashlib.sha256(state.table).hexdigest()
         if not self._rewind(state.finished_epochs, state.epoch_starts, digest, None):
@@ -128,6 +156,7 @@ class Remote:
 
     def reset(self) -> None:
         """See `Exchange.reset`; the first rank of an attempt does it."""
+        self._join()
         self._num_rewinds += 1
         self._rewind(0, (0,), "", None)
 

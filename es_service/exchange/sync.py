@@ -18,7 +18,7 @@ class Sync(Remote):
     def step(self, step: int, ids_B: NDArray[np.int64], losses_B: NDArray[np.float32], num: int) -> Draw:
         """See `Exchange.step`."""
         message = self._encode(step, ids_B, losses_B, None, num)
-        return wire.decode_draw(self._call("step", message), ids_B)
+        return wire.decode_draw(self._send("step", message), ids_B)
 
     def record(
         self,
@@ -28,4 +28,4 @@ class Sync(Remote):
         positions_b: NDArray[np.int64],
     ) -> None:
         """See `Exchange.record`."""
-        self._call("report", self._encode(step, ids_B, losses_B, positions_b, 0))
+        self._send("report", self._encode(step, ids_B, losses_B, positions_b, 0))

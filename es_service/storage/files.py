@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from es_service import errors
 
-__all__ = ["open_filesystem", "read_bytes", "read_json", "storage_errors", "write_atomically", "write_json"]
+__all__ = ["absolute", "open_filesystem", "read_bytes", "read_json", "storage_errors", "write_atomically", "write_json"]
 
 
 @contextlib.contextmanager
@@ -34,12 +34,17 @@ def open_filesystem(storage: str) -> tuple[fs.FileSystem, str]:
         if "://" in storage:
             filesystem, path = fs.FileSystem.from_uri(storage)
         else:
-            filesystem, path = fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(storage))
+            filesystem, path = fs.LocalFileSystem(), absolute(storage)
     except (ValueError, OSError) as error:
         raise errors.StorageError(
             f"{storage!r} is neither a folder nor a URI that pyarrow.fs knows: {error}"
         ) from error
     return filesystem, path.rstrip("/")
+
+
+def absolute(place: str) -> str:
+    """Return a folder's path that means the same in every process of this machine; a URI does already."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:

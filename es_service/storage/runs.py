@@ -74,8 +74,12 @@ class RunStorage:
             info = self._filesystem.get_file_info(f"{self.path}/run.json")
         return bool(info.type == fs.FileType.File)
 
-    def begin(self, config: RunConfig) -> None:
+    def begin(self, config: RunConfig, training: dict[str, Any] | None = None) -> None:
         """Write run.json, making the folder; a run that is there already must have the same config.
+
+        Args:
+            config: what the run is.
+            training: how it is trained, as plain values, where this package trains it.
 
         Raises:
             RunMismatchError: it has another one; the message names what differs.
@@ -86,7 +90,7 @@ class RunStorage:
             return
         with files.storage_errors("make the folder", self.path):
             self._filesystem.create_dir(self.path, recursive=True)
-        description = {"format": FORMAT, "run": self.run, "config": config_to_dict(config)}
+        description = {"format": FORMAT, "run": self.run, "config": config_to_dict(config), "training": training}
         files.write_json(self._filesystem, f"{self.path}/run.json", description)
 
     def config(self) -> RunConfig:
@@ -101,6 +105,12 @@ class RunStorage:
                 f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}"
             )
         return config_from_dict(description.get("config", {}))
+
+    def training(self) -> dict[str, Any] | None:
+        """Return how the run is trained, as `begin` was told; None where it was not."""
+        self.config()
+        training = files.read_json(self._filesystem, f"{self.path}/run.json").get("training")
+        return training if isinstance(training, dict) else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

@@ -15,8 +15,9 @@ from es_service.exchange.embedded import Embedded
 from es_service.ledger import SECTIONS, Ledger
 from es_service.selection.config import Selection
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
-from es_service.selection.settings import suggest
+from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
+from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
@@ -62,8 +63,8 @@ class TrainJob:
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
             raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
-        if self.num_workers < 1:
-            raise errors.ConfigError(f"workers must be at least 1, got {self.num_workers}")
+        as_integer("workers", self.num_workers, least=1)
+        as_integer("seed", self.seed, least=0, end=2**63)
         if self.exchange == "embedded" and self.num_workers != 1:
             raise errors.ConfigError(
                 f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
@@ -105,20 +106,55 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         seed=job.seed,
     )
     config.check_world(job.num_workers)
+    training = _training(job, config, settings)
     if job.resume:
-        storage.config()  # raises where there is none
+        _check_resumed(job.run, storage.training() or {}, training)
     elif storage.exists():
         raise errors.RunExistsError(
             f"run {job.run!r} exists in {job.storage}: continue it with --resume, or take another --run name"
         )
     if job.exchange == "embedded":
-        storage.begin(config)
+        storage.begin(config, training)
         metrics = _fit_here(storage, config, settings, task, watch)
     else:
-        metrics = _fit_on_ray(job, storage, config, settings, watch)
+        metrics = _fit_on_ray(job, storage, config, settings, training, watch)
     result = _result(job, config, metrics, time.monotonic() - begin)
     storage.write_result(result)
     return result
+
+
+def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict[str, Any]:
+    """Return how this run is trained, as plain values: what `--resume` starts from."""
+    return {
+        "task": job.task,
+        "data": job.data,
+        "method": job.method,
+        "selection": job.selection.to_dict(),
+        "epochs": config.num_epochs,
+        "batch_size": config.batch_size,
+        "learning_rate": settings.learning_rate,
+        "micro_batch_size": settings.micro_batch_size,
+        "seed": job.seed,
+        "exchange": job.exchange,
+        "workers": job.num_workers,
+    }
+
+
+_MAY_CHANGE = ("exchange", "workers", "data")
+"""What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
+
+
+def _check_resumed(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = [
+        f"{key}: was {before[key]!r}, now {now[key]!r}"
+        for key in now
+        if key not in _MAY_CHANGE and key in before and before[key] != now[key]
+    ]
+    if differing:
+        raise errors.RunMismatchError(
+            f"run {run!r} was begun with other settings ({'; '.join(differing)}): resume it without naming these, or "
+            "take another run name"
+        )
 
 
 def _fit_on_ray(
@@ -126,6 +162,7 @@ def _fit_on_ray(
     storage: RunStorage,
     config: RunConfig,
     settings: TrainSettings,
+    training: dict[str, Any],
     watch: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     try:
@@ -136,23 +173,20 @@ def _fit_on_ray(
             f"exchange {job.exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
         ) from error
     ensure_ray()
-    storage.begin(config)  # here as well as in the server: what cannot be written shows before any worker starts
+    storage.begin(
+        config, training
+    )  # here as well as in the server: what cannot be written shows before any worker starts
     ray_job = ray_train.RayJob(
         run=job.run,
-        storage=_absolute(job.storage),
+        storage=absolute(job.storage),
         config=config,
         settings=settings,
         exchange="sync" if job.exchange == "sync" else "leased",
         num_workers=job.num_workers,
         task=job.task,
-        data=_absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
+        data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
     )
     return ray_train.fit_with_ray(ray_job, watch)
-
-
-def _absolute(place: str) -> str:
-    """Return a path that means the same in a worker's folder; URIs do already."""
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def _fit_here(

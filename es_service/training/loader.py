@@ -76,6 +76,7 @@ class SelectiveLoader:
         """
         selector, timing = self._selector, self._selector.ledger.timing
         ahead: Iterator[Any] | None = None
+        self._observed = True
         for ids_B in selector.epoch(epoch):
             if not self._observed:
                 raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")

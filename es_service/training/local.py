@@ -32,6 +32,9 @@ class LocalWorkers:
         """See `Workers.prepare`."""
         return model.to(self.device)
 
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """See `Workers.share_buffers`."""
+
     def gather(self, value: Any) -> list[Any]:
         """See `Workers.gather`."""
         return [value]

@@ -13,6 +13,7 @@ import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
+from es_service.selection.settings import as_integer, as_number
 from es_service.selector import Selector
 from es_service.training import scoring
 from es_service.training.loader import SelectiveLoader
@@ -49,10 +50,11 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not as_number("learning_rate", self.learning_rate) > 0:
             raise errors.ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise errors.ConfigError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
+        if self.micro_batch_size is not None:
+            as_integer("micro_batch_size", self.micro_batch_size, least=1)
+        as_integer("seed", self.seed, least=0, end=2**63)
 
 
 def learning_rate_at(progress: float, highest: float) -> float:
@@ -149,6 +151,7 @@ class _Training:
         workers, held_out = self.workers, self.task.held_out
         mine = range(workers.rank, len(held_out), workers.world_size)
         correct = 0
+        workers.share_buffers(self.bare)
         self.bare.eval()
         with torch.no_grad():
             for start in range(0, len(mine), _EVALUATION_BATCH):

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ __all__ = ["RayJob", "RayWorkers", "fit_with_ray"]
 
 _WATCH_EVERY_S = 0.5
 _MAX_FAILURES = 3
+_TAKEN_DEADLINE_S = 15.0
+_WORTH_ANOTHER_TRY = (errors.ServerError, errors.TrainingError, errors.EpochOrderError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,12 @@ class RayWorkers:
         """See `Workers.prepare`."""
         prepared: torch.nn.Module = ray_torch.prepare_model(model)
         return prepared
+
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """See `Workers.share_buffers`."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def gather(self, value: Any) -> list[Any]:
         """See `Workers.gather`."""
@@ -127,25 +136,68 @@ def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[s
         watch: called about twice a second with the score server's `stats`.
 
     Raises:
+        RunExistsError: a score server of this name is up already.
         EsServiceError: as raised in a worker, or by the score server.
-        ray.train.TrainingFailedError: whatever else ended the workers.
+        TrainingError: whatever else ended the workers, more often than they are started again.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
+    _wait_until_free(job.run)
     server = launch.start(job.run, job.config, job.storage, detached=False)
     try:
         with _watching(server, watch):
-            result = _trainer(job).fit()
-    except train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "cause", failure)
-            if isinstance(cause, errors.EsServiceError):
-                raise cause from error
-        raise
+            return _fit(job)
     finally:
         with contextlib.suppress(errors.RunNotFoundError):
             launch.stop(job.run)
-    metrics: dict[str, Any] = dict(result.metrics or {})
-    return metrics
+
+
+def _wait_until_free(run: str) -> None:
+    """Return once no score server has this run's name: that of a job just killed takes a moment to go.
+
+    Raises:
+        RunExistsError: it stays; somebody is training this run.
+    """
+    give_up = time.monotonic() + _TAKEN_DEADLINE_S
+    while time.monotonic() < give_up:
+        try:
+            launch.find(run)
+        except errors.RunNotFoundError:
+            return
+        time.sleep(_WATCH_EVERY_S)  # polling: Ray says nothing when a name gets free
+    raise errors.RunExistsError(
+        f"a score server for run {run!r} is up on this Ray: another training of that name is under way, or es.connect "
+        f"started it (es_service.actors.launch.stop({run!r}) ends it); or take another run name"
+    )
+
+
+def _fit(job: RayJob) -> dict[str, Any]:
+    """Train, starting the group again from its last checkpoint where workers died; a failure of ours is final.
+
+    Ray Train's own retries would repeat a diverged loss or a full disk as often as a dead machine.
+    """
+    attempts_left = _MAX_FAILURES
+    while True:
+        try:
+            return dict(_trainer(job).fit().metrics or {})
+        except train.TrainingFailedError as error:
+            cause = _cause(error)
+            if not attempts_left or not isinstance(cause, _WORTH_ANOTHER_TRY):
+                raise cause from error
+            attempts_left -= 1
+
+
+def _cause(error: train.TrainingFailedError) -> errors.EsServiceError:
+    """Return our own error that ended a worker, a foreign one wrapped otherwise."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        while failure is not None:
+            cause = getattr(failure, "cause", None)
+            for one in (failure, cause):
+                if isinstance(one, errors.EsServiceError):
+                    return one
+            failure = cause or failure.__cause__
+    first = next((line for line in reversed(str(failures[0]).strip().splitlines()) if line.strip()), repr(failures[0]))
+    return errors.TrainingError(f"the workers ended before the training did: {first.strip()}")
 
 
 def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
@@ -162,7 +214,6 @@ def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
             name="train",
             storage_path=f"{job.storage.rstrip('/')}/{job.run}",
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            failure_config=train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
 
@@ -172,11 +223,14 @@ def _watching(server: Any, watch: Callable[[dict[str, Any]], None]) -> Iterator[
     """Hand the server's stats to `watch`, from a thread of its own, for as long as the block lasts."""
     stop = threading.Event()
 
+    def look() -> None:
+        with contextlib.suppress(errors.EsServiceError):  # it may be restarting; the next round shows
+            reference = server.stats.options(concurrency_group=launch.READ_GROUP).remote()
+            watch(call(reference, 5.0, "ask how far the training is"))
+
     def run() -> None:
         while not stop.wait(_WATCH_EVERY_S):
-            with contextlib.suppress(errors.ServerError):  # it may be restarting; the next round shows
-                reference = server.stats.options(concurrency_group=launch.READ_GROUP).remote()
-                watch(call(reference, 5.0, "ask how far the training is"))
+            look()
 
     thread = threading.Thread(target=run, name="es-service-watch", daemon=True)
     thread.start()
@@ -185,3 +239,4 @@ def _watching(server: Any, watch: Callable[[dict[str, Any]], None]) -> Iterator[
     finally:
         stop.set()
         thread.join()
+        look()  # at what came in since

@@ -23,6 +23,10 @@ class Workers(Protocol):
         """Move the model to this worker's device, wrapped for data-parallel training where there are several."""
         ...
 
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Give every rank the buffers of rank 0, BatchNorm's running statistics say: those a checkpoint holds."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's plain value, in the order of ranks; all ranks call it."""
         ...

@@ -147,7 +147,10 @@ def test_a_killed_job_resumes_with_identical_ids(
     assert RunStorage(str(tmp_path), "killed").result() is None
     taken = es_service("train", "--data", few_images, "--storage", tmp_path, "--run", "killed", *common, expect=1)
     assert "--resume" in taken.stderr
-    resumed = train(few_images, tmp_path, "killed", *common, "--resume")
+    other = ("--run", "killed", "--storage", tmp_path, "--resume", "--learning-rate", 0.5)
+    assert "learning_rate: was 0.1, now 0.5" in es_service("train", *other, expect=1).stderr
+    # What it was begun with need not be said again.
+    resumed = json.loads(es_service("train", "--run", "killed", "--storage", tmp_path, "--resume", "--json").stdout)
     assert columns(tmp_path, "killed") == columns(storage, "undisturbed")
     for key in ("accuracy", "samples"):
         assert resumed[key] == expected[key]
@@ -176,11 +179,11 @@ def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
 
 def test_runs_top_and_export(few_images: Path, tmp_path: Path) -> None:
     train(few_images, tmp_path / "s", "one", "--exchange", "embedded", "--epochs", 1)
-    [listed] = json.loads(es_service("runs", "--storage", tmp_path / "s", "--json").stdout)
+    [listed] = json.loads(es_service("runs", "--storage", tmp_path / "s", "--json").stdout)["runs"]
     assert listed["run"] == "one"
     assert listed["state"] == "done"
     assert "one" in es_service("runs", "--storage", tmp_path / "s").stdout
-    top = json.loads(es_service("top", "one", "--storage", tmp_path / "s", "--json", "--limit", 3).stdout)
+    top = json.loads(es_service("top", "one", "--storage", tmp_path / "s", "--json", "--limit", 3).stdout)["samples"]
     table = RunStorage(str(tmp_path / "s"), "one").table()
     heaviest = np.argsort(-table["w"].to_numpy(), kind="stable")[:3]
     assert [row["id"] for row in top] == heaviest.tolist()
@@ -199,7 +202,12 @@ def test_runs_top_and_export(few_images: Path, tmp_path: Path) -> None:
 
 def test_settings_from_a_file_and_flags(few_images: Path, tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
-    config.write_text("method: eswp\nepochs: 2\nratio: 0.5\nset: {beta1: 0.1, anneal: [0, 0]}\nexchange: embedded\n")
+    config.write_text(
+        "method: eswp\nepochs: 2\nlearning_rate: 5e-2\nmicro_batch_size: null\nratio: 0.5\n"
+        "set: {beta1: 0.1, anneal: [0, 0]}\nexchange: embedded\n"
+    )
+        "method: eswp\nepochs: 2\nlearning_rate: 5e-2\nmicro_batch_size: null\nratio: 0.5\nset: {beta1: 0.1, anneal: [0, 0]}\nexchange: embedded\n"
+    )
     train(few_images, tmp_path, "one", "--config", config, "--ratio", 0.125, "--set", "beta2=0.7")
     stored = RunStorage(str(tmp_path), "one").config()
     assert stored.num_epochs == 2
@@ -244,6 +252,26 @@ def test_bad_usage_exits_2_and_writes_nothing(
     assert status == 2
     assert message in err
     assert out == ""
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        ("workers: two", "workers must be a whole number"),
+        ("method: 5", "method must be a word, got 5"),
+        ("set: {1: 2}", "'set' must hold settings by name"),
+        ("set: [1]", "'set' must hold settings by name"),
+        ("ratios: 0.5", "did you mean 'ratio'"),
+        ("- 1", "expected settings by name"),
+        ("a: b: c", "cannot read"),
+    ],
+)
+def test_bad_files_exit_2(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "f.yaml"), "--storage", str(tmp_path / "s")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
 
 

@@ -54,11 +54,11 @@ def test_saving_by_hand() -> None:
     """8 annealing samples in 1 step of 4 s; then 3 steps of 8, half pruned away, 2 trained of each, 1 s a step."""
     ledger = warmed_up()
     ledger.trained += 8
-    ledger.count_step(8, 8, 4.0, took_all=True)
+    ledger.count_step(8, 8, 4.0, is_full_step=True)
     for _ in range(3):
         ledger.scored += 8
         ledger.trained += 2
-        ledger.count_step(8, 8, 1.0, took_all=False)
+        ledger.count_step(8, 8, 1.0, is_full_step=False)
     ledger.count_pruned(24, 8)
     assert ledger.full == 8 + 24 + 24
     assert ledger.full_steps == 7.0
@@ -72,7 +72,7 @@ def test_saving_by_hand() -> None:
 
 def test_saved_seconds_are_unknown_where_no_step_took_everything() -> None:
     ledger = Ledger()
-    ledger.count_step(8, 8, 1.0, took_all=False)
+    ledger.count_step(8, 8, 1.0, is_full_step=False)
     saving = ledger.saving()
     assert saving["seconds"] is None
     assert saving["samples"] == 1.0
@@ -80,8 +80,8 @@ def test_saved_seconds_are_unknown_where_no_step_took_everything() -> None:
 
 def test_a_method_that_costs_more_than_it_saves_is_shown_negative() -> None:
     ledger = warmed_up(scored=10, trained=10)
-    ledger.count_step(10, 10, 2.0, took_all=True)
-    ledger.count_step(10, 10, 4.0, took_all=False)
+    ledger.count_step(10, 10, 2.0, is_full_step=True)
+    ledger.count_step(10, 10, 4.0, is_full_step=False)
     ledger.trained += 10
     ledger.scored += 10
     assert ledger.saving() == {
@@ -93,7 +93,7 @@ def test_a_method_that_costs_more_than_it_saves_is_shown_negative() -> None:
 
 def test_a_short_last_step_is_no_measure_of_a_full_one() -> None:
     ledger = warmed_up()
-    ledger.count_step(3, 8, 0.5, took_all=True)
+    ledger.count_step(3, 8, 0.5, is_full_step=True)
     assert ledger.measured_steps == 0
     assert ledger.full_steps == 3 / 8
 
@@ -101,15 +101,15 @@ def test_a_short_last_step_is_no_measure_of_a_full_one() -> None:
 def test_the_mean_full_step_counts() -> None:
     ledger = warmed_up()
     for seconds in (1.0, 2.0, 6.0):
-        ledger.count_step(4, 4, seconds, took_all=True)
-    ledger.count_step(4, 4, 1.0, took_all=False)
+        ledger.count_step(4, 4, seconds, is_full_step=True)
+    ledger.count_step(4, 4, 1.0, is_full_step=False)
     assert ledger.saving()["seconds"] == pytest.approx(1 - 10.0 / (4 * 3.0))
 
 
 def test_the_first_steps_warm_up_and_measure_nothing() -> None:
     ledger = Ledger()
     for seconds in (50.0, 20.0, 10.0, 1.0, 1.0):
-        ledger.count_step(4, 4, seconds, took_all=True)
+        ledger.count_step(4, 4, seconds, is_full_step=True)
     assert (ledger.measured_s, ledger.measured_steps) == (2.0, 2)
     assert ledger.total_s == 82.0
     assert ledger.steps == 5
@@ -117,7 +117,7 @@ def test_the_first_steps_warm_up_and_measure_nothing() -> None:
 
 def test_a_clock_too_coarse_to_see_a_step_gives_no_saving_but_no_error_either() -> None:
     ledger = warmed_up()
-    ledger.count_step(4, 4, 0.0, took_all=True)
+    ledger.count_step(4, 4, 0.0, is_full_step=True)
     assert ledger.saving()["seconds"] is None
 
 
@@ -171,8 +171,8 @@ def test_merge_sums_samples_and_averages_time(parts: list[Ledger]) -> None:
 
 def test_two_ranks_alike_save_what_one_saves() -> None:
     ledger = warmed_up(scored=8, trained=4)
-    ledger.count_step(8, 8, 3.0, took_all=True)
-    ledger.count_step(8, 8, 1.0, took_all=False)
+    ledger.count_step(8, 8, 3.0, is_full_step=True)
+    ledger.count_step(8, 8, 1.0, is_full_step=False)
     assert Ledger.merge([ledger, ledger]).saving() == pytest.approx(ledger.saving())
 
 

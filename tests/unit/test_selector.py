@@ -554,7 +554,22 @@ def test_the_ledger_counts_samples_by_hand(losses_of: Losses) -> None:
     assert ledger.full == 240
     assert ledger.full_steps == pytest.approx(24)
     assert ledger.saving()["samples"] == pytest.approx(1 - ledger.trained / 240)
-    assert ledger.measured_steps == 12 - 3  # the steps of the annealed epochs but for the warm-up
+    assert ledger.measured_steps == 0  # every step was scored: none cost what a step of full training costs
+
+
+def test_full_steps_are_measured_where_they_were_not_scored(losses_of: Losses) -> None:
+    """12 steps of two annealed epochs, whose losses come from training; the first 3 warm up."""
+    selector = make(anneal=(0.25, 0.25))
+    for epoch in range(4):
+        for ids in selector.epoch(epoch):
+            losses = losses_of(ids, epoch)
+            if selector.wants_scores:
+                selector.select(ids, losses)
+            else:
+                selector.select(ids)
+                selector.observe(losses)
+    assert selector.ledger.measured_steps == 12 - 3
+    assert selector.ledger.scored == 48 + 48
 
 
 @pytest.mark.parametrize("draw", ["race", "systematic", "priority"])
