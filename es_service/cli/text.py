@@ -57,10 +57,14 @@ def summary(result: dict[str, Any]) -> str:
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
         ("scores", f"{storage}/{result['run']} (es-service top {result['run']} --storage {storage})"),
     ]
-    title = f"{result['run']}: {result['method']} on {result['task']}, {result['epochs']} epochs, "
-    title += f"{result['workers']} worker{'s' if result['workers'] != 1 else ''}, exchange {result['exchange']}"
+    title = f"{result['run']}: {result['method']} on {result['task']}, {_count(result['epochs'], 'epoch')}, "
+    title += f"{_count(result['workers'], 'worker')}, exchange {result['exchange']}"
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def saved_so_far(saving: dict[str, Any]) -> str:
@@ -73,7 +77,7 @@ def saved_so_far(saving: dict[str, Any]) -> str:
 def _time_saved(saving: dict[str, Any]) -> str:
     share = saving["seconds"]
     if not saving["cost"]:
-        return "nothing: this was a full run"
+        return "nothing: every step trained on everything"
     if share is None:
         return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"
     if share < 0:

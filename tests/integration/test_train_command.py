@@ -206,8 +206,6 @@ def test_settings_from_a_file_and_flags(few_images: Path, tmp_path: Path) -> Non
         "method: eswp\nepochs: 2\nlearning_rate: 5e-2\nmicro_batch_size: null\nratio: 0.5\n"
         "set: {beta1: 0.1, anneal: [0, 0]}\nexchange: embedded\n"
     )
-        "method: eswp\nepochs: 2\nlearning_rate: 5e-2\nmicro_batch_size: null\nratio: 0.5\nset: {beta1: 0.1, anneal: [0, 0]}\nexchange: embedded\n"
-    )
     train(few_images, tmp_path, "one", "--config", config, "--ratio", 0.125, "--set", "beta2=0.7")
     stored = RunStorage(str(tmp_path), "one").config()
     assert stored.num_epochs == 2
