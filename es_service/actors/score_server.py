@@ -287,6 +287,8 @@ class ScoreServer:
             raise errors.ShapeError("positions drawn must ascend: one of them stands twice or out of order")
         if positions is None and not 1 <= report.num <= ids.size:
             raise errors.ShapeError(f"cannot draw {report.num} of {ids.size}")
+        if ids is report.ids and losses is report.losses:
+            return report
         return dataclasses.replace(report, ids=ids, losses=losses)
 
     def _last(self, report: wire.Report) -> tuple[int, bytes]:

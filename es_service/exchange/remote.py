@@ -51,6 +51,7 @@ class Remote:
         self._seq = self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
         self._actor = launch.find(run)
+        self._methods: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (
@@ -87,9 +88,12 @@ class Remote:
             raise
 
     def _call(self, method: str, *args: Any, group: str | None = None) -> Any:
-        bound = getattr(self._actor, method)
-        if group is not None:
-            bound = bound.options(concurrency_group=group)
+        bound = self._methods.get(method)  # kept: to look one up anew costs Ray 30 µs
+        if bound is None:
+            bound = getattr(self._actor, method)
+            if group is not None:
+                bound = bound.options(concurrency_group=group)
+            self._methods[method] = bound
         doing = f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
         return call(bound.remote(*args), self._deadline_s, doing)
 
