@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["Positions", "batch_length", "even_size", "split", "take", "to_device"]
+__all__ = ["Positions", "batch_length", "even_sizes", "split", "take", "to_device"]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
@@ -80,41 +80,45 @@ def take(batch: Any, positions: Positions) -> Any:
     return _map(batch, pick, length)
 
 
-def split(batch: Any, size: int) -> Iterator[Any]:
-    """Yield the batch in pieces of `size` samples, the last may be smaller; tensors and arrays in them are views.
+def split(batch: Any, size: int | Sequence[int]) -> Iterator[Any]:
+    """Yield the batch in pieces; tensors and arrays in them are views.
 
     Args:
-        batch: of B samples; with B at most `size` it is yielded itself, with B = 0 nothing is.
-        size: at least 1.
+        batch: of B samples; where one piece holds them all it is yielded itself, with B = 0 nothing is.
+        size: samples of each piece but the last, at least 1; or the sizes of all pieces, which sum to B.
 
     Raises:
         ShapeError: the batch has no length.
         ConfigError: `size` below 1.
     """
-    if size < 1:
-        raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {size}")
     length = batch_length(batch)
-    if 0 < length <= size:
+    if isinstance(size, int):
+        if size < 1:
+            raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {size}")
+        size = [min(size, length - start) for start in range(0, length, size)]
+    if len(size) == 1:
         yield batch
         return
-    for start in range(0, length, size):
-        piece = slice(start, min(start + size, length))
-        yield _map(batch, operator.itemgetter(piece), length)
+    start = 0
+    for one in size:
+        yield _map(batch, operator.itemgetter(slice(start, start + one)), length)
+        start += one
 
 
-def even_size(length: int, most: int | None) -> int:
-    """Return the size of pieces of at most `most` samples that are as few and as equal as may be; None for one piece.
+def even_sizes(length: int, most: int | None) -> list[int]:
+    """Return the sizes of pieces of at most `most` samples, as few and as equal as may be; None for one piece.
 
     Equal, because BatchNorm cannot make do with the single sample that a remainder may be.
 
     Raises:
         ConfigError: `most` below 1.
     """
-    if most is None or length == 0:
-        return max(1, length)
-    if most < 1:
+    if most is not None and most < 1:
         raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {most}")
-    return math.ceil(length / math.ceil(length / most))
+    if length == 0:
+        return []
+    num = 1 if most is None else math.ceil(length / most)
+    return [(length + index) // num for index in range(num)]
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

@@ -50,7 +50,7 @@ class LocalWorkers:
             beside.rename(place)
             for old in self._checkpoints()[:-1]:
                 shutil.rmtree(old)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
             raise errors.StorageError(f"cannot write the checkpoint {place}: {error}") from error
 
     @contextlib.contextmanager

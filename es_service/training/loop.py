@@ -50,8 +50,12 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not as_number("learning_rate", self.learning_rate) > 0:
-            raise errors.ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
+            raise errors.ConfigError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= as_number("momentum", self.momentum) < 1:
+            raise errors.ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= as_number("weight_decay", self.weight_decay) < math.inf:
+            raise errors.ConfigError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.micro_batch_size is not None:
             as_integer("micro_batch_size", self.micro_batch_size, least=1)
         as_integer("seed", self.seed, least=0, end=2**63)

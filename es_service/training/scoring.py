@@ -53,12 +53,12 @@ def score(
         ConfigError: micro_batch_size below 1.
     """
     bare = unwrap(model)
-    size = batches.even_size(batches.batch_length(batch), micro_batch_size)
+    sizes = batches.even_sizes(batches.batch_length(batch), micro_batch_size)
     losses_B: list[torch.Tensor] = []
     with torch.no_grad(), untouched(bare):
         if not bare.training:
             bare.train()
-        for part in batches.split(batch, size):
+        for part in batches.split(batch, sizes):
             with autocast(), _no_autocast_cache():
                 values = losses(bare(inputs(part)), part)
             _check_losses(values, batches.batch_length(part))

@@ -51,8 +51,8 @@ def train_step(
     num = scale.numel()
     optimizer.zero_grad(set_to_none=True)
     observed = []
-    size = batches.even_size(num, micro_batch_size)
-    parts, scales = batches.split(batch, size), torch.split(scale, size)
+    sizes = batches.even_sizes(num, micro_batch_size)
+    parts, scales = batches.split(batch, sizes), torch.split(scale, sizes)
     for index, (part, part_scale) in enumerate(zip(parts, scales, strict=True)):
         is_last = index == len(scales) - 1
         with contextlib.nullcontext() if is_last else _without_sync(model):

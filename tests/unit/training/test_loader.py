@@ -1,0 +1,333 @@
+"""The selective loader: what it fetches, what it scores, what it yields, and what the table says afterwards."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils import data
+
+import es_service as es
+from es_service import errors
+from es_service.training.loader import SelectiveLoader
+
+NUM, SIZE, EPOCHS = 46, 10, 4  # the last meta-batch of an epoch has 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class DictSet(data.Dataset[dict[str, Any]]):
+    """Samples as dicts, one at a time; remembers which were fetched."""
+
+    def __init__(self, num: int = NUM) -> None:
+        self.num = num
+        self.fetched: list[int] = []
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.fetched.append(index)
+        return {"id": index, "x": torch.tensor([index, index * index], dtype=torch.float32), "name": f"s{index}"}
+
+
+class WholeSet:
+    """Batches at once, through `__getitems__`, already collated."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return NUM
+
+    def __getitems__(self, ids: list[int]) -> torch.Tensor:
+        self.asked.append(ids)
+        return torch.tensor(ids)
+
+
+def tuples() -> data.TensorDataset:
+    ids = torch.arange(NUM)
+    return data.TensorDataset(ids, ids.float() * 3)
+
+
+def select(method: es.methods.Method | None = None, **settings: Any) -> es.Selector:
+    settings = {"ratio": 0.3, "anneal": (0.0, 0.0), "seed": 5, "reweight": "unbiased", **settings}
+    selection = es.Selection(method or es.methods.evolved(), **settings)
+    return es.Selector(selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+
+
+def ids_of(batch: Any) -> list[int]:
+    if isinstance(batch, dict):
+        batch = batch["id"]
+    elif isinstance(batch, (list, tuple)):
+        batch = batch[0]
+    found: list[int] = batch.tolist()
+    return found
+
+
+def loss_of(ids: list[int]) -> NDArray[np.float32]:
+    return np.array([0.5 + (index * 37 % 101) / 50 for index in ids], dtype=np.float32)
+
+
+class Scorer:
+    """Losses by id; remembers the batches it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __call__(self, batch: Any) -> NDArray[np.float32]:
+        self.asked.append(ids_of(batch))
+        return loss_of(self.asked[-1])
+
+
+def as_is(batch: Any) -> Any:
+    return batch
+
+
+def column(selector: es.Selector, name: str) -> list[int]:
+    found: list[int] = selector.table()[name].to_pylist()
+    return found
+
+
+# -- what comes out -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [es.methods.evolved(), es.methods.random(), es.methods.full()])
+@pytest.mark.parametrize("reuse_losses", [False, True])
+def test_a_batch_holds_the_samples_that_were_drawn(method: es.methods.Method, reuse_losses: bool) -> None:
+    loader = SelectiveLoader(DictSet(), select(method, anneal=(0.0, 0.25)), Scorer(), reuse_losses=reuse_losses)
+    steps = 0
+    for epoch in range(EPOCHS):
+        for batch, scale in loader.epoch(epoch):
+            assert loader.draw is not None
+            ids = loader.draw.ids.tolist()
+            assert ids_of(batch) == ids
+            assert batch["x"].tolist() == [[index, index * index] for index in ids]
+            assert batch["name"] == [f"s{index}" for index in ids]
+            assert scale.dtype == torch.float32
+            assert scale.tolist() == loader.draw.scale.tolist()
+            if reuse_losses:
+                loader.observe(loss_of(ids))
+            steps += 1
+    assert steps == EPOCHS * 5
+
+
+def test_scales_are_not_all_alike_where_the_method_reweights() -> None:
+    loader = SelectiveLoader(DictSet(), select(), Scorer())
+    assert len({float(value) for _, scale in loader.epoch(0) for value in scale}) > 5
+
+
+def test_samples_may_be_tuples() -> None:
+    loader = SelectiveLoader(tuples(), select(), Scorer())
+    num = 0
+    for batch, _ in loader.epoch(0):
+        assert loader.draw is not None
+        assert batch[0].tolist() == loader.draw.ids.tolist()
+        assert batch[1].tolist() == [3.0 * index for index in loader.draw.ids.tolist()]
+        num += len(batch[0])
+    assert num == 4 * 3 + 2
+
+
+def test_a_data_set_may_hand_out_whole_batches() -> None:
+    dataset, scorer = WholeSet(), Scorer()
+    loader = SelectiveLoader(dataset, select(), scorer, collate_fn=as_is)
+    for batch, _ in loader.epoch(0):
+        assert loader.draw is not None
+        assert batch.tolist() == loader.draw.ids.tolist()
+    assert dataset.asked == scorer.asked
+    assert sorted(itertools.chain(*dataset.asked)) == list(range(NUM))
+
+
+def test_a_data_set_of_another_length_is_refused() -> None:
+    with pytest.raises(errors.ConfigError, match=r"\b45\b.*num_samples=46"):
+        SelectiveLoader(DictSet(45), select(), Scorer())
+
+
+# -- what is scored -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reuse_losses", [False, True])
+def test_selecting_epochs_score_every_meta_batch(reuse_losses: bool) -> None:
+    selector, scorer = select(), Scorer()
+    loader = SelectiveLoader(DictSet(), selector, scorer, reuse_losses=reuse_losses)
+    steps = sum(1 for _ in loader.epoch(0))
+    assert [len(ids) for ids in scorer.asked] == [10, 10, 10, 10, 6]
+    assert sorted(itertools.chain(*scorer.asked)) == list(range(NUM))
+    assert steps == 5
+    assert selector.ledger.scored == NUM
+    assert selector.ledger.trained == 4 * 3 + 2
+
+
+@pytest.mark.parametrize(
+    "method, anneal",
+    [(es.methods.evolved(), (0.25, 0.0)), (es.methods.random(), (0.0, 0.0)), (es.methods.full(), (0, 0))],
+)
+def test_with_reuse_steps_that_need_no_losses_score_nothing(
+    method: es.methods.Method, anneal: tuple[float, float]
+) -> None:
+    selector, scorer = select(method, anneal=anneal), Scorer()
+    loader = SelectiveLoader(DictSet(), selector, scorer, reuse_losses=True)
+    for batch, _ in loader.epoch(0):
+        loader.observe(loss_of(ids_of(batch)))
+    assert scorer.asked == []
+    assert selector.ledger.scored == 0
+    if method.needs_losses:  # and past the annealing it scores again
+        next(iter(loader.epoch(1)))
+        assert len(scorer.asked) == 1
+
+
+def test_without_reuse_an_annealing_epoch_is_scored() -> None:
+    scorer = Scorer()
+    loader = SelectiveLoader(DictSet(), select(anneal=(0.25, 0.0)), scorer)
+    assert sum(len(scale) for _, scale in loader.epoch(0)) == NUM
+    assert sorted(itertools.chain(*scorer.asked)) == list(range(NUM))
+
+
+# -- observe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize("method", [es.methods.random(), es.methods.full()])
+def test_a_promised_observe_that_does_not_come_is_an_error(method: es.methods.Method, at: int) -> None:
+    loader = SelectiveLoader(DictSet(), select(method), Scorer(), reuse_losses=True)
+    steps = 0
+
+    def run() -> None:
+        nonlocal steps
+        for step, (batch, _) in enumerate(loader.epoch(0)):
+            steps += 1
+            if step != at:
+                loader.observe(loss_of(ids_of(batch)))
+
+    with pytest.raises(errors.ShapeError, match="observe"):
+        run()
+    assert steps == at + 1  # at the very next step, or at the end of the epoch
+
+
+@pytest.mark.parametrize("reuse_losses", [False, True])
+def test_observe_after_a_scored_step_is_ignored(reuse_losses: bool) -> None:
+    tables = []
+    for observes in (False, True):
+        selector = select()
+        loader = SelectiveLoader(DictSet(), selector, Scorer(), reuse_losses=reuse_losses)
+        for batch, _ in loader.epoch(0):
+            if observes:
+                loader.observe(np.full(len(ids_of(batch)), 1e6, dtype=np.float32))
+        tables.append(selector.table())
+    assert tables[0].equals(tables[1])
+    assert max(tables[0]["last_loss"].to_pylist()) < 10
+
+
+def test_training_losses_may_come_as_a_tensor() -> None:
+    selector = select(es.methods.full())
+    loader = SelectiveLoader(DictSet(), selector, Scorer(), reuse_losses=True)
+    for batch, _ in loader.epoch(0):
+        loader.observe(torch.from_numpy(loss_of(ids_of(batch))))
+    assert column(selector, "last_loss") == loss_of(list(range(NUM))).tolist()
+
+
+# -- what is fetched ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reuse_losses, per_step", [(True, [3, 3, 3, 3, 2]), (False, [10, 10, 10, 10, 6])])
+def test_random_fetches_no_more_than_it_draws(reuse_losses: bool, per_step: list[int]) -> None:
+    dataset = DictSet()
+    loader = SelectiveLoader(dataset, select(es.methods.random()), Scorer(), reuse_losses=reuse_losses)
+    counts = []
+    for batch, _ in loader.epoch(0):
+        counts.append(len(dataset.fetched))
+        dataset.fetched.clear()
+        loader.observe(loss_of(ids_of(batch)))
+    assert counts == per_step
+
+
+def trace(make_set: Callable[[], Any], method: es.methods.Method, num_workers: int) -> list[Any]:
+    selector = select(method, anneal=(0.0, 0.25))
+    loader = SelectiveLoader(make_set(), selector, Scorer(), reuse_losses=True, num_workers=num_workers)
+    seen: list[Any] = []
+    for epoch in (0, 1):
+        for batch, scale in loader.epoch(epoch):
+            leaves = list(batch.values()) if isinstance(batch, dict) else list(batch)
+            plain = [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            seen.append((plain, scale.tolist()))
+            loader.observe(loss_of(ids_of(batch)))
+    table = selector.table()
+    return [*seen, *(table[name].to_numpy().tobytes() for name in table.column_names)]
+
+
+@pytest.mark.parametrize(
+    "make_set, method",
+    [(DictSet, es.methods.evolved()), (DictSet, es.methods.random()), (tuples, es.methods.evolved())],
+)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_processes_that_fetch_ahead_change_nothing(make_set: Callable[[], Any], method: es.methods.Method) -> None:
+    here, ahead = trace(make_set, method, 0), trace(make_set, method, 2)
+    assert len(here) > 10
+    assert here == ahead
+
+
+# -- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_counts_what_was_seen_and_what_was_trained_on() -> None:
+    selector = select(anneal=(0.25, 0.0))
+    loader = SelectiveLoader(DictSet(), selector, Scorer(), reuse_losses=True)
+    trained: Counter[int] = Counter()
+    for epoch in range(3):  # one annealing, two that select
+        for batch, _ in loader.epoch(epoch):
+            trained.update(ids_of(batch))
+            loader.observe(loss_of(ids_of(batch)))
+    assert column(selector, "visits") == [3] * NUM
+    assert column(selector, "selected") == [trained[index] for index in range(NUM)]
+    assert trained.total() == NUM + 2 * (4 * 3 + 2) == selector.ledger.trained
+
+
+def test_of_a_blind_draw_only_what_was_trained_on_is_seen() -> None:
+    selector = select(es.methods.random())
+    loader = SelectiveLoader(DictSet(), selector, Scorer(), reuse_losses=True)
+    trained: Counter[int] = Counter()
+    for epoch in range(2):
+        for batch, _ in loader.epoch(epoch):
+            trained.update(ids_of(batch))
+            loader.observe(loss_of(ids_of(batch)))
+    assert column(selector, "visits") == [trained[index] for index in range(NUM)]
+    assert column(selector, "selected") == [trained[index] for index in range(NUM)]
+
+
+@pytest.mark.parametrize("observes_last", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("method", [es.methods.evolved(), es.methods.full()])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_an_epoch_may_be_left_early(method: es.methods.Method, num_workers: int, observes_last: bool) -> None:
+    selector = select(method)
+    loader = SelectiveLoader(DictSet(), selector, Scorer(), reuse_losses=True, num_workers=num_workers)
+    trained: Counter[int] = Counter()
+    for step, (batch, _) in enumerate(loader.epoch(0)):
+        trained.update(ids_of(batch))
+        if step == 1:
+            if observes_last:
+                loader.observe(loss_of(ids_of(batch)))
+            break
+        loader.observe(loss_of(ids_of(batch)))
+    sizes = []
+    for batch, _ in loader.epoch(1):
+        trained.update(ids_of(batch))
+        sizes.append(len(ids_of(batch)))
+        loader.observe(loss_of(ids_of(batch)))
+    assert len(sizes) == 5
+    assert sum(sizes) == (NUM if not method.selects else 4 * 3 + 2)
+    assert column(selector, "selected") == [trained[index] for index in range(NUM)]
+    unseen = 0 if observes_last or method.selects else SIZE
+    assert sum(column(selector, "visits")) == 2 * SIZE + NUM - unseen
