@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import sys
 from typing import Any
@@ -105,10 +107,16 @@ def top_command(options: argparse.Namespace) -> int:
         compute.select_k_unstable(table, k=min(options.limit, table.num_rows), sort_keys=keys)
     ).to_pylist()
     if options.json:
-        print(json.dumps({"run": options.run, "samples": rows}))
+        samples = [{name: _finite(value) for name, value in row.items()} for row in rows]
+        print(json.dumps({"run": options.run, "samples": samples}, allow_nan=False))
         return 0
     print(text.grid(table.column_names, [[_cell(value) for value in row.values()] for row in rows]))
     return 0
+
+
+def _finite(value: Any) -> Any:
+    """Return None for the NaN of a loss never observed, which JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:
@@ -131,6 +139,9 @@ def export_command(options: argparse.Namespace) -> int:
         os.replace(beside, place)
     except OSError as error:
         raise errors.StorageError(f"cannot write {place}: {error}; name another place with --out") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename; a failure must not leave it behind
+            os.unlink(beside)
     if options.json:
         print(json.dumps({"run": options.run, "file": place, "format": options.format, "rows": table.num_rows}))
     else:

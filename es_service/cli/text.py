@@ -76,7 +76,7 @@ def saved_so_far(saving: dict[str, Any]) -> str:
 
 def _time_saved(saving: dict[str, Any]) -> str:
     share = saving["seconds"]
-    if not saving["cost"]:
+    if not saving["samples"]:
         return "nothing: every step trained on everything"
     if share is None:
         return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"

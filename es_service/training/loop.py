@@ -116,6 +116,7 @@ class _Training:
 
     def _train_epoch(self, epoch: int) -> None:
         num_epochs = self.selector.config.num_epochs
+        torch.manual_seed(_epoch_seed(self.settings.seed, epoch, self.workers.rank))  # of dropout, say
         self.model.train()
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
             done = step / self.selector.steps(epoch)
@@ -222,6 +223,11 @@ class _Training:
         ledgers = self.workers.gather(self.selector.ledger.to_dict())
         ledger = Ledger.merge([Ledger.from_dict(one) for one in ledgers])
         return self._metrics(self.history[-1]["epoch"], self.history[-1]["accuracy"], ledger)
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return a seed that a resumed training finds again, and that no other epoch or rank has."""
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + rank) % 2**63
 
 
 def _as_is(batch: Any) -> Any:

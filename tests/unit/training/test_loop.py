@@ -76,7 +76,7 @@ class PointsTask:
         return self.train_set.y.numpy()
 
     def build_model(self) -> nn.Module:
-        self.model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
         return self.model
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

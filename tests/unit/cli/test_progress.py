@@ -1,0 +1,136 @@
+"""Progress of a training: a bar on a terminal, a line per finished epoch elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from es_service.cli.training import Progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def saving(samples: float | None, seconds: float | None) -> dict[str, float | None]:
+    return {"samples": samples, "cost": samples, "seconds": seconds}
+
+
+def stats(epoch: int, done: float, history: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """What a score server says, of a run of 4 epochs."""
+    progress = {
+        "epoch": epoch,
+        "done": done,
+        "num_epochs": 4,
+        "samples": {"scored": 12345, "trained": 6789, "full": 24000},
+        "saving": saving(0.717, 0.421),
+        "history": history,
+        **changes,
+    }
+    return {"config": {}, "progress": progress}
+
+
+def finished(num: int) -> list[dict[str, Any]]:
+    return [{"epoch": epoch, "accuracy": 0.5 + epoch / 10, "saving": saving(0.75, 0.5)} for epoch in range(num)]
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[Terminal, Progress]]:
+    stream = Terminal()
+    progress = Progress(stream)
+    yield stream, progress
+    progress.close()
+
+
+def last_bar(stream: io.StringIO) -> str:
+    """What a terminal would show now."""
+    return stream.getvalue().rsplit("\r", 1)[-1]
+
+
+@pytest.mark.parametrize("make", [io.StringIO, Terminal])
+@pytest.mark.parametrize("empty", [{}, None])
+def test_without_progress_nothing_is_printed(make: type[io.StringIO], empty: Any) -> None:
+    stream = make()
+    progress = Progress(stream)
+    progress.show({"progress": empty})
+    progress.close()
+    assert stream.getvalue() == ""
+
+
+def test_a_file_gets_one_line_per_finished_epoch_and_none_twice() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.show(stats(0, 0.5, []))
+    assert stream.getvalue() == ""
+    for done in (0.0, 0.3, 0.6):  # asked again and again within an epoch
+        progress.show(stats(1, done, finished(1)))
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/4: accuracy 0.5000, saved 75.0 % of back-propagation, 50.0 % of the time so far"
+    ]
+    progress.show(stats(3, 0.5, finished(3)))  # two more since the last look
+    progress.show(stats(3, 1.0, finished(4)))
+    progress.show(stats(3, 1.0, finished(4)))
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"epoch {epoch + 1}/4: accuracy 0.{5 + epoch}000" for epoch in range(4)
+    ]
+    assert stream.getvalue().endswith("\n")
+    assert "\r" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "of_epoch, words",
+    [
+        (saving(0.0, 0.0), "trained on everything so far"),
+        (saving(None, None), "trained on everything so far"),
+        (saving(0.5, None), "saved 50.0 % of back-propagation, unknown of the time so far"),
+        (saving(0.5, -0.25), "saved 50.0 % of back-propagation, -25.0 % of the time so far"),
+    ],
+)
+def test_a_line_says_what_was_saved(of_epoch: dict[str, float | None], words: str) -> None:
+    stream = io.StringIO()
+    Progress(stream).show(stats(0, 1.0, [{"epoch": 0, "accuracy": 0.5, "saving": of_epoch}]))
+    assert stream.getvalue() == f"epoch 1/4: accuracy 0.5000, {words}\n"
+
+
+def test_a_terminal_gets_a_bar(terminal: tuple[Terminal, Progress]) -> None:
+    stream, progress = terminal
+    progress.show(stats(1, 0.5, finished(1)))
+    bar = last_bar(stream)
+    assert "1.5/4 epochs" in bar
+    assert "38%" in bar
+    assert "accuracy 0.500" in bar
+    assert "scored 12,345" in bar
+    assert "trained 6,789" in bar
+    assert "net saving 42.1 %" in bar
+    assert "\n" not in stream.getvalue()
+
+
+def test_the_bar_moves_on_and_stays_one(terminal: tuple[Terminal, Progress]) -> None:
+    stream, progress = terminal
+    progress.show(stats(0, 0.25, []))
+    assert "0.2/4 epochs" in last_bar(stream)
+    assert "accuracy" not in last_bar(stream)  # nothing measured yet
+    progress.show(stats(3, 1.0, finished(4), saving=saving(0.7, None)))
+    bar = last_bar(stream)
+    assert "4.0/4 epochs" in bar
+    assert "100%" in bar
+    assert "accuracy 0.800" in bar
+    assert "net saving unknown" in bar
+    assert "\n" not in stream.getvalue()
+    progress.close()
+    assert stream.getvalue().endswith("\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_closing_what_never_began_prints_nothing() -> None:
+    stream = Terminal()
+    Progress(stream).close()
+    assert stream.getvalue() == ""

@@ -1,0 +1,144 @@
+"""Numbers, tables and results in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from es_service.cli import text
+
+
+@pytest.mark.parametrize(
+    "share, words",
+    [(None, "unknown"), (0.0, "0.0 %"), (0.5, "50.0 %"), (1.0, "100.0 %"), (-0.125, "-12.5 %"), (0.12345, "12.3 %")],
+)
+def test_a_share_is_a_percentage(share: float | None, words: str) -> None:
+    assert text.percent(share) == words
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [(0.0, "0.0 s"), (0.04, "0.0 s"), (59.96, "60.0 s"), (119.0, "119.0 s"), (120.0, "2.0 min"), (900, "15.0 min")],
+)
+def test_a_duration_has_the_unit_that_suits_it(value: float, words: str) -> None:
+    assert text.seconds(value) == words
+
+
+def test_a_grid_aligns_words_left_and_numbers_right() -> None:
+    rows = [("a", 7, "1,000", "-3.5 %", "done"), ("long name", 1234, None, "12.0 %", None)]
+    assert text.grid(("run", "n", "samples", "saved", "state"), rows).splitlines() == [
+        "run           n  samples   saved  state",
+        "a             7    1,000  -3.5 %  done",
+        "long name  1234           12.0 %",
+    ]
+
+
+def test_one_word_makes_a_column_of_words() -> None:
+    assert text.grid(("saved",), [("12.5 %",), ("unknown",)]).splitlines() == ["saved", "12.5 %", "unknown"]
+    assert text.grid(("saved", "x"), [("1 %", 1), ("unknown", 2)]).splitlines() == [
+        "saved    x",
+        "1 %      1",
+        "unknown  2",
+    ]
+
+
+def test_a_grid_without_rows_is_its_header() -> None:
+    assert text.grid(("run", "state"), []) == "run  state"
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "run": "try-1",
+        "method": "es",
+        "task": "fashion",
+        "exchange": "leased",
+        "workers": 2,
+        "epochs": 12,
+        "seed": 0,
+        "accuracy": 0.91234,
+        "samples": {"scored": 600000, "trained": 150000, "full": 720000},
+        "seconds": {"total": 300.0, "score": 90.0, "train": 180.0, "exchange": 1.5, "data": 8.5, "wall": 360.0},
+        "saving": {"samples": 0.7917, "cost": 0.5139, "seconds": 0.421},
+        "skipped": 0,
+        "history": [],
+        "storage": "/data/runs/",
+    }
+    return {**values, **changes}
+
+
+def lines_of(**changes: Any) -> dict[str, str]:
+    """The summary's lines by their names, the title under ''."""
+    title, *lines = text.summary(result(**changes)).splitlines()
+    named = {line[2:20].split("  ")[0].strip(): line for line in lines}
+    assert len(named) == len(lines)
+    return {"": title, **named}
+
+
+def test_a_summary_says_it_all() -> None:
+    assert text.summary(result()).splitlines() == [
+        "try-1: es on fashion, 12 epochs, 2 workers, exchange leased",
+        "  accuracy         0.9123 on held-out samples",
+        "  back-propagated  150,000 samples; a full run: 720,000",
+        "  scored           600,000 samples by a forward pass of their own",
+        "  saved            79.2 % of the back-propagated samples, 51.4 % of the passes",
+        "  time saved       42.1 % against full steps measured in this run's annealing epochs",
+        "  steps took       5.0 min: training 3.0 min, scoring 90.0 s, exchange 1.5 s, data 8.5 s, rest 20.0 s",
+        "  whole run        6.0 min with start-up, evaluation and checkpoints",
+        "  scores           /data/runs/try-1 (es-service top try-1 --storage /data/runs)",
+    ]
+
+
+def test_one_is_no_plural() -> None:
+    assert "1 epoch, 2 workers" in lines_of(epochs=1)[""]
+    assert "1 worker, exchange embedded" in lines_of(workers=1, exchange="embedded")[""]
+
+
+def test_a_run_that_cost_more_time_says_so() -> None:
+    line = lines_of(saving={"samples": 0.5, "cost": 0.2, "seconds": -0.25})["time saved"]
+    assert "none" in line
+    assert "25.0 % longer" in line
+    assert "-25" not in line
+
+
+def test_a_run_without_a_measure_says_so() -> None:
+    line = lines_of(saving={"samples": 0.5, "cost": 0.2, "seconds": None})["time saved"]
+    assert "unknown" in line
+    assert "anneal" in line
+
+
+@pytest.mark.parametrize("seconds", [0.003, -0.003, None])
+def test_a_full_run_claims_no_saving(seconds: float | None) -> None:
+    lines = lines_of(
+        method="full",
+        samples={"scored": 0, "trained": 720000, "full": 720000},
+        saving={"samples": 0.0, "cost": 0.0, "seconds": seconds},
+    )
+    assert lines["time saved"].endswith("nothing: every step trained on everything")
+    assert "0.0 % of the back-propagated samples, 0.0 % of the passes" in lines["saved"]
+
+
+def test_a_run_whose_passes_come_out_even_was_no_full_run() -> None:
+    """ratio 2/3: the forward passes of scoring cost what the spared third would have."""
+    lines = lines_of(
+        samples={"scored": 720000, "trained": 480000, "full": 720000},
+        saving={"samples": 1 / 3, "cost": 0.0, "seconds": -0.04},
+    )
+    assert "trained on everything" not in lines["time saved"]
+    assert "4.0 % longer" in lines["time saved"]
+
+
+def test_rounding_leaves_no_negative_rest() -> None:
+    spent = {"total": 10.0, "score": 4.0, "train": 6.0, "exchange": 0.1, "data": 0.0, "wall": 12.0}
+    assert lines_of(seconds=spent)["steps took"].endswith("rest 0.0 s")
+
+
+@pytest.mark.parametrize(
+    "saving, words",
+    [
+        ({"samples": 0.0, "seconds": 0.3}, "trained on everything so far"),
+        ({"samples": 0.5, "seconds": 0.25}, "saved 50.0 % of back-propagation, 25.0 % of the time so far"),
+    ],
+)
+def test_what_was_saved_so_far(saving: dict[str, float | None], words: str) -> None:
+    assert text.saved_so_far(saving) == words
