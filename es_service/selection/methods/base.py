@@ -26,7 +26,6 @@ class Method:
     """A draw needs this step's losses, so a scoring pass has to come first."""
     selects: ClassVar[bool] = True
     """False: every step takes the whole meta-batch."""
-    prune_column: ClassVar[str] = "w"
 
     def initial_score(self, num_samples: int) -> float:
         """Return s and w of a sample that was never observed."""
@@ -41,7 +40,7 @@ class Method:
 
     def pruning_column(self) -> str:
         """Return the column of the table that set-level pruning draws by."""
-        return self.prune_column
+        return "w"
 
     def settings(self) -> dict[str, Any]:
         """Return the method's own settings, JSON-ready; `METHODS[name](**settings)` makes it again."""
