@@ -256,7 +256,7 @@ def test_waiting_for_a_missing_rank_ends_and_names_it(run: str, storage: str) ->
     selection = SELECTIONS["es"]
     attempt = uuid.uuid4().hex
     first, second = (
-        es.connect(run, selection, **SHAPE, storage=storage, rank=rank, world_size=2, attempt=attempt, deadline_s=1.0)
+        es.connect(run, selection, **SHAPE, storage=storage, rank=rank, world_size=2, attempt=attempt, deadline_s=5.0)
         for rank in range(2)
     )
     for ids in first.epoch(0):
