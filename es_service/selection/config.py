@@ -27,7 +27,7 @@ class Selection:
         ratio: b/B in (0, 1], the share of a meta-batch that is back-propagated: b = ⌈ratio·B⌉.
         prune_ratio: share of the whole set in [0, 1) that an epoch leaves out: a plan holds n - ⌊r·n⌋ ids.
         anneal: (first, last) shares of the epochs at both ends that select and prune nothing.
-        draw: "race", "systematic", "conditional_poisson", "priority" or "topk".
+        draw: "race", "systematic", "pivotal", "conditional_poisson", "priority", "topk" or "replacement".
         reweight: "unbiased" scales each drawn loss by b/(B·π), so that the mean over the b estimates the mean over
             the B; "none" leaves the bias towards heavy samples, as the paper of Evolved Sampling intends.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
