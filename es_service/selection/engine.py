@@ -60,10 +60,7 @@ def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step:
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, ids_B)
     weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
     drawn = draws.DRAWS[selection.draw](weights, num, uniforms_B)
-    if selection.reweight == "unbiased" and drawn.inclusion_b is not None:
-        scale_b = (num / (ids_B.size * drawn.inclusion_b)).astype(np.float32)
-    else:
-        scale_b = np.ones(num, dtype=np.float32)
+    scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
     return Draw(drawn.positions_b, ids_B[drawn.positions_b], scale_b)
 
 
