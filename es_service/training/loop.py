@@ -155,7 +155,7 @@ class _Training:
         """Return the share of held-out samples that are classified correctly, each rank taking its part of them."""
         workers, held_out = self.workers, self.task.held_out
         mine = range(workers.rank, len(held_out), workers.world_size)
-        correct = 0
+        correct = 0.0
         workers.share_buffers(self.bare)
         self.bare.eval()
         with torch.no_grad():
@@ -163,7 +163,7 @@ class _Training:
                 batch = self.loader.to_device(held_out.__getitems__(list(mine[start : start + _EVALUATION_BATCH])))
                 with self._autocast():
                     outputs = self.bare(self.task.inputs(batch))
-                correct += int(self.task.correct(outputs, batch).sum())
+                correct += float(self.task.metric(outputs, batch).sum())
         self.bare.train()
         return float(sum(workers.gather(correct)) / len(held_out))
 
