@@ -59,4 +59,5 @@ def squared_error_grad_norm(predictions: torch.Tensor, targets: torch.Tensor) ->
     Args and errors are those of `losses.residuals`.
     """
     residuals = losses.residuals(predictions.detach(), targets)
-    return 2.0 / max(residuals.shape[1], 1) * residuals.norm(dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(residuals, dim=1)
+    return norms * (2.0 / max(residuals.shape[1], 1))

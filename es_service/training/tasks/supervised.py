@@ -145,7 +145,8 @@ class Classification(_Supervised):
 
     def metric(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return bool[B], whether the largest logit is the label's."""
-        return outputs.argmax(dim=1) == batch[1]
+        is_right: torch.Tensor = outputs.argmax(dim=1) == batch[1]
+        return is_right
 
     def relabel(self, batch: Any, labels_B: torch.Tensor) -> Batch:
         """Return the batch with other labels int64[B]."""
@@ -196,7 +197,9 @@ class Regression(_Supervised):
 def check_labels(part: str, labels_n: Any, num: int, label_names: tuple[str, ...] | None) -> None:
     """Raise DataError unless these are labels int64[num] of at least 0, and below the number of names."""
     if not isinstance(labels_n, np.ndarray) or labels_n.dtype != np.int64 or labels_n.shape != (num,):
-        found = f"{labels_n.dtype}{list(labels_n.shape)}" if isinstance(labels_n, np.ndarray) else type(labels_n).__name__
+        found = (
+            f"{labels_n.dtype}{list(labels_n.shape)}" if isinstance(labels_n, np.ndarray) else type(labels_n).__name__
+        )
         raise errors.DataError(f"labels of the {part} must be a numpy array int64[{num}], got {found}")
     end = len(label_names) if label_names is not None else 2**63
     outside = np.flatnonzero((labels_n < 0) | (labels_n >= np.uint64(end)))
