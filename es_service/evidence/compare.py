@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from es_service import errors
 from es_service.evidence import rows, tables
-from es_service.evidence.comparison import Comparison
+from es_service.evidence.comparison import Comparison, RunSpec
 from es_service.evidence.contenders import short_full
 from es_service.evidence.folder import Folder
 from es_service.evidence.lengths import decide_lengths
@@ -27,22 +28,33 @@ def compare(comparison: Comparison, folder: Folder, slots: Slots, progress: Prog
         ConfigError: the folder cannot be used, or is another comparison's.
         TrainingError: every run failed.
     """
+    from es_service.evidence import report  # draws, with what is an extra
+
     with folder.open(comparison):
         specs = comparison.specs(comparison.contenders)
-        progress.expect(specs)
-        outcomes = run_all(specs, folder, slots, progress.show)
+        outcomes = _run(specs, folder, slots, progress)
         lengths = _lengths(comparison, folder, outcomes)
         shorter = sorted({int(one["epochs"]) for one in lengths.values()} - {comparison.epochs})
         specs = comparison.specs(tuple(short_full(epochs) for epochs in shorter))
-        progress.expect(specs)
-        outcomes.update(run_all(specs, folder, slots, progress.show))
+        outcomes.update(_run(specs, folder, slots, progress))
         if all(one.measured is None for one in outcomes.values()):
             first = next(iter(outcomes.values()))
             raise errors.TrainingError(f"every run failed; {first.spec.run}: {first.error}")
-        results = rows.results(comparison, list(outcomes.values()), lengths)
+        ended = list(outcomes.values())
+        results = rows.results(comparison, ended, lengths)
+        runs, history = tables.results_table(comparison, ended), tables.history_table(comparison, ended)
+        tables.write(folder.path / "results.parquet", runs)
+        tables.write(folder.path / "history.parquet", history)
+        report.write(folder.path, results, runs.to_pylist(), history.to_pylist())
         folder.write_results(results)
-        tables.write(folder.path, comparison, list(outcomes.values()))
     return results
+
+
+def _run(specs: Sequence[RunSpec], folder: Folder, slots: Slots, progress: Progress) -> dict[str, Outcome]:
+    """Return the outcomes of these runs, by name, having run those that have none yet."""
+    kept = {spec.run: outcome for spec in specs if (outcome := folder.outcome(spec)) is not None}
+    progress.expect(specs, list(kept.values()))
+    return {**kept, **run_all([spec for spec in specs if spec.run not in kept], folder, slots, progress.show)}
 
 
 def _lengths(comparison: Comparison, folder: Folder, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:

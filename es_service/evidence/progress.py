@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from es_service.evidence.comparison import RunSpec
@@ -38,18 +37,18 @@ class Progress:
     Args:
         stream: where to.
         jobs: runs at a time.
-        clock: seconds.
     """
 
-    def __init__(self, stream: Any, jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._jobs, self._clock = stream, jobs, clock
+    def __init__(self, stream: Any, jobs: int) -> None:
+        self._stream, self._jobs = stream, jobs
         self._specs: list[RunSpec] = []
         self._finished: dict[str, Outcome] = {}
         self._bar: Any = None
 
-    def expect(self, specs: Sequence[RunSpec]) -> None:
-        """Take note of runs to come."""
+    def expect(self, specs: Sequence[RunSpec], kept: Sequence[Outcome] = ()) -> None:
+        """Take note of runs to come, and of those among them that an earlier session finished."""
         self._specs += specs
+        self._finished.update((one.spec.run, one) for one in kept)
         if self._stream.isatty():
             from tqdm import tqdm
 
@@ -57,7 +56,10 @@ class Progress:
                 layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
                 self._bar = tqdm(total=0, desc="comparing", bar_format=layout, file=self._stream)
             self._bar.total = len(self._specs)
+            self._bar.update(len(kept))
             self._bar.refresh()
+        elif kept:
+            self.say(f"{_count(len(kept), 'run')} finished before")
 
     def show(self, outcome: Outcome) -> None:
         """Take note of a run that ended."""
@@ -90,6 +92,10 @@ def _ended(outcome: Outcome) -> str:
     if outcome.measured is None:
         return f"{what} failed: {outcome.error}"
     return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _duration(seconds: float) -> str:

@@ -52,26 +52,18 @@ class Slots:
 def run_all(
     specs: Sequence[RunSpec], folder: Folder, slots: Slots, tell: Callable[[Outcome], None]
 ) -> dict[str, Outcome]:
-    """Run what has not ended yet, in this order, and return every outcome by the run's name.
+    """Run these, in this order, and return their outcomes by the run's name.
 
     Args:
-        specs: the runs.
+        specs: the runs; what an interrupted one of the same name left is dropped.
         folder: of the comparison.
         slots: where they run.
-        tell: called with each outcome as it comes, those of earlier sessions first.
+        tell: called with each outcome as it comes.
 
     An exception, of a signal say, ends the processes and leaves through here; finished runs stay.
     """
     outcomes: dict[str, Outcome] = {}
-    waiting: list[RunSpec] = []
-    for spec in specs:
-        outcome = folder.outcome(spec)
-        if outcome is None:
-            waiting.append(spec)
-        else:
-            outcomes[spec.run] = outcome
-            tell(outcome)
-    waiting.reverse()
+    waiting = list(reversed(specs))
     running: dict[int, tuple[RunSpec, subprocess.Popen[bytes]]] = {}
     try:
         while waiting or running:

@@ -36,14 +36,11 @@ _EPOCHS = pa.schema(
 )  # fmt: skip
 
 
-def write(folder: Path, comparison: Comparison, outcomes: Sequence[Outcome]) -> None:
-    """Write results.parquet and history.parquet."""
-    for name, table in (
-        ("results", results_table(comparison, outcomes)),
-        ("history", history_table(comparison, outcomes)),
-    ):
-        parquet.write_table(table, folder / f"{name}.parquet.partial")
-        (folder / f"{name}.parquet.partial").replace(folder / f"{name}.parquet")
+def write(path: Path, table: pa.Table) -> None:
+    """Write a table to a Parquet file: a reader sees the old one or the new one."""
+    beside = path.with_name(f"{path.name}.partial")
+    parquet.write_table(table, beside)
+    beside.replace(path)
 
 
 def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
