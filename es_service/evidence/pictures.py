@@ -50,7 +50,9 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
     if line:
         axes.plot([at[0] for at, _ in line], [at[1] for at, _ in line], color=_INK, linewidth=1.5, zorder=2)
     for (cost, mean, epochs), row in line:
-        axes.errorbar(cost, mean, _std(row[metric]), fmt="o", color=_INK, markersize=5, capsize=3, zorder=3)
+        axes.errorbar(
+            cost, mean, _std(row[metric]), fmt="o", color=_INK, markersize=5, capsize=3, elinewidth=1.2, zorder=3
+        )
         axes.annotate(
             f"{epochs} ep.", (cost, mean), (5, -12), textcoords="offset points", fontsize=8, color=_INK, zorder=5
         )
@@ -77,7 +79,7 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
         )
     axes.set_xlabel("cost: forward and backward passes as a share of full training's")
     axes.set_ylabel(_in_words(metric))
-    axes.set_xlim(left=0)
+    axes.margins(x=0.12, y=0.08)
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
     return figure
 
@@ -100,12 +102,15 @@ def _curves(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | N
             costs, values = zip(*at, strict=True)
             style = "--" if row["method"] == SHORT_FULL else "-"
             axes.plot(
-                costs, values, style, color=colour, marker=marker, markersize=4, linewidth=1.4, label=row["method"]
+                costs, values, style, color=colour, marker=marker, markevery=[-1], linewidth=1.4, label=row["method"]
             )
         axes.set_xlabel("cost so far")
         axes.set_title(f"{_in_words(name)}, held out", fontsize=10, loc="left")
         axes.set_xlim(left=0)
-    panels[-1].set_yscale("log" if shown[-1] == "held_out_loss" else "linear")
+        if name == "held_out_loss":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     return figure
@@ -133,6 +138,7 @@ def _seconds(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | 
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
     axes.set_xlim(right=left.max() * 1.12)
     axes.set_xlabel("seconds in steps, mean over the seeds")
     figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=len(SECTION_NAMES))
