@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from es_service import errors
 
-__all__ = ["IGNORE_INDEX", "cross_entropy"]
+__all__ = ["IGNORE_INDEX", "check_per_sample", "cross_entropy", "residuals", "squared_error"]
 
 IGNORE_INDEX = -100
 """A label that counts for nothing, as in torch and transformers."""
@@ -48,3 +50,47 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: f
         return each
     counted = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
     return each.flatten(1).sum(dim=1) / counted.clamp(min=1)
+
+
+def residuals(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return float32[B, D], predictions less targets, with the D numbers of a sample side by side.
+
+    Args:
+        predictions: float[B, ...].
+        targets: float[B, ...], of the same shape: nothing is broadcast.
+
+    Raises:
+        ShapeError: the shapes differ, or have no dimension for the samples.
+    """
+    if predictions.ndim == 0 or predictions.shape != targets.shape:
+        hint = ""
+        if predictions.shape == (*targets.shape, 1):
+            hint = ": let the model end in .squeeze(-1)"
+        raise errors.ShapeError(
+            f"predictions of shape {tuple(predictions.shape)} do not fit targets of shape {tuple(targets.shape)}{hint}"
+        )
+    return (predictions.float() - targets.float()).unsqueeze(-1).flatten(1)
+
+
+def squared_error(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return float32[B], the squared error of each sample; of several numbers per sample, their mean.
+
+    Args and errors are those of `residuals`.
+    """
+    return residuals(predictions, targets).square().mean(dim=1)
+
+
+def check_per_sample(losses: Any, length: int) -> None:
+    """Raise ShapeError unless these are the losses of `length` samples, one each: a tensor float[length]."""
+    if not isinstance(losses, torch.Tensor):
+        raise errors.ShapeError(f"the loss function must return a tensor, got {type(losses).__name__}")
+    if losses.ndim == 0:
+        raise errors.ShapeError(
+            f"the loss function returned one number for {length} samples: it must give one loss per sample; "
+            "with torch's loss functions pass reduction='none'"
+        )
+    if losses.shape != (length,):
+        raise errors.ShapeError(
+            f"the loss function returned shape {tuple(losses.shape)} for {length} samples: it must be ({length},), one "
+            "loss per sample; of several per sample, take the mean over all but the first dimension"
+        )

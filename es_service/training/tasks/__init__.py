@@ -1,4 +1,4 @@
-"""Built-in tasks by name."""
+"""Tasks by name: those that are built in, and a user's own."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from types import MappingProxyType
 
 from es_service import errors
 from es_service.selection.settings import suggest
-from es_service.training.tasks import fashion
+from es_service.training.tasks import fashion, flights, own, reviews
 from es_service.training.tasks.base import Task
+from es_service.training.tasks.derived import Derived, derive
 
 __all__ = ["TASKS", "build_task"]
 
-TASKS: Mapping[str, Callable[[str | None], Task]] = MappingProxyType({"fashion": fashion.build})
-"""Name -> function that builds the task from its data folder, None for the data the package brings along."""
+TASKS: Mapping[str, Callable[[str | None], Task]] = MappingProxyType(
+    {"fashion": fashion.build, "flights": flights.build, "reviews": reviews.build}
+)
+"""Name -> function that builds the task from where its data are, None for the place where they are by themselves."""
 
 
-def build_task(name: str, data: str | None = None) -> Task:
-    """Build a built-in task.
+def build_task(name: str, data: str | None = None, derived: Derived | None = None) -> Task:
+    """Build a task.
 
     Args:
-        name: one of `TASKS`.
-        data: folder of its data, None for what the package brings along.
+        name: one of `TASKS`, or `module:function` of the user's own.
+        data: where its data are, None for what comes with this package or with an installed one.
+        derived: what to make of its train set, None for nothing.
 
     Raises:
-        ConfigError: no such task.
+        ConfigError: no such task, one that does not keep the contract, or one that `derived` does not fit.
         DataError: the data are missing or damaged.
+        ShapeError: a task of the user's own gives no loss for each sample.
     """
-    try:
-        builder = TASKS[name]
-    except KeyError:
-        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)}") from None
-    return builder(data)
+    if ":" in name:
+        task = own.load(name, data)
+    elif name in TASKS:
+        task = TASKS[name](data)
+    else:
+        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (one of your own is module:function)")
+    return task if derived is None else derive(task, derived)

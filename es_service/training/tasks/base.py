@@ -69,11 +69,15 @@ class Task(Protocol):
     """A problem to train on.
 
     A batch is whatever `train_set` returns and `training.batches` can take apart; only the task looks inside.
+    `tasks.supervised` has all of this for the usual classification and regression.
+
+    A task with labels may also offer `relabel(batch, labels_B) -> batch`, the same batch with other labels int64[B]:
+    then `tasks.derived` can add label noise to it.
     """
 
     @property
     def name(self) -> str:
-        """Name in the registry."""
+        """What the task is called in results."""
         ...
 
     @property
@@ -83,12 +87,22 @@ class Task(Protocol):
 
     @property
     def held_out(self) -> Samples:
-        """What accuracy is measured on."""
+        """What the metric is measured on."""
         ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """Labels int64[n] of the train set, or None where a sample has no single label."""
+        """Labels int64[n] of the train set, or None where a sample has no single label, as in regression."""
+        ...
+
+    @property
+    def held_out_labels(self) -> NDArray[np.int64] | None:
+        """Labels int64[m] of `held_out`, or None where `labels` is."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """What the labels 0, 1, … mean, or None."""
         ...
 
     @property
@@ -108,6 +122,18 @@ class Task(Protocol):
         """Return float[B], one differentiable loss per sample."""
         ...
 
-    def correct(self, outputs: Any, batch: Any) -> torch.Tensor:
-        """Return bool[B], whether each sample was predicted correctly."""
+    def signals(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        """Return further signals of each sample that a selection method may ask for, each float[B]; no gradient needed.
+
+        Any of "correct" (1 for a right prediction, 0 for a wrong one), "confidence" (the largest softmax probability
+        over the classes) and "grad_norm" (an upper bound of the norm of the gradient of its loss).
+        """
+        ...
+
+    def metric(self, outputs: Any, batch: Any) -> torch.Tensor:
+        """Return float[B] or bool[B]; the mean over `held_out` is what results call accuracy.
+
+        Of a classification that is whether each prediction is right; of a regression 1 - squared error / variance of
+        the held-out targets, so that the mean is R².
+        """
         ...

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.training.tasks import TASKS, base, build_task, fashion
-from es_service.training.tasks.fashion import FashionTask, ImageBatch, ImageSet
+from es_service.training.tasks.fashion import ImageSet
+from es_service.training.tasks.supervised import Batch, Classification
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 @pytest.fixture(scope="module")
-def task() -> FashionTask:
+def task() -> Classification:
     return fashion.build()
 
 
@@ -51,51 +52,57 @@ def write_folder(folder: Path, suffix: str = ".gz") -> Path:
     return folder
 
 
-def test_it_is_a_task(task: FashionTask) -> None:
+def sets(task: Classification) -> list[ImageSet]:
+    found = [samples for samples in (task.train_set, task.held_out) if isinstance(samples, ImageSet)]
+    assert len(found) == 2
+    return found
+
+
+def test_it_is_a_task(task: Classification) -> None:
     as_task: base.Task = task  # mypy checks the rest
     assert as_task.name in TASKS
     assert task.labels.dtype == np.int64
 
 
-def test_the_split_is_stratified_and_disjoint(task: FashionTask) -> None:
+def test_the_split_is_stratified_and_disjoint(task: Classification) -> None:
     assert (len(task.train_set), len(task.held_out)) == (8_000, 2_000)
-    assert np.bincount(task.train_set.labels_n).tolist() == [800] * 10
-    assert np.bincount(task.held_out.labels_n).tolist() == [200] * 10
-    images = np.concatenate([task.train_set.images_n, task.held_out.images_n])
+    assert np.bincount(task.labels).tolist() == [800] * 10
+    assert np.bincount(task.held_out_labels).tolist() == [200] * 10
+    images = np.concatenate([images.images_n for images in sets(task)])
     assert len({image.tobytes() for image in images}) == 10_000
 
 
-def test_the_ids_never_change(task: FashionTask) -> None:
+def test_the_ids_never_change(task: Classification) -> None:
     """Scores, checkpoints and published figures speak of these ids."""
     digest = hashlib.sha256()
-    for images in (task.train_set, task.held_out):
-        digest.update(images.images_n.tobytes() + images.labels_n.astype("<i8").tobytes())
+    for images in sets(task):
+        digest.update(images.images_n.tobytes() + images.targets_n.astype("<i8").tobytes())
     assert digest.hexdigest() == ("2d1330e8efb58e9e9c2c7b0af44f88cc3ba1492e644875e7fd54aae0bb733aab")
 
 
-def test_batches_are_normalised_and_deterministic(task: FashionTask) -> None:
+def test_batches_are_normalised_and_deterministic(task: Classification) -> None:
     batch = task.train_set.__getitems__(range(8_000))
-    assert isinstance(batch, ImageBatch)
-    assert batch.images.shape == (8_000, 1, 28, 28)
-    assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
-    assert abs(batch.images.mean().item()) < 0.02
-    assert abs(batch.images.std().item() - 1) < 0.02
+    assert isinstance(batch, Batch)
+    assert batch.inputs.shape == (8_000, 1, 28, 28)
+    assert (batch.inputs.dtype, batch.targets.dtype) == (torch.float32, torch.int64)
+    assert abs(batch.inputs.mean().item()) < 0.02
+    assert abs(batch.inputs.std().item() - 1) < 0.02
     ids = [7, 7_999, 0, 7]
     some = task.train_set.__getitems__(ids)
-    assert torch.equal(some.images, batch.images[ids])
-    assert torch.equal(some.labels, torch.from_numpy(task.labels[ids]))
+    assert torch.equal(some.inputs, batch.inputs[ids])
+    assert torch.equal(some.targets, torch.from_numpy(task.labels[ids]))
     again = task.train_set.__getitems__(np.array(ids).tolist())
-    again.images.zero_()  # the caller's own: the data set does not notice
-    assert torch.equal(task.train_set.__getitems__(ids).images, some.images)
+    again.inputs.zero_()  # the caller's own: the data set does not notice
+    assert torch.equal(task.train_set.__getitems__(ids).inputs, some.inputs)
 
 
 @pytest.mark.parametrize("ids", [[8_000], [-1], [0, -8_001]])
-def test_ids_outside(task: FashionTask, ids: list[int]) -> None:
+def test_ids_outside(task: Classification, ids: list[int]) -> None:
     with pytest.raises(IndexError):
         task.train_set.__getitems__(ids)
 
 
-def test_the_model_comes_from_the_seed(task: FashionTask) -> None:
+def test_the_model_comes_from_the_seed(task: Classification) -> None:
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -105,7 +112,7 @@ def test_the_model_comes_from_the_seed(task: FashionTask) -> None:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_it_learns(task: FashionTask) -> None:
+def test_it_learns(task: Classification) -> None:
     """A few steps on few images: loss down, predictions right."""
     torch.manual_seed(0)
     model = task.build_model()
@@ -118,7 +125,7 @@ def test_it_learns(task: FashionTask) -> None:
         optimizer.zero_grad()
         losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    correct = task.correct(model(task.inputs(batch)), batch)
+    correct = task.metric(model(task.inputs(batch)), batch)
     assert correct.dtype == torch.bool
     assert losses.mean() < 0.3 * first.mean()
     assert correct.float().mean() > 0.9
@@ -129,10 +136,10 @@ def test_it_learns(task: FashionTask) -> None:
 def test_a_folder_of_the_standard_files(tmp_path: Path, suffix: str, parent: bool) -> None:
     write_folder(tmp_path / "fashion-mnist", suffix)
     task = build_task("fashion", str(tmp_path if parent else tmp_path / "fashion-mnist"))
-    assert isinstance(task, FashionTask)
+    assert isinstance(task, Classification)
     assert (len(task.train_set), len(task.held_out)) == (5, 3)
     assert task.labels.tolist() == [0, 1, 2, 3, 4]
-    assert task.train_set.images_n[:, 3, 3].tolist() == [0, 1, 2, 3, 4]
+    assert sets(task)[0].images_n[:, 3, 3].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +182,7 @@ def test_images_of_another_size() -> None:
 def test_an_unknown_task_gets_a_suggestion() -> None:
     with pytest.raises(errors.ConfigError, match="did you mean 'fashion'"):
         build_task("fasion")
-    with pytest.raises(errors.ConfigError, match="known: fashion"):
+    with pytest.raises(errors.ConfigError, match="known: fashion, flights, reviews"):
         build_task("zzz")
 
 

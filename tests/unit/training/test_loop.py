@@ -62,6 +62,7 @@ class PointsTask:
 
     name = "points"
     defaults = TaskDefaults(epochs=EPOCHS, batch_size=SIZE, learning_rate=0.2)
+    label_names = None
 
     def __init__(self, fail_in_epoch: int | None = None) -> None:
         self.train_set = Points(NUM, 1)
@@ -74,6 +75,10 @@ class PointsTask:
     @property
     def labels(self) -> NDArray[np.int64]:
         return self.train_set.y.numpy()
+
+    @property
+    def held_out_labels(self) -> NDArray[np.int64]:
+        return self.held_out.y.numpy()
 
     def build_model(self) -> nn.Module:
         self.model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
@@ -90,7 +95,10 @@ class PointsTask:
                 raise InterruptedHere
         return F.cross_entropy(outputs, batch["y"], reduction="none")
 
-    def correct(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def signals(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {}
+
+    def metric(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.is_training_while_evaluated.append(self.model.training)
         return outputs.argmax(dim=1) == batch["y"]
 

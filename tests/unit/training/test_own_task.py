@@ -1,0 +1,161 @@
+"""A task of the user's own: found by module and function, and refused with a reason where it breaks the contract."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from es_service import errors
+from es_service.training.tasks import build_task, own
+from es_service.training.tasks.base import Task, TaskDefaults
+from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.supervised import Classification, TensorSet
+
+SOURCE = """
+import torch
+from es_service.training.tasks.base import TaskDefaults
+from es_service.training.tasks.supervised import Classification, TensorSet
+
+def build_task(data):
+    samples = TensorSet(torch.randn(8, 2), torch.arange(8) % 2)
+    return Classification(
+        name=f"mine of {data}", train_set=samples, held_out=samples, model=lambda: torch.nn.Linear(2, 2),
+        defaults=TaskDefaults(epochs=1, batch_size=4, learning_rate=0.1),
+    )
+
+def nothing(data):
+    return None
+"""
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_module_in_the_current_directory(folder: Path) -> None:
+    (folder / "my_task.py").write_text(SOURCE)
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "deep_task.py").write_text(SOURCE)
+    assert build_task("my_task:build_task", "there").name == "mine of there"
+    assert build_task("deeper.deep_task:build_task").name == "mine of None"
+    few = build_task("my_task:build_task", derived=Derived(shots=1, label_noise=1.0))
+    assert few.labels is not None
+    assert sorted(few.labels.tolist()) == [0, 1]
+
+
+def test_what_cannot_be_found_is_named(folder: Path) -> None:
+    (folder / "my_task.py").write_text(SOURCE)
+    (folder / "needy.py").write_text("import not_installed_anywhere")
+    for spec, problem in [
+        ("your_task:build_task", f"no module 'your_task' is installed or in the current directory, {folder}"),
+        ("your.task:build_task", "no module 'your' is"),
+        ("my_task:build", rf"no function 'build' in {folder}/my_task.py"),
+        ("my_task:", "not of the form module:function"),
+        (":build_task", "not of the form module:function"),
+        ("needy:build_task", "importing 'needy' failed: No module named 'not_installed_anywhere'"),
+        ("my_task:nothing", r"returned a NoneType without name, train_set, .*, signals\(\), metric\(\): .*Classif"),
+    ]:
+        with pytest.raises(errors.ConfigError, match=problem) as caught:
+            build_task(spec)
+        assert spec in str(caught.value)
+
+
+def test_errors_of_the_function_are_its_own(folder: Path) -> None:
+    (folder / "failing.py").write_text("def build_task(data):\n    return 1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        build_task("failing:build_task")
+
+
+def a_task(**wrong: Any) -> Any:
+    """A task that keeps the contract, but for these parts."""
+    samples = TensorSet(torch.randn(6, 2), torch.arange(6) % 2)
+    good = Classification(
+        name="b",
+        train_set=samples,
+        held_out=samples,
+        model=lambda: nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)),
+        defaults=TaskDefaults(epochs=1, batch_size=4, learning_rate=0.1),
+    )
+    parts = {name: getattr(good, name) for name in vars(Task) if not name.startswith("_")}
+    return types.SimpleNamespace(**{**parts, **wrong})
+
+
+class Short(TensorSet):
+    """Says that it has more samples than it has."""
+
+    def __len__(self) -> int:
+        return 7
+
+
+class Greedy(TensorSet):
+    """Returns more samples than asked for."""
+
+    def __getitems__(self, ids: Any) -> Any:
+        return super().__getitems__([*ids, 0])
+
+
+def per_sample(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
+    return lambda outputs, batch: function(nn.functional.cross_entropy(outputs, batch[1], reduction="none"))
+
+
+SIX = (torch.randn(6, 2), torch.arange(6) % 2)
+WRONG: list[tuple[dict[str, Any], type[errors.EsServiceError], str]] = [
+    ({"losses": per_sample(torch.mean)}, errors.ShapeError, "one number for 4 samples.*reduction='none'"),
+    ({"losses": per_sample(lambda values: values[:2])}, errors.ShapeError, r"shape \(2,\) for 4 samples"),
+    ({"losses": lambda outputs, batch: [0.0]}, errors.ShapeError, "must return a tensor, got list"),
+    ({"losses": per_sample(torch.detach)}, errors.ConfigError, "no gradient"),
+    ({"metric": per_sample(torch.mean)}, errors.ShapeError, r"its metric must be .* each of 4 samples, got \[\]"),
+    ({"signals": lambda outputs, batch: {"correct": 1}}, errors.ShapeError, "signal 'correct' must be .*, got int"),
+    ({"signals": lambda outputs, batch: {"gradnorm": batch[1]}}, errors.ConfigError, r"got \['gradnorm'\]"),
+    ({"signals": lambda outputs, batch: None}, errors.ConfigError, "signals must return a dict .* got NoneType"),
+    ({"signals": None}, errors.ConfigError, r"without signals\(\)"),
+    ({"defaults": {"epochs": 3}}, errors.ConfigError, "must be a TaskDefaults .* got dict"),
+    ({"build_model": lambda: None}, errors.ConfigError, "torch.nn.Module, got NoneType"),
+    ({"train_set": [1, 2]}, errors.ConfigError, "train_set has no __getitems__"),
+    ({"held_out": 3}, errors.ConfigError, "held_out has no __len__"),
+    ({"train_set": TensorSet(torch.zeros(0, 2), torch.zeros(0).long())}, errors.DataError, "train_set is empty"),
+    ({"train_set": Short(*SIX), "labels": None, "held_out_labels": None}, errors.DataError, "7 samples, but not id 6"),
+    ({"held_out": Greedy(*SIX)}, errors.DataError, "a batch of 5 samples for 4 ids"),
+    ({"labels": np.zeros(5, dtype=np.int64)}, errors.DataError, r"of the train_set must be .* int64\[6\], got int64"),
+    ({"labels": np.zeros(6, dtype=np.int32)}, errors.DataError, r"int64\[6\], got int32\[6\]"),
+    ({"held_out_labels": [0] * 6}, errors.DataError, "of the held_out must be .* got list"),
+    ({"labels": None}, errors.ConfigError, "must both be there"),
+    ({"label_names": ("only",)}, errors.DataError, r"label 1 of sample 1 .* outside: there are only 0 .. 0"),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong, kind, problem", WRONG, ids=lambda value: "-".join(value) if type(value) is dict else ""
+)
+def test_a_broken_contract_is_refused(wrong: dict[str, Any], kind: type[errors.EsServiceError], problem: str) -> None:
+    with pytest.raises(errors.EsServiceError, match=problem) as caught:
+        own.check(a_task(**wrong), "mine:build")
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("task 'mine:build'")
+
+
+def test_checking_leaves_no_trace() -> None:
+    task = a_task()
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert own.check(task, "mine:build") is task
+    assert torch.equal(torch.get_rng_state(), state)
