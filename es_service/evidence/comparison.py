@@ -53,7 +53,7 @@ class Comparison:
     """Methods to compare on one task.
 
     Args:
-        task, data, derived: what is trained on; `derived` as plain values, see `training.tasks.derived.Derived`.
+        task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
         num_samples: n of the train set.
         epochs, batch_size, learning_rate: of every run whose method does not say otherwise.
         contenders: the methods, full and random among them.

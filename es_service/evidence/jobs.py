@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Any
 
-from es_service import errors
 from es_service.evidence.comparison import Comparison, RunSpec
 from es_service.evidence.contenders import Contender
 from es_service.selection.config import Selection
@@ -15,6 +13,7 @@ from es_service.storage.files import absolute
 from es_service.training.job import TrainJob
 from es_service.training.loop import TrainSettings
 from es_service.training.tasks import build_task
+from es_service.training.tasks.derived import Derived
 
 __all__ = ["begin", "train_job"]
 
@@ -32,17 +31,20 @@ def begin(
 ) -> Comparison:
     """Return the comparison with everything filled in that the task decides, having checked every run of it.
 
+    `derived` holds settings of `Derived`; the comparison keeps those that change something.
+
     Raises:
         ConfigError: an unknown task, or a run that could not begin.
         DataError: the task's data are missing or damaged.
     """
     data = absolute(data) if data is not None and os.path.exists(data) else data
-    built = build_task(task, data)
-    _check_derived(derived)
+    wanted = Derived(**derived)
+    built = build_task(task, data, wanted)
+    plain = Derived().to_dict()
     comparison = Comparison(
         task=task,
         data=data,
-        derived=derived,
+        derived={name: value for name, value in wanted.to_dict().items() if value != plain[name]},
         num_samples=len(built.train_set),
         epochs=built.defaults.epochs if epochs is None else epochs,
         batch_size=built.defaults.batch_size if batch_size is None else batch_size,
@@ -63,12 +65,12 @@ def begin(
 
 def train_job(spec: RunSpec, storage: str) -> TrainJob:
     """Return the training of one run, in the process that calls `train` with it."""
-    extra: dict[str, Any] = {"derived": spec.derived} if spec.derived else {}
     return TrainJob(
         run=spec.run,
         storage=storage,
         task=spec.task,
         data=spec.data,
+        derived=Derived(**spec.derived),
         method=spec.label,
         selection=Selection.from_dict(spec.selection),
         exchange="embedded",
@@ -76,10 +78,4 @@ def train_job(spec: RunSpec, storage: str) -> TrainJob:
         batch_size=spec.batch_size,
         learning_rate=spec.learning_rate,
         seed=spec.seed,
-        **extra,
     )
-
-
-def _check_derived(derived: dict[str, Any]) -> None:
-    if derived and "derived" not in {field.name for field in dataclasses.fields(TrainJob)}:
-        raise errors.ConfigError(f"this version trains on no derived task yet; leave out {', '.join(derived)}")

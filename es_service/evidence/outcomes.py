@@ -19,7 +19,8 @@ class Measured:
         accuracy, balanced_accuracy, held_out_loss: of the last epoch, on held-out samples.
         scored, trained: samples forwarded to be scored, and back-propagated; preparing included.
         seconds: by section, with "prepare", "rest" and "total"; None where the run shared its cores.
-        accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label.
+        accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label; of a
+            label without held-out samples the accuracy is None.
         corrupted_share: of the back-propagated samples, where labels were corrupted on purpose.
         corrupted_share_of_set: of the train set.
         history: per epoch.
@@ -27,12 +28,12 @@ class Measured:
 
     accuracy: float
     balanced_accuracy: float | None
-    held_out_loss: float | None
+    held_out_loss: float
     scored: int
     trained: int
     full: int
     seconds: dict[str, float] | None
-    accuracy_by_label: list[float] | None
+    accuracy_by_label: list[float | None] | None
     trained_by_label: list[float] | None
     label_shares: list[float] | None
     label_names: list[str] | None
@@ -48,20 +49,20 @@ class Measured:
     @classmethod
     def of(cls, result: dict[str, Any], *, exclusive: bool) -> Measured:
         """Take what is needed from the result of `training.job.train`."""
-        samples, prepared = result["samples"], result.get("prepared") or {"scored": 0, "trained": 0, "seconds": 0.0}
-        corrupted = result.get("corrupted") or {}
+        samples, prepared = result["samples"], result["prepared"]
+        corrupted = result["corrupted"] or {}
         return cls(
             accuracy=result["accuracy"],
-            balanced_accuracy=result.get("balanced_accuracy"),
-            held_out_loss=result.get("held_out_loss"),
+            balanced_accuracy=result["balanced_accuracy"],
+            held_out_loss=result["held_out_loss"],
             scored=samples["scored"] + prepared["scored"],
             trained=samples["trained"] + prepared["trained"],
             full=samples["full"],
             seconds=_seconds(result["seconds"], prepared["seconds"]) if exclusive else None,
-            accuracy_by_label=result.get("accuracy_by_label"),
-            trained_by_label=result.get("trained_by_label"),
-            label_shares=result.get("label_shares"),
-            label_names=result.get("label_names"),
+            accuracy_by_label=result["accuracy_by_label"],
+            trained_by_label=result["trained_by_label"],
+            label_shares=result["label_shares"],
+            label_names=result["label_names"],
             corrupted_share=corrupted.get("share_of_trained"),
             corrupted_share_of_set=corrupted.get("share_of_set"),
             history=[_epoch(one, prepared) for one in result["history"]],
@@ -107,7 +108,5 @@ def _seconds(spent: dict[str, float], prepare: float) -> dict[str, float]:
 
 def _epoch(entry: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
     """Return an epoch's entry with the passes made by its end; preparing came before the first."""
-    passes = None
-    if "trained" in entry:
-        passes = entry["scored"] + prepared["scored"] + 3 * (entry["trained"] + prepared["trained"])
+    passes = entry["scored"] + prepared["scored"] + 3 * (entry["trained"] + prepared["trained"])
     return {**entry, "passes": passes}

@@ -86,9 +86,7 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
 
 def _curves(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
     del runs
-    shown = [name for name in ("accuracy", "held_out_loss") if any(one[name] is not None for one in history)]
-    if not shown or any(one["cost"] is None for one in history):
-        return None
+    shown = ("accuracy", "held_out_loss")
     figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
     looks = _looks(results)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -167,7 +165,8 @@ def _accuracy_by_label(results: Mapping[str, Any], runs: Rows, history: Rows) ->
     points = 100 * (np.stack(values) - values[0])
     reach = max(1.0, float(np.nanmax(np.abs(points))))
     names = [
-        f"{name} ({100 * one:.0f} %)" for name, one in zip(_label_names(runs, values[0].size), values[0], strict=True)
+        f"{name} ({100 * one:.0f} %)" if np.isfinite(one) else name
+        for name, one in zip(_label_names(runs, values[0].size), values[0], strict=True)
     ]
     return _heat_map(rows[1:], points[1:], names, TwoSlopeNorm(0.0, vmin=-reach, vmax=reach), "PuOr", "{:+.1f}")
 
@@ -287,8 +286,8 @@ def _by_label(results: Mapping[str, Any], runs: Rows, column: str) -> tuple[list
 
 
 def _label_names(runs: Rows, number: int) -> list[str]:
-    named = next((list(run["label_names"]) for run in runs if run["label_names"]), None)
-    return named or [str(label) for label in range(number)]
+    named = next((list(run["label_names"]) for run in runs if run["label_names"]), [])
+    return [named[label] if label < len(named) else str(label) for label in range(number)]
 
 
 def _heat_map(

@@ -57,8 +57,8 @@ def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
             "run": one.spec.run,
             "label": one.spec.label,
             "seed": one.spec.seed,
-            "cost": None if entry["passes"] is None else entry["passes"] / whole,
-            "seconds": None if one.measured.seconds is None else entry.get("seconds"),
+            "cost": entry["passes"] / whole,
+            "seconds": None if one.measured.seconds is None else entry["seconds"],
         }
         for one in outcomes
         if one.measured is not None
