@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from es_service import errors
@@ -116,6 +116,7 @@ def test_topk_orders_equal_weights_by_the_uniforms() -> None:
 
 
 @given(weights=st.lists(st.floats(0, 1e30, allow_subnormal=False), min_size=4, max_size=8).filter(any))
+@example(weights=[0.25, 0.0, 0.0, 0.0])  # the smallest uniform times this total is 0
 def test_uniforms_at_either_end_take_no_weight_of_zero_by_replacement(weights: list[float]) -> None:
     ends = [1 - 2**-53, 1 - 2**-52, 2**-53, 2**-1074]
     padded = np.array([0.0, *weights, 0.0])
