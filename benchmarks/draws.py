@@ -25,7 +25,7 @@ from es_service.selection import draws
 
 F64 = NDArray[np.float64]
 
-ROUNDS, SLOW_ROUNDS = 10_000, 300
+ROUNDS, SLOW_ROUNDS = 20_000, 600
 SLOW = {"conditional_poisson"}
 STALENESS = 0.5  # standard deviation of log(weight / loss)
 TIMED_BATCH, TIMED_NUM, TIMED_CALLS, SLOW_CALLS = 1024, 256, 1000, 10

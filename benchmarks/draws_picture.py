@@ -86,12 +86,12 @@ def variances(axes: Axes, batches: dict[str, Any]) -> None:
             value, _ = batches[batch_name]["draws"][name]["variance"]
             axes.plot(value, row, "o", markersize=8, color=COLOURS[name], markerfacecolor=face, markeredgewidth=1.6)
             note(axes, f"{value:.2g}", value, row)
-        axes.plot([], [], "o", markersize=8, color=INK, markerfacecolor=face, label=f"{batch_name} losses")
+        axes.plot([], [], "o", markersize=8, color=INK, markerfacecolor=face, label=batch_name)
     axes.axvline(1.0, color=INK, linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlim=(8e-4, 2.5), title="Variance, unbiased re-weighting", xlabel="uniform draw = 1")
     by_rows(axes, names)
     axes.set_ylim(len(names) + 0.1, -0.7)  # room for the legend
-    axes.legend(frameon=False, loc="lower center", ncols=2, handletextpad=0.2)
+    axes.legend(frameon=False, loc="lower left", ncols=2, handletextpad=0.2)
 
 
 def times(axes: Axes, us_per_draw: dict[str, float]) -> None:
