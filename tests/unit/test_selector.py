@@ -572,7 +572,7 @@ def test_full_steps_are_measured_where_they_were_not_scored(losses_of: Losses) -
     assert selector.ledger.scored == 48 + 48
 
 
-@pytest.mark.parametrize("draw", ["race", "systematic", "priority"])
+@pytest.mark.parametrize("draw", ["race", "systematic", "priority", "pivotal", "replacement"])
 def test_the_unbiased_scale_is_unbiased_over_seeds(draw: str, losses_of: Losses) -> None:
     """mean(scale · loss) over the b estimates mean(loss) over the B."""
     ids = np.arange(20)
