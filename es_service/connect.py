@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import uuid
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
 from es_service.exchange.base import Position
@@ -32,6 +32,7 @@ def connect(
     num_samples: int,
     num_epochs: int,
     batch_size: int,
+    irreducible_losses: Any = None,
     exchange: ExchangeName = "leased",
     storage: str = runs.DEFAULT_STORAGE,
     rank: int | None = None,
@@ -54,6 +55,7 @@ def connect(
         num_samples: n; ids number the samples of the data set from 0.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of each rank.
+        irreducible_losses: float[n], for the method `rho`; see `Selector`.
         exchange: "leased" (nothing on the critical path) or "sync" (one call per step).
         storage: folder or URI for snapshots, as seen from the server's node; ~/es_service_runs, or the environment
             variable ES_SERVICE_STORAGE.
@@ -86,7 +88,14 @@ def connect(
     stats = call(server.stats.options(concurrency_group=launch.READ_GROUP).remote(), deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
     remote = kind(run, config, position, group, deadline_s=deadline_s)
-    return Selector(selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size, exchange=remote)
+    return Selector(
+        selection,
+        num_samples=num_samples,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        irreducible_losses=irreducible_losses,
+        exchange=remote,
+    )
 
 
 def _exchange(name: str) -> type[Leased] | type[Sync]:

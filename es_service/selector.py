@@ -12,7 +12,7 @@ Shapes: B ids in a meta-batch, b drawn from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,17 @@ from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection import observations
 from es_service.selection.config import Selection
-from es_service.selection.engine import Draw, choose
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.engine import Draw
+from es_service.selection.methods.base import Columns
+from es_service.selection.scorekeeper import RunConfig, Scorekeeper, Share
 from es_service.selection.settings import as_integer
 from es_service.storage import runs
 
 __all__ = ["Selector"]
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 _I64 = NDArray[np.int64]
+_NO_SHARE = Share(ids=np.empty(0, dtype=np.int64), first_step=0)
 
 
 class Selector:
@@ -44,11 +46,13 @@ class Selector:
         num_samples: n; ids number the samples of the data set from 0.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of this rank.
+        irreducible_losses: float[n], one per sample, for the method `rho`; observations need not bring them then.
         exchange: how to reach the score table; by default it lives in this process. `es.connect` makes the others.
         clock: seconds, for the ledger.
 
     Raises:
         ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan.
+        ShapeError, LossError: irreducible losses that are not one finite number per sample.
 
     Example:
         >>> import numpy as np, es_service as es
@@ -67,6 +71,7 @@ class Selector:
         num_samples: int,
         num_epochs: int,
         batch_size: int,
+        irreducible_losses: Any = None,
         exchange: Exchange | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -81,9 +86,12 @@ class Selector:
         runs.check_same("of the exchange", exchange.config, self.config)
         self.exchange = exchange
         self.ledger = Ledger(clock=clock)
+        self._irreducible: NDArray[np.float32] | None = None
+        if irreducible_losses is not None:
+            self._irreducible = observations.check_losses(irreducible_losses, num_samples, non_negative=False)
         self._open_epoch: int | None = None
-        self._share: _I64 = np.empty(0, dtype=np.int64)
-        self._planned = self._share
+        self._share = _NO_SHARE
+        self._planned = self._share.ids
         self._step = 0
         self._resume_step = 0
         self._step_began = 0.0
@@ -100,23 +108,27 @@ class Selector:
     def steps(self, epoch: int) -> int:
         """Return how many steps this epoch has on every rank, for a learning-rate schedule.
 
-        Exact for the epoch that is open; for one to come, as long as samples never observed fit into its plan.
+        Exact for the epoch that is open; for one to come see `RunConfig.num_steps`.
         """
         if epoch == self._open_epoch:
-            return -(-self._share.size // self.config.batch_size)
+            return -(-self._share.ids.size // self.config.batch_size)
         return self.config.num_steps(epoch, self.exchange.position.world_size)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """By what the open epoch's learning rate is to be multiplied: 1, but where a method asks for more."""
+        return self._share.learning_rate_factor
 
     def batches(self) -> list[_I64]:
         """Return the open epoch's meta-batches from the current step on, for a loader that fetches ahead."""
-        size = self.config.batch_size
-        return [self._share[start : start + size] for start in range(self._step * size, self._share.size, size)]
+        return _cut(self._share.ids, self.config.batch_size)[self._step :]
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def epoch(self, epoch: int) -> Iterator[_I64]:
         """Yield this rank's meta-batches, int64[B] (the last may be smaller), and close the epoch behind the last.
 
-        An epoch left early is closed when the next one opens.
+        An epoch left early is closed when the next one opens; one with hidden samples by `hidden_batches`.
 
         Raises:
             ConfigError: an epoch past num_epochs.
@@ -127,20 +139,59 @@ class Selector:
             self._close()
         with self.ledger.timing_overhead():
             self._share = self.exchange.open_epoch(epoch)
-        self._share.flags.writeable = False  # what is yielded comes back to `select` as it was
+        self._share.ids.flags.writeable = False  # what is yielded comes back to `select` as it was
         self._open_epoch = epoch
         first, self._resume_step = self._resume_step, 0
-        size = self.config.batch_size
-        for step in range(first, self.steps(epoch)):
+        for step, ids_B in enumerate(_cut(self._share.ids, self.config.batch_size)[first:], first):
             self._step = step
             self._step_began = self.ledger.clock()
             self._step_done = self._scored = False
-            self._planned = self._share[step * size : (step + 1) * size]
-            yield self._planned
+            self._planned = ids_B
+            yield ids_B
             if self._open_epoch != epoch:
                 return  # reset() or load_state_dict() was called inside the loop
             self._count_step(self.ledger)
+        if not self._share.hidden.size:
+            self._close()
+
+    def hidden_batches(self) -> Iterator[_I64]:
+        """Yield what the open epoch hid and its method wants to see again, int64[B] at a time, and close the epoch.
+
+        To be asked after the epoch's last step: fetch, forward without gradient, `refresh`. Most methods hide nothing
+        (of those here, kakurenbo does). Without it the epoch is closed all the same when the next one opens.
+        """
+        epoch = self._open_epoch
+        if epoch is None:
+            return
+        began = self.ledger.clock()
+        for ids_B in _cut(self._share.hidden, self.config.batch_size):
+            yield ids_B
+            if self._open_epoch != epoch:
+                return
+        self.ledger.total_s += self.ledger.clock() - began
         self._close()
+
+    def refresh(self, ids_B: Any, observed: Any) -> None:
+        """Observe samples that the open epoch left out: nothing is drawn.
+
+        Args:
+            ids_B: int64[B], what `hidden_batches` yielded.
+            observed: their signals, as in `select`.
+
+        Raises:
+            ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
+            EpochOrderError: no epoch is open.
+        """
+        if self._open_epoch is None:
+            raise errors.EpochOrderError(
+                "no epoch is open: call refresh inside `for ids_B in selector.hidden_batches()`"
+            )
+        ids = observations.check_ids(ids_B, self.config.num_samples)
+        seen, good = self._checked(ids, observed)
+        self.ledger.scored += ids.size
+        with self.ledger.timing("exchange"):
+            self._report_pending()
+            self.exchange.refresh(self._step, *_only(ids, seen, good))
 
     def _count_step(self, ledger: Ledger) -> None:
         size = self.config.batch_size
@@ -155,30 +206,36 @@ class Selector:
             self._report_pending()
             self.exchange.close_epoch(self._open_epoch)
         full_share = self.config.num_samples // self.exchange.position.world_size
-        self.ledger.count_pruned(full_share - self._share.size, self.config.batch_size)
+        self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)
         self._open_epoch = None
 
     def _num_to_draw(self, num_ids: int) -> int:
+        selection = self.config.selection
         if self._open_epoch is None or self.is_annealing(self._open_epoch):
             return num_ids
-        return self.config.selection.num_selected(num_ids)
+        if selection.interrupt is not None and (self._share.first_step + self._step + 1) % selection.interrupt == 0:
+            return num_ids
+        return selection.num_selected(num_ids, self._share.ratio)
 
     @property
     def wants_scores(self) -> bool:
-        """Whether this step's draw needs losses: not in an annealing epoch, not for a method that ignores them."""
-        draws = self._num_to_draw(self.config.batch_size) < self.config.batch_size
-        return draws and self.config.selection.method.needs_losses
+        """Whether this step's draw needs losses: not where everything is taken, or none are needed or re-used."""
+        if self._open_epoch is None or self._num_to_draw(self.config.batch_size) == self.config.batch_size:
+            return False
+        return self.config.selection.is_scoring(self._open_epoch, self.config.num_epochs)
 
     def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
 
         Args:
             ids_B: int64[B], normally what `epoch` yielded.
-            losses_B: float[B], one loss per id at the current model parameters; numpy or torch, any device. May be
-                None where `wants_scores` is False; `observe` then takes the losses that training computes anyway.
+            losses_B: float[B], one loss per id at the current model parameters; numpy or torch, any device. A method
+                that observes more takes a mapping of such arrays by name: {"loss": …, "correct": …}, see
+                `selection.signals`. May be None where `wants_scores` is False; `observe` then takes the losses that
+                training computes anyway.
 
         Returns:
-            b = ⌈ratio·B⌉ of them; all B at scale 1 in an annealing epoch.
+            b = ⌈ratio·B⌉ of them; all B in an annealing epoch. draw.scale is 1 unless the method or `reweight` weighs.
 
         Raises:
             ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
@@ -189,7 +246,7 @@ class Selector:
         ids = ids_B if ids_B is self._planned else observations.check_ids(ids_B, self.config.num_samples)
         num = self._num_to_draw(ids.size)
         if losses_B is None:
-            if num < ids.size and self.config.selection.method.needs_losses:
+            if num < ids.size and self.config.selection.is_scoring(self._open_epoch, self.config.num_epochs):
                 raise errors.ShapeError(
                     f"method {self.config.selection.method.name!r} draws by the losses of this step: "
                     "select(ids_B, losses_B) needs one per id (selector.wants_scores tells when)"
@@ -199,43 +256,55 @@ class Selector:
             draw = self._draw_scored(ids, losses_B, num)
         self.ledger.trained += draw.positions.size
         self._step_done = True
-        return draw
+        return draw if self._share.scale is None else self._scaled(draw, self._share.scale)
 
     def _draw_blind(self, ids_B: _I64, num: int) -> Draw:
-        """Draw uniformly; what was drawn is reported together with its losses, or alone if none come."""
+        """Draw by what is known; what was drawn is reported together with its losses, or alone if none come."""
         with self.ledger.timing("exchange"):
             self._report_pending()
-            ones_B = np.ones(ids_B.size, dtype=np.float32)
-            draw = choose(self.config.selection, ids_B, ones_B, num, self.exchange.first_step + self._step)
+            draw = self.exchange.draw(self._step, ids_B, num)
         self._unreported = draw
         return draw
 
     def _draw_scored(self, ids_B: _I64, losses: Any, num: int) -> Draw:
-        losses_B, good = self._checked(losses, ids_B.size)
+        seen, good = self._checked(ids_B, losses)
         self.ledger.scored += ids_B.size
         self._scored = True
         with self.ledger.timing("exchange"):
             self._report_pending()
             if good is None:
-                return self.exchange.step(self._step, ids_B, losses_B, num)
-            draw = self.exchange.step(self._step, ids_B[good], losses_B[good], min(num, good.size))
+                return self.exchange.step(self._step, ids_B, seen, num)
+            ids_good, seen_good = _only(ids_B, seen, good)
+            draw = self.exchange.step(self._step, ids_good, seen_good, min(num, good.size))
         return Draw(good[draw.positions], draw.ids, draw.scale)
 
-    def _checked(self, losses: Any, num: int) -> tuple[NDArray[np.float32], _I64 | None]:
-        """Return the losses, and where some are to be skipped the positions of the others."""
-        selection = self.config.selection
-        non_negative = selection.method.needs_losses
+    def _scaled(self, draw: Draw, scale_m: NDArray[np.float32]) -> Draw:
+        """Multiply a draw's scale by what the epoch's plan says of each id; of an id not in it that is 1."""
+        order = np.argsort(self._share.ids, kind="stable")
+        places = np.minimum(np.searchsorted(self._share.ids, draw.ids, sorter=order), order.size - 1)
+        rows = order[places]
+        factors_b = np.where(self._share.ids[rows] == draw.ids, scale_m[rows], np.float32(1))
+        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
+
+    def _checked(self, ids_B: _I64, observed: Any) -> tuple[Columns, _I64 | None]:
+        """Return the signals, and where some samples are to be skipped the positions of the others."""
+        selection, num = self.config.selection, ids_B.size
+        needed, non_negative = selection.signals, selection.non_negative
+        if self._irreducible is not None and "irreducible_loss" in needed:
+            known = {"irreducible_loss": self._irreducible[ids_B]}
+            observed = {**known, **(observed if isinstance(observed, Mapping) else {"loss": observed})}
         if selection.on_bad_loss == "raise":
-            return observations.check_losses(losses, num, non_negative=non_negative), None
-        losses_B, good = observations.split_losses(losses, num, non_negative=non_negative)
+            return observations.check_signals(observed, num, needed, non_negative=non_negative), None
+        seen, good = observations.split_signals(observed, num, needed, non_negative=non_negative)
         self.ledger.skipped += num - good.size
-        return losses_B, None if good.size == num else good
+        return seen, None if good.size == num else good
 
     def observe(self, losses_b: Any) -> None:
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.
 
         Args:
-            losses_b: float[b], in the order of the draw's positions. Ignored where the draw was scored.
+            losses_b: float[b], in the order of the draw's positions, or signals by name, as in `select`. Ignored where
+                the draw was scored.
 
         Raises:
             ShapeError, LossError: the losses cannot be used; nothing was written.
@@ -243,14 +312,14 @@ class Selector:
         draw = self._unreported
         if draw is None:
             return
-        checked_b, good = self._checked(losses_b, draw.ids.size)
+        seen, good = self._checked(draw.ids, losses_b)
         with self.ledger.timing("exchange"):
             if good is None:
                 self._unreported = None
-                self.exchange.record(self._step, draw.ids, checked_b, np.arange(draw.ids.size))
+                self.exchange.record(self._step, draw.ids, seen, np.arange(draw.ids.size))
                 return
             self._report_pending()  # all were trained on, only the good ones observed
-            self.exchange.record(self._step, draw.ids[good], checked_b[good], np.empty(0, dtype=np.int64))
+            self.exchange.record(self._step, *_only(draw.ids, seen, good), np.empty(0, dtype=np.int64))
 
     def _report_pending(self) -> None:
         """Count a blind draw whose losses never came."""
@@ -261,7 +330,10 @@ class Selector:
     # -- state ------------------------------------------------------------------------------------------------------
 
     def table(self) -> pa.Table:
-        """Return a copy of the score table: id, s, w, last_loss, loss_mean, loss_var, visits, selected, last_step."""
+        """Return a copy of the score table: id, s, w, last_loss, loss_mean, loss_var, visits, selected, last_step.
+
+        Behind them stand the columns that the method asks for, see `selection.table`.
+        """
         return self.exchange.table()
 
     def state_dict(self) -> dict[str, Any]:
@@ -288,7 +360,7 @@ class Selector:
             "finished_epochs": saved.finished_epochs,
             "epoch_starts": list(saved.epoch_starts),
             "table": saved.table,
-            "share": None if saved.share is None else saved.share.tolist(),
+            "share": None if saved.share is None else _share_to_dict(saved.share),
             "step": step,
             "ledger": ledger.to_dict(),
         }
@@ -306,7 +378,7 @@ class Selector:
             )
         try:
             runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), self.config)
-            share = None if state["share"] is None else np.asarray(state["share"], dtype=np.int64)
+            share = None if state["share"] is None else _share_from_dict(state["share"])
             saved = SavedState(state["finished_epochs"], tuple(state["epoch_starts"]), state["table"], share)
             ledger, step = Ledger.from_dict(state["ledger"], self.ledger.clock), int(state["step"])
         except (KeyError, TypeError, ValueError) as error:
@@ -329,3 +401,28 @@ class Selector:
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""
         self.exchange.close()
+
+
+def _cut(ids: _I64, size: int) -> list[_I64]:
+    return [ids[start : start + size] for start in range(0, ids.size, size)]
+
+
+def _only(ids_B: _I64, seen: Columns, good: _I64 | None) -> tuple[_I64, Columns]:
+    """Return the ids and signals at the good positions, all of them for None."""
+    if good is None:
+        return ids_B, seen
+    return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}
+
+
+def _share_to_dict(share: Share) -> dict[str, Any]:
+    """Return a share as plain values."""
+    scale = None if share.scale is None else share.scale.tolist()
+    plain = {name: getattr(share, name) for name in ("first_step", "ratio", "learning_rate_factor")}
+    return {**plain, "ids": share.ids.tolist(), "hidden": share.hidden.tolist(), "scale": scale}
+
+
+def _share_from_dict(values: dict[str, Any]) -> Share:
+    """Make a share of `_share_to_dict`'s values."""
+    arrays = {name: np.asarray(values[name], dtype=np.int64) for name in ("ids", "hidden")}
+    scale = None if values["scale"] is None else np.asarray(values["scale"], dtype=np.float32)
+    return Share(**{**values, **arrays, "scale": scale})

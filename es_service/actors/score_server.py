@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import wire
 from es_service.selection import observations
-from es_service.selection.scorekeeper import Caller, RunState, Scorekeeper
+from es_service.selection.scorekeeper import Caller, RunState, Scorekeeper, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import runs, snapshots
 
 __all__ = ["ScoreServer"]
 
-Lease: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32], int]
+Lease: TypeAlias = tuple[Share, dict[str, NDArray[Any]]]
 
 
 class ScoreServer:
@@ -98,17 +98,16 @@ class ScoreServer:
             return self._seqs.setdefault(rank, (0, b""))[0], self._rewinds.setdefault(rank, 0)
 
     def open_epoch(self, rank: int, attempt: str, epoch: int) -> Lease | list[int]:
-        """Open an epoch; return (ids int64[m], s float32[m], first step), or the ranks still in the last one.
+        """Open an epoch; return the rank's share and the columns it needs to draw, or the ranks still in the last one.
 
         Raises:
             EpochOrderError: see `Scorekeeper.open_epoch`.
         """
         self._ready(joined=True)
         with self._lock:
-            share = self._keeper.open_epoch(Caller(rank, attempt), epoch)
-            if isinstance(share, list):
-                return share
-            return share.ids, self._keeper.engine.table.scores(share.ids), share.first_step
+            caller = Caller(rank, attempt)
+            share = self._keeper.open_epoch(caller, epoch)
+            return share if isinstance(share, list) else (share, self._keeper.lease(caller))
 
     def step(self, message: bytes) -> bytes:
         """Apply one report and draw from it; return the packed draw. The last report, repeated, gets its answer again.
@@ -119,15 +118,16 @@ class ScoreServer:
         """
         self._ready(joined=True)
         reports = list(wire.decode_reports(message))
-        if len(reports) != 1 or reports[0].positions is not None:
-            raise errors.ShapeError(f"a step is one report that leaves the draw to the server, got {len(reports)}")
+        if len(reports) != 1 or reports[0].positions is not None or reports[0].seen is None:
+            raise errors.ShapeError(f"a step is one observation that leaves the draw to the server, got {len(reports)}")
         report = self._checked(reports[0])
         with self._lock:
             last, answer = self._last(report)
             if report.seq == last > 0:
                 return answer
             self._follows(report, last)
-            draw = self._keeper.step(report.caller, report.ids, report.losses, report.num, report.run_step)
+            assert report.seen is not None
+            draw = self._keeper.step(report.caller, report.ids, report.seen, report.num, report.run_step)
             answer = wire.encode_draw(draw)
             self._applied(report, answer, draw.positions.size)
             return answer
@@ -153,7 +153,7 @@ class ScoreServer:
                 self._follows(report, last + ahead)
             for report in new:
                 assert report.positions is not None
-                self._keeper.record(report.caller, report.ids, report.losses, report.positions, report.run_step)
+                self._keeper.record(report.caller, report.ids, report.seen, report.positions, report.run_step)
                 self._applied(report, b"", report.positions.size)
         return reports[-1].seq
 
@@ -277,19 +277,17 @@ class ScoreServer:
 
     def _checked(self, report: wire.Report) -> wire.Report:
         """Return the report with arrays that can be written, or raise what is wrong with them."""
-        ids, losses, positions = report.ids, report.losses, report.positions
+        ids, seen, positions = report.ids, report.seen, report.positions
         if not self._keeper.is_planned(report.caller, ids, report.run_step):
             ids = observations.check_ids(ids, self._config.num_samples)
-        if losses is not None:
-            needed = self._config.selection.method.needs_losses
-            losses = observations.check_losses(losses, ids.size, non_negative=needed)
+        if seen is not None:
+            selection = self._config.selection
+            seen = observations.check_signals(seen, ids.size, selection.signals, non_negative=selection.non_negative)
         if positions is not None and (np.diff(positions) <= 0).any():
             raise errors.ShapeError("positions drawn must ascend: one of them stands twice or out of order")
         if positions is None and not 1 <= report.num <= ids.size:
             raise errors.ShapeError(f"cannot draw {report.num} of {ids.size}")
-        if ids is report.ids and losses is report.losses:
-            return report
-        return dataclasses.replace(report, ids=ids, losses=losses)
+        return dataclasses.replace(report, ids=ids, seen=seen)
 
     def _last(self, report: wire.Report) -> tuple[int, bytes]:
         """Return the seq and the answer of the last report of this rank."""
@@ -307,7 +305,7 @@ class ScoreServer:
     def _applied(self, report: wire.Report, answer: bytes, num_selected: int) -> None:
         self._seqs[report.caller.rank] = (report.seq, answer)
         self._num_reports += 1
-        self._num_observed += 0 if report.losses is None else report.losses.size
+        self._num_observed += 0 if report.seen is None else report.ids.size
         self._num_selected += num_selected
 
     def _find_state(

@@ -1,6 +1,6 @@
 """Messages between a rank and its score server, packed: one bytes object costs Ray a third less than two arrays.
 
-    report   header | ids int64[B] | losses float32[B], if any | positions uint32[b], if given
+    report   header | ids int64[B] | float32[B] for each signal, if any | positions uint32[b], if given
     reply    count uint32 | positions uint32[b] | scale float32[b]
 
 All little-endian. Several reports may follow each other in one message. A report names positions already drawn, or
@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.engine import Draw
+from es_service.selection.methods.base import Columns
 from es_service.selection.scorekeeper import Caller
+from es_service.selection.signals import SIGNALS
 
 __all__ = ["Report", "decode_draw", "decode_reports", "encode_draw", "encode_report"]
 
 _HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, attempt, seq, run step, B, b
 _COUNT = struct.Struct("<I")
 _MAGIC = 0xE5A1
-_LOSSES, _POSITIONS = 1, 2
+_POSITIONS = 1
+_SIGNAL_BITS = {name: 2 << place for place, name in enumerate(SIGNALS)}
+_KNOWN_BITS = _POSITIONS | sum(_SIGNAL_BITS.values())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Report:
         seq: counts the rank's reports from 1 within its attempt; a repeated one changes nothing.
         run_step: step counted over the whole run.
         ids: int64[B].
-        losses: float32[B], or None.
+        seen: signals by name, float32[B] each, "loss" among them; or None.
         positions: int64[b] drawn by the rank itself, or None where the server draws.
         num: b to be drawn by the server.
     """
@@ -46,14 +50,16 @@ class Report:
     seq: int
     run_step: int
     ids: NDArray[np.int64]
-    losses: NDArray[np.float32] | None
+    seen: Columns | None
     positions: NDArray[np.int64] | None
     num: int
 
 
 def encode_report(report: Report) -> bytes:
     """Pack one report."""
-    flags = (_LOSSES if report.losses is not None else 0) | (_POSITIONS if report.positions is not None else 0)
+    seen = report.seen or {}
+    names = [name for name in SIGNALS if name in seen]
+    flags = sum(_SIGNAL_BITS[name] for name in names) | (_POSITIONS if report.positions is not None else 0)
     num = report.num if report.positions is None else report.positions.size
     header = _HEADER.pack(
         _MAGIC,
@@ -66,8 +72,7 @@ def encode_report(report: Report) -> bytes:
         num,
     )
     parts = [header, report.ids.astype("<i8", copy=False).tobytes()]
-    if report.losses is not None:
-        parts.append(report.losses.astype("<f4", copy=False).tobytes())
+    parts += [seen[name].astype("<f4", copy=False).tobytes() for name in names]
     if report.positions is not None:
         parts.append(report.positions.astype("<u4").tobytes())
     return b"".join(parts)
@@ -84,28 +89,30 @@ def decode_reports(message: bytes) -> Iterator[Report]:
         if len(message) - offset < _HEADER.size:
             raise errors.ShapeError(f"message ends inside a header, at byte {offset} of {len(message)}")
         magic, flags, rank, attempt, seq, run_step, num_ids, num = _HEADER.unpack_from(message, offset)
-        if magic != _MAGIC or flags & ~(_LOSSES | _POSITIONS):
+        if magic != _MAGIC or flags & ~_KNOWN_BITS:
             raise errors.ShapeError(
                 "message is not a report of this version: do client and server run the same es_service?"
             )
         offset += _HEADER.size
-        size = num_ids * (12 if flags & _LOSSES else 8) + (num * 4 if flags & _POSITIONS else 0)
+        names = [name for name, bit in _SIGNAL_BITS.items() if flags & bit]
+        size = num_ids * (8 + 4 * len(names)) + (num * 4 if flags & _POSITIONS else 0)
         if len(message) - offset < size:
             raise errors.ShapeError(
                 f"message claims {size:,} more bytes at byte {offset}, it has {len(message) - offset:,}"
             )
         ids = np.frombuffer(message, "<i8", num_ids, offset)
         offset += ids.nbytes
-        losses = positions = None
-        if flags & _LOSSES:
-            losses = np.frombuffer(message, "<f4", num_ids, offset)
-            offset += losses.nbytes
+        seen = {}
+        for name in names:
+            seen[name] = np.frombuffer(message, "<f4", num_ids, offset)
+            offset += seen[name].nbytes
+        positions = None
         if flags & _POSITIONS:
             positions = np.frombuffer(message, "<u4", num, offset).astype(np.int64)
             offset += num * 4
             if num and int(positions.max()) >= num_ids:
                 raise errors.ShapeError(f"position {int(positions.max())} is outside a meta-batch of {num_ids}")
-        yield Report(Caller(rank, attempt.hex()), seq, run_step, ids, losses, positions, num)
+        yield Report(Caller(rank, attempt.hex()), seq, run_step, ids, seen or None, positions, num)
 
 
 def encode_draw(draw: Draw) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import es_service
 from es_service import errors
-from es_service.cli import inspecting, training
+from es_service.cli import comparing, inspecting, training
 
 __all__ = ["main"]
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"es-service {es_service.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     training.add_parser(commands)
+    comparing.add_parser(commands)
     inspecting.add_parsers(commands)
     return parser
 

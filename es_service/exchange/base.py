@@ -1,9 +1,9 @@
 """The contract of an exchange.
 
-    open_epoch(e) → ids │ step(k, …)* and record(k, …)* │ close_epoch(e)      e rising by one, k rising from 0
+    open_epoch(e) → share │ step(k, …)*, draw(k, …)*, record(k, …)* │ refresh(…)* │ close_epoch(e)     e and k rising
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
-Inputs are checked before they get here: ids int64[B] in range and distinct, losses float32[B] finite.
+Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service.selection.engine import Draw
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.methods.base import Columns
+from es_service.selection.scorekeeper import RunConfig, Share
 
 __all__ = ["Exchange", "Position", "SavedState"]
 
 I64 = NDArray[np.int64]
-F32 = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class SavedState:
         finished_epochs: epochs behind it.
         epoch_starts: run step at which each of them, and the next one, begins.
         table: the score table as an Arrow IPC file.
-        share: int64[m] ids of the open epoch, where the state was taken inside one; else None.
+        share: of the open epoch, where the state was taken inside one; else None.
     """
 
     finished_epochs: int
     epoch_starts: tuple[int, ...]
     table: bytes
-    share: I64 | None = None
+    share: Share | None = None
 
 
 class Exchange(Protocol):
@@ -54,11 +54,9 @@ class Exchange(Protocol):
 
     config: RunConfig
     position: Position
-    first_step: int
-    """Run step of the open epoch's first step."""
 
-    def open_epoch(self, epoch: int) -> I64:
-        """Return this rank's ids of the epoch, int64[m], in their order.
+    def open_epoch(self, epoch: int) -> Share:
+        """Return this rank's part of the epoch.
 
         Raises:
             EpochOrderError: not the next epoch, or opened before.
@@ -66,12 +64,20 @@ class Exchange(Protocol):
         """
         ...
 
-    def step(self, step: int, ids_B: I64, losses_B: F32, num: int) -> Draw:
-        """Observe the losses of this epoch's step, draw `num` of the B, count the drawn."""
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
+        """Observe the signals of this epoch's step, draw `num` of the B, count the drawn."""
         ...
 
-    def record(self, step: int, ids_B: I64, losses_B: F32 | None, positions_b: I64) -> None:
-        """Observe losses, where given, and count `positions_b` of these ids as back-propagated."""
+    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
+        """Draw `num` of the B by what was known of them when the epoch opened; observe and count nothing."""
+        ...
+
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
+        """Observe signals, where given, and count `positions_b` of these ids as back-propagated."""
+        ...
+
+    def refresh(self, step: int, ids_B: I64, seen: Columns) -> None:
+        """Observe samples that the epoch left out."""
         ...
 
     def close_epoch(self, epoch: int) -> None:
@@ -79,7 +85,7 @@ class Exchange(Protocol):
         ...
 
     def table(self) -> pa.Table:
-        """Return a copy of the score table, with the columns of `selection.table.SCHEMA`."""
+        """Return a copy of the score table, see `selection.table.records_to_arrow`."""
         ...
 
     def save(self) -> SavedState:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.exchange.base import Position, SavedState
 from es_service.selection.engine import Draw
-from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper
+from es_service.selection.methods.base import Columns
+from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import snapshots
 from es_service.storage.runs import RunStorage
@@ -45,31 +46,36 @@ class Embedded:
         self._storage = storage
         self._watch = watch
         self._caller = Caller(position.rank, _ATTEMPT)
-        self.first_step = 0
-        self._share: NDArray[np.int64] | None = None
+        self._share: Share | None = None
         keeper.join(self._caller, position.world_size)
 
-    def open_epoch(self, epoch: int) -> NDArray[np.int64]:
+    def open_epoch(self, epoch: int) -> Share:
         """See `Exchange.open_epoch`."""
         share = self._keeper.open_epoch(self._caller, epoch)
         if isinstance(share, list):
             raise errors.EpochOrderError(f"ranks {share} have not closed epoch {epoch - 1}")
-        self.first_step, self._share = share.first_step, share.ids
-        return share.ids
+        self._share = share
+        return share
 
-    def step(self, step: int, ids_B: NDArray[np.int64], losses_B: NDArray[np.float32], num: int) -> Draw:
+    def _run_step(self, step: int) -> int:
+        assert self._share is not None, "the Selector opens an epoch before it steps"
+        return self._share.first_step + step
+
+    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
-        return self._keeper.step(self._caller, ids_B, losses_B, num, self.first_step + step)
+        return self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step))
 
-    def record(
-        self,
-        step: int,
-        ids_B: NDArray[np.int64],
-        losses_B: NDArray[np.float32] | None,
-        positions_b: NDArray[np.int64],
-    ) -> None:
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+        """See `Exchange.draw`."""
+        return self._keeper.draw(self._caller, ids_B, num, self._run_step(step))
+
+    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""
-        self._keeper.record(self._caller, ids_B, losses_B, positions_b, self.first_step + step)
+        self._keeper.record(self._caller, ids_B, seen, positions_b, self._run_step(step))
+
+    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
+        """See `Exchange.refresh`."""
+        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
 
     def close_epoch(self, epoch: int) -> None:
         """See `Exchange.close_epoch`."""

@@ -1,4 +1,7 @@
-"""What every exchange with a score server shares: joining, opening and closing epochs, saving and loading."""
+"""What every exchange with a score server shares: joining, opening and closing epochs, saving and loading.
+
+With an epoch a rank gets its share and a lease: copies of the columns it needs in order to draw on its own.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from es_service import errors
 from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, call
 from es_service.exchange.base import Position, SavedState
-from es_service.selection.scorekeeper import Caller, RunConfig
+from es_service.selection.engine import NOTHING, Draw, choose, known_weights, observed_weights
+from es_service.selection.methods.base import Columns
+from es_service.selection.scorekeeper import Caller, RunConfig, Share
 from es_service.storage import runs
 
 __all__ = ["Remote"]
 
+_NO_IDS = np.empty(0, dtype=np.int64)
 _POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
 
 
@@ -46,7 +52,9 @@ class Remote:
         self.position = position
         self._caller = Caller(position.rank, attempt)
         self._deadline_s = deadline_s
-        self.first_step = 0
+        self._share = Share(ids=_NO_IDS, first_step=0)
+        self._lease: dict[str, NDArray[Any]] = {}
+        self._sorted: NDArray[np.int64] | None = None
         self._joined = False
         self._seq = self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
@@ -101,25 +109,21 @@ class Remote:
         self,
         step: int,
         ids_B: NDArray[np.int64],
-        losses_B: NDArray[np.float32] | None,
+        seen: Columns | None,
         positions: NDArray[np.int64] | None,
         num: int,
     ) -> bytes:
         """Pack the next report of this rank."""
         self._seq += 1
-        run_step = self.first_step + step
-        return wire.encode_report(wire.Report(self._caller, self._seq, run_step, ids_B, losses_B, positions, num))
+        run_step = self._share.first_step + step
+        return wire.encode_report(wire.Report(self._caller, self._seq, run_step, ids_B, seen, positions, num))
 
-    def _open(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Open an epoch, waiting for ranks that are still in the one before; return (ids int64[m], s float32[m])."""
+    def open_epoch(self, epoch: int) -> Share:
+        """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
         self._join()
         give_up = time.monotonic() + self._deadline_s
         pause_s = _POLL_S[0]
-        while True:
-            answer = self._call("open_epoch", self.position.rank, self._caller.attempt, epoch)
-            if not isinstance(answer, list):
-                ids, scores, self.first_step = answer
-                return ids, scores
+        while isinstance(answer := self._call("open_epoch", self.position.rank, self._caller.attempt, epoch), list):
             if time.monotonic() > give_up:
                 raise errors.ServerUnavailableError(
                     f"rank {self.position.rank} waited {self._deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
@@ -127,10 +131,60 @@ class Remote:
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])
+        self._share, lease = answer
+        self._lease = {name: values.copy() for name, values in lease.items()}  # what Ray hands out is read-only
+        self._sorted = None
+        return self._share
 
-    def open_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """See `Exchange.open_epoch`."""
-        return self._open(epoch)[0]
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+        """See `Exchange.draw`; on this rank, from its lease."""
+        selection = self.config.selection
+        weights_B = np.ones(ids_B.size, dtype=np.float32)
+        if selection.method.needs_losses and num < ids_B.size:
+            rows = self._rows(step, ids_B)
+            weights_B = known_weights({name: self._lease[name][rows] for name in ("w", "last_loss")})
+        return choose(selection, ids_B, weights_B, num, self._share.first_step + step, self._recent(step))
+
+    def _recent(self, step: int) -> NDArray[np.float32]:
+        """Return the weights that this rank's samples before this step had, where the method looks at them."""
+        batch_size = self.config.batch_size
+        start, num = step * batch_size, self.config.selection.method.window - batch_size
+        if num <= 0:
+            return NOTHING
+        window = slice(max(0, start - num), start)
+        return observed_weights({name: self._lease[name][window] for name in ("w", "last_loss")})
+
+    def _observe(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> NDArray[np.float32]:
+        """Move the leased columns as the server will, and return the weights float32[B]."""
+        selection, lease = self.config.selection, self._lease
+        rows = self._rows(step, ids_B)
+        old = {name: lease[name][rows] for name in selection.method.reads}
+        new = {**selection.method.update(old, seen[selection.signal], seen), "last_loss": seen["loss"]}
+        for name in lease.keys() & new.keys():
+            lease[name][rows] = new[name]
+        if "visits" in lease:
+            lease["visits"][rows] += np.uint32(1)
+        return new["w"]
+
+    def _rows(self, step: int, ids_B: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+        """Return where the lease holds these ids: a slice where they are the plan's next, looked up otherwise."""
+        ids, start = self._share.ids, step * self.config.batch_size
+        planned = slice(start, start + ids_B.size)
+        if np.array_equal(ids[planned], ids_B):
+            return planned
+        if self._sorted is None:
+            self._sorted = np.argsort(ids, kind="stable")
+        places = np.searchsorted(ids, ids_B, sorter=self._sorted)
+        rows = self._sorted[np.minimum(places, ids.size - 1)]
+        foreign = ids[rows] != ids_B
+        if foreign.any():
+            position = int(np.argmax(foreign))
+            raise errors.IdError(
+                f"id {ids_B[position]} at position {position} is not in rank {self.position.rank}'s share: without a "
+                "call to the server only ids from selector.epoch(e) can be drawn from; for a sampler of your own use "
+                "exchange='sync' and score every step"
+            )
+        return rows
 
     def close_epoch(self, epoch: int) -> None:
         """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""

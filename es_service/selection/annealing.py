@@ -1,4 +1,4 @@
-"""Annealing: the epochs at both ends of a run that train on everything."""
+"""Which epochs and steps select: annealing at both ends of a run, epochs that re-use losses, steps that pause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from es_service import errors
 from es_service.selection.settings import as_number, exact_share
 
-__all__ = ["check_anneal", "is_annealing"]
+__all__ = ["check_anneal", "is_annealing", "is_scoring", "num_annealing"]
 
 
 def check_anneal(anneal: Any) -> tuple[float, float]:
@@ -26,7 +26,19 @@ def check_anneal(anneal: Any) -> tuple[float, float]:
     return first, last
 
 
-def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:
-    """Return whether this epoch selects and prunes nothing: one of ⌈first·E⌉ at the start or ⌈last·E⌉ at the end."""
+def num_annealing(num_epochs: int, anneal: tuple[float, float]) -> tuple[int, int]:
+    """Return how many epochs anneal: ⌈first·E⌉ at the start, ⌈last·E⌉ at the end."""
     first, last = (math.ceil(exact_share(share, num_epochs)) for share in anneal)
+    return first, last
+
+
+def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:
+    """Return whether this epoch selects and prunes nothing."""
+    first, last = num_annealing(num_epochs, anneal)
     return epoch < first or epoch >= num_epochs - last
+
+
+def is_scoring(epoch: int, num_epochs: int, anneal: tuple[float, float], score_every: int) -> bool:
+    """Return whether this epoch scores its samples: the first that selects, and every `score_every`-th after it."""
+    first, _ = num_annealing(num_epochs, anneal)
+    return not is_annealing(epoch, num_epochs, anneal) and (epoch - first) % score_every == 0

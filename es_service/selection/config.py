@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from es_service import errors
 from es_service.selection import annealing, draws, methods
 from es_service.selection.settings import as_integer, as_number, exact_share, suggest
+from es_service.selection.signals import SIGNALS, WeightSignal
 
 __all__ = ["PRESETS", "Selection", "preset"]
 
@@ -27,9 +28,14 @@ class Selection:
         ratio: b/B in (0, 1], the share of a meta-batch that is back-propagated: b = ⌈ratio·B⌉.
         prune_ratio: share of the whole set in [0, 1) that an epoch leaves out: a plan holds n - ⌊r·n⌋ ids.
         anneal: (first, last) shares of the epochs at both ends that select and prune nothing.
-        draw: "race", "systematic", "conditional_poisson", "priority" or "topk".
+        draw: "race", "systematic", "pivotal", "conditional_poisson", "priority", "topk" or "replacement".
         reweight: "unbiased" scales each drawn loss by b/(B·π), so that the mean over the b estimates the mean over
             the B; "none" leaves the bias towards heavy samples, as the paper of Evolved Sampling intends.
+        signal: what the method goes by: "loss", or "grad_norm", an upper bound of its gradient's norm.
+        power: α at least 0; a meta-batch is drawn from by w^α. Below 1 it evens the weights out, 0 makes them equal.
+        cap: q in (0, 1]; no weight counts for more than the q-quantile of its meta-batch. 1 caps nothing.
+        score_every: epochs between two scoring passes; in those between, draws go by the weights there are (StaleSB).
+        interrupt: every so many steps one trains on everything, unscored; None never.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
         prune_unobserved: let pruning drop samples whose loss was never seen.
         on_bad_loss: "skip" leaves NaN and infinite losses out of the step and counts them, instead of raising.
@@ -50,6 +56,11 @@ class Selection:
     anneal: tuple[float, float] = (0.05, 0.05)
     draw: str = "race"
     reweight: Reweight = "none"
+    signal: WeightSignal = "loss"
+    power: float = 1.0
+    cap: float = 1.0
+    score_every: int = 1
+    interrupt: int | None = None
     max_age: int | None = 5
     prune_unobserved: bool = False
     on_bad_loss: OnBadLoss = "raise"
@@ -73,29 +84,62 @@ class Selection:
             raise errors.ConfigError(f"unknown draw {self.draw!r}; {suggest(self.draw, draws.DRAWS)}")
         for name, value, allowed in (
             ("reweight", self.reweight, get_args(Reweight)),
+            ("signal", self.signal, get_args(WeightSignal)),
             ("on_bad_loss", self.on_bad_loss, get_args(OnBadLoss)),
         ):
             if value not in allowed:
                 raise errors.ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        self._check_weights()
+        object.__setattr__(self, "score_every", as_integer("score_every", self.score_every, least=1))
+        if self.interrupt is not None:
+            object.__setattr__(self, "interrupt", as_integer("interrupt", self.interrupt, least=2))
+        if self.max_age is not None:
+            object.__setattr__(self, "max_age", as_integer("max_age", self.max_age, least=1))
+        object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
+        if self.prune_ratio > 0 and not self.method.prunes:
+            raise errors.ConfigError(
+                f"method {self.method.name!r} says itself what an epoch leaves out, so prune_ratio={self.prune_ratio} "
+                "contradicts it: set it to 0, or take es.methods.random_subset() or es.methods.evolved()"
+            )
+
+    def _check_weights(self) -> None:
+        for name in ("power", "cap"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
+        if not 0.0 <= self.power < math.inf:
+            raise errors.ConfigError(f"power must be at least 0 and finite, got {self.power}: weights become w^power")
+        if not 0.0 < self.cap <= 1.0:
+            raise errors.ConfigError(f"cap must lie in (0, 1], got {self.cap}: it is a quantile of the meta-batch")
         if self.draw == "topk" and self.reweight == "unbiased":
             raise errors.ConfigError(
                 "draw='topk' is deterministic and has no inclusion probabilities, so reweight='unbiased' cannot work: "
                 "take draw='race', or reweight='none'"
             )
-        if self.max_age is not None:
-            object.__setattr__(self, "max_age", as_integer("max_age", self.max_age, least=1))
-        object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
-        if self.prune_ratio > 0 and not self.method.selects:
+        if self.method.signed and self.draw != "topk":
             raise errors.ConfigError(
-                f"method {self.method.name!r} trains on everything, so prune_ratio={self.prune_ratio} contradicts it: "
-                "set it to 0, or take es.methods.random()"
+                f"method {self.method.name!r} has weights below 0, by which draw={self.draw!r} cannot draw: "
+                "take draw='topk'"
+            )
+        if self.method.signed and (self.power != 1.0 or self.cap != 1.0):
+            raise errors.ConfigError(
+                f"method {self.method.name!r} has weights below 0: power and cap do nothing for it, leave them out"
             )
 
-    def num_selected(self, batch_size: int) -> int:
-        """Return b = ⌈ratio·B⌉ for a meta-batch of B, outside annealing."""
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that an observation must carry, in the order of `SIGNALS`."""
+        needed = {"loss", self.signal, *self.method.observes}
+        return tuple(name for name in SIGNALS if name in needed)
+
+    @property
+    def non_negative(self) -> bool:
+        """Whether losses become sampling weights, so that none may be below 0."""
+        return self.method.needs_losses and not self.method.signed
+
+    def num_selected(self, batch_size: int, ratio: float | None = None) -> int:
+        """Return b = ⌈ratio·B⌉ for a meta-batch of B, outside annealing; a plan may name another ratio."""
         if not self.method.selects:
             return batch_size
-        return math.ceil(exact_share(self.ratio, batch_size))
+        return math.ceil(exact_share(self.ratio if ratio is None else ratio, batch_size))
 
     def num_kept(self, num_samples: int) -> int:
         """Return n - ⌊r·n⌋, the ids of a pruned plan."""
@@ -104,6 +148,10 @@ class Selection:
     def is_annealing(self, epoch: int, num_epochs: int) -> bool:
         """Return whether this epoch selects and prunes nothing."""
         return annealing.is_annealing(epoch, num_epochs, self.anneal)
+
+    def is_scoring(self, epoch: int, num_epochs: int) -> bool:
+        """Return whether draws of this epoch need losses of their own, from a scoring pass."""
+        return self.method.needs_losses and annealing.is_scoring(epoch, num_epochs, self.anneal, self.score_every)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, JSON-ready; `from_dict` makes the same Selection of them."""
@@ -130,10 +178,26 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "full": ("full", {}),
         "random": ("random", {}),
+        "random_subset": ("random_subset", {"prune_ratio": 0.5}),
         "loss": ("loss", {}),
+        "importance": (
+            "loss",
+            {"ratio": 0.3333, "signal": "grad_norm", "draw": "replacement", "reweight": "unbiased"},
+        ),
         "ema": ("ema", {}),
         "es": ("evolved", {"beta1": 0.2, "beta2": 0.9}),
         "eswp": ("evolved", {"beta1": 0.2, "beta2": 0.8, "prune_ratio": 0.2}),
+        "ordered": ("ordered", {"draw": "topk", "anneal": (0.0, 0.0)}),
+        "selective_backprop": ("selective_backprop", {"draw": "systematic", "anneal": (0.0, 0.0)}),
+        "selective_backprop_composer": (
+            "selective_backprop",
+            {"beta": 1.0, "history": 0, "ratio": 0.5, "anneal": (0.5, 0.1), "interrupt": 2},
+        ),
+        "infobatch": ("infobatch", {"anneal": (0.0, 0.125)}),
+        "kakurenbo": ("kakurenbo", {"anneal": (0.0, 0.0)}),
+        "ucb": ("ucb", {"prune_ratio": 0.3}),
+        "epsilon_greedy": ("epsilon_greedy", {"prune_ratio": 0.3}),
+        "rho": ("rho", {"ratio": 0.1, "draw": "topk"}),
     }
 )
 """What a command line calls a method: (name in METHODS, settings that differ from the defaults)."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection import draws, keys, plans
+from es_service.selection import draws, keys
+from es_service.selection.annealing import num_annealing
 from es_service.selection.config import Selection
+from es_service.selection.methods.base import Columns
+from es_service.selection.plans import Plan, Prospect
 from es_service.selection.table import ScoreTable
 
-__all__ = ["Draw", "Engine", "choose"]
+__all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_columns", "observed_weights"]
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+
+NOTHING: F32 = np.empty(0, dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,25 +44,60 @@ class Draw:
         return cls(np.arange(ids_B.size), ids_B, np.ones(ids_B.size, dtype=np.float32))
 
 
-def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step: int) -> Draw:
+def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
     """Draw `num` of the B by weight: a pure function of its arguments, hence the same wherever it runs.
 
     Args:
-        selection: names the draw, the re-weighting and the seed.
+        selection: names the method, the draw, the re-weighting and the seed.
         ids_B: int64[B] sample ids.
-        weights_B: float32[B], at least 0.
+        weights_B: float32[B], w of each.
         num: b, in [1, B]; B takes everything.
         run_step: step counted over the whole run, which gives each step its own random numbers.
+        recent_R: float32[R], weights that the rank's samples before these had, where the method looks at them.
     """
     if num >= ids_B.size:
         return Draw.everything(ids_B)
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, ids_B)
-    drawn = draws.DRAWS[selection.draw](weights_B, num, uniforms_B)
-    if selection.reweight == "unbiased" and drawn.inclusion_b is not None:
-        scale_b = (num / (ids_B.size * drawn.inclusion_b)).astype(np.float32)
-    else:
-        scale_b = np.ones(num, dtype=np.float32)
+    weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
+    drawn = draws.DRAWS[selection.draw](weights, num, uniforms_B)
+    scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
     return Draw(drawn.positions_b, ids_B[drawn.positions_b], scale_b)
+
+
+def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the weights capped at a quantile of theirs, and raised to a power."""
+    if selection.cap < 1.0:
+        weights_B = np.minimum(weights_B, np.quantile(weights_B, selection.cap))
+    if selection.power != 1.0:
+        weights_B = np.power(weights_B.astype(np.float64), selection.power)
+    return weights_B
+
+
+def observed_weights(columns: Columns) -> F32:
+    """Return w float32[B], NaN for samples never observed, from the columns "w" and "last_loss"."""
+    return np.where(np.isnan(columns["last_loss"]), np.float32(np.nan), columns["w"])
+
+
+def known_weights(columns: Columns) -> F32:
+    """Return the weights float32[B] to draw by where nothing new was observed: w, and the most for the never observed.
+
+    Args:
+        columns: "w" and "last_loss", float32[B] each.
+    """
+    weights_B = observed_weights(columns)
+    unobserved_B = np.isnan(weights_B)
+    if not unobserved_B.any():
+        return weights_B
+    most = np.float32(1.0) if unobserved_B.all() else weights_B[~unobserved_B].max()
+    return np.where(unobserved_B, most, weights_B)
+
+
+def leased_columns(selection: Selection) -> tuple[str, ...]:
+    """Return the columns of the table that a rank needs in order to draw on its own."""
+    names = dict.fromkeys(selection.method.reads)
+    if selection.method.window or (selection.method.needs_losses and selection.score_every > 1):
+        names |= dict.fromkeys(("w", "last_loss"))
+    return tuple(names)
 
 
 class Engine:
@@ -67,34 +109,56 @@ class Engine:
     """
 
     def __init__(self, selection: Selection, num_samples: int) -> None:
+        method = selection.method
         self.selection = selection
-        self.table = ScoreTable(num_samples, selection.method.initial_score(num_samples))
+        self.table = ScoreTable(num_samples, method.initial_score(num_samples), method.columns)
 
-    def step(self, ids_B: I64, losses_B: F32 | None, num: int, run_step: int) -> Draw:
-        """Observe the losses where there are some, draw `num` of the B by the new weights, and count the drawn."""
-        if losses_B is None:
-            draw = choose(self.selection, ids_B, np.ones(ids_B.size, dtype=np.float32), num, run_step)
-            self.table.add_selected(draw.ids)
-            return draw
-        records_B = self._observed(ids_B, losses_B, run_step)
-        draw = choose(self.selection, ids_B, records_B["w"], num, run_step)
+    def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
+        """Observe these signals, draw `num` of the B by the new weights, and count the drawn."""
+        records_B = self._observed(ids_B, seen, run_step)
+        draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
         records_B["selected"][draw.positions] += np.uint32(1)
         self.table.scatter(ids_B, records_B)
         return draw
 
-    def record(self, ids_B: I64, losses_B: F32 | None, positions_b: I64, run_step: int) -> None:
-        """Observe losses for which somebody else has already drawn `positions_b` (possibly none)."""
-        if losses_B is None:
+    def draw(self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
+        """Draw `num` of the B by what is known of them; nothing is observed, nothing counted."""
+        if self.selection.method.needs_losses and num < ids_B.size:
+            weights_B = known_weights(self._known(ids_B))
+        else:
+            weights_B = np.ones(ids_B.size, dtype=np.float32)
+        return choose(self.selection, ids_B, weights_B, num, run_step, recent_R)
+
+    def record(self, ids_B: I64, seen: Columns | None, positions_b: I64, run_step: int) -> None:
+        """Observe signals for which somebody else has already drawn `positions_b` (possibly none)."""
+        if seen is None:
             self.table.add_selected(ids_B[positions_b])
             return
-        records_B = self._observed(ids_B, losses_B, run_step)
+        records_B = self._observed(ids_B, seen, run_step)
         records_B["selected"][positions_b] += np.uint32(1)
         self.table.scatter(ids_B, records_B)
 
-    def _observed(self, ids_B: I64, losses_B: F32, run_step: int) -> NDArray[np.void]:
+    def recent(self, ids_R: I64) -> F32:
+        """Return the weights float32[R] of samples that came before, NaN for those never observed."""
+        return observed_weights(self._known(ids_R))
+
+    def _known(self, ids_B: I64) -> Columns:
+        return {name: self.table.values(name, ids_B) for name in ("w", "last_loss")}
+
+    def lease(self, ids_m: I64) -> dict[str, NDArray[Any]]:
+        """Return copies of `leased_columns` at these ids, [m] each."""
+        return {name: self.table.values(name, ids_m) for name in leased_columns(self.selection)}
+
+    def _observed(self, ids_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
         """Return copies of the rows as they are after this observation."""
+        method, losses_B = self.selection.method, seen["loss"]
         records = self.table.gather(ids_B)
-        records["s"], records["w"] = self.selection.method.update(np.ascontiguousarray(records["s"]), losses_B)
+        old = {name: np.ascontiguousarray(records[name]) for name in method.reads}
+        for name, values_B in method.update(old, seen[self.selection.signal], seen).items():
+            records[name] = values_B
+        for name in method.columns:
+            if name in seen:
+                records[name] = seen[name]
         visits, mean, variance = records["visits"], records["loss_mean"], records["loss_var"]  # views
         visits += np.uint32(1)
         share = np.reciprocal(visits.astype(np.float32))
@@ -109,34 +173,29 @@ class Engine:
         records["last_step"] = run_step
         return records
 
-    def plan(self, epoch: int, epoch_starts: list[int], *, everything: bool) -> I64:
-        """Return this epoch's ids in their order, int64[m].
+    def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int]) -> Plan:
+        """Return what an epoch trains on: everything where it anneals, else what the method says.
 
         Args:
             epoch: counted from 0.
-            epoch_starts: the run step at which each epoch so far began; tells how many epochs old a score is.
-            everything: do not prune (annealing).
+            num_epochs: E.
+            epoch_starts: the run step at which each epoch up to this one began.
         """
-        num_samples = len(self.table)
-        num_kept = self.selection.num_kept(num_samples)
-        if everything or num_kept == num_samples:
-            ids = np.arange(num_samples, dtype=np.int64)
-        else:
-            ids = self._prune(epoch, epoch_starts, num_kept)
-        return plans.shuffle(ids, seed=self.selection.seed, epoch=epoch)
-
-    def _prune(self, epoch: int, epoch_starts: list[int], num_kept: int) -> I64:
-        selection, table = self.selection, self.table
-        seen = table.column("visits") > 0
-        overdue = np.zeros(len(table), dtype=np.bool_)
-        if selection.max_age is not None and epoch - selection.max_age >= 0:
-            # Last seen before the epoch `max_age` ago: it has sat out that one and every one since.
-            overdue = table.column("last_step") < epoch_starts[epoch - selection.max_age]
-        return plans.prune(
-            table.column(selection.method.pruning_column()),
-            num_kept,
-            seed=selection.seed,
+        selection, num_samples = self.selection, len(self.table)
+        first, last = num_annealing(num_epochs, selection.anneal)
+        prospect = Prospect(
             epoch=epoch,
-            unobserved_n=np.zeros_like(seen) if selection.prune_unobserved else ~seen,
-            overdue_n=overdue & seen,
+            num_epochs=num_epochs,
+            first_epoch=first,
+            is_last=epoch + 1 >= num_epochs - last,
+            epoch_starts=tuple(epoch_starts),
+            num_samples=num_samples,
+            num_kept=selection.num_kept(num_samples),
+            max_age=selection.max_age,
+            prune_unobserved=selection.prune_unobserved,
+            seed=selection.seed,
+            column=self.table.column,
         )
+        if selection.is_annealing(epoch, num_epochs):
+            return Plan(ids=prospect.everything)
+        return selection.method.plan(prospect)

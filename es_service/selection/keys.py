@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     DRAW = 1
     PRUNE = 2
     SHUFFLE = 3
+    HALVES = 4
 
 
 def _mix_int(z: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["MAX_LOSS", "check_ids", "check_losses", "first_duplicate", "split_losses"]
+__all__ = ["MAX_LOSS", "check_ids", "check_losses", "check_signals", "first_duplicate", "split_losses", "split_signals"]
 
 MAX_LOSS = 1e18
 """No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
@@ -152,3 +153,68 @@ def split_losses(losses: Any, num: int, *, non_negative: bool) -> tuple[NDArray[
     if non_negative:
         _check_sign(np.where(usable, losses_B, np.float32(0)))
     return losses_B, good
+
+
+def _by_name(observed: Any, needed: Sequence[str]) -> Mapping[str, Any]:
+    """Return the observation as signals by name; ShapeError where one that is needed does not come with it."""
+    signals = observed if isinstance(observed, Mapping) else {"loss": observed}
+    missing = [name for name in needed if name not in signals]
+    if missing:
+        raise errors.ShapeError(
+            f"the method observes {', '.join(needed)} of each sample, but {', '.join(missing)} did not come: pass "
+            f"{{{', '.join(f'{name!r}: ...' for name in needed)}}}, one value per id each"
+        )
+    return signals
+
+
+def _named(name: str, error: errors.InputError) -> errors.InputError:
+    """Return the error, saying which signal it is about where that is not the loss."""
+    return error if name == "loss" else type(error)(f"signal {name!r}: {error}")
+
+
+def check_signals(
+    observed: Any, num: int, needed: Sequence[str], *, non_negative: bool
+) -> dict[str, NDArray[np.float32]]:
+    """Return the needed signals of an observation, float32[B] each, all finite.
+
+    Args:
+        observed: losses as `check_losses` takes them, or such arrays by name; more than is needed may come.
+        num: B.
+        needed: names.
+        non_negative: refuse negative losses and gradient norms.
+
+    Raises:
+        ShapeError: a signal is missing, or as `check_losses`.
+        LossError: as `check_losses`.
+    """
+    signals = _by_name(observed, needed)
+    checked = {}
+    for name in needed:
+        try:
+            checked[name] = check_losses(signals[name], num, non_negative=non_negative and name != "irreducible_loss")
+        except errors.InputError as error:
+            raise _named(name, error) from error
+    return checked
+
+
+def split_signals(
+    observed: Any, num: int, needed: Sequence[str], *, non_negative: bool
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
+    """Return the needed signals, and the positions where all of them are finite; else as `check_signals`.
+
+    Raises:
+        LossError: there is no such position, or a loss is negative.
+    """
+    signals = _by_name(observed, needed)
+    split, good = {}, np.arange(num)
+    for name in needed:
+        try:
+            split[name], finite = split_losses(
+                signals[name], num, non_negative=non_negative and name != "irreducible_loss"
+            )
+        except errors.InputError as error:
+            raise _named(name, error) from error
+        good = np.intersect1d(good, finite, assume_unique=True)
+    if good.size == 0:
+        raise errors.LossError(f"none of the {num} samples has finite {' and '.join(needed)}: training has diverged")
+    return split, good

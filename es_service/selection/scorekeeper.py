@@ -13,7 +13,7 @@ No Ray, no lock: the embedded exchange holds one directly, a score server holds 
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import plans
 from es_service.selection.config import Selection
-from es_service.selection.engine import Draw, Engine
+from es_service.selection.engine import NOTHING, Draw, Engine
+from es_service.selection.methods.base import Columns
 from es_service.selection.settings import as_integer
 
 __all__ = ["Caller", "RunConfig", "RunState", "Scorekeeper", "Share"]
@@ -74,7 +75,8 @@ class RunConfig:
     def num_steps(self, epoch: int, world_size: int) -> int:
         """Return each rank's steps in this epoch, as far as can be said before it opens.
 
-        Exact, unless the samples never observed outnumber the places of a pruned plan.
+        Exact where `Selection.prune_ratio` says how long a plan is, unless the samples never observed outnumber its
+        places; the most there may be for methods that decide it by the losses (infobatch, kakurenbo).
         """
         kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
         return plans.num_steps(kept, world_size, self.batch_size)
@@ -88,12 +90,30 @@ class Caller:
     attempt: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """A rank's part of an opened epoch: int64[m/W] ids in their order, and the run step of its first step."""
+    """A rank's part of an opened epoch.
+
+    Attributes:
+        ids: int64[m/W], in their order.
+        first_step: run step of its first step.
+        scale: float32[m/W], by which each id's loss is multiplied; None for ones.
+        ratio: b/B of its steps; None for the selection's own.
+        hidden: int64[h/W], to be observed by a forward pass at the epoch's end.
+        learning_rate_factor: by which the epoch's learning rate is multiplied.
+    """
 
     ids: I64
     first_step: int
+    scale: F32 | None = None
+    ratio: float | None = None
+    hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    learning_rate_factor: float = 1.0
+
+    def window(self, step: int, batch_size: int, num: int) -> I64:
+        """Return the ids of the `num` samples at most that came before this step of the epoch."""
+        start = step * batch_size
+        return self.ids[max(0, start - num) : start]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,7 +137,7 @@ class Scorekeeper:
         self._world_size = 1
         self._opened: set[int] = set()
         self._closed: set[int] = set()
-        self._shares: list[I64] | None = None
+        self._shares: list[Share] | None = None
 
     @property
     def open_epoch_number(self) -> int | None:
@@ -177,18 +197,29 @@ class Scorekeeper:
         if self._shares is None:
             self._shares = self._deal(epoch)
         self._opened.add(caller.rank)
-        return Share(self._shares[caller.rank], self._starts[epoch])
+        return self._shares[caller.rank]
 
-    def _deal(self, epoch: int) -> list[I64]:
-        config = self.config
-        plan = self.engine.plan(epoch, self._starts, everything=config.is_annealing(epoch))
-        end = self._starts[epoch] + plans.num_steps(plan.size, self._world_size, config.batch_size)
+    def _deal(self, epoch: int) -> list[Share]:
+        config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
+        plan = self.engine.plan(epoch, config.num_epochs, self._starts)
+        end = first_step + plans.num_steps(plan.ids.size, world_size, config.batch_size)
         if end > _MAX_STEPS:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
-        shares = plans.split(plan, world_size=self._world_size, num_samples=config.num_samples, epoch=epoch)
+        order = plans.shuffle(plan.ids, seed=config.selection.seed, epoch=epoch)
+        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch)
         del self._starts[epoch + 1 :]
         self._starts.append(end)
-        return shares
+        return [
+            Share(
+                ids=ids,
+                first_step=first_step,
+                scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
+                ratio=plan.ratio,
+                hidden=plan.hidden[rank::world_size],
+                learning_rate_factor=plan.learning_rate_factor,
+            )
+            for rank, ids in enumerate(parts)
+        ]
 
     def is_planned(self, caller: Caller, ids_B: I64, run_step: int) -> bool:
         """Return whether these are the very ids that the open epoch's plan has for this step: then they are valid."""
@@ -198,18 +229,38 @@ class Scorekeeper:
         return (
             ids_B.size > 0
             and start >= 0
-            and np.array_equal(self._shares[caller.rank][start : start + self.config.batch_size], ids_B)
+            and np.array_equal(self._shares[caller.rank].ids[start : start + self.config.batch_size], ids_B)
         )
 
-    def step(self, caller: Caller, ids_B: I64, losses_B: F32 | None, num: int, run_step: int) -> Draw:
+    def step(self, caller: Caller, ids_B: I64, seen: Columns, num: int, run_step: int) -> Draw:
         """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
         self.check_open(caller)
-        return self.engine.step(ids_B, losses_B, num, run_step)
+        return self.engine.step(ids_B, seen, num, run_step, self._recent(caller, run_step))
 
-    def record(self, caller: Caller, ids_B: I64, losses_B: F32 | None, positions_b: I64, run_step: int) -> None:
+    def draw(self, caller: Caller, ids_B: I64, num: int, run_step: int) -> Draw:
+        """Draw by what is known, see `Engine.draw`; the rank must have its epoch open."""
+        self.check_open(caller)
+        return self.engine.draw(ids_B, num, run_step, self._recent(caller, run_step))
+
+    def record(self, caller: Caller, ids_B: I64, seen: Columns | None, positions_b: I64, run_step: int) -> None:
         """Observe what was drawn elsewhere, see `Engine.record`; the rank must have its epoch open."""
         self.check_open(caller)
-        self.engine.record(ids_B, losses_B, positions_b, run_step)
+        self.engine.record(ids_B, seen, positions_b, run_step)
+
+    def lease(self, caller: Caller) -> dict[str, NDArray[Any]]:
+        """Return what the rank needs in order to draw on its own this epoch, see `Engine.lease`."""
+        self.check_open(caller)
+        assert self._shares is not None
+        return self.engine.lease(self._shares[caller.rank].ids)
+
+    def _recent(self, caller: Caller, run_step: int) -> F32:
+        """Return the weights of this rank's samples before this step, where the method looks at them."""
+        num = self.config.selection.method.window - self.config.batch_size
+        if num <= 0 or self._shares is None:
+            return NOTHING
+        share = self._shares[caller.rank]
+        ids = share.window(run_step - share.first_step, self.config.batch_size, num)
+        return self.engine.recent(ids)
 
     def close_epoch(self, caller: Caller, epoch: int) -> bool:
         """Close an epoch for one rank; return True for the last one, with which the epoch is finished."""
@@ -230,13 +281,13 @@ class Scorekeeper:
         starts = tuple(self._starts[: self.finished_epochs + 1])
         return RunState(self.engine.table.copy_records(), self.finished_epochs, starts)
 
-    def restore(self, state: RunState, *, open_share: I64 | None = None) -> None:
+    def restore(self, state: RunState, *, open_share: Share | None = None) -> None:
         """Go to another state of the same run; ranks that had an epoch open have it no longer.
 
         Args:
             state: to go to.
-            open_share: where a lone rank saved its state inside an epoch, the ids of that epoch: opening it again
-                gives these, not a new plan.
+            open_share: where a lone rank saved its state inside an epoch, its share of that epoch: opening it again
+                gives this one, not a new plan.
 
         Raises:
             StorageError: the state is not one of a run of this size.
@@ -246,12 +297,17 @@ class Scorekeeper:
                 f"the state holds {state.records.size:,} samples and {len(state.epoch_starts)} epoch starts, "
                 f"expected {self.config.num_samples:,} and {state.finished_epochs + 1}"
             )
+        if state.records.dtype != self.engine.table.dtype:
+            raise errors.StorageError(
+                f"the state has the columns {', '.join(state.records.dtype.names or ())}, expected "
+                f"{', '.join(self.engine.table.dtype.names or ())}: it is of a run with another method"
+            )
         self.engine.table.load_records(state.records)
         self.finished_epochs = state.finished_epochs
         self._starts = list(state.epoch_starts)
         self._opened, self._closed, self._shares = set(), set(), None
         if open_share is not None:
-            steps = plans.num_steps(open_share.size, 1, self.config.batch_size)
+            steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
             self._starts.append(self._starts[-1] + steps)
             self._shares = [open_share]
 

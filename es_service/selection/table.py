@@ -12,10 +12,18 @@ is a FixedSizeBinary(32) array, and `records_to_arrow` turns a copy of it into o
     visits     uint32    observations so far
     selected   uint32    times back-propagated
     last_step  int32     step of the last observation, counted over the whole run; -1 before the first
+
+A method may ask for further columns, 4 bytes each:
+
+    correct     float32   1 where the last prediction was right, 0 where it was wrong; NaN before the first
+    confidence  float32   the largest class probability of the last prediction; NaN before the first
+    variance    float32   moving variance of the loss, 0 before the first observation
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +32,15 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["RECORD", "SCHEMA", "ScoreTable", "arrow_to_records", "records_to_arrow"]
+__all__ = [
+    "FURTHER_COLUMNS",
+    "RECORD",
+    "SCHEMA",
+    "ScoreTable",
+    "arrow_to_records",
+    "is_table_schema",
+    "records_to_arrow",
+]
 
 RECORD = np.dtype(
     [
@@ -38,20 +54,37 @@ RECORD = np.dtype(
         ("last_step", "<i4"),
     ]
 )
-_BLOB = np.dtype((np.void, RECORD.itemsize))  # numpy moves opaque records faster than structured ones
 
-SCHEMA = pa.schema([("id", pa.int64())] + [(name, pa.from_numpy_dtype(RECORD[name])) for name in RECORD.names or ()])
+FURTHER_COLUMNS: Mapping[str, float] = MappingProxyType({"correct": np.nan, "confidence": np.nan, "variance": 0.0})
+"""Columns that a method may ask for, float32 each, and what stands there before the first observation."""
 
 
-def _allocate(num_rows: int) -> NDArray[np.void]:
+def _record(further: Iterable[str]) -> np.dtype[np.void]:
+    return np.dtype([*RECORD.descr, *((name, "<f4") for name in FURTHER_COLUMNS if name in set(further))])
+
+
+def _schema(record: np.dtype[np.void]) -> pa.Schema:
+    names = record.names or ()
+    return pa.schema([("id", pa.int64())] + [(name, pa.from_numpy_dtype(record[name])) for name in names])
+
+
+SCHEMA = _schema(RECORD)
+
+
+def is_table_schema(schema: pa.Schema) -> bool:
+    """Return whether a file's columns are those of a score table, with any of the further ones."""
+    return bool(schema.equals(_schema(_record(schema.names))))
+
+
+def _allocate(num_rows: int, record: np.dtype[np.void]) -> NDArray[np.void]:
     """Return records[n] over a fresh Arrow buffer (which the array keeps alive), not yet initialised."""
     try:
-        buffer = pa.allocate_buffer(max(1, num_rows * RECORD.itemsize))
+        buffer = pa.allocate_buffer(max(1, num_rows * record.itemsize))
     except (MemoryError, pa.ArrowMemoryError) as error:
         raise errors.ConfigError(
-            f"a table of {num_rows:,} rows needs {num_rows * RECORD.itemsize:,} bytes, more than there are"
+            f"a table of {num_rows:,} rows needs {num_rows * record.itemsize:,} bytes, more than there are"
         ) from error
-    return np.frombuffer(buffer, dtype=RECORD, count=num_rows)
+    return np.frombuffer(buffer, dtype=record, count=num_rows)
 
 
 class ScoreTable:
@@ -60,13 +93,16 @@ class ScoreTable:
     Args:
         num_rows: number of samples, at least 1.
         initial_score: s and w of a sample never observed.
+        further: names from `FURTHER_COLUMNS` that the method asks for.
     """
 
-    def __init__(self, num_rows: int, initial_score: float = 0.0) -> None:
+    def __init__(self, num_rows: int, initial_score: float = 0.0, further: Iterable[str] = ()) -> None:
         if num_rows < 1:
             raise errors.ConfigError(f"num_samples must be at least 1, got {num_rows}")
         self._initial_score = float(initial_score)
-        self._records = _allocate(num_rows)
+        self.dtype = _record(further)
+        self._blob = np.dtype((np.void, self.dtype.itemsize))  # numpy moves opaque records faster than structured ones
+        self._records = _allocate(num_rows, self.dtype)
         self._blank(0)
 
     def __len__(self) -> int:
@@ -74,11 +110,13 @@ class ScoreTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the table holds: 32 a row."""
+        """Bytes that the table holds: 32 a row, and 4 for each further column."""
         return int(self._records.nbytes)
 
     def _blank(self, start: int) -> None:
-        record = np.zeros((), dtype=RECORD)
+        record = np.zeros((), dtype=self.dtype)
+        for name in self.dtype.names[len(RECORD.names or ()) :] if self.dtype.names else ():
+            record[name] = FURTHER_COLUMNS[name]
         record["s"] = record["w"] = self._initial_score
         record["last_loss"] = np.nan
         record["last_step"] = -1
@@ -93,7 +131,7 @@ class ScoreTable:
         old = self._records
         if num_rows <= old.size:
             return
-        self._records = _allocate(max(num_rows, 2 * old.size))
+        self._records = _allocate(max(num_rows, 2 * old.size), self.dtype)
         self._records[: old.size] = old
         self._blank(old.size)
 
@@ -101,18 +139,18 @@ class ScoreTable:
         """Return a copy of one column, [n], of the dtype named in the module's table."""
         return np.ascontiguousarray(self._records[name])
 
-    def scores(self, rows_m: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return a copy of s at these rows, float32[m]."""
-        scores: NDArray[np.float32] = self._records["s"][rows_m]
-        return scores
+    def values(self, name: str, rows_m: NDArray[np.int64]) -> NDArray[Any]:
+        """Return a copy of one column at these rows, [m]."""
+        values: NDArray[Any] = self._records[name][rows_m]
+        return values
 
     def gather(self, rows_B: NDArray[np.int64]) -> NDArray[np.void]:
         """Return a copy of these rows as records[B]; the caller has checked that they exist."""
-        return self._records.view(_BLOB).take(rows_B).view(RECORD)
+        return self._records.view(self._blob).take(rows_B).view(self.dtype)
 
     def scatter(self, rows_B: NDArray[np.int64], records_B: NDArray[np.void]) -> None:
         """Write records[B] back to these rows; the caller has checked that no row stands there twice."""
-        self._records.view(_BLOB)[rows_B] = records_B.view(_BLOB)
+        self._records.view(self._blob)[rows_B] = records_B.view(self._blob)
 
     def add_selected(self, rows_b: NDArray[np.int64]) -> None:
         """Count these rows as back-propagated once more."""
@@ -128,22 +166,22 @@ class ScoreTable:
 
 
 def records_to_arrow(records_n: NDArray[np.void]) -> pa.Table:
-    """Turn records[n] into a pyarrow.Table of `SCHEMA`; the columns are copies."""
+    """Turn records[n] into a pyarrow.Table: `SCHEMA`, and the further columns there are; the columns are copies."""
     columns = [pa.array(np.arange(records_n.size, dtype=np.int64))]
-    columns += [pa.array(np.ascontiguousarray(records_n[name])) for name in RECORD.names or ()]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    columns += [pa.array(np.ascontiguousarray(records_n[name])) for name in records_n.dtype.names or ()]
+    return pa.Table.from_arrays(columns, schema=_schema(records_n.dtype))
 
 
 def arrow_to_records(table: pa.Table, num_rows: int) -> NDArray[np.void]:
-    """Turn a pyarrow.Table of `SCHEMA` with ids 0..n-1 into records[n]; StorageError where it is something else."""
-    if not table.schema.equals(SCHEMA):
+    """Turn a table of `records_to_arrow` with ids 0..n-1 into records[n]; StorageError where it is something else."""
+    if not is_table_schema(table.schema):
         raise errors.StorageError(f"the table has columns {table.schema.names}, expected {SCHEMA.names}")
     if table.num_rows != num_rows:
         raise errors.StorageError(f"the table has {table.num_rows:,} rows, expected {num_rows:,}")
     if not np.array_equal(table.column("id").to_numpy(), np.arange(num_rows)):
         raise errors.StorageError("the table's ids are not 0..n-1 in order")
-    records = np.empty(num_rows, dtype=RECORD)
-    for name in RECORD.names or ():
+    records = np.empty(num_rows, dtype=_record(table.schema.names))
+    for name in records.dtype.names or ():
         column = table.column(name)
         if column.null_count:
             raise errors.StorageError(f"column {name!r} of the table holds nulls")

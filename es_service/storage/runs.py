@@ -114,11 +114,19 @@ class RunStorage:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
-        files.write_json(self._filesystem, f"{self.path}/result.json", result)
+        self.write_note("result", result)
 
     def result(self) -> dict[str, Any] | None:
         """Return result.json, or None while the run has not ended."""
-        path = f"{self.path}/result.json"
+        return self.read_note("result")
+
+    def write_note(self, name: str, values: dict[str, Any]) -> None:
+        """Write <name>.json beside run.json."""
+        files.write_json(self._filesystem, f"{self.path}/{name}.json", values)
+
+    def read_note(self, name: str) -> dict[str, Any] | None:
+        """Return <name>.json, or None where there is none."""
+        path = f"{self.path}/{name}.json"
         with files.storage_errors("look into", self.path):
             if self._filesystem.get_file_info(path).type != fs.FileType.File:
                 return None

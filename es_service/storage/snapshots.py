@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.selection.scorekeeper import RunState
-from es_service.selection.table import SCHEMA, arrow_to_records, records_to_arrow
+from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
 from es_service.storage import files
 
 __all__ = [
@@ -48,7 +48,7 @@ def decode_table(data: bytes, what: str) -> pa.Table:
     """Return the table of an Arrow IPC file; StorageError, naming `what`, where it is not one of our schema."""
     try:
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            if not reader.schema.equals(SCHEMA):
+            if not is_table_schema(reader.schema):
                 raise errors.StorageError(f"{what} has columns {reader.schema.names}, expected {SCHEMA.names}")
             return reader.read_all()
     except (pa.ArrowException, OSError) as error:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
@@ -19,8 +21,11 @@ from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
 from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage
+from es_service.training import irreducible
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
+from es_service.training.tasks.base import Task
+from es_service.training.tasks.derived import Derived
 
 __all__ = ["EXCHANGES", "TrainJob", "train"]
 
@@ -34,13 +39,16 @@ class TrainJob:
     Args:
         run: its name.
         storage: folder that holds the runs.
-        task: name of the task; `data` is its data folder, None for what it brings along.
+        task: name of the task, or module:function of one's own; `data` says where its data are, None for what it
+            brings along.
+        derived: what to make of its train set: wrong labels, a long tail, few samples.
         method: short name of the selection, for the result.
         selection: what to select, and how.
         exchange: "leased", "sync" or "embedded" (one worker in this process, no Ray).
         num_workers: ranks.
         epochs, batch_size, learning_rate: None takes the task's own.
         micro_batch_size: most samples of one pass.
+        irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: go on with a run of this name; otherwise the name must be new.
     """
@@ -51,18 +59,24 @@ class TrainJob:
     method: str
     selection: Selection
     data: str | None = None
+    derived: Derived = dataclasses.field(default_factory=Derived)
     exchange: Literal["leased", "sync", "embedded"] = "leased"
     num_workers: int = 1
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
     micro_batch_size: int | None = None
+    irreducible: str | None = None
     seed: int = 0
     resume: bool = False
 
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
             raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
+        if self.irreducible is not None and not self._needs_irreducible:
+            raise errors.ConfigError(
+                f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
+            )
         as_integer("workers", self.num_workers, least=1)
         as_integer("seed", self.seed, least=0, end=2**63)
         if self.exchange == "embedded" and self.num_workers != 1:
@@ -74,6 +88,10 @@ class TrainJob:
             raise errors.ConfigError(
                 f"exchange 'embedded' keeps its checkpoints in a local folder, not at {self.storage}: name a folder"
             )
+
+    @property
+    def _needs_irreducible(self) -> bool:
+        return "irreducible_loss" in self.selection.signals
 
 
 def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -90,7 +108,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     """
     begin = time.monotonic()
     storage = RunStorage(job.storage, job.run)
-    task = build_task(job.task, job.data)
+    task = build_task(job.task, job.data, job.derived)
     defaults = task.defaults
     config = RunConfig(
         selection=job.selection,
@@ -113,12 +131,17 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         raise errors.RunExistsError(
             f"run {job.run!r} exists in {job.storage}: continue it with --resume, or take another --run name"
         )
+    storage.begin(config, training)  # what cannot be written shows before any worker starts
+    prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
-        storage.begin(config, training)
-        metrics = _fit_here(storage, config, settings, task, watch)
+        metrics = _fit_here(storage, config, settings, task, prepared, watch)
     else:
-        metrics = _fit_on_ray(job, storage, config, settings, training, watch)
-    result = _result(job, config, metrics, time.monotonic() - begin)
+        metrics = _fit_on_ray(job, config, settings, prepared, watch)
+    result = {
+        **_result(job, config, metrics, time.monotonic() - begin),
+        **_trained_on(task, storage),
+        "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
+    }
     storage.write_result(result)
     return result
 
@@ -128,19 +151,21 @@ def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict
     return {
         "task": job.task,
         "data": job.data,
+        "derived": job.derived.to_dict(),
         "method": job.method,
         "selection": job.selection.to_dict(),
         "epochs": config.num_epochs,
         "batch_size": config.batch_size,
         "learning_rate": settings.learning_rate,
         "micro_batch_size": settings.micro_batch_size,
+        "irreducible": job.irreducible,
         "seed": job.seed,
         "exchange": job.exchange,
         "workers": job.num_workers,
     }
 
 
-_MAY_CHANGE = ("exchange", "workers", "data")
+_MAY_CHANGE = ("exchange", "workers", "data", "irreducible")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 
 
@@ -157,12 +182,41 @@ def _check_resumed(run: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         )
 
 
+def _prepare(
+    job: TrainJob, storage: RunStorage, config: RunConfig, settings: TrainSettings, task: Task
+) -> dict[str, Any]:
+    """Return the file of irreducible losses, None where none are needed, and what it cost to make it.
+
+    Those worked out here are kept with the run: a resumed one finds them.
+    """
+    cost = {"path": None, "scored": 0, "trained": 0, "seconds": 0.0}
+    if not job._needs_irreducible:
+        return cost
+    if job.irreducible is not None:
+        path = absolute(job.irreducible)
+        irreducible.read_losses(path, config.num_samples)  # fails here rather than in a worker
+        return {**cost, "path": path}
+    path = f"{absolute(job.storage).rstrip('/')}/{job.run}/irreducible.arrow"
+    kept = storage.read_note("prepared")
+    if kept is None:
+        found = irreducible.hold_out_losses(
+            task,
+            settings,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size * job.num_workers,
+            selection_seed=config.selection.seed,
+        )
+        irreducible.write_losses(path, found.losses)
+        kept = {"scored": found.scored, "trained": found.trained, "seconds": found.seconds}
+        storage.write_note("prepared", kept)
+    return {**kept, "path": path}
+
+
 def _fit_on_ray(
     job: TrainJob,
-    storage: RunStorage,
     config: RunConfig,
     settings: TrainSettings,
-    training: dict[str, Any],
+    prepared: dict[str, Any],
     watch: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     try:
@@ -173,9 +227,6 @@ def _fit_on_ray(
             f"exchange {job.exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
         ) from error
     ensure_ray()
-    storage.begin(
-        config, training
-    )  # here as well as in the server: what cannot be written shows before any worker starts
     ray_job = ray_train.RayJob(
         run=job.run,
         storage=absolute(job.storage),
@@ -185,20 +236,29 @@ def _fit_on_ray(
         num_workers=job.num_workers,
         task=job.task,
         data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
+        derived=job.derived,
+        irreducible=prepared["path"],
     )
     return ray_train.fit_with_ray(ray_job, watch)
 
 
 def _fit_here(
-    storage: RunStorage, config: RunConfig, settings: TrainSettings, task: Any, watch: Callable[[dict[str, Any]], None]
+    storage: RunStorage,
+    config: RunConfig,
+    settings: TrainSettings,
+    task: Task,
+    prepared: dict[str, Any],
+    watch: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     from es_service.training.local import LocalWorkers
 
+    path = prepared["path"]
     selector = Selector(
         config.selection,
         num_samples=config.num_samples,
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
+        irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
         exchange=Embedded(Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})),
     )
     return fit(task, selector, settings, LocalWorkers(Path(storage.path) / "checkpoints"))
@@ -215,7 +275,7 @@ def _result(job: TrainJob, config: RunConfig, metrics: dict[str, Any], wall_s: f
         "workers": metrics["world_size"],
         "epochs": config.num_epochs,
         "seed": job.seed,
-        "accuracy": metrics["accuracy"],
+        **{name: metrics[name] for name in ("accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")},
         "samples": {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full},
         "seconds": {
             "total": ledger.total_s,
@@ -227,3 +287,22 @@ def _result(job: TrainJob, config: RunConfig, metrics: dict[str, Any], wall_s: f
         "history": metrics["history"],
         "storage": job.storage,
     }
+
+
+def _trained_on(task: Task, storage: RunStorage) -> dict[str, Any]:
+    """Return which labels the run trained on, and how many wrong ones, as shares of the back-propagated samples."""
+    labels, corrupted = task.labels, getattr(task, "corrupted", None)
+    selected = storage.table().column("selected").to_numpy().astype(np.float64)
+    shares = selected / max(1.0, selected.sum())
+    found: dict[str, Any] = {"label_names": None, "label_shares": None, "trained_by_label": None, "corrupted": None}
+    if labels is not None:
+        num = int(labels.max()) + 1
+        found["label_names"] = list(task.label_names or map(str, range(num)))
+        found["label_shares"] = (np.bincount(labels) / labels.size).tolist()
+        found["trained_by_label"] = np.bincount(labels, weights=shares).tolist()
+    if corrupted is not None:
+        found["corrupted"] = {
+            "share_of_set": float(corrupted.mean()),
+            "share_of_trained": float(shares[corrupted].sum()),
+        }
+    return found

@@ -30,7 +30,7 @@ class SelectiveLoader:
     Args:
         dataset: map-style, with `__getitems__` or `__getitem__`; item i is the sample of id i.
         selector: hands out the ids and draws.
-        score: batch -> losses[B] without touching the model; `training.scoring.score` makes one.
+        score: batch -> losses[B], or signals by name, without touching the model; `training.scoring.score` makes one.
         reuse_losses: you call `observe` after every step; steps that draw without losses (annealing, `random`,
             `full`) then take them from there instead of from a scoring pass of their own.
         collate_fn: list of samples -> batch, or what `__getitems__` returns -> batch; torch's default otherwise.
@@ -69,7 +69,7 @@ class SelectiveLoader:
         """The last draw: which ids the batch just yielded holds."""
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Yield (batch of b samples, scale float32[b]) for every step of an epoch.
+        """Yield (batch of b samples, scale float32[b]) for every step of an epoch; then score what it hid.
 
         Raises:
             ShapeError: `observe` was promised for the step before and did not come; or as `Selector.select` raises.
@@ -101,9 +101,15 @@ class SelectiveLoader:
                 yield batch, scale
         if not self._observed:
             raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
+        for ids_B in selector.hidden_batches():
+            with timing("data"):
+                whole = self._fetch(ids_B)
+            with timing("score"):
+                observed = self._score(whole)
+            selector.refresh(ids_B, observed)
 
     def observe(self, losses: Any) -> None:
-        """Hand over the training losses [b] of the batch just yielded; ignored where it was scored."""
+        """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""
         self._selector.observe(losses)
         self._observed = True
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from es_service import errors
@@ -16,15 +15,16 @@ from es_service.ledger import Ledger
 from es_service.selection.settings import as_integer, as_number
 from es_service.selector import Selector
 from es_service.training import scoring
+from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
+from es_service.training.observed import Signals, losses_in
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks.base import Task
 from es_service.training.workers import Workers
 
-__all__ = ["TrainSettings", "fit"]
+__all__ = ["TrainSettings", "fit", "fit_model"]
 
 _PUBLISH_EVERY_S = 0.5
-_EVALUATION_BATCH = 500
 _WARM_UP = 0.2  # share of the training in which the learning rate rises
 
 
@@ -75,9 +75,21 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
     says this epoch has, so that pruned epochs do not leave the schedule unfinished.
 
     Returns:
-        accuracy (held out), epoch, history (per epoch), ledger (of the run, all ranks together), world_size.
+        accuracy, balanced_accuracy, accuracy_by_label and held_out_loss (see `Evaluation`), epoch, history (per epoch),
+        ledger (of the run, all ranks together), world_size.
+
+    Raises:
+        ConfigError: the selection goes by a signal that the task does not have.
     """
-    return _Training(task, selector, settings, workers).run()
+    return fit_model(task, selector, settings, workers)[0]
+
+
+def fit_model(
+    task: Task, selector: Selector, settings: TrainSettings, workers: Workers
+) -> tuple[dict[str, Any], torch.nn.Module]:
+    """Train as `fit` does; return the model too, bare."""
+    training = _Training(task, selector, settings, workers)
+    return training.run(), training.bare
 
 
 class _Training:
@@ -100,77 +112,99 @@ class _Training:
         )
         self.history: list[dict[str, Any]] = []
         self._published_at = -math.inf
+        self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
     def run(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         for epoch in range(self._restore(), self.selector.config.num_epochs):
-            self._train_epoch(epoch)
-            accuracy = self._accuracy()  # gathers: past it, every rank has closed the epoch
-            ledgers = self.workers.gather(self.selector.ledger.to_dict())
-            ledger = Ledger.merge([Ledger.from_dict(one) for one in ledgers])
-            self.history.append({"epoch": epoch, "accuracy": accuracy, "saving": ledger.saving()})
-            metrics = self._metrics(epoch, accuracy, ledger)
+            train_loss = self._train_epoch(epoch)
+            reached = evaluate(self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
+            ledger = self._merged_ledger()  # gathers: past it, every rank has closed the epoch
+            self.history.append(
+                {
+                    "epoch": epoch,
+                    "accuracy": reached.accuracy,
+                    "balanced_accuracy": reached.balanced_accuracy,
+                    "accuracy_by_label": reached.accuracy_by_label,
+                    "held_out_loss": reached.loss,
+                    "train_loss": train_loss,
+                    "scored": ledger.scored,
+                    "trained": ledger.trained,
+                    "seconds": ledger.total_s,
+                    "saving": ledger.saving(),
+                }
+            )
+            metrics = self._metrics(ledger)
             self.workers.report(metrics, self._save)
             self._publish(epoch, 1.0)
-        return metrics or self._finished_already()
+        return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _merged_ledger(self) -> Ledger:
+        ledgers = self.workers.gather(self.selector.ledger.to_dict())
+        return Ledger.merge([Ledger.from_dict(one) for one in ledgers])
+
+    def _train_epoch(self, epoch: int) -> float:
+        """Train for an epoch and return the mean loss of what it trained on, over all ranks."""
         num_epochs = self.selector.config.num_epochs
         torch.manual_seed(_epoch_seed(self.settings.seed, epoch, self.workers.rank))  # of dropout, say
         self.model.train()
+        total, num = torch.zeros((), device=self.workers.device), 0
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
             done = step / self.selector.steps(epoch)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at((epoch + done) / num_epochs, self.settings.learning_rate)
-            losses = train_step(
+                group["lr"] = self.selector.learning_rate_factor * learning_rate_at(
+                    (epoch + done) / num_epochs, self.settings.learning_rate
+                )
+            signals = train_step(
                 self.model,
                 self.optimizer,
                 batch,
                 scale,
-                self._losses,
+                lambda model, part: self._signals(model(self.task.inputs(part)), part),
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
             )
-            self.loader.observe(losses)
+            self.loader.observe(signals)
+            total += losses_in(signals).sum()
+            num += scale.numel()
             if time.monotonic() - self._published_at > _PUBLISH_EVERY_S:
                 self._publish(epoch, done)
+        totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
+        return float(sum(totals) / sum(nums))
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
 
-    def _losses(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        return self.task.losses(model(self.task.inputs(batch)), batch)
+    def _signals(self, outputs: Any, batch: Any) -> Signals:
+        """Return what the selection goes by: the losses, and where it asks for more, signals by name."""
+        losses = self.task.losses(outputs, batch)
+        if not self._further:
+            return losses
+        with torch.no_grad():
+            given = self.task.signals(outputs, batch)
+        for name in self._further:
+            if name not in given:
+                raise errors.ConfigError(
+                    f"task {self.task.name!r} has no signal {name!r}, which this selection goes by; it has "
+                    f"{', '.join(['loss', *given])}: take another method, or signal=loss"
+                )
+        return {"loss": losses, **{name: given[name] for name in self._further}}
 
-    def _score(self, batch: Any) -> np.ndarray[Any, Any]:
+    def _score(self, batch: Any) -> Any:
         return scoring.score(
             self.model,
             batch,
             inputs=self.task.inputs,
-            losses=self.task.losses,
+            losses=self._signals,
             micro_batch_size=self.settings.micro_batch_size,
             autocast=self._autocast,
         )
 
-    def _accuracy(self) -> float:
-        """Return the share of held-out samples that are classified correctly, each rank taking its part of them."""
-        workers, held_out = self.workers, self.task.held_out
-        mine = range(workers.rank, len(held_out), workers.world_size)
-        correct = 0.0
-        workers.share_buffers(self.bare)
-        self.bare.eval()
-        with torch.no_grad():
-            for start in range(0, len(mine), _EVALUATION_BATCH):
-                batch = self.loader.to_device(held_out.__getitems__(list(mine[start : start + _EVALUATION_BATCH])))
-                with self._autocast():
-                    outputs = self.bare(self.task.inputs(batch))
-                correct += float(self.task.metric(outputs, batch).sum())
-        self.bare.train()
-        return float(sum(workers.gather(correct)) / len(held_out))
-
-    def _metrics(self, epoch: int, accuracy: float, ledger: Ledger) -> dict[str, Any]:
+    def _metrics(self, ledger: Ledger) -> dict[str, Any]:
+        last = self.history[-1]
+        reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
         return {
-            "epoch": epoch,
-            "accuracy": accuracy,
+            **{name: last[name] for name in reached},
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
@@ -218,11 +252,6 @@ class _Training:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history = saved["history"]
         return self.selector.load_state_dict({**saved["selector"], "table": table})
-
-    def _finished_already(self) -> dict[str, Any]:
-        ledgers = self.workers.gather(self.selector.ledger.to_dict())
-        ledger = Ledger.merge([Ledger.from_dict(one) for one in ledgers])
-        return self._metrics(self.history[-1]["epoch"], self.history[-1]["accuracy"], ledger)
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

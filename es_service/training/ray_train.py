@@ -26,8 +26,10 @@ from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.connect import ExchangeName, connect
 from es_service.selection.scorekeeper import RunConfig
+from es_service.training.irreducible import read_losses
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
+from es_service.training.tasks.derived import Derived
 
 __all__ = ["RayJob", "RayWorkers", "fit_with_ray"]
 
@@ -50,6 +52,8 @@ class RayJob:
         num_workers: ranks.
         task: name of the task.
         data: the task's data folder, None for what it brings along.
+        derived: what to make of its train set.
+        irreducible: file of irreducible losses that every node sees, None where the method needs none.
     """
 
     run: str
@@ -60,6 +64,8 @@ class RayJob:
     num_workers: int
     task: str
     data: str | None = None
+    derived: Derived = dataclasses.field(default_factory=Derived)
+    irreducible: str | None = None
 
 
 class RayWorkers:
@@ -119,11 +125,12 @@ def _worker(config: dict[str, RayJob]) -> None:
         num_samples=job.config.num_samples,
         num_epochs=job.config.num_epochs,
         batch_size=job.config.batch_size,
+        irreducible_losses=None if job.irreducible is None else read_losses(job.irreducible, job.config.num_samples),
         exchange=job.exchange,
         storage=job.storage,
     )
     try:
-        fit(build_task(job.task, job.data), selector, job.settings, RayWorkers())
+        fit(build_task(job.task, job.data, job.derived), selector, job.settings, RayWorkers())
     finally:
         selector.close()
 

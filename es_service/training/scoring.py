@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.training import batches
+from es_service.training.observed import Signals, joined
 
 __all__ = ["score", "untouched", "unwrap"]
 
@@ -26,10 +27,10 @@ def score(
     batch: Any,
     *,
     inputs: Callable[[Any], Any],
-    losses: Callable[[Any, Any], torch.Tensor],
+    losses: Callable[[Any, Any], Signals],
     micro_batch_size: int | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
     """Return the loss of every sample of a batch, without gradient and without a trace in the model.
 
     Under DistributedDataParallel the module beneath it is called, so ranks need not score at the same time.
@@ -40,13 +41,15 @@ def score(
             evaluation mode, a frozen BatchNorm say, stay so; if it is in evaluation mode, all of it trains meanwhile.
         batch: of B samples, on the model's device; anything `training.batches` can take apart.
         inputs: batch -> what goes into the model.
-        losses: (outputs, batch) -> losses[b], one per sample of that batch.
+        losses: (outputs, batch) -> losses[b], one per sample of that batch; or several such tensors by the name of the
+            signal, "loss" among them.
         micro_batch_size: most samples of one forward pass, None takes all at once. BatchNorm's statistics are those of
             the micro-batch.
         autocast: makes the context of each forward pass; None of them and no surrounding one means full precision.
 
     Returns:
-        float32[B] losses, in the order of the batch. They may be NaN or infinite: whoever uses them checks that.
+        float32[B] losses, in the order of the batch, or float32[B] of each signal by its name. They may be NaN or
+        infinite: whoever uses them checks that.
 
     Raises:
         ShapeError: the losses are not one per sample, or the batch has no length.
@@ -54,18 +57,22 @@ def score(
     """
     bare = unwrap(model)
     sizes = batches.even_sizes(batches.batch_length(batch), micro_batch_size)
-    losses_B: list[torch.Tensor] = []
+    parts: list[Signals] = []
     with torch.no_grad(), untouched(bare):
         if not bare.training:
             bare.train()
         for part in batches.split(batch, sizes):
             with autocast(), _no_autocast_cache():
-                values = losses(bare(inputs(part)), part)
-            _check_losses(values, batches.batch_length(part))
-            losses_B.append(values.float())
-    if not losses_B:
+                signals = losses(bare(inputs(part)), part)
+            for values in signals.values() if isinstance(signals, Mapping) else (signals,):
+                _check_losses(values, batches.batch_length(part))
+            parts.append(signals)
+    if not parts:
         return np.empty(0, dtype=np.float32)
-    return torch.cat(losses_B).cpu().numpy()
+    seen = joined(parts)
+    if isinstance(seen, Mapping):
+        return {name: values.cpu().numpy() for name, values in seen.items()}
+    return seen.cpu().numpy()
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 from es_service import errors
 from es_service.training import batches
+from es_service.training.observed import Signals, joined, losses_in
 
 __all__ = ["autocast_for", "train_step"]
 
@@ -26,11 +27,11 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: Any,
     scale: torch.Tensor,
-    forward_losses: Callable[[torch.nn.Module, Any], torch.Tensor],
+    forward_losses: Callable[[torch.nn.Module, Any], Signals],
     *,
     micro_batch_size: int | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> torch.Tensor:
+) -> Signals:
     """Minimise mean(losses·scale) of a mini-batch by one step: ⌈b/b_micro⌉ forward and backward passes.
 
     Args:
@@ -38,12 +39,12 @@ def train_step(
         optimizer: its gradients are cleared before.
         batch: of b samples.
         scale: float32[b].
-        forward_losses: (model, batch) -> losses[b], one per sample.
+        forward_losses: (model, batch) -> losses[b], one per sample; or signals by name, "loss" among them.
         micro_batch_size: most samples of a pass; None takes the whole mini-batch at once.
         autocast: context of the forward passes.
 
     Returns:
-        The losses float32[b], without gradient, in the order of the batch.
+        The losses float32[b], or the signals, without gradient, in the order of the batch.
 
     Raises:
         ShapeError: the losses are not one per sample.
@@ -57,16 +58,17 @@ def train_step(
         is_last = index == len(scales) - 1
         with contextlib.nullcontext() if is_last else _without_sync(model):
             with autocast():
-                losses = forward_losses(model, part)
+                signals = forward_losses(model, part)
+            losses = losses_in(signals)
             if losses.shape != part_scale.shape:
                 raise errors.ShapeError(
                     f"the loss function returned shape {tuple(losses.shape)} for {part_scale.numel()} samples: "
                     "it must give one loss per sample (reduction='none')"
                 )
             (losses.float() * part_scale).sum().div(num).backward()  # type: ignore[no-untyped-call]
-        observed.append(losses.detach().float())
+        observed.append(signals)
     optimizer.step()
-    return torch.cat(observed)
+    return joined(observed)
 
 
 def _without_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
@@ -91,3 +94,25 @@ def _descendants(pid: int) -> dict[int, str]:
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
     return {child: titles[child] for child in below - {pid}}
+
+
+NUM_TRAIN, NUM_HELD_OUT = 512, 100
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four standard files, with the first of the images that come with the package."""
+    from es_service.training.tasks import build_task
+
+    bundled = build_task("fashion").train_set.__getitems__(range(NUM_TRAIN + NUM_HELD_OUT))
+    pixels = bundled.images.squeeze(1).numpy()
+    pixels = np.round((pixels * 0.3530 + 0.2860) * 255).astype(np.uint8)
+    labels = bundled.labels.numpy().astype(np.uint8)
+    folder = tmp_path_factory.mktemp("few-images")
+    for part, rows in (("train", slice(NUM_TRAIN)), ("t10k", slice(NUM_TRAIN, None))):
+        images = pixels[rows]
+        header = struct.pack(">4i", 0x803, *images.shape)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+        header = struct.pack(">2i", 0x801, len(labels[rows]))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[rows].tobytes())
+    return folder

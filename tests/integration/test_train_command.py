@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -21,31 +19,13 @@ from pyarrow import csv, parquet
 
 from es_service.cli import main
 from es_service.storage.runs import RunStorage
-from es_service.training.tasks import build_task
 
-NUM_TRAIN, NUM_HELD_OUT = 512, 100
+NUM_TRAIN = 512  # of the fixture few_images
 
 
 def environment() -> dict[str, str]:
     """One thread, as Ray gives its workers: sums are made in the same order everywhere."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four standard files, with the first of the images that come with the package."""
-    bundled = build_task("fashion").train_set.__getitems__(range(NUM_TRAIN + NUM_HELD_OUT))
-    pixels = bundled.images.squeeze(1).numpy()
-    pixels = np.round((pixels * 0.3530 + 0.2860) * 255).astype(np.uint8)
-    labels = bundled.labels.numpy().astype(np.uint8)
-    folder = tmp_path_factory.mktemp("few-images")
-    for part, rows in (("train", slice(NUM_TRAIN)), ("t10k", slice(NUM_TRAIN, None))):
-        images = pixels[rows]
-        header = struct.pack(">4i", 0x803, *images.shape)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-        header = struct.pack(">2i", 0x801, len(labels[rows]))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[rows].tobytes())
-    return folder
 
 
 def command(*words: Any) -> list[str]:

@@ -5,13 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from es_service.selection.methods.bandit import epsilon_greedy, ucb
 from es_service.selection.methods.base import Method
 from es_service.selection.methods.evolved import ema, evolved, loss
-from es_service.selection.methods.uniform import full, random
+from es_service.selection.methods.infobatch import infobatch
+from es_service.selection.methods.kakurenbo import kakurenbo
+from es_service.selection.methods.ordered import ordered
+from es_service.selection.methods.rho import rho
+from es_service.selection.methods.selective_backprop import selective_backprop
+from es_service.selection.methods.uniform import full, random, random_subset
 
-__all__ = ["METHODS", "Method", "ema", "evolved", "full", "loss", "random"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ema",
+    "epsilon_greedy",
+    "evolved",
+    "full",
+    "infobatch",
+    "kakurenbo",
+    "loss",
+    "ordered",
+    "random",
+    "random_subset",
+    "rho",
+    "selective_backprop",
+    "ucb",
+]
 
 METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
-    {"full": full, "random": random, "loss": loss, "ema": ema, "evolved": evolved}
+    {
+        "full": full,
+        "random": random,
+        "random_subset": random_subset,
+        "loss": loss,
+        "ema": ema,
+        "evolved": evolved,
+        "ordered": ordered,
+        "selective_backprop": selective_backprop,
+        "infobatch": infobatch,
+        "kakurenbo": kakurenbo,
+        "ucb": ucb,
+        "epsilon_greedy": epsilon_greedy,
+        "rho": rho,
+    }
 )
 """Factories by `Method.name`, for settings that come from a file or a command line."""

@@ -1,16 +1,20 @@
-"""The contract of a method: how observations become scores and weights."""
+"""The contract of a method: how observations become weights, and weights the plan of an epoch."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Method"]
+from es_service.selection.plans import Plan, Prospect
 
-F32 = NDArray[np.float32]
+__all__ = ["F32", "Columns", "Method"]
+
+F32: TypeAlias = NDArray[np.float32]
+Columns: TypeAlias = Mapping[str, F32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +22,11 @@ class Method:
     """A rule that turns observations into weights; draws and pruning go by the weights.
 
     A method is a value: frozen, picklable, equal to another with the same settings. It holds no data and no state;
-    all state is the sample's row of the table. Subclasses implement `update`; the class attributes say the rest.
+    all state is the sample's row of the table. Subclasses implement `update`, some of them `weigh` or `plan`; the
+    class attributes say the rest.
+
+        observation ── update ──► w, in the table ── weigh ──► weights of one meta-batch ──► draw
+                                        └─────────── plan ──► ids of an epoch
     """
 
     name: ClassVar[str]
@@ -26,17 +34,51 @@ class Method:
     """A draw needs this step's losses, so a scoring pass has to come first."""
     selects: ClassVar[bool] = True
     """False: every step takes the whole meta-batch."""
+    prunes: ClassVar[bool] = True
+    """Epochs leave out `Selection.prune_ratio` of the set."""
+    signed: ClassVar[bool] = False
+    """Weights may be negative: only a draw by rank, topk, can go by them."""
+    observes: ClassVar[tuple[str, ...]] = ()
+    """Signals a sample must come with, besides its loss."""
+    reads: ClassVar[tuple[str, ...]] = ("s",)
+    """Columns of the sample's row that `update` reads, and writes anew."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Further columns of the table; one that is named like a signal holds its last value."""
+
+    @property
+    def window(self) -> int:
+        """How many of a rank's last samples, the meta-batch at hand among them, `weigh` compares."""
+        return 0
 
     def initial_score(self, num_samples: int) -> float:
         """Return s and w of a sample that was never observed."""
         raise NotImplementedError  # abstract: every family says its own
 
-    def update(self, s_B: F32, losses_B: F32) -> tuple[F32, F32]:
-        """Return the new (s_B, w_B), float32[B] each, from the old scores and this observation's losses.
+    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:
+        """Return the row's new columns, float32[B] each: "w", and all that are in `reads`.
 
-        Elementwise and free of state: the same two numbers give the same two bits wherever they are computed.
+        Elementwise and free of state: the same numbers give the same bits wherever they are computed.
+
+        Args:
+            old: the columns in `reads` as they were, float32[B] each.
+            values_B: float32[B], what the method goes by: the loss, or what `Selection.signal` names.
+            seen: all signals of this observation by name, float32[B] each.
         """
         raise NotImplementedError  # abstract: every family says its own
+
+    def weigh(self, weights_B: F32, recent_R: F32) -> NDArray[np.floating]:  # noqa: ARG002 - the contract's argument
+        """Return the weights float[B] to draw one meta-batch by, from its w.
+
+        Args:
+            weights_B: float32[B], w of each candidate.
+            recent_R: float32[R], w of the samples that this rank had before these in the epoch; with these they are
+                `window` at most. NaN where one was not observed.
+        """
+        return weights_B
+
+    def plan(self, prospect: Prospect) -> Plan:
+        """Return what an epoch trains on; by default all, or with a prune ratio a draw by `pruning_column`."""
+        return prospect.pruned_by(self.pruning_column())
 
     def pruning_column(self) -> str:
         """Return the column of the table that set-level pruning draws by."""

@@ -10,7 +10,7 @@ import warnings
 from typing import Any, ClassVar, Literal, get_args
 
 from es_service import errors
-from es_service.selection.methods.base import F32, Method
+from es_service.selection.methods.base import F32, Columns, Method
 from es_service.selection.settings import as_number
 
 __all__ = ["Ema", "Evolved", "Loss", "ema", "evolved", "loss"]
@@ -43,10 +43,11 @@ class Evolved(Method):
         """Return 1/n."""
         return 1.0 / num_samples
 
-    def update(self, s_B: F32, losses_B: F32) -> tuple[F32, F32]:
-        """Return (β2·s + (1-β2)·ℓ, β1·s + (1-β1)·ℓ); the weight uses the old score."""
-        w_B = self.beta1 * s_B + (1.0 - self.beta1) * losses_B
-        return self.beta2 * s_B + (1.0 - self.beta2) * losses_B, w_B
+    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's argument
+        """Return s = β2·s + (1-β2)·ℓ and w = β1·s + (1-β1)·ℓ; the weight uses the old score."""
+        s_B = old["s"]
+        w_B = self.beta1 * s_B + (1.0 - self.beta1) * values_B
+        return {"s": self.beta2 * s_B + (1.0 - self.beta2) * values_B, "w": w_B}
 
     def pruning_column(self) -> str:
         """Return "w" or "s", as asked for."""
@@ -123,7 +124,10 @@ def evolved(beta1: float = 0.2, beta2: float = 0.9, *, prune_by: PruneBy = "w") 
 def loss(*, prune_by: PruneBy = "w") -> Loss:
     """Draw by the current loss alone, p ∝ ℓ: Evolved Sampling with β1 = β2 = 0.
 
-    Reference: Katharopoulos & Fleuret, arXiv 1803.00942 (their score; their draw is with replacement).
+    The importance sampling of Katharopoulos & Fleuret is `Selection(loss(), ratio=1/3, signal="grad_norm",
+    draw="replacement", reweight="unbiased")`: b draws with replacement out of 3b, each weighed by Σw/(B·w_i).
+
+    Reference: Katharopoulos & Fleuret, *Not All Samples Are Created Equal*, arXiv 1803.00942.
     """
     return Loss(prune_by=prune_by)
 

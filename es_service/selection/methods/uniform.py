@@ -7,14 +7,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from es_service.selection.methods.base import F32, Method
+from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.plans import Plan, Prospect
 
-__all__ = ["Full", "Random", "full", "random"]
+__all__ = ["Full", "Random", "RandomSubset", "full", "random", "random_subset"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Uniform(Method):
-    """Every sample weighs the same; s simply holds the last observed loss."""
+    """Every sample weighs the same; s simply holds the last observed value."""
 
     needs_losses: ClassVar[bool] = False
 
@@ -22,9 +23,9 @@ class _Uniform(Method):
         """Return 1: equal weights from the start."""
         return 1.0
 
-    def update(self, s_B: F32, losses_B: F32) -> tuple[F32, F32]:
+    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
         """Return (ℓ, 1)."""
-        return losses_B, np.ones_like(s_B)
+        return {"s": values_B, "w": np.ones_like(values_B)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,7 @@ class Full(_Uniform):
 
     name: ClassVar[str] = "full"
     selects: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,19 @@ class Random(_Uniform):
     """A uniform draw each step; make it with `random()`."""
 
     name: ClassVar[str] = "random"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RandomSubset(_Uniform):
+    """A uniform subset each epoch; make it with `random_subset()`."""
+
+    name: ClassVar[str] = "random_subset"
+    selects: ClassVar[bool] = False
+
+    def plan(self, prospect: Prospect) -> Plan:
+        """Return `num_kept` ids, every set of them equally likely, whatever was trained on before."""
+        first = np.argsort(prospect.uniforms(), kind="stable")[: prospect.num_kept]
+        return Plan(ids=np.sort(first))
 
 
 def full() -> Full:
@@ -50,3 +65,14 @@ def full() -> Full:
 def random() -> Random:
     """Draw b of B uniformly each step; no scoring pass, so it costs b/B of full training."""
     return Random()
+
+
+def random_subset() -> RandomSubset:
+    """Train on a fresh uniform subset each epoch, (1-r)·n with r = `Selection.prune_ratio`, all of every meta-batch.
+
+    An epoch has fewer steps: give `selector.steps(epoch)` to the learning-rate schedule.
+
+    Reference: Okanovic et al., *Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning* (RS2), arXiv
+    2305.18424.
+    """
+    return RandomSubset()

@@ -1,0 +1,158 @@
+"""`es-service compare`: flags to a comparison, progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from es_service import errors
+from es_service.cli import text
+from es_service.evidence.contenders import DEFAULT_METHODS, parse_contenders
+from es_service.selection.settings import as_integer
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="compare methods with full training and with shorter full runs",
+        description=compare_command.__doc__,
+    )
+    flag = parser.add_argument
+    flag("--task", default="fashion", help="what to train (default: %(default)s)")
+    flag("--data", metavar="DIR", help="the task's data folder (default: what comes with the package)")
+    flag(
+        "--methods",
+        default=DEFAULT_METHODS,
+        metavar="M,…",
+        help="name or name:key=value:…, es:ratio=0.5 say, with commas between; full, short_full and random are always "
+        "compared (default: %(default)s)",
+    )
+    flag(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="S",
+        help="runs of each method (default: %(default)s; 1 gives no verdict)",
+    )
+    flag("--seed-base", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    flag(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where runs, tables and the report go; the same command goes on there",
+    )
+    flag("--epochs", type=int, metavar="E", help="of a full run (default: the task's)")
+    flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
+    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    flag("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on cores of its own (default: 1)")
+    flag("--label-noise", type=float, metavar="SHARE", help="give this share of the samples a wrong label")
+    flag(
+        "--long-tail", type=float, metavar="SHARE", help="thin the classes out, the rarest to this share of the largest"
+    )
+    flag("--shots", type=int, metavar="K", help="keep K samples of each class")
+    flag("--limit", type=int, metavar="N", help="keep N samples")
+    flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
+    parser.set_defaults(run_command=compare_command)
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Train a task with several methods, seed by seed alike, and say which of them pay.
+
+    Each is compared with full training and with a full run that is as short as the method made it.
+    """
+    as_integer("seeds", options.seeds, least=1)
+    as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
+    from es_service.evidence.compare import check_report_extra, compare
+    from es_service.evidence.folder import Folder
+    from es_service.evidence.progress import Progress
+    from es_service.evidence.running import Slots
+
+    check_report_extra()
+    try:
+        from es_service.evidence import jobs
+    except ImportError as error:
+        raise errors.ConfigError(f"comparing needs torch: pip install 'es-service[all]' ({error})") from error
+    folder, slots = Folder(options.out), Slots.of(options.jobs)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        comparison = jobs.begin(
+            task=options.task,
+            data=options.data,
+            derived=_derived(options),
+            contenders=parse_contenders(options.methods),
+            seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+        )
+    with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
+        try:
+            with _stoppable():
+                results = compare(comparison, folder, slots, progress)
+        except (KeyboardInterrupt, SystemExit):
+            progress.say("es-service: stopped; finished runs are kept, the same command goes on from there")
+            raise
+    print(json.dumps(results) if options.json else _summary(results, folder))
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"es-service: warning: {message}", file=sys.stderr)
+
+
+def _derived(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("label_noise", "long_tail", "shots", "limit")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end the command in order, as Ctrl-C does."""
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _summary(results: dict[str, Any], folder: Any) -> str:
+    metric = results["metric"]
+    header = (
+        "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost", "saving at equal accuracy"
+    )  # fmt: skip
+    lines = [
+        (
+            row["method"],
+            None if row[metric] is None else f"{row[metric]['mean']:.4f}",
+            None if row[metric] is None or row[metric]["std"] is None else f"{row[metric]['std']:.4f}",
+            None if row["samples"]["scored"] is None else f"{row['samples']['scored']:,}",
+            None if row["samples"]["trained"] is None else f"{row['samples']['trained']:,}",
+            None if row["seconds"] is None else f"{row['seconds']['mean']:.1f}",
+            None if row["cost"] is None else f"{row['cost']:.3f}",
+            _saving(row["saving_at_equal_accuracy"]),
+        )
+        for row in results["rows"]
+    ]
+    width = max(len(row["method"]) for row in results["rows"])
+    verdicts = [f"{row['method'].ljust(width)}  {row['verdict']}" for row in results["rows"]]
+    return "\n".join([text.grid(header, lines), "", *verdicts, "", f"report: {folder.path / 'report.html'}"])
+
+
+def _saving(saving: dict[str, Any] | None) -> str | None:
+    if saving is None:
+        return None
+    words = text.percent(saving["value"])
+    return f"{saving['kind']} {words}" if saving["bound"] else words

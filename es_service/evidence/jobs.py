@@ -1,0 +1,81 @@
+"""The contact with training: the only module here that knows how a task is built and how a run is described to it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from es_service.evidence.comparison import Comparison, RunSpec
+from es_service.evidence.contenders import Contender
+from es_service.selection.config import Selection
+from es_service.selection.scorekeeper import RunConfig
+from es_service.storage.files import absolute
+from es_service.training.job import TrainJob
+from es_service.training.loop import TrainSettings
+from es_service.training.tasks import build_task
+from es_service.training.tasks.derived import Derived
+
+__all__ = ["begin", "train_job"]
+
+
+def begin(
+    *,
+    task: str,
+    data: str | None,
+    derived: dict[str, Any],
+    contenders: tuple[Contender, ...],
+    seeds: tuple[int, ...],
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+) -> Comparison:
+    """Return the comparison with everything filled in that the task decides, having checked every run of it.
+
+    `derived` holds settings of `Derived`; the comparison keeps those that change something.
+
+    Raises:
+        ConfigError: an unknown task, or a run that could not begin.
+        DataError: the task's data are missing or damaged.
+    """
+    data = absolute(data) if data is not None and os.path.exists(data) else data
+    wanted = Derived(**derived)
+    built = build_task(task, data, wanted)
+    plain = Derived().to_dict()
+    comparison = Comparison(
+        task=task,
+        data=data,
+        derived={name: value for name, value in wanted.to_dict().items() if value != plain[name]},
+        num_samples=len(built.train_set),
+        epochs=built.defaults.epochs if epochs is None else epochs,
+        batch_size=built.defaults.batch_size if batch_size is None else batch_size,
+        learning_rate=built.defaults.learning_rate if learning_rate is None else learning_rate,
+        contenders=contenders,
+        seeds=seeds,
+    )
+    for spec in comparison.specs(contenders):
+        TrainSettings(learning_rate=spec.learning_rate, seed=spec.seed)
+        RunConfig(
+            selection=Selection.from_dict(spec.selection),
+            num_samples=comparison.num_samples,
+            num_epochs=spec.epochs,
+            batch_size=spec.batch_size,
+        ).check_world(1)
+    return comparison
+
+
+def train_job(spec: RunSpec, storage: str) -> TrainJob:
+    """Return the training of one run, in the process that calls `train` with it."""
+    return TrainJob(
+        run=spec.run,
+        storage=storage,
+        task=spec.task,
+        data=spec.data,
+        derived=Derived(**spec.derived),
+        method=spec.label,
+        selection=Selection.from_dict(spec.selection),
+        exchange="embedded",
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        seed=spec.seed,
+    )

@@ -1,0 +1,104 @@
+"""How far a comparison is: a bar on a terminal, a line per finished run elsewhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from es_service.evidence.comparison import RunSpec
+from es_service.evidence.outcomes import Outcome
+
+__all__ = ["Progress", "seconds_left"]
+
+
+def seconds_left(waiting: Sequence[RunSpec], finished: Sequence[Outcome], jobs: int) -> float | None:
+    """Return about how long the waiting runs will take, None while nothing is known.
+
+    A run takes as long as the finished ones of its method on average; where there is none yet, as long as an epoch of
+    all finished runs did, times its epochs.
+    """
+    known = [one for one in finished if one.wall_s > 0]
+    if not known:
+        return None
+    by_label: dict[str, list[float]] = defaultdict(list)
+    for one in known:
+        by_label[one.spec.label].append(one.wall_s)
+    per_epoch = sum(one.wall_s for one in known) / sum(one.spec.epochs for one in known)
+    expected = (
+        sum(times) / len(times) if (times := by_label.get(spec.label)) else per_epoch * spec.epochs for spec in waiting
+    )
+    return sum(expected) / jobs
+
+
+class Progress:
+    """Tells how far the runs are.
+
+    Args:
+        stream: where to.
+        jobs: runs at a time.
+    """
+
+    def __init__(self, stream: Any, jobs: int) -> None:
+        self._stream, self._jobs = stream, jobs
+        self._specs: list[RunSpec] = []
+        self._finished: dict[str, Outcome] = {}
+        self._bar: Any = None
+
+    def expect(self, specs: Sequence[RunSpec], kept: Sequence[Outcome] = ()) -> None:
+        """Take note of runs to come, and of those among them that an earlier session finished."""
+        self._specs += specs
+        self._finished.update((one.spec.run, one) for one in kept)
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+                self._bar = tqdm(total=0, desc="comparing", bar_format=layout, file=self._stream)
+            self._bar.total = len(self._specs)
+            self._bar.update(len(kept))
+            self._bar.refresh()
+        elif kept:
+            self.say(f"{_count(len(kept), 'run')} finished before")
+
+    def show(self, outcome: Outcome) -> None:
+        """Take note of a run that ended."""
+        self._finished[outcome.spec.run] = outcome
+        waiting = [spec for spec in self._specs if spec.run not in self._finished]
+        left = seconds_left(waiting, list(self._finished.values()), self._jobs)
+        ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{_ended(outcome)}{ahead}", refresh=False)
+            self._bar.update(1)
+            return
+        count = f"{len(self._finished)}/{len(self._specs)}"
+        print(f"{count} {_ended(outcome)}{ahead}", file=self._stream, flush=True)
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _ended(outcome: Outcome) -> str:
+    what = f"{outcome.spec.label} seed {outcome.spec.seed}"
+    if outcome.measured is None:
+        return f"{what} failed: {outcome.error}"
+    return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,81 @@
+"""`python -m es_service.evidence.worker RUNS RUN CORES ALONE`: one run of a comparison, in a process of its own.
+
+It reads RUNS/RUN/spec.json, writes RUNS/RUN/outcome.json at the end, and ends early where its stdin closes: nobody is
+waiting for it any more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from es_service import errors
+from es_service.evidence.comparison import RunSpec
+from es_service.storage import files
+
+__all__ = ["main"]
+
+
+def main(runs: str, run: str, cores: str, alone: str) -> int:
+    """Train the run.
+
+    Args:
+        runs: folder of the runs.
+        run: the run's name.
+        cores: numbers of the cores that are the run's, with commas between; "" for whichever there are.
+        alone: "1" where no other run is at work at the same time.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    local = fs.LocalFileSystem()
+    spec = RunSpec.from_dict(files.read_json(local, f"{runs}/{run}/spec.json"))
+    pinned = bool(cores)
+    if pinned:
+        os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
+
+    import torch
+
+    from es_service.evidence.jobs import train_job
+    from es_service.training.job import train
+
+    if pinned:
+        torch.set_num_threads(len(cores.split(",")))
+    begin = time.monotonic()
+    outcome: dict[str, Any] = {"spec": spec.to_dict(), "result": None, "error": None}
+    try:
+        outcome["result"] = train(train_job(spec, runs), _watch_nothing)
+    except errors.InputError as error:  # the losses diverged: it would again
+        outcome["error"] = str(error)
+    shutil.rmtree(Path(runs) / run / "checkpoints", ignore_errors=True)
+    on_gpu = torch.cuda.is_available()
+    outcome["wall_s"] = time.monotonic() - begin
+    outcome["exclusive"] = pinned and (alone == "1" or not on_gpu)
+    outcome["machine"] = (
+        f"{torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'}, "
+        f"torch {torch.__version__}"
+    )
+    files.write_json(local, f"{runs}/{run}/outcome.json", outcome)
+    return 0
+
+
+def _watch_nothing(_: dict[str, Any]) -> None:
+    pass
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except errors.EsServiceError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

@@ -1,0 +1,69 @@
+"""Ordered SGD: always the samples with the largest losses.
+
+Reference: Kawaguchi & Lu, *Ordered SGD: A New Stochastic Optimization Framework for Empirical Risk Minimization*,
+arXiv 1907.04371.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from es_service import errors
+from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.plans import Plan, Prospect
+
+__all__ = ["Ordered", "ordered"]
+
+_STAGES = ((0.995, 1 / 16), (0.95, 1 / 8), (0.90, 1 / 4), (0.80, 1 / 2))  # train accuracy of at least, q/s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Ordered(Method):
+    """The q largest losses of s; make it with `ordered()`."""
+
+    name: ClassVar[str] = "ordered"
+    reads: ClassVar[tuple[str, ...]] = ()
+    observes: ClassVar[tuple[str, ...]] = ("correct",)
+    columns: ClassVar[tuple[str, ...]] = ("correct",)
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adaptive, bool):
+            raise errors.ConfigError(f"adaptive must be true or false, got {self.adaptive!r}")
+
+    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
+        """Return 0."""
+        return 0.0
+
+    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
+        """Return w = ℓ."""
+        return {"s": values_B, "w": values_B}
+
+    def plan(self, prospect: Prospect) -> Plan:
+        """Return the usual plan, with the share q/s that the train accuracy of the last predictions calls for."""
+        plan = prospect.pruned_by(self.pruning_column())
+        if not self.adaptive:
+            return plan
+        correct = prospect.column("correct")
+        known = correct[~np.isnan(correct)]
+        accuracy = float(known.mean(dtype=np.float64)) if known.size else 0.0
+        ratio = next((share for least, share in _STAGES if accuracy >= least), 1.0)
+        return dataclasses.replace(plan, ratio=ratio)
+
+
+def ordered(*, adaptive: bool = True) -> Ordered:
+    """Train on the q largest losses of a meta-batch of s: the gradient of their mean. Goes with `draw="topk"`.
+
+    Args:
+        adaptive: q as published: s, s/2, s/4, s/8, s/16 as the train accuracy passes 80, 90, 95 and 99.5 %, looked at
+            when an epoch opens; `Selection.ratio` then has no say. False: q = ⌈ratio·s⌉ throughout.
+
+    The train accuracy is that of each sample's last prediction, so the signal `correct` has to be reported. As
+    published the q are found in the forward pass that is then back-propagated; here scoring is a pass of its own.
+
+    Reference: Kawaguchi & Lu, arXiv 1907.04371.
+    """
+    return Ordered(adaptive=adaptive)

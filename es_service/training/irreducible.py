@@ -1,0 +1,157 @@
+"""Irreducible losses for RHO-LOSS: what each sample costs a model that was trained on others.
+
+The train set is cut into two halves at random; a model is trained in full on each for half the epochs, and each sample
+gets its loss from the model that never saw it. So no held-out data are used up, and no wrong label is learnt by heart.
+
+Reference: Mindermann et al., arXiv 2206.07137 (they set data aside for it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from es_service import errors
+from es_service.selection import keys, methods
+from es_service.selection.config import Selection
+from es_service.selector import Selector
+from es_service.storage import files
+from es_service.training import batches
+from es_service.training.local import LocalWorkers
+from es_service.training.loop import TrainSettings, fit_model
+from es_service.training.tasks.base import Samples, Task
+
+__all__ = ["Prepared", "hold_out_losses", "read_losses", "write_losses"]
+
+_COLUMNS = ("irreducible_loss", "last_loss")  # the second is what a table exported from another run has
+_BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Irreducible losses float32[n], and what they cost: samples scored and trained on, seconds."""
+
+    losses: NDArray[np.float32]
+    scored: int
+    trained: int
+    seconds: float
+
+
+def hold_out_losses(
+    task: Task, settings: TrainSettings, *, num_epochs: int, batch_size: int, selection_seed: int
+) -> Prepared:
+    """Train the two hold-out models in this process and return the losses they give to each other's half.
+
+    Args:
+        task: whose train set counts.
+        settings: of the training it is for; the hold-out models are trained alike.
+        num_epochs: of that training; they get half of them, rounded up.
+        batch_size: of their steps.
+        selection_seed: decides the halves and their order.
+    """
+    began = time.monotonic()
+    num = len(task.train_set)
+    ids = np.arange(num)
+    order = np.argsort(keys.hashes(selection_seed, keys.Purpose.HALVES, 0, ids), kind="stable")
+    halves = [np.sort(order[: num // 2]), np.sort(order[num // 2 :])]
+    losses, trained = np.empty(num, dtype=np.float32), 0
+    for mine, others in (halves, halves[::-1]):
+        selector = Selector(
+            Selection(methods.full(), seed=selection_seed),
+            num_samples=mine.size,
+            num_epochs=math.ceil(num_epochs / 2),
+            batch_size=min(batch_size, mine.size),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            workers = LocalWorkers(Path(folder))
+            model = fit_model(cast(Task, _OnSome(task, mine)), selector, settings, workers)[1]
+        losses[others] = _losses_of(task, model.eval(), others, workers.device)
+        trained += selector.ledger.trained
+    return Prepared(losses=losses, scored=num, trained=trained, seconds=time.monotonic() - began)
+
+
+def _losses_of(task: Task, model: torch.nn.Module, ids: NDArray[np.int64], device: torch.device) -> NDArray[np.float32]:
+    parts = []
+    with torch.no_grad():
+        for start in range(0, ids.size, _BATCH):
+            batch = batches.to_device(task.train_set.__getitems__(ids[start : start + _BATCH].tolist()), device)
+            parts.append(task.losses(model(task.inputs(batch)), batch).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+class _OnSome:
+    """A task whose train set is a part of another's; what it does on held-out samples is of no interest."""
+
+    held_out_labels = None
+
+    def __init__(self, task: Task, ids: NDArray[np.int64]) -> None:
+        self._task = task
+        self.train_set = _Some(task.train_set, ids)
+        self.held_out = _Some(task.held_out, np.zeros(1, dtype=np.int64))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+class _Some:
+    """Some of the samples."""
+
+    def __init__(self, samples: Samples, ids: NDArray[np.int64]) -> None:
+        self._samples, self._ids = samples, ids
+
+    def __len__(self) -> int:
+        return int(self._ids.size)
+
+    def __getitems__(self, positions: Sequence[int]) -> Any:
+        return self._samples.__getitems__(self._ids[np.asarray(positions)].tolist())
+
+
+def write_losses(path: str, losses: NDArray[np.float32]) -> None:
+    """Write irreducible losses float32[n] as an Arrow IPC file with the columns id and irreducible_loss."""
+    table = pa.table({"id": np.arange(losses.size), _COLUMNS[0]: losses})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    filesystem, place = files.open_filesystem(path)
+    files.write_atomically(filesystem, place, sink.getvalue().to_pybytes())
+
+
+def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
+    """Return irreducible losses float32[n] from an Arrow IPC or Parquet file, in the order of its column id.
+
+    The column is irreducible_loss or last_loss, so that `es-service export` of another run makes such a file.
+
+    Raises:
+        StorageError: the file cannot be read, or is none of these.
+        DataError: it has no such columns, or not each id of 0 .. n-1 once.
+    """
+    filesystem, place = files.open_filesystem(path)
+    data = pa.BufferReader(files.read_bytes(filesystem, place))
+    try:
+        table = parquet.read_table(data) if place.endswith(".parquet") else pa.ipc.open_file(data).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise errors.StorageError(
+            f"{path} is no Arrow IPC file, and no Parquet file named .parquet: {error}"
+        ) from error
+    column = next((name for name in _COLUMNS if name in table.column_names), None)
+    if column is None or "id" not in table.column_names:
+        raise errors.DataError(
+            f"{path} has the columns {table.column_names}: id and {' or '.join(_COLUMNS)} are needed"
+        )
+    ids = table.column("id").to_numpy()
+    order = np.argsort(ids, kind="stable")
+    if not np.array_equal(ids[order], np.arange(num_samples)):
+        raise errors.DataError(f"{path} has {ids.size:,} ids that are not 0 .. {num_samples - 1:,}, each once")
+    losses: NDArray[np.float32] = table.column(column).to_numpy()[order].astype(np.float32)
+    return losses

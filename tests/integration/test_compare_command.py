@@ -1,0 +1,230 @@
+"""`es-service compare` as a user runs it: real processes, real images, small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from es_service.cli import main
+
+JOBS = min(2, len(os.sched_getaffinity(0)))
+CORES_EACH = len(os.sched_getaffinity(0)) // JOBS
+COMMON = ("--epochs", 4, "--batch-size", 32, "--seeds", 2, "--jobs", JOBS, "--json")
+
+
+def command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "es_service.cli", *map(str, words)]
+
+
+def compare(data: Path, out: Path, *more: Any, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    words = command("compare", "--data", data, "--out", out, *more)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A comparison that nothing happened to: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    done = compare(few_images, out, "--methods", "es:anneal=[0,0]", *COMMON)
+    results: dict[str, Any] = json.loads(done.stdout)  # one object is all that stdout gets
+    assert "2/6 " in done.stderr
+    assert " left" in done.stderr
+    return out, results
+
+
+def rows_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in results["rows"]}
+
+
+def test_what_it_prints_and_writes(undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out, results = undisturbed
+    assert results == json.loads((out / "results.json").read_text())
+    assert set(results) >= {"task", "derived", "epochs", "seeds", "timings", "rows"}
+    assert results["timings"] == "exclusive"
+    rows = rows_of(results)
+    assert {"full", "short_full", "random", "es:anneal=[0,0]"} <= set(rows)
+    es = rows["es:anneal=[0,0]"]
+    assert es["samples"] == {"scored": 4 * 512, "trained": 512}
+    assert es["cost"] == pytest.approx((1 + 3 / 4) / 3)
+    assert rows["full"]["cost"] == 1.0
+    assert es["seconds"]["mean"] > 0
+    assert es["difference_to_short_full"]["epochs"] == rows_lengths(out)["es:anneal=[0,0]"]
+    assert es["verdict"].startswith(("pays", "hurts", "no different from a short run"))
+    runs = parquet.read_table(out / "results.parquet").to_pylist()
+    assert len(runs) == 2 * len({run["label"] for run in runs})
+    assert parquet.read_table(out / "history.parquet").num_rows == sum(run["epochs"] for run in runs)
+    for name in ("report.md", "report.html", "pictures/accuracy_against_cost.png", "pictures/seconds.png"):
+        assert (out / name).stat().st_size > 500
+    assert not list(out.glob("runs/*/checkpoints"))
+
+
+def rows_lengths(out: Path) -> dict[str, int]:
+    return {label: one["epochs"] for label, one in json.loads((out / "short_full.json").read_text()).items()}
+
+
+def test_a_run_is_what_train_makes_of_the_same_seed(
+    few_images: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    words = ("--exchange", "embedded", "--method", "es", "--set", "anneal=[0,0]", "--seed", 1, "--json")
+    done = subprocess.run(
+        command("train", "--data", few_images, "--storage", tmp_path, *words, "--epochs", 4, "--batch-size", 32),
+        env={**os.environ, "OMP_NUM_THREADS": str(CORES_EACH)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    runs = parquet.read_table(undisturbed[0] / "results.parquet").to_pylist()
+    [run] = [one for one in runs if one["label"].startswith("es") and one["seed"] == 1]
+    assert json.loads(done.stdout)["accuracy"] == run["accuracy"]
+
+
+def test_the_same_command_runs_nothing_again_and_another_is_refused(
+    few_images: Path, undisturbed: tuple[Path, dict[str, Any]]
+) -> None:
+    out, results = undisturbed
+    written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/outcome.json")}
+    again = compare(few_images, out, "--methods", "es:anneal=[0,0]", *COMMON)
+    assert json.loads(again.stdout) == results
+    assert "6 runs finished before" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/outcome.json")} == written
+    fewer = compare(few_images, out, "--methods", "random", *COMMON, "--seeds", 1)
+    assert set(rows_of(json.loads(fewer.stdout))) >= {"full", "short_full", "random"}
+    assert all(row["decision"] in (None, "undecided") for row in json.loads(fewer.stdout)["rows"])
+    words = compare(few_images, out, "--methods", "es:anneal=[0,0]", "--epochs", 4, "--batch-size", 32, "--seeds", 2)
+    assert "pays" in words.stdout or "hurts" in words.stdout or "no different" in words.stdout
+    assert str(out / "report.html") in words.stdout
+    other = compare(few_images, out, "--methods", "es:anneal=[0,0]", *COMMON, "--learning-rate", 0.05, expect=2)
+    assert "learning_rate there 0.1, here 0.05" in other.stderr
+
+
+def start(data: Path, out: Path) -> subprocess.Popen[str]:
+    words = command("compare", "--data", data, "--out", out, "--methods", "es:anneal=[0,0]", *COMMON)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_a_finished_run(job: subprocess.Popen[str], out: Path) -> None:
+    give_up = time.monotonic() + 120
+    while not list(out.glob("runs/*/outcome.json")):
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def wait_for_the_end_of(pids: set[int]) -> None:
+    give_up = time.monotonic() + 20
+    while pids := {pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and is_alive(pid)}:
+        assert time.monotonic() < give_up, pids
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_comparison_goes_on(
+    number: signal.Signals,
+    few_images: Path,
+    undisturbed: tuple[Path, dict[str, Any]],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    """Its runs end with it, finished ones are kept, and the end is that of an undisturbed comparison."""
+    out = tmp_path / "out"
+    with start(few_images, out) as job:
+        wait_for_a_finished_run(job, out)
+        workers = set(descendants(job.pid))
+        os.kill(job.pid, number)
+        _, stderr = job.communicate(timeout=30)
+    assert job.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    if number != signal.SIGKILL:
+        assert "finished runs are kept" in stderr
+        assert "Traceback" not in stderr
+    wait_for_the_end_of(workers)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/outcome.json")}
+    assert 1 <= len(kept) < 6
+    results = json.loads(compare(few_images, out, "--methods", "es:anneal=[0,0]", *COMMON).stdout)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    expected = rows_of(undisturbed[1])
+    for method in ("full", "random", "es:anneal=[0,0]"):
+        for name in ("accuracy", "samples", "cost", "difference_to_full"):
+            assert rows_of(results)[method][name] == expected[method][name]
+
+
+def test_failed_runs_are_reported_and_end_nothing_unless_all_failed(few_images: Path, tmp_path: Path) -> None:
+    common = ("--epochs", 1, "--batch-size", 64, "--seeds", 1, "--jobs", JOBS)
+    words = ("--methods", "es:anneal=[0,0]:learning_rate=1e9", *common)
+    done = compare(few_images, tmp_path / "one", *words, "--json")
+    row = rows_of(json.loads(done.stdout))["es:anneal=[0,0]:learning_rate=1e9"]
+    assert row["failed"] == 1
+    assert "lower the learning rate" in row["errors"][0]
+    assert "1 of 1 runs failed" in row["verdict"]
+    assert "lower the learning rate" in (tmp_path / "one" / "report.html").read_text()
+    assert "2 runs finished before" not in done.stderr
+    none = compare(few_images, tmp_path / "all", "--methods", "full", *common, "--learning-rate", 1e9, expect=1)
+    assert "every run failed" in none.stderr
+    assert "Traceback" not in none.stderr
+
+
+USAGE = {
+    "no seeds": (("--seeds", "0"), "seeds must be an integer of at least 1, got 0"),
+    "negative seed": (("--seed-base", "-1"), "seed-base"),
+    "unknown method": (("--methods", "esw"), "did you mean 'eswp'"),
+    "unknown setting": (("--methods", "es:raito=0.5"), "did you mean 'ratio'"),
+    "unknown task": (("--task", "fashon"), "did you mean 'fashion'"),
+    "setting out of range": (("--methods", "es:ratio=0"), "ratio must lie in (0, 1]"),
+    "no jobs": (("--jobs", "0"), "jobs must be an integer of at least 1"),
+    "more jobs than cores": (("--jobs", "100000"), "core(s)"),
+    "no epochs": (("--epochs", "0"), "epochs"),
+    "batch larger than the set": (("--batch-size", "513"), "at most 512"),
+    "batch larger than one method's plan": (("--methods", "eswp", "--batch-size", "500"), "at most 410"),
+    "learning rate 0": (("--learning-rate", "0"), "learning_rate must be above 0"),
+    "learning rate of a method": (("--methods", "es:learning_rate=-1"), "learning_rate must be above 0"),
+    "learning rate in words": (("--methods", "es:learning_rate=fast"), "learning_rate must be a number"),
+    "unwritable": (("--out", "/proc/nowhere/out"), "--out /proc/nowhere/out cannot be used"),
+    "a URI": (("--out", "s3://bucket/x"), "no local folder"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_bad_usage_exits_2_and_writes_nothing(
+    case: str, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = USAGE[case]
+    out = tmp_path / "out"
+    status = main(["compare", "--data", str(few_images), "--methods", "es", "--out", str(out), *words])
+    printed, err = capsys.readouterr()
+    assert status == 2
+    assert message in err
+    assert printed == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_what_draws_the_report_nothing_is_begun(
+    package: str,
+    few_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # Python's way to say: not installed
+    assert main(["compare", "--data", str(few_images), "--methods", "es", "--out", str(tmp_path / "out")]) == 2
+    assert "es-service[report]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
