@@ -137,7 +137,8 @@ def _summary(results: dict[str, Any], folder: Any) -> str:
     ]
     width = max(len(row["method"]) for row in results["rows"])
     verdicts = [f"{row['method'].ljust(width)}  {row['verdict']}" for row in results["rows"]]
-    return "\n".join([text.grid(header, lines), "", *verdicts, "", f"report: {folder.path / 'report.html'}"])
+    notes = ["", "seconds: left out where a run shared its cores; see the report"] * (results["timings"] == "shared")
+    return "\n".join([text.grid(header, lines), "", *verdicts, *notes, "", f"report: {folder.path / 'report.html'}"])
 
 
 def _saving(saving: dict[str, Any] | None) -> str | None:

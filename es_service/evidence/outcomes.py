@@ -78,6 +78,7 @@ class Outcome:
         measured: what came of it; None where it failed.
         error: why it failed.
         wall_s: from its start to its end, loading and evaluation included.
+        waited_share: of its time in which it was ready but other processes had its cores.
         machine: what it ran on, in words.
     """
 
@@ -85,6 +86,7 @@ class Outcome:
     measured: Measured | None = None
     error: str | None = None
     wall_s: float = 0.0
+    waited_share: float = 0.0
     machine: str = ""
 
     @classmethod
@@ -96,6 +98,7 @@ class Outcome:
             measured=None if result is None else Measured.of(result, exclusive=values["exclusive"]),
             error=values["error"],
             wall_s=values["wall_s"],
+            waited_share=values["waited_share"],
             machine=values["machine"],
         )
 

@@ -14,6 +14,7 @@ import jinja2
 
 from es_service.evidence import verdicts
 from es_service.evidence.contenders import FULL, SHORT_FULL
+from es_service.evidence.cores import MOST_WAITED
 from es_service.evidence.pictures import PICTURES, Rows
 
 __all__ = ["write"]
@@ -36,7 +37,7 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
         "header": _header(results),
         "rows": [_cells(results, row) for row in results["rows"]],
         "outcome": _outcome(results["rows"]),
-        "notes": _notes(results, drawn),
+        "notes": _notes(results, runs, drawn),
         "errors": [f"{row['method']}, {error}" for row in results["rows"] for error in row["errors"]],
         "pictures": [
             {
@@ -146,7 +147,12 @@ def _outcome(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Of {sum(counts.values())} methods: {', '.join(parts)}."
 
 
-def _notes(results: Mapping[str, Any], drawn: Mapping[str, Path]) -> list[str]:
+def _waited(runs: Rows) -> str:
+    most = max((run["waited_share"] or 0.0 for run in runs), default=0.0)
+    return f" Up to {100 * most:.0f} % of a run's time other processes had its cores." if most > MOST_WAITED else ""
+
+
+def _notes(results: Mapping[str, Any], runs: Rows, drawn: Mapping[str, Path]) -> list[str]:
     """Return what a reader has to know to read the figures right."""
     notes = []
     num_seeds = len(results["seeds"])
@@ -156,8 +162,8 @@ def _notes(results: Mapping[str, Any], drawn: Mapping[str, Path]) -> list[str]:
         notes.append("Two seeds make very wide intervals: with three they are a third as wide, with five a fifth.")
     if results["timings"] == "shared":
         notes.append(
-            "Some runs had no cores (or no GPU) to themselves, so their seconds are not reported, and the short full "
-            "runs of their methods were matched by passes instead of seconds."
+            "Some runs had no cores (or no GPU) to themselves: their seconds are not reported, and the short full runs "
+            f"of their methods were matched by passes instead.{_waited(runs)}"
         )
     if results["metric"] == "balanced_accuracy":
         notes.append(

@@ -25,7 +25,8 @@ _RUNS = pa.schema(
         ("balanced_accuracy", _F64), ("held_out_loss", _F64), ("scored", _I64), ("trained", _I64), ("full", _I64),
         ("cost", _F64), *[(f"{name}_s", _F64) for name in (*SECTION_NAMES, "total", "wall")],
         ("corrupted_share", _F64), ("label_names", pa.list_(_TEXT)), ("label_shares", pa.list_(_F64)),
-        ("trained_by_label", pa.list_(_F64)), ("accuracy_by_label", pa.list_(_F64)), ("machine", _TEXT),
+        ("trained_by_label", pa.list_(_F64)), ("accuracy_by_label", pa.list_(_F64)), ("waited_share", _F64),
+        ("machine", _TEXT),
     ]
 )  # fmt: skip
 _EPOCHS = pa.schema(
@@ -79,6 +80,7 @@ def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
         "method": spec.selection["method"],
         "settings": json.dumps(spec.selection, sort_keys=True),
         "error": outcome.error,
+        "waited_share": outcome.waited_share,
         "machine": outcome.machine,
     }
     if measured is not None:

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.evidence.comparison import RunSpec
+from es_service.evidence.cores import MOST_WAITED, seconds_waited
 from es_service.storage import files
 
 __all__ = ["main"]
@@ -46,16 +47,18 @@ def main(runs: str, run: str, cores: str, alone: str) -> int:
 
     if pinned:
         torch.set_num_threads(len(cores.split(",")))
-    begin = time.monotonic()
+    begin, waited_before = time.monotonic(), seconds_waited() or 0.0
     outcome: dict[str, Any] = {"spec": spec.to_dict(), "result": None, "error": None}
     try:
         outcome["result"] = train(train_job(spec, runs), _watch_nothing)
     except errors.InputError as error:  # the losses diverged: it would again
         outcome["error"] = str(error)
+    outcome["wall_s"] = time.monotonic() - begin
+    waited = ((seconds_waited() or 0.0) - waited_before) / outcome["wall_s"]
     shutil.rmtree(Path(runs) / run / "checkpoints", ignore_errors=True)
     on_gpu = torch.cuda.is_available()
-    outcome["wall_s"] = time.monotonic() - begin
-    outcome["exclusive"] = pinned and (alone == "1" or not on_gpu)
+    outcome["waited_share"] = max(0.0, waited)
+    outcome["exclusive"] = pinned and (alone == "1" or not on_gpu) and waited <= MOST_WAITED
     outcome["machine"] = (
         f"{torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'}, "
         f"torch {torch.__version__}"

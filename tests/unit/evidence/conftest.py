@@ -89,6 +89,7 @@ def _outcome(
             "error": error,
             "wall_s": seconds + 3,
             "exclusive": exclusive,
+            "waited_share": 0.0 if exclusive else 0.3,
             "machine": "CPU, 1 thread(s)",
         }
     )

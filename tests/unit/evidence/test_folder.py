@@ -65,8 +65,8 @@ def test_outcomes_belong_to_their_settings(make_comparison: Make, tmp_path: Path
     with folder.open(comparison):
         place = folder.prepare(spec)
         assert folder.outcome(spec) is None
-        values = {"spec": spec.to_dict(), "result": None, "error": "loss nan", "wall_s": 1.0, "exclusive": True}
-        (place / "outcome.json").write_text(json.dumps({**values, "machine": ""}))
+        values = {"spec": spec.to_dict(), "result": None, "error": "loss nan", "wall_s": 1.0, "waited_share": 0.0}
+        (place / "outcome.json").write_text(json.dumps({**values, "exclusive": True, "machine": ""}))
         outcome = folder.outcome(spec)
         assert outcome is not None
         assert outcome.error == "loss nan"

@@ -77,6 +77,7 @@ def test_what_was_not_measured_is_left_out_and_said(
     assert drawn == {"accuracy_against_cost", "curves"}
     assert "One seed decides nothing" in markdown
     assert "their seconds are not reported" in markdown
+    assert "Up to 30 % of a run's time other processes had its cores" in markdown
     assert "where the seconds went" in markdown
     assert "balanced" not in markdown
 
