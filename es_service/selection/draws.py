@@ -59,16 +59,18 @@ class Drawn:
         return None if self._inclusion is None else self._inclusion()
 
 
-def _check(weights_B: NDArray[np.floating], num: int) -> F64:
+def _check(weights_B: NDArray[np.floating], num: int, *, any_sign: bool = False) -> F64:
     weights = np.ascontiguousarray(weights_B, dtype=np.float64)
     if weights.ndim != 1:
         raise errors.ShapeError(f"weights must have one dimension, got shape {weights.shape}")
     if not 1 <= num <= weights.size:
         raise errors.ConfigError(f"cannot draw {num} of {weights.size}: b must lie in [1, B]")
-    if not (weights.min() >= 0 and np.isfinite(weights.max())):
-        position = int(np.argmin(np.isfinite(weights) & (weights >= 0)))
+    least = -np.finfo(np.float64).max if any_sign else 0.0
+    if not (weights.min() >= least and np.isfinite(weights.max())):
+        position = int(np.argmin(np.isfinite(weights) & (weights >= least)))
         raise errors.InputError(
-            f"weight {weights[position]} at position {position}: weights must be finite and at least 0"
+            f"weight {weights[position]} at position {position}: "
+            f"weights must be finite{'' if any_sign else ' and at least 0'}"
         )
     return weights
 
@@ -138,9 +140,9 @@ def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Draw
 def topk(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
     """Take the `num` largest weights; the uniforms only order equal weights. No inclusion probability exists.
 
-    Arguments and errors as in `race`.
+    Arguments and errors as in `race`, but the weights may be negative.
     """
-    weights = _check(weights_B, num)
+    weights = _check(weights_B, num, any_sign=True)
     order = np.lexsort((uniforms_B, -weights))[:num]
     order.sort()
     return Drawn(order, None)
