@@ -27,7 +27,7 @@ SIZES = {"num_samples": 60, "num_epochs": 4, "batch_size": 10}
 def make(method: es.methods.Method | None = None, **settings: Any) -> es.Selector:
     sizes = {key: settings.pop(key, value) for key, value in SIZES.items()}
     settings = {"ratio": 0.3, "prune_ratio": 0.2, "anneal": (0.0, 0.0), "seed": 7, **settings}
-    if method is not None and not method.selects:
+    if method is not None and not method.prunes:
         settings["prune_ratio"] = 0.0
     return es.Selector(
         es.Selection(method or es.methods.evolved(), **settings), clock=itertools.count().__next__, **sizes
@@ -502,7 +502,7 @@ def test_a_state_with_a_part_missing_is_damaged_and_changes_nothing(key: str, lo
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("table", b""),
         ("table", b"ARROW1 but not really"),
         ("epoch_starts", [0, 6, 12]),
