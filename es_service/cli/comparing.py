@@ -13,6 +13,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import text
+from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.evidence.contenders import DEFAULT_METHODS, parse_contenders
 from es_service.selection.settings import as_integer
 
@@ -27,8 +28,7 @@ def add_parser(commands: Any) -> None:
         description=compare_command.__doc__,
     )
     flag = parser.add_argument
-    flag("--task", default="fashion", help="what to train (default: %(default)s)")
-    flag("--data", metavar="DIR", help="the task's data folder (default: what comes with the package)")
+    add_task_flags(flag)
     flag(
         "--methods",
         default=DEFAULT_METHODS,
@@ -54,12 +54,6 @@ def add_parser(commands: Any) -> None:
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
     flag("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on cores of its own (default: 1)")
-    flag("--label-noise", type=float, metavar="SHARE", help="give this share of the samples a wrong label")
-    flag(
-        "--long-tail", type=float, metavar="SHARE", help="thin the classes out, the rarest to this share of the largest"
-    )
-    flag("--shots", type=int, metavar="K", help="keep K samples of each class")
-    flag("--limit", type=int, metavar="N", help="keep N samples")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
     parser.set_defaults(run_command=compare_command)
 
@@ -85,9 +79,9 @@ def compare_command(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         comparison = jobs.begin(
-            task=options.task,
+            task=options.task or DEFAULT_TASK,
             data=options.data,
-            derived=_derived(options),
+            derived=derived_settings(vars(options)),
             contenders=parse_contenders(options.methods),
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
             epochs=options.epochs,
@@ -107,11 +101,6 @@ def compare_command(options: argparse.Namespace) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"es-service: warning: {message}", file=sys.stderr)
-
-
-def _derived(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("label_noise", "long_tail", "shots", "limit")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 @contextlib.contextmanager

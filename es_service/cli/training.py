@@ -12,6 +12,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import text
+from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
@@ -20,7 +21,7 @@ __all__ = ["add_parser"]
 
 _SELECTION_FLAGS = ("ratio", "prune_ratio")
 _DEFAULTS: dict[str, Any] = {
-    "task": "fashion",
+    "task": DEFAULT_TASK,
     "method": "es",
     "exchange": "leased",
     "workers": 1,
@@ -34,10 +35,13 @@ _DEFAULTS: dict[str, Any] = {
     "learning_rate": None,
     "ratio": None,
     "prune_ratio": None,
+    "irreducible": None,
+    **dict.fromkeys(DERIVED),
 }
 _NUMBERS: dict[str, type] = {
     **dict.fromkeys(("workers", "seed", "epochs", "batch_size", "micro_batch_size"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
+    **DERIVED,
 }
 _KINDS = {int: "whole number", float: "number", str: "word"}
 
@@ -48,8 +52,7 @@ def add_parser(commands: Any) -> None:
         "train", help="train a task with data selection", description=train_command.__doc__
     )
     flag = parser.add_argument
-    flag("--task", help="what to train (default: fashion)")
-    flag("--data", metavar="DIR", help="the task's data folder (default: the images that come with the package)")
+    add_task_flags(flag)
     flag("--method", help=f"{', '.join(PRESETS)} (default: es)")
     flag("--ratio", type=float, metavar="B/B", help="share of a meta-batch that is back-propagated (default: 0.25)")
     flag("--prune-ratio", type=float, metavar="R", help="share of the set that an epoch leaves out (default: 0)")
@@ -58,6 +61,7 @@ def add_parser(commands: Any) -> None:
     flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
     flag("--micro-batch-size", type=int, metavar="M", help="most samples in one forward or backward pass")
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: from hold-out models, made first)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, or embedded: one worker, no Ray (default: leased)")
     flag("--seed", type=int, help="of the initial weights and the selection (default: 0)")
@@ -106,15 +110,18 @@ def _job(options: argparse.Namespace) -> Any:
     selection = preset(values["method"], **settings)
     try:
         from es_service.training.job import TrainJob
+        from es_service.training.tasks.derived import Derived
     except ImportError as error:
         raise errors.ConfigError(
             f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
         ) from error
     return TrainJob(
-        run=values["run"] or f"{values['task']}-{values['method']}-{time.strftime('%Y%m%d-%H%M%S')}",
+        run=values["run"] or _run_name(values["task"], values["method"]),
         storage=values["storage"],
         task=values["task"],
         data=values["data"],
+        derived=Derived(**derived_settings(values)),
+        irreducible=values["irreducible"],
         method=values["method"],
         selection=selection,
         exchange=values["exchange"],
@@ -128,6 +135,10 @@ def _job(options: argparse.Namespace) -> Any:
     )
 
 
+def _run_name(task: str, method: str) -> str:
+    return f"{task.replace(':', '-')}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the values and the selection's settings that the run to be resumed was begun with."""
     if values["run"] is None:
@@ -138,7 +149,8 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     selection = training.pop("selection")
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
-    return {key: value for key, value in training.items() if key in _DEFAULTS}, settings
+    known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
+    return {key: value for key, value in known.items() if key in _DEFAULTS}, settings
 
 
 def _setting(word: str) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ __all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_colum
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
+_TINY = np.finfo(np.float64).tiny
 NOTHING: F32 = np.empty(0, dtype=np.float32)
 
 
@@ -69,7 +70,8 @@ def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArr
     if selection.cap < 1.0:
         weights_B = np.minimum(weights_B, np.quantile(weights_B, selection.cap))
     if selection.power != 1.0:
-        weights_B = np.power(weights_B.astype(np.float64), selection.power)
+        # As shares of the largest: draws do not mind, and no power of them overflows.
+        weights_B = np.power(weights_B.astype(np.float64) / max(weights_B.max(), _TINY), selection.power)
     return weights_B
 
 

@@ -81,9 +81,7 @@ def hold_out_losses(
     return Prepared(losses=losses, scored=num, trained=trained, seconds=time.monotonic() - began)
 
 
-def _losses_of(
-    task: Task, model: torch.nn.Module, ids: NDArray[np.int64], device: torch.device
-) -> NDArray[np.float32]:
+def _losses_of(task: Task, model: torch.nn.Module, ids: NDArray[np.int64], device: torch.device) -> NDArray[np.float32]:
     parts = []
     with torch.no_grad():
         for start in range(0, ids.size, _BATCH):
@@ -143,10 +141,14 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
     try:
         table = parquet.read_table(data) if place.endswith(".parquet") else pa.ipc.open_file(data).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{path} is no Arrow IPC file, and no Parquet file named .parquet: {error}") from error
+        raise errors.StorageError(
+            f"{path} is no Arrow IPC file, and no Parquet file named .parquet: {error}"
+        ) from error
     column = next((name for name in _COLUMNS if name in table.column_names), None)
     if column is None or "id" not in table.column_names:
-        raise errors.DataError(f"{path} has the columns {table.column_names}: id and {' or '.join(_COLUMNS)} are needed")
+        raise errors.DataError(
+            f"{path} has the columns {table.column_names}: id and {' or '.join(_COLUMNS)} are needed"
+        )
     ids = table.column("id").to_numpy()
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(num_samples)):

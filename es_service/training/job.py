@@ -136,7 +136,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     if job.exchange == "embedded":
         metrics = _fit_here(storage, config, settings, task, prepared, watch)
     else:
-        metrics = _fit_on_ray(job, storage, config, settings, prepared, watch)
+        metrics = _fit_on_ray(job, config, settings, prepared, watch)
     result = {
         **_result(job, config, metrics, time.monotonic() - begin),
         **_trained_on(task, storage),
@@ -214,7 +214,6 @@ def _prepare(
 
 def _fit_on_ray(
     job: TrainJob,
-    storage: RunStorage,
     config: RunConfig,
     settings: TrainSettings,
     prepared: dict[str, Any],

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from es_service import errors
@@ -171,7 +170,7 @@ class _Training:
             if time.monotonic() - self._published_at > _PUBLISH_EVERY_S:
                 self._publish(epoch, done)
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
-        return sum(totals) / sum(nums)
+        return float(sum(totals) / sum(nums))
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)

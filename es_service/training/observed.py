@@ -1,4 +1,4 @@
-"""What a forward pass says of the samples of a batch: their losses, or several signals by name with "loss" among them."""
+"""What a forward pass says of a batch: its losses, or several signals of each sample by name, "loss" among them."""
 
 from __future__ import annotations
 

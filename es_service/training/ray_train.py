@@ -125,9 +125,7 @@ def _worker(config: dict[str, RayJob]) -> None:
         num_samples=job.config.num_samples,
         num_epochs=job.config.num_epochs,
         batch_size=job.config.batch_size,
-        irreducible_losses=None
-        if job.irreducible is None
-        else read_losses(job.irreducible, job.config.num_samples),
+        irreducible_losses=None if job.irreducible is None else read_losses(job.irreducible, job.config.num_samples),
         exchange=job.exchange,
         storage=job.storage,
     )

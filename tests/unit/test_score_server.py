@@ -37,7 +37,8 @@ class Worker:
     def open(self, epoch: int) -> tuple[NDArray[np.int64], int]:
         answer = self.server.open_epoch(self.rank, self.attempt, epoch)
         assert isinstance(answer, tuple)
-        return answer[0], answer[2]
+        share, _ = answer
+        return share.ids, share.first_step
 
     def message(
         self,
@@ -56,7 +57,7 @@ class Worker:
             self.seq if seq is None else seq,
             run_step,
             np.asarray(ids, dtype=np.int64),
-            None if losses is None else np.asarray(losses, dtype=np.float32),
+            None if losses is None else {"loss": np.asarray(losses, dtype=np.float32)},
             None if positions is None else np.array(positions, dtype=np.int64),
             num,
         )
@@ -158,12 +159,13 @@ def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: Ru
     server = make_server()
     worker = Worker(server, config)
     worker.train(0, losses_of)
-    lease = server.open_epoch(0, FIRST, 1)
-    assert isinstance(lease, tuple)
-    ids, scores, first = lease
-    assert scores.tolist() == server.snapshot().column("s").to_numpy()[ids].tolist()
-    assert scores.dtype == np.float32
-    assert first == 4
+    answer = server.open_epoch(0, FIRST, 1)
+    assert isinstance(answer, tuple)
+    share, lease = answer
+    assert list(lease) == ["s"]
+    assert lease["s"].tolist() == server.snapshot().column("s").to_numpy()[share.ids].tolist()
+    assert lease["s"].dtype == np.float32
+    assert share.first_step == 4
 
 
 # -- exactly once -------------------------------------------------------------------------------------------------
@@ -406,7 +408,9 @@ def test_a_rank_that_never_joined_is_refused(make_server: MakeServer, config: Ru
     worker.open(0)
     with pytest.raises(errors.EpochOrderError):
         server.step(
-            wire.encode_report(wire.Report(Caller(5, FIRST), 1, 0, np.arange(6), np.ones(6, dtype=np.float32), None, 3))
+            wire.encode_report(
+                wire.Report(Caller(5, FIRST), 1, 0, np.arange(6), {"loss": np.ones(6, dtype=np.float32)}, None, 3)
+            )
         )
     with pytest.raises(errors.EsServiceError):
         server.open_epoch(5, FIRST, 0)

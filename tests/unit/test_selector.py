@@ -27,7 +27,7 @@ SIZES = {"num_samples": 60, "num_epochs": 4, "batch_size": 10}
 def make(method: es.methods.Method | None = None, **settings: Any) -> es.Selector:
     sizes = {key: settings.pop(key, value) for key, value in SIZES.items()}
     settings = {"ratio": 0.3, "prune_ratio": 0.2, "anneal": (0.0, 0.0), "seed": 7, **settings}
-    if method is not None and not method.selects:
+    if method is not None and not method.prunes:
         settings["prune_ratio"] = 0.0
     return es.Selector(
         es.Selection(method or es.methods.evolved(), **settings), clock=itertools.count().__next__, **sizes
@@ -502,7 +502,7 @@ def test_a_state_with_a_part_missing_is_damaged_and_changes_nothing(key: str, lo
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("table", b""),
         ("table", b"ARROW1 but not really"),
         ("epoch_starts", [0, 6, 12]),
@@ -572,7 +572,7 @@ def test_full_steps_are_measured_where_they_were_not_scored(losses_of: Losses) -
     assert selector.ledger.scored == 48 + 48
 
 
-@pytest.mark.parametrize("draw", ["race", "systematic", "priority"])
+@pytest.mark.parametrize("draw", ["race", "systematic", "priority", "pivotal", "replacement"])
 def test_the_unbiased_scale_is_unbiased_over_seeds(draw: str, losses_of: Losses) -> None:
     """mean(scale · loss) over the b estimates mean(loss) over the B."""
     ids = np.arange(20)

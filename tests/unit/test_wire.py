@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 import tracemalloc
 from typing import Any
@@ -17,6 +18,7 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.selection.engine import Draw
 from es_service.selection.scorekeeper import Caller
+from es_service.selection.signals import SIGNALS
 
 HEADER_BYTES = 48
 
@@ -27,14 +29,15 @@ hex_digits = st.binary(min_size=16, max_size=16).map(bytes.hex)
 def reports(draw: st.DrawFn) -> wire.Report:
     size = draw(st.integers(1, 20))
     ids = draw(hnp.arrays(np.int64, size, elements=st.integers(-(2**63), 2**63 - 1)))
-    losses = draw(st.none() | hnp.arrays(np.float32, size, elements=st.floats(width=32)))
+    values = hnp.arrays(np.float32, size, elements=st.floats(width=32))
+    seen = draw(st.none() | st.dictionaries(st.sampled_from(SIGNALS), values, min_size=1))
     positions = draw(st.none() | st.lists(st.integers(0, size - 1), max_size=size, unique=True))
     return wire.Report(
         caller=Caller(draw(st.integers(0, 2**32 - 1)), draw(hex_digits)),
         seq=draw(st.integers(0, 2**64 - 1)),
         run_step=draw(st.integers(0, 2**32 - 1)),
         ids=ids,
-        losses=losses,
+        seen=seen,
         positions=None if positions is None else np.array(sorted(positions), dtype=np.int64),
         num=draw(st.integers(0, 2**32 - 1)) if positions is None else len(positions),
     )
@@ -46,7 +49,7 @@ def comparable(report: wire.Report) -> tuple[Any, ...]:
         report.seq,
         report.run_step,
         report.ids.tobytes(),
-        None if report.losses is None else report.losses.tobytes(),
+        None if report.seen is None else {name: values.tobytes() for name, values in report.seen.items()},
         None if report.positions is None else report.positions.tolist(),
         report.num,
     )
@@ -59,7 +62,7 @@ def test_reports_come_out_as_they_went_in(sent: list[wire.Report]) -> None:
     assert [comparable(one) for one in received] == [comparable(one) for one in sent]
     for one in received:
         assert one.ids.dtype == np.int64
-        assert one.losses is None or one.losses.dtype == np.float32
+        assert all(values.dtype == np.float32 for values in (one.seen or {}).values())
         assert one.positions is None or one.positions.dtype == np.int64
 
 
@@ -69,7 +72,7 @@ def one_report() -> wire.Report:
         seq=7,
         run_step=42,
         ids=np.array([5, 2**40, 0, 9], dtype=np.int64),
-        losses=np.array([1, 2, 3, 4], dtype=np.float32),
+        seen={"loss": np.array([1, 2, 3, 4], dtype=np.float32)},
         positions=np.array([1, 3]),
         num=2,
     )
@@ -101,7 +104,7 @@ def test_a_flipped_byte_gives_a_shape_error_or_another_report(position: int, fli
     message[position % len(message)] ^= flip
     try:
         for report in wire.decode_reports(bytes(message)):
-            assert report.losses is None or report.losses.size == report.ids.size
+            assert all(values.size == report.ids.size for values in (report.seen or {}).values())
             assert report.positions is None or report.positions.max(initial=0) < report.ids.size
     except errors.ShapeError:
         pass
@@ -116,7 +119,7 @@ def test_bytes_from_anywhere_give_a_shape_error_or_nothing(message: bytes) -> No
         list(wire.decode_reports(message))
 
 
-@pytest.mark.parametrize("flags", [0, 1, 2, 3])
+@pytest.mark.parametrize("flags", [0, 1, 2, 3, 4, 5, 0x3F])
 def test_a_claim_of_gigabytes_allocates_nothing(flags: int) -> None:
     header = struct.pack("<HBxI16sQIII", 0xE5A1, flags, 0, bytes(16), 1, 0, 2**32 - 1, 2**32 - 1)
     tracemalloc.start()
@@ -129,9 +132,25 @@ def test_a_claim_of_gigabytes_allocates_nothing(flags: int) -> None:
     assert peak < 1_000_000
 
 
-def test_an_unknown_flag_or_magic_is_another_version() -> None:
+def test_signals_stand_in_their_own_order_whatever_the_caller_s() -> None:
+    report = one_report()
+    values = np.array([5, 6, 7, 8], dtype=np.float32)
+    assert report.seen is not None
+    one = dataclasses.replace(report, seen={"grad_norm": values, **report.seen})
+    other = dataclasses.replace(report, seen={**report.seen, "grad_norm": values})
+    assert wire.encode_report(one) == wire.encode_report(other)
+    [got] = wire.decode_reports(wire.encode_report(one))
+    assert got.seen is not None
+    assert {name: column.tolist() for name, column in got.seen.items()} == {
+        "loss": [1, 2, 3, 4],
+        "grad_norm": [5, 6, 7, 8],
+    }
+
+
+@pytest.mark.parametrize("bit", [0x40, 0x80])
+def test_an_unknown_flag_or_magic_is_another_version(bit: int) -> None:
     message = bytearray(wire.encode_report(one_report()))
-    message[2] |= 0x80
+    message[2] |= bit
     with pytest.raises(errors.ShapeError, match="same es_service"):
         list(wire.decode_reports(bytes(message)))
     message = bytearray(wire.encode_report(one_report()))

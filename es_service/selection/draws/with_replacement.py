@@ -24,6 +24,6 @@ def replacement(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> D
         weights = np.ones_like(weights)
     edges = np.cumsum(weights)
     total = edges[-1]
-    marks = np.minimum(uniforms_B[:num] * total, np.nextafter(total, 0.0))  # the product may round up to the total
+    marks = uniforms_B[:num] * total  # below the total, however near to 1 a uniform is
     positions, times = np.unique(np.searchsorted(edges, marks, side="right"), return_counts=True)
     return Drawn(positions, lambda: num * weights[positions] / total, times)

@@ -41,7 +41,7 @@ class Method:
     observes: ClassVar[tuple[str, ...]] = ()
     """Signals a sample must come with, besides its loss."""
     reads: ClassVar[tuple[str, ...]] = ("s",)
-    """Columns of the sample's row that `update` reads, and writes anew."""
+    """Columns of the sample's row that `update` reads, and writes anew (but `visits`, which the engine counts)."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Further columns of the table; one that is named like a signal holds its last value."""
 
@@ -55,7 +55,7 @@ class Method:
         raise NotImplementedError  # abstract: every family says its own
 
     def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:
-        """Return the row's new columns, float32[B] each: "w", and all that are in `reads`.
+        """Return the row's new columns, float32[B] each: "w", and those in `reads`.
 
         Elementwise and free of state: the same numbers give the same bits wherever they are computed.
 

@@ -127,16 +127,21 @@ def loss(*, prune_by: PruneBy = "w") -> Loss:
     The importance sampling of Katharopoulos & Fleuret is `Selection(loss(), ratio=1/3, signal="grad_norm",
     draw="replacement", reweight="unbiased")`: b draws with replacement out of 3b, each weighed by Σw/(B·w_i).
 
+    Args:
+        prune_by: column that set-level pruning draws by.
+
     Reference: Katharopoulos & Fleuret, *Not All Samples Are Created Equal*, arXiv 1803.00942.
     """
     return Loss(prune_by=prune_by)
 
 
 def ema(beta: float = 0.9, *, prune_by: PruneBy = "w") -> Ema:
-    """Draw by one exponential average of the loss: Evolved Sampling with β1 = β2 = β.
+    """Draw by one exponential average of the loss, w = s = β·s + (1-β)·ℓ: Evolved Sampling with β1 = β2 = β.
 
     Args:
         beta: in [0, 1]; weight of the past.
         prune_by: column that set-level pruning draws by.
+
+    Reference: Cheng, Li, Bian, arXiv 2509.23461, whose special case it is.
     """
     return Ema(beta=beta, prune_by=prune_by)

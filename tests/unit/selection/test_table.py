@@ -61,7 +61,7 @@ class TableMachine(RuleBasedStateMachine):
     def step(self, batch: list[tuple[int, float]], data: st.DataObject) -> None:
         num = data.draw(st.integers(1, len(batch)))
         ids, losses = self.arrays(batch)
-        draw = self.engine.step(ids, losses, num, self.step_number)
+        draw = self.engine.step(ids, {"loss": losses}, num, self.step_number)
         assert draw.positions.size == num
         assert draw.ids.tolist() == ids[draw.positions].tolist()
         self.observe(batch)
@@ -72,14 +72,18 @@ class TableMachine(RuleBasedStateMachine):
     def blind_step(self, batch: list[tuple[int, float]], data: st.DataObject) -> None:
         num = data.draw(st.integers(1, len(batch)))
         ids, _ = self.arrays(batch)
-        for sample in self.engine.step(ids, None, num, self.step_number).ids.tolist():
+        draw = self.engine.draw(ids, num, self.step_number)
+        assert draw.positions.size == num
+        self.engine.record(ids, None, draw.positions, self.step_number)
+        for sample in draw.ids.tolist():
             self.selected[sample] += 1
 
     @rule(batch=batches, data=st.data(), with_losses=st.booleans())
     def record(self, batch: list[tuple[int, float]], data: st.DataObject, with_losses: bool) -> None:
         positions = sorted(data.draw(st.sets(st.integers(0, len(batch) - 1))))
         ids, losses = self.arrays(batch)
-        self.engine.record(ids, losses if with_losses else None, np.array(positions, dtype=np.int64), self.step_number)
+        seen = {"loss": losses} if with_losses else None
+        self.engine.record(ids, seen, np.array(positions, dtype=np.int64), self.step_number)
         if with_losses:
             self.observe(batch)
         for position in positions:
@@ -113,7 +117,7 @@ class TableMachine(RuleBasedStateMachine):
         rows = np.arange(len(table), dtype=np.int64)
         table.gather(rows)["s"] = -5.0
         table.copy_records()["w"] = -5.0
-        table.scores(rows)[:] = -5.0
+        table.values("s", rows)[:] = -5.0
         for name in RECORD.names or ():
             table.column(name)[:] = 77
 
@@ -255,7 +259,7 @@ def test_the_last_ids_of_twenty_million_rows_work() -> None:
     step = engine.Engine(Selection(methods.evolved(BETA1, BETA2), anneal=(0, 0)), size)
     assert step.table.nbytes == 32 * size
     ids = np.array([size - 1, 0, 2**24, 2**24 + 1, size - 2], dtype=np.int64)
-    draw = step.step(ids, np.arange(1, 6, dtype=np.float32), 2, 0)
+    draw = step.step(ids, {"loss": np.arange(1, 6, dtype=np.float32)}, 2, 0)
     assert set(draw.ids.tolist()) <= set(ids.tolist())
     records = step.table.gather(ids)
     assert records["last_loss"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -269,6 +273,7 @@ def test_a_diverging_loss_keeps_the_running_moments_free_of_nan() -> None:
     ids = np.array([0, 1])
     with np.errstate(over="ignore"):
         for number, loss in enumerate((1.0, observations.MAX_LOSS, 2e10, 1.0)):
-            step.record(ids, np.full(2, loss, dtype=np.float32), np.array([], dtype=np.int64), number)
+            seen = {"loss": np.full(2, loss, dtype=np.float32)}
+            step.record(ids, seen, np.array([], dtype=np.int64), number)
     assert not np.isnan(step.table.column("loss_var")).any()
     assert not np.isnan(step.table.column("loss_mean")).any()

@@ -88,6 +88,8 @@ class PointsTask:
         return batch["x"]
 
     def losses(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if not self.model.training:  # evaluation
+            return F.cross_entropy(outputs, batch["y"], reduction="none")
         self.loss_sizes.append(len(batch["y"]))
         if self.held_out.num_asked == self.fail_in_epoch:  # held-out samples are asked for once an epoch
             self.calls_in_epoch += 1
@@ -125,9 +127,7 @@ def saved(folder: Path) -> dict[str, Any]:
 
 def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """History less what the clock says."""
-    return [
-        {**one, "saving": {key: value for key, value in one["saving"].items() if key != "seconds"}} for one in history
-    ]
+    return [{**one, "seconds": None, "saving": {**one["saving"], "seconds": None}} for one in history]
 
 
 def counts(ledger: dict[str, Any]) -> list[Any]:

@@ -203,3 +203,16 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypa
 def test_a_line_that_is_no_review_is_shown(tmp_path: Path) -> None:
     with pytest.raises(errors.DataError, match=r"line 2 of movieReview.* '2\\tgood"):
         reviews.build(str(write(tmp_path, TRUTH, b"1\t0.5\tfine\n2\tgood\tfine\n")))
+
+
+def test_a_member_that_says_it_is_larger_than_its_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packaged, "_MOST_BYTES", 1 << 20)
+    entry = tarfile.TarInfo(TRUTH)
+    entry.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 40), "GNU.sparse.name": TRUTH}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(entry)
+    with pytest.raises(errors.DataError, match="is larger than 1 MiB"):
+        reviews.build(str(write(tmp_path, "sparse.tar.gz", packed.getvalue())))
