@@ -104,10 +104,10 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four standard files, with the first of the images that come with the package."""
     from es_service.training.tasks import build_task
 
-    bundled = build_task("fashion").train_set.__getitems__(range(NUM_TRAIN + NUM_HELD_OUT))
-    pixels = bundled.images.squeeze(1).numpy()
+    inputs, targets = build_task("fashion").train_set.__getitems__(range(NUM_TRAIN + NUM_HELD_OUT))
+    pixels = inputs.squeeze(1).numpy()
     pixels = np.round((pixels * 0.3530 + 0.2860) * 255).astype(np.uint8)
-    labels = bundled.labels.numpy().astype(np.uint8)
+    labels = targets.numpy().astype(np.uint8)
     folder = tmp_path_factory.mktemp("few-images")
     for part, rows in (("train", slice(NUM_TRAIN)), ("t10k", slice(NUM_TRAIN, None))):
         images = pixels[rows]
