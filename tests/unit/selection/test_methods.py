@@ -81,7 +81,7 @@ def test_update_is_elementwise_pure_and_float32(name: str, data: st.DataObject) 
     """Whoever computes it, on whichever slice: the same bits. The lease and the server rely on it."""
     method, size = methods.METHODS[name](), 9
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    further = {column: np.float32 for column in method.columns}
+    further = dict.fromkeys(method.columns, np.float32)
     types = {**{column: RECORD[column] for column in RECORD.names or ()}, **further}
     old = {column: rng.integers(0, 4, size).astype(types[column]) for column in method.reads}
     seen = {signal: rng.exponential(size=size).astype(np.float32) for signal in ("loss", *method.observes)}
