@@ -1,4 +1,4 @@
-"""Evaluation: the figures are those worked out by hand, whatever the number of ranks, and the model goes on training."""
+"""Evaluation: the figures are those worked out by hand, whatever the number of ranks; the model trains on behind it."""
 
 from __future__ import annotations
 
