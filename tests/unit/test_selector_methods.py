@@ -342,7 +342,9 @@ def test_a_state_inside_an_epoch_continues_bit_for_bit(name: str, epoch: int, st
     """Step -1 is the epoch's last: what it hid is still to be refreshed."""
     short, settings = STATEFUL[name]
     undisturbed, first, second = (make(short, **settings) for _ in range(3))
-    expected = train(undisturbed, range(EPOCHS))
+    expected = train(undisturbed, range(epoch + 1))
+    table_then = content(undisturbed)
+    expected += train(undisturbed, range(epoch + 1, EPOCHS))
     got = train(first, range(epoch))
     state: dict[str, Any] = {}
     for number, ids in enumerate(first.epoch(epoch)):
@@ -351,7 +353,9 @@ def test_a_state_inside_an_epoch_continues_bit_for_bit(name: str, epoch: int, st
             state = pickle.loads(pickle.dumps(first.state_dict()))
             break
     assert second.load_state_dict(state) == epoch
-    got += train(second, range(epoch, EPOCHS))
+    got += train(second, range(epoch, epoch + 1))
+    assert content(second) == table_then
+    got += train(second, range(epoch + 1, EPOCHS))
     assert got == expected
     assert content(second) == content(undisturbed)
 
