@@ -9,12 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.ledger import SECTIONS, Ledger
 from es_service.selection.config import Selection
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
 from es_service.selection.settings import as_integer, suggest
@@ -23,6 +20,7 @@ from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
 from es_service.training.loop import TrainSettings, fit
+from es_service.training.result import measured, trained_on
 from es_service.training.tasks import build_task
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
@@ -138,8 +136,15 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     else:
         metrics = _fit_on_ray(job, config, settings, prepared, watch)
     result = {
-        **_result(job, config, metrics, time.monotonic() - begin),
-        **_trained_on(task, storage),
+        "run": job.run,
+        "method": job.method,
+        "task": job.task,
+        "exchange": job.exchange,
+        "epochs": config.num_epochs,
+        "seed": job.seed,
+        "storage": job.storage,
+        **measured(metrics, time.monotonic() - begin),
+        **trained_on(task, storage),
         "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
     }
     storage.write_result(result)
@@ -165,7 +170,7 @@ def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict
     }
 
 
-_MAY_CHANGE = ("exchange", "workers", "data", "irreducible")
+_MAY_CHANGE = ("exchange", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 
 
@@ -262,47 +267,3 @@ def _fit_here(
         exchange=Embedded(Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})),
     )
     return fit(task, selector, settings, LocalWorkers(Path(storage.path) / "checkpoints"))
-
-
-def _result(job: TrainJob, config: RunConfig, metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
-    """Return the run's result as plain values, ready for JSON."""
-    ledger = Ledger.from_dict(metrics["ledger"])
-    return {
-        "run": job.run,
-        "method": job.method,
-        "task": job.task,
-        "exchange": job.exchange,
-        "workers": metrics["world_size"],
-        "epochs": config.num_epochs,
-        "seed": job.seed,
-        **{name: metrics[name] for name in ("accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")},
-        "samples": {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full},
-        "seconds": {
-            "total": ledger.total_s,
-            **{section: ledger.seconds[section] for section in SECTIONS},
-            "wall": wall_s,
-        },
-        "saving": ledger.saving(),
-        "skipped": ledger.skipped,
-        "history": metrics["history"],
-        "storage": job.storage,
-    }
-
-
-def _trained_on(task: Task, storage: RunStorage) -> dict[str, Any]:
-    """Return which labels the run trained on, and how many wrong ones, as shares of the back-propagated samples."""
-    labels, corrupted = task.labels, getattr(task, "corrupted", None)
-    selected = storage.table().column("selected").to_numpy().astype(np.float64)
-    shares = selected / max(1.0, selected.sum())
-    found: dict[str, Any] = {"label_names": None, "label_shares": None, "trained_by_label": None, "corrupted": None}
-    if labels is not None:
-        num = int(labels.max()) + 1
-        found["label_names"] = list(task.label_names or map(str, range(num)))
-        found["label_shares"] = (np.bincount(labels) / labels.size).tolist()
-        found["trained_by_label"] = np.bincount(labels, weights=shares).tolist()
-    if corrupted is not None:
-        found["corrupted"] = {
-            "share_of_set": float(corrupted.mean()),
-            "share_of_trained": float(shares[corrupted].sum()),
-        }
-    return found
