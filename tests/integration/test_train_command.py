@@ -293,3 +293,91 @@ def test_beta1_above_beta2_is_allowed_with_a_warning(few_images: Path, tmp_path:
     )
     assert "warning: beta1=0.9 > beta2=0.1" in done.stderr
     assert "accuracy" in done.stdout
+
+
+# -- methods that need more than a loss ---------------------------------------------------------------------------
+
+
+def test_hidden_samples_are_refreshed_alike_by_sync_and_leased(few_images: Path, ray_head: Any, tmp_path: Path) -> None:
+    """KAKURENBO on two workers: signals travel, the hidden get their forward pass, the table ends the same."""
+    common = ("--method", "kakurenbo", "--epochs", 4, "--set", "fraction=0.4", "--set", "threshold=0.2", "--workers", 2)
+    results = {one: train(few_images, tmp_path, one, "--exchange", one, *common) for one in ("sync", "leased")}
+    assert columns(tmp_path, "sync") == columns(tmp_path, "leased")
+    assert results["sync"]["samples"] == results["leased"]["samples"]
+    assert results["leased"]["samples"]["scored"] > 0
+    assert results["leased"]["samples"]["trained"] + results["leased"]["samples"]["scored"] == pytest.approx(
+        4 * NUM_TRAIN, abs=4 * 2 + 0.4 * NUM_TRAIN
+    )  # what was not trained on was scored, but for odd ids and the last epoch's hidden
+    table = RunStorage(str(tmp_path), "leased").table()
+    assert set(table["correct"].to_numpy()) == {0.0, 1.0}
+    assert 0 < table["confidence"].to_numpy().min() < table["confidence"].to_numpy().max() <= 1
+
+
+def test_irreducible_losses_are_worked_out_once_and_can_be_given(
+    few_images: Path, ray_head: Any, tmp_path: Path
+) -> None:
+    common = ("--method", "rho", "--epochs", 3, "--ratio", 0.25)
+    made = train(few_images, tmp_path, "made", "--exchange", "embedded", *common)
+    assert made["prepared"]["trained"] == 2 * NUM_TRAIN  # two halves, two of the three epochs
+    assert made["prepared"]["scored"] == NUM_TRAIN
+    file = tmp_path / "made" / "irreducible.arrow"
+    given = train(few_images, tmp_path, "given", "--exchange", "leased", "--irreducible", file, *common)
+    assert given["prepared"] == {"scored": 0, "trained": 0, "seconds": 0.0}
+    assert columns(tmp_path, "given") == columns(tmp_path, "made")
+    again = es_service("train", "--resume", "--run", "made", "--storage", tmp_path, "--data", few_images, "--json")
+    assert json.loads(again.stdout)["prepared"] == made["prepared"]  # not made a second time
+
+
+def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_path: Path) -> None:
+    common = ("--label-noise", 0.25, "--limit", 400, "--epochs", 2, "--exchange", "embedded")
+    result = train(few_images, tmp_path, "noisy", "--method", "loss", "--set", "anneal=[0,0]", *common)
+    assert result["corrupted"]["share_of_set"] == 0.25
+    assert result["corrupted"]["share_of_trained"] > 0.25  # the loss runs after what is mislabelled
+    assert sum(result["trained_by_label"]) == pytest.approx(1.0)
+    assert len(result["accuracy_by_label"]) == len(result["label_names"]) == 10
+    assert result["balanced_accuracy"] == pytest.approx(np.mean(result["accuracy_by_label"]))
+    again = es_service("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--json")
+    assert json.loads(again.stdout)["corrupted"] == result["corrupted"]
+    other = es_service("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--label-noise", 0.5, expect=1)
+    assert "derived" in other.stderr
+
+
+def test_a_task_of_ones_own_trains_on_ray(ray_head: Any, tmp_path: Path) -> None:
+    """The example of the documents, by name, from the folder that holds it."""
+    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
+    (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = subprocess.run(
+        command("train", "--task", "my_module:build_task", "--epochs", 3, "--storage", "runs", "--json"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["task"] == "my_module:build_task"
+    assert result["accuracy"] > 0.6
+    assert result["run"].startswith("my_module-build_task-es-")
+
+
+BAD_USE = {
+    "an unknown method": (("--method", "infobatsch"), "did you mean 'infobatch'"),
+    "an unknown setting": (("--method", "kakurenbo", "--set", "fractoin=0.2"), "did you mean 'fraction'"),
+    "a setting of another method": (("--method", "es", "--set", "fraction=0.2"), "no setting 'fraction'"),
+    "a draw that cannot": (("--method", "rho", "--set", "draw=race"), "take draw='topk'"),
+    "irreducible losses nobody needs": (("--method", "es", "--irreducible", "x.arrow"), "take rho"),
+    "an unknown task": (("--task", "fashoin"), "did you mean 'fashion'"),
+    "a task of one's own that is not there": (("--task", "no_such_module:build"), "no_such_module"),
+    "noise above 1": (("--label-noise", 1.5), "label_noise"),
+}
+
+
+@pytest.mark.parametrize("use", BAD_USE)
+def test_bad_use_is_said_before_anything_starts(use: str, tmp_path: Path) -> None:
+    words, message = BAD_USE[use]
+    done = es_service("train", "--storage", tmp_path / "runs", "--exchange", "embedded", *words, expect=2)
+    assert message in done.stderr
+    assert not done.stdout
+    assert not (tmp_path / "runs").exists()
