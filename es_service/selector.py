@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.exchange.base import Exchange, Position, SavedState
+from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection import observations
@@ -29,11 +29,11 @@ from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper, Share
 from es_service.selection.settings import as_integer
+from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
 
 __all__ = ["Selector"]
 
-_STATE_FORMAT = 2
 _I64 = NDArray[np.int64]
 _NO_SHARE = Share(ids=np.empty(0, dtype=np.int64), first_step=0)
 
@@ -191,7 +191,7 @@ class Selector:
         self.ledger.scored += ids.size
         with self.ledger.timing("exchange"):
             self._report_pending()
-            self.exchange.refresh(self._step, *_only(ids, seen, good))
+            self.exchange.refresh(self.steps(self._open_epoch) - 1, *_only(ids, seen, good))
 
     def _count_step(self, ledger: Ledger) -> None:
         size = self.config.batch_size
@@ -256,7 +256,12 @@ class Selector:
             draw = self._draw_scored(ids, losses_B, num)
         self.ledger.trained += draw.positions.size
         self._step_done = True
-        return draw if self._share.scale is None else self._scaled(draw, self._share.scale)
+        scale_m = self._share.scale
+        if scale_m is None:
+            return draw
+        is_next = ids is self._planned
+        rows = self._step * self.config.batch_size + draw.positions if is_next else self._share.rows(draw.ids)
+        return Draw(draw.positions, draw.ids, draw.scale * np.where(rows < 0, np.float32(1), scale_m[rows]))
 
     def _draw_blind(self, ids_B: _I64, num: int) -> Draw:
         """Draw by what is known; what was drawn is reported together with its losses, or alone if none come."""
@@ -277,14 +282,6 @@ class Selector:
             ids_good, seen_good = _only(ids_B, seen, good)
             draw = self.exchange.step(self._step, ids_good, seen_good, min(num, good.size))
         return Draw(good[draw.positions], draw.ids, draw.scale)
-
-    def _scaled(self, draw: Draw, scale_m: NDArray[np.float32]) -> Draw:
-        """Multiply a draw's scale by what the epoch's plan says of each id; of an id not in it that is 1."""
-        order = np.argsort(self._share.ids, kind="stable")
-        places = np.minimum(np.searchsorted(self._share.ids, draw.ids, sorter=order), order.size - 1)
-        rows = order[places]
-        factors_b = np.where(self._share.ids[rows] == draw.ids, scale_m[rows], np.float32(1))
-        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
 
     def _checked(self, ids_B: _I64, observed: Any) -> tuple[Columns, _I64 | None]:
         """Return the signals, and where some samples are to be skipped the positions of the others."""
@@ -354,16 +351,7 @@ class Selector:
             elif self._step_done:
                 step += 1
                 self._count_step(ledger)
-        return {
-            "format": _STATE_FORMAT,
-            "config": runs.config_to_dict(self.config),
-            "finished_epochs": saved.finished_epochs,
-            "epoch_starts": list(saved.epoch_starts),
-            "table": saved.table,
-            "share": None if saved.share is None else _share_to_dict(saved.share),
-            "step": step,
-            "ledger": ledger.to_dict(),
-        }
+        return state_to_dict(self.config, saved, step, ledger)
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
         """Continue from `state_dict`'s return; every rank calls it. Return the epoch to go on with.
@@ -372,17 +360,8 @@ class Selector:
             RunMismatchError: the state is of a run with another config.
             StorageError: it is damaged, or of another version.
         """
-        if state.get("format") != _STATE_FORMAT:
-            raise errors.StorageError(
-                f"the selector state has format {state.get('format')!r}, this version reads {_STATE_FORMAT}"
-            )
-        try:
-            runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), self.config)
-            share = None if state["share"] is None else _share_from_dict(state["share"])
-            saved = SavedState(state["finished_epochs"], tuple(state["epoch_starts"]), state["table"], share)
-            ledger, step = Ledger.from_dict(state["ledger"], self.ledger.clock), int(state["step"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"the selector state is damaged: {error!r}") from error
+        saved, step, ledger = state_from_dict(state, self.config)
+        ledger.clock = self.ledger.clock
         self.exchange.load(saved)
         self.ledger, self._resume_step = ledger, step
         self._open_epoch, self._unreported = None, None
@@ -412,17 +391,3 @@ def _only(ids_B: _I64, seen: Columns, good: _I64 | None) -> tuple[_I64, Columns]
     if good is None:
         return ids_B, seen
     return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}
-
-
-def _share_to_dict(share: Share) -> dict[str, Any]:
-    """Return a share as plain values."""
-    scale = None if share.scale is None else share.scale.tolist()
-    plain = {name: getattr(share, name) for name in ("first_step", "ratio", "learning_rate_factor")}
-    return {**plain, "ids": share.ids.tolist(), "hidden": share.hidden.tolist(), "scale": scale}
-
-
-def _share_from_dict(values: dict[str, Any]) -> Share:
-    """Make a share of `_share_to_dict`'s values."""
-    arrays = {name: np.asarray(values[name], dtype=np.int64) for name in ("ids", "hidden")}
-    scale = None if values["scale"] is None else np.asarray(values["scale"], dtype=np.float32)
-    return Share(**{**values, **arrays, "scale": scale})

@@ -157,7 +157,9 @@ def split_losses(losses: Any, num: int, *, non_negative: bool) -> tuple[NDArray[
 
 def _by_name(observed: Any, needed: Sequence[str]) -> Mapping[str, Any]:
     """Return the observation as signals by name; ShapeError where one that is needed does not come with it."""
-    signals = observed if isinstance(observed, Mapping) else {"loss": observed}
+    signals = dict(observed) if isinstance(observed, Mapping) else {"loss": observed}
+    if getattr(signals.get("correct"), "dtype", None) == np.bool_:  # what a comparison gives
+        signals["correct"] = signals["correct"].astype(np.float32)
     missing = [name for name in needed if name not in signals]
     if missing:
         raise errors.ShapeError(

@@ -110,6 +110,12 @@ class Share:
     hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     learning_rate_factor: float = 1.0
 
+    def rows(self, ids_b: I64) -> I64:
+        """Return where the share holds these ids, int64[b]; -1 for one that it does not hold."""
+        order = np.argsort(self.ids, kind="stable")
+        rows = order[np.minimum(np.searchsorted(self.ids, ids_b, sorter=order), order.size - 1)]
+        return np.where(self.ids[rows] == ids_b, rows, -1)
+
     def window(self, step: int, batch_size: int, num: int) -> I64:
         """Return the ids of the `num` samples at most that came before this step of the epoch."""
         start = step * batch_size

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from es_service import errors
 from es_service.training import batches
+from es_service.training.losses import check_per_sample
 from es_service.training.observed import Signals, joined
 
 __all__ = ["score", "untouched", "unwrap"]
@@ -65,7 +65,7 @@ def score(
             with autocast(), _no_autocast_cache():
                 signals = losses(bare(inputs(part)), part)
             for values in signals.values() if isinstance(signals, Mapping) else (signals,):
-                _check_losses(values, batches.batch_length(part))
+                check_per_sample(values, batches.batch_length(part))
             parts.append(signals)
     if not parts:
         return np.empty(0, dtype=np.float32)
@@ -152,18 +152,3 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
-
-
-def _check_losses(losses: Any, length: int) -> None:
-    if not isinstance(losses, torch.Tensor):
-        raise errors.ShapeError(f"the loss function must return a tensor, got {type(losses).__name__}")
-    if losses.ndim == 0:
-        raise errors.ShapeError(
-            f"the loss function returned one number for {length} samples: it must give one loss per sample; "
-            "with torch's loss functions pass reduction='none'"
-        )
-    if losses.shape != (length,):
-        raise errors.ShapeError(
-            f"the loss function returned shape {tuple(losses.shape)} for {length} samples: it must be ({length},), one "
-            "loss per sample; of several per sample, take the mean over all but the first dimension"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import secrets
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
 os.environ["RAY_AUTH_MODE"] = "token"  # what `ray start` takes by default; a client has to be told
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this Ray alone: the tests need none in the user's home
 os.environ.pop("RAY_ADDRESS", None)
 
 

@@ -15,21 +15,50 @@ import pytest
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import preset
+from es_service.selection import draws, methods
+from es_service.selection.config import PRESETS, preset
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
 from es_service.storage.snapshots import encode_table
 
 NUM_SAMPLES, NUM_EPOCHS, BATCH_SIZE = 1003, 5, 32
 SHAPE = {"num_samples": NUM_SAMPLES, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}
-LOSSES = np.random.default_rng(5).exponential(size=(NUM_EPOCHS, NUM_SAMPLES)).astype(np.float32)
-SELECTIONS = {
-    "es": preset("es", seed=3, anneal=(0.2, 0.2)),
-    "eswp": preset("eswp", seed=4, anneal=(0.2, 0.0), prune_ratio=0.4, max_age=2, reweight="unbiased"),
-    "loss-systematic": preset("loss", seed=5, anneal=(0, 0), draw="systematic", reweight="unbiased"),
-    "ema-topk": preset("ema", seed=6, anneal=(0, 0), draw="topk"),
-    "random": preset("random", seed=7, anneal=(0.2, 0)),
-    "full": preset("full", seed=8),
+RNG = np.random.default_rng(5)
+LOSSES = RNG.exponential(size=(NUM_EPOCHS, NUM_SAMPLES)).astype(np.float32)
+SIGNALS = {
+    "loss": LOSSES,
+    "correct": (RNG.random(LOSSES.shape) < np.linspace(0.7, 1, NUM_EPOCHS)[:, None]).astype(np.float32),
+    "confidence": RNG.uniform(0.5, 1.0, LOSSES.shape).astype(np.float32),
+    "grad_norm": RNG.exponential(size=LOSSES.shape).astype(np.float32),
 }
+IRREDUCIBLE = RNG.exponential(size=NUM_SAMPLES).astype(np.float32)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "es": ("es", {"seed": 3, "anneal": (0.2, 0.2)}),
+    "eswp": ("eswp", {"seed": 4, "anneal": (0.2, 0.0), "prune_ratio": 0.4, "max_age": 2, "reweight": "unbiased"}),
+    "loss-systematic": ("loss", {"seed": 5, "anneal": (0, 0), "draw": "systematic", "reweight": "unbiased"}),
+    "ema-topk": ("ema", {"seed": 6, "anneal": (0, 0), "draw": "topk"}),
+    "random": ("random", {"seed": 7, "anneal": (0.2, 0)}),
+    "full": ("full", {"seed": 8}),
+    "es-grad-norm": ("es", {"seed": 9, "anneal": (0, 0), "signal": "grad_norm"}),
+    "es-capped": ("es", {"seed": 10, "anneal": (0, 0), "cap": 0.75, "power": 0.5, "reweight": "unbiased"}),
+    "es-stale": ("es", {"seed": 11, "anneal": (0.2, 0), "score_every": 2}),
+    "importance": ("importance", {"seed": 12, "anneal": (0, 0)}),
+    "random-subset": ("random_subset", {"seed": 13, "anneal": (0, 0.2)}),
+    "ordered": ("ordered", {"seed": 14}),
+    "backprop": ("selective_backprop", {"seed": 15, "history": 3 * BATCH_SIZE + 5}),
+    "backprop-stale": ("selective_backprop", {"seed": 16, "history": 3 * BATCH_SIZE + 5, "score_every": 2}),
+    "backprop-composer": ("selective_backprop_composer", {"seed": 17, "anneal": (0.2, 0)}),
+    "infobatch": ("infobatch", {"seed": 18}),
+    "kakurenbo": ("kakurenbo", {"seed": 19}),
+    "ucb": ("ucb", {"seed": 20, "anneal": (0.2, 0), "every": 2, "max_age": None}),
+    "epsilon-greedy": ("epsilon_greedy", {"seed": 21, "anneal": (0, 0), "epsilon": 0.2, "max_age": 2}),
+    "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
+}
+SELECTIONS = {
+    name: preset(short, **settings)
+    for name, (short, settings) in CASES.items()
+    if PRESETS[short][1].get("draw", "race") in draws.DRAWS
+}
+SCORED_UNASKED = ["es", "es-stale", "random", "kakurenbo"]  # losses come with every step, wanted or not
 
 Connect = Callable[[es.Selection, int], list[es.Selector]]
 
@@ -38,7 +67,7 @@ def embedded(selection: es.Selection, world_size: int) -> list[es.Selector]:
     """All ranks over one scorekeeper in this process: the reference."""
     keeper = Scorekeeper(RunConfig(selection=selection, **SHAPE))
     ranks = [Embedded(keeper, Position(rank, world_size)) for rank in range(world_size)]
-    return [es.Selector(selection, **SHAPE, exchange=rank) for rank in ranks]
+    return [es.Selector(selection, **SHAPE, irreducible_losses=IRREDUCIBLE, exchange=rank) for rank in ranks]
 
 
 def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world_size: int) -> list[es.Selector]:
@@ -48,6 +77,7 @@ def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world
             run,
             selection,
             **SHAPE,
+            irreducible_losses=IRREDUCIBLE,
             exchange=exchange,
             storage=storage,
             rank=rank,
@@ -58,25 +88,37 @@ def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world
     ]
 
 
+def observed(epoch: int, ids: Any) -> dict[str, Any]:
+    """All that a model could say of these samples in this epoch."""
+    return {name: values[epoch, ids] for name, values in SIGNALS.items()}
+
+
 def train(selectors: Sequence[es.Selector], epochs: range, *, scored: bool = True) -> list[Any]:
-    """Drive all ranks in lockstep; return every step's ids, positions and scale."""
-    steps = []
+    """Drive all ranks in lockstep; return every step's ids, positions and scale, and what each epoch hid."""
+    steps: list[Any] = []
     for epoch in epochs:
         for row in itertools.zip_longest(*(selector.epoch(epoch) for selector in selectors)):
             for rank, (selector, ids) in enumerate(zip(selectors, row, strict=True)):
                 if selector.wants_scores or scored:
-                    draw = selector.select(ids, LOSSES[epoch, ids])
+                    draw = selector.select(ids, observed(epoch, ids))
                 else:
                     draw = selector.select(ids)
-                    selector.observe(LOSSES[epoch, draw.ids])
+                    selector.observe(observed(epoch, draw.ids))
                 steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+        for rank, selector in enumerate(selectors):
+            factor = selector.learning_rate_factor
+            for ids in selector.hidden_batches():
+                selector.refresh(ids, observed(epoch, ids))
+                steps.append((epoch, rank, "hidden", ids.tolist(), factor))
     return steps
 
 
 def go_on(selector: es.Selector, steps: Iterator[Any], epoch: int) -> None:
     """Make the steps that are left of an open epoch."""
     for ids in steps:
-        selector.select(ids, LOSSES[epoch, ids])
+        selector.select(ids, observed(epoch, ids))
+    for ids in selector.hidden_batches():
+        selector.refresh(ids, observed(epoch, ids))
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -92,7 +134,9 @@ def finish(selectors: Sequence[es.Selector]) -> pa.Table:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("name", "scored"), [*((name, True) for name in SELECTIONS), ("es", False), ("random", False)])
+@pytest.mark.parametrize(
+    ("name", "scored"), [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+)
 @pytest.mark.parametrize("exchange", ["sync", "leased"])
 def test_same_selection_and_table_as_in_process(
     exchange: str, name: str, world_size: int, scored: bool, run: str, storage: str
@@ -114,11 +158,26 @@ def test_another_seed_gives_another_selection() -> None:
     assert one != train(embedded(preset("es", seed=2), 1), range(2))
 
 
+def test_every_method_has_a_case_and_every_case_does_what_it_is_there_for() -> None:
+    assert {selection.method.name for selection in SELECTIONS.values()} == set(methods.METHODS)
+    steps = train(embedded(SELECTIONS["kakurenbo"], 2), range(NUM_EPOCHS), scored=False)
+    assert {step[0] for step in steps if step[2] == "hidden"} == set(range(1, NUM_EPOCHS - 1))
+    [stale] = embedded(SELECTIONS["backprop-stale"], 1)
+    train([stale], range(NUM_EPOCHS), scored=False)
+    assert stale.ledger.scored == 3 * NUM_SAMPLES
+    [composer] = embedded(SELECTIONS["backprop-composer"], 1)
+    sizes = [len(step[3]) for step in train([composer], range(2), scored=False) if step[0] == 1]
+    assert sizes[:4] == [32, 16, 32, 16] or sizes[:4] == [16, 32, 16, 32]
+
+
 @pytest.mark.parametrize("exchange", ["sync", "leased"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_restart_between_epochs_changes_nothing(exchange: str, world_size: int, run: str, storage: str) -> None:
+@pytest.mark.parametrize("name", ["eswp", "infobatch", "kakurenbo", "ucb", "backprop-stale"])
+def test_a_restart_between_epochs_changes_nothing(
+    exchange: str, world_size: int, name: str, run: str, storage: str
+) -> None:
     """The group of ranks dies inside epoch 3 and starts again from the checkpoint of epoch 2."""
-    selection = SELECTIONS["eswp"]
+    selection = SELECTIONS[name]
     reference = embedded(selection, world_size)
     expected = train(reference, range(NUM_EPOCHS))
 
@@ -127,7 +186,7 @@ def test_a_restart_between_epochs_changes_nothing(exchange: str, world_size: int
     state = pickle.loads(pickle.dumps(first[0].state_dict()))
     halfway = [selector.epoch(3) for selector in first]
     for selector, ids in zip(first, map(next, halfway), strict=True):
-        selector.select(ids, LOSSES[3, ids])
+        selector.select(ids, observed(3, ids))
 
     second = remote(run, storage, exchange, selection, world_size)
     for selector in second:

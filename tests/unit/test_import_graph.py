@@ -19,6 +19,7 @@ FLOORS = {
     "actors": 2,
     "exchange": 3,
     "selector": 4,
+    "selector_state": 4,
     "ledger": 4,
     "connect": 4,
     "training": 5,

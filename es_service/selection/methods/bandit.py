@@ -10,6 +10,7 @@ import math
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.methods.base import F32, Columns, Method
@@ -49,7 +50,7 @@ class _Bandit(Method):
             return Plan(ids=prospect.everything)
         return Plan(ids=self._choose(prospect))
 
-    def _choose(self, prospect: Prospect) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
         raise NotImplementedError  # abstract: each says its own
 
 
@@ -76,7 +77,7 @@ class Ucb(_Bandit):
         variance_B = np.where(first, np.float32(0), beta * old["variance"] + (1 - beta) * surprise_B * surprise_B)
         return {"s": mean_B, "variance": variance_B, "w": mean_B + np.float32(self.c) * variance_B}
 
-    def _choose(self, prospect: Prospect) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
         keys_n = -prospect.column("w").astype(np.float64)
         return prune(keys_n, prospect.num_kept, unobserved_n=prospect.unobserved(), overdue_n=prospect.overdue())
 
@@ -101,7 +102,7 @@ class EpsilonGreedy(_Bandit):
         mean_B = np.where(old["visits"] == 0, values_B, beta * old["s"] + (1 - beta) * values_B)
         return {"s": mean_B, "w": mean_B}
 
-    def _choose(self, prospect: Prospect) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
         num_greedy = prospect.num_kept - math.floor(exact_share(self.epsilon, prospect.num_kept))
         keys_n = -prospect.column("w").astype(np.float64)
         greedy = np.argsort(keys_n, kind="stable")[:num_greedy]

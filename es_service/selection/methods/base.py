@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from es_service.selection.plans import Plan, Prospect
 
-__all__ = ["F32", "Columns", "Method"]
+__all__ = ["F32", "Columns", "LastValue", "Method"]
 
 F32: TypeAlias = NDArray[np.float32]
 Columns: TypeAlias = Mapping[str, F32]
@@ -87,3 +87,18 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """Return the method's own settings, JSON-ready; `METHODS[name](**settings)` makes it again."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LastValue(Method):
+    """Goes by what was observed last, s = w = ℓ, and by nothing from before."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
+        """Return 0."""
+        return 0.0
+
+    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
+        """Return s = w = ℓ."""
+        return {"s": values_B, "w": values_B}

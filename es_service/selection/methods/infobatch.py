@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.settings import as_number, exact_share
 
@@ -22,14 +22,13 @@ _INITIAL_SCORE = 3.0  # as published; nobody is below the mean before losses wer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class InfoBatch(Method):
+class InfoBatch(LastValue):
     """Unbiased dynamic pruning; make it with `infobatch()`."""
 
     name: ClassVar[str] = "infobatch"
     needs_losses: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...]] = ()
     r: float = 0.5
 
     def __post_init__(self) -> None:
@@ -40,10 +39,6 @@ class InfoBatch(Method):
     def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
         """Return 3, as published."""
         return _INITIAL_SCORE
-
-    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
-        """Return s = w = ℓ: the last loss."""
-        return {"s": values_B, "w": values_B}
 
     def plan(self, prospect: Prospect) -> Plan:
         """Return all but a share r of the well-learned, drawn uniformly; the rest of those weigh 1/(1-r)."""

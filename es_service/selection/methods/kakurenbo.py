@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.settings import as_number, exact_share
 
@@ -22,14 +22,13 @@ _STAGES = ((0.8, 0.4), (0.6, 0.6), (0.3, 0.8), (0.0, 1.0))  # from this share of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Kakurenbo(Method):
+class Kakurenbo(LastValue):
     """Hide what is easy and certain; make it with `kakurenbo()`."""
 
     name: ClassVar[str] = "kakurenbo"
     needs_losses: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...]] = ()
     observes: ClassVar[tuple[str, ...]] = ("correct", "confidence")
     columns: ClassVar[tuple[str, ...]] = ("correct", "confidence")
     fraction: float = 0.3
@@ -42,14 +41,6 @@ class Kakurenbo(Method):
             raise errors.ConfigError(f"fraction must lie in [0, 1), got {self.fraction}: the share to hide at most")
         if not 0.0 <= self.threshold <= 1.0:
             raise errors.ConfigError(f"threshold must lie in [0, 1], got {self.threshold}: it is a probability")
-
-    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
-        """Return 0; a sample never observed is never hidden."""
-        return 0.0
-
-    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
-        """Return s = w = ℓ: the last loss; `correct` and `confidence` are kept beside it."""
-        return {"s": values_B, "w": values_B}
 
     def plan(self, prospect: Prospect) -> Plan:
         """Return all but the hidden, which are to be observed again at the epoch's end if it is not the last."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 
 __all__ = ["Ordered", "ordered"]
@@ -21,11 +21,10 @@ _STAGES = ((0.995, 1 / 16), (0.95, 1 / 8), (0.90, 1 / 4), (0.80, 1 / 2))  # trai
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Ordered(Method):
+class Ordered(LastValue):
     """The q largest losses of s; make it with `ordered()`."""
 
     name: ClassVar[str] = "ordered"
-    reads: ClassVar[tuple[str, ...]] = ()
     observes: ClassVar[tuple[str, ...]] = ("correct",)
     columns: ClassVar[tuple[str, ...]] = ("correct",)
     adaptive: bool = True
@@ -33,14 +32,6 @@ class Ordered(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.adaptive, bool):
             raise errors.ConfigError(f"adaptive must be true or false, got {self.adaptive!r}")
-
-    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
-        """Return 0."""
-        return 0.0
-
-    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
-        """Return w = ℓ."""
-        return {"s": values_B, "w": values_B}
 
     def plan(self, prospect: Prospect) -> Plan:
         """Return the usual plan, with the share q/s that the train accuracy of the last predictions calls for."""

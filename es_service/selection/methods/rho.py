@@ -9,24 +9,19 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.methods.base import F32, Columns, LastValue
 
 __all__ = ["Rho", "rho"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Rho(Method):
+class Rho(LastValue):
     """Loss above the irreducible loss; make it with `rho()`."""
 
     name: ClassVar[str] = "rho"
     prunes: ClassVar[bool] = False
     signed: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ()
     observes: ClassVar[tuple[str, ...]] = ("irreducible_loss",)
-
-    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
-        """Return 0."""
-        return 0.0
 
     def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's argument
         """Return s = w = ℓ - irreducible loss."""

@@ -12,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.methods.base import F32, Columns, Method
+from es_service.selection.methods.base import F32, LastValue
 from es_service.selection.settings import as_integer, as_number
 
 __all__ = ["SelectiveBackprop", "selective_backprop"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class SelectiveBackprop(Method):
+class SelectiveBackprop(LastValue):
     """P ∝ CDF(ℓ)^β; make it with `selective_backprop()`."""
 
     name: ClassVar[str] = "selective_backprop"
-    reads: ClassVar[tuple[str, ...]] = ()
     beta: float = 3.0
     history: int = 1024
 
@@ -37,14 +36,6 @@ class SelectiveBackprop(Method):
     def window(self) -> int:
         """Return R."""
         return self.history
-
-    def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
-        """Return 0."""
-        return 0.0
-
-    def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's arguments
-        """Return w = ℓ; the rank is taken when the meta-batch is drawn from."""
-        return {"s": values_B, "w": values_B}
 
     def weigh(self, weights_B: F32, recent_R: F32) -> NDArray[np.floating]:
         """Return CDF_R(ℓ)^β: the share of the last R losses, these among them, that are no larger."""

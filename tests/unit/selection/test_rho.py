@@ -42,7 +42,7 @@ def test_mislabelled_samples_are_left_alone_where_the_loss_alone_would_chase_the
 
 @pytest.mark.parametrize("draw", sorted(set(draws.DRAWS) - {"topk"}))
 def test_no_other_draw_can_go_by_weights_below_zero(draw: str) -> None:
-    with pytest.raises(errors.ConfigError, match="weights below 0.*take draw='topk'"):
+    with pytest.raises(errors.ConfigError, match=r"weights below 0.*take draw='topk'"):
         Selection(methods.rho(), draw=draw)
 
 

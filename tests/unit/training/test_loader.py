@@ -331,3 +331,52 @@ def test_an_epoch_may_be_left_early(method: es.methods.Method, num_workers: int,
     assert column(selector, "selected") == [trained[index] for index in range(NUM)]
     unseen = 0 if observes_last or method.selects else SIZE
     assert sum(column(selector, "visits")) == 2 * SIZE + NUM - unseen
+
+
+# -- signals and hidden samples -----------------------------------------------------------------------------------
+
+
+def test_what_an_epoch_hid_is_scored_at_its_end_and_trained_on_by_nobody() -> None:
+    """KAKURENBO: the easiest fifth is predicted right and with certainty, so it is hidden from epoch 1 on."""
+    easy = set(range(9))
+
+    def signals(ids: list[int]) -> dict[str, NDArray[np.float32]]:
+        is_easy = np.array([one in easy for one in ids], dtype=np.float32)
+        return {"loss": loss_of(ids) + 1 - is_easy, "correct": is_easy, "confidence": is_easy}
+
+    scored: list[list[int]] = []
+
+    def score(batch: torch.Tensor) -> dict[str, NDArray[np.float32]]:
+        scored.append(batch.tolist())
+        return signals(batch.tolist())
+
+    selector = select(es.methods.kakurenbo(0.2), reweight="none")
+    loader = SelectiveLoader(WholeSet(), selector, score, reuse_losses=True, collate_fn=as_is)
+    for epoch in range(EPOCHS):
+        trained: list[int] = []
+        scored.clear()
+        for batch, scale in loader.epoch(epoch):
+            trained += batch.tolist()
+            assert scale.tolist() == [1.0] * len(batch)
+            loader.observe(signals(batch.tolist()))
+        hidden = set(range(NUM)) - set(trained)
+        is_last = epoch == EPOCHS - 1
+        assert hidden <= easy
+        assert bool(hidden) == (epoch > 0)
+        assert sorted(itertools.chain(*scored)) == ([] if is_last else sorted(hidden))
+        assert selector.learning_rate_factor == pytest.approx(NUM / (NUM - len(hidden)))
+    assert selector.ledger.trained + selector.ledger.scored == sum(column(selector, "visits"))
+
+
+def test_infobatch_weighs_what_it_keeps() -> None:
+    selector = select(es.methods.infobatch(0.5), reweight="none")
+    loader = SelectiveLoader(WholeSet(), selector, Scorer(), reuse_losses=True, collate_fn=as_is)
+    sums = []
+    for epoch in range(EPOCHS):
+        total = 0.0
+        for batch, scale in loader.epoch(epoch):
+            total += float(scale.sum())
+            loader.observe(loss_of(batch.tolist()))
+        sums.append(total)
+    assert sums == pytest.approx([NUM] * EPOCHS)  # as if all had been trained on
+    assert selector.ledger.trained < 3.5 * NUM

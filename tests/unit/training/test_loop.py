@@ -213,6 +213,34 @@ def test_the_schedule_ends_with_the_training_whatever_was_pruned(tmp_path: Path,
     assert group["nesterov"]
 
 
+# -- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_that_goes_by_a_signal_the_task_lacks_is_refused_at_once(tmp_path: Path) -> None:
+    task = PointsTask()
+    with pytest.raises(errors.ConfigError, match=r"'points' has no signal 'correct'.*it has loss"):
+        run(tmp_path, select("kakurenbo"), task)
+    assert len(task.loss_sizes) == 1
+
+
+class SureTask(PointsTask):
+    """Always right and certain, so that KAKURENBO hides all it may."""
+
+    def signals(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"correct": torch.ones(len(outputs)), "confidence": torch.ones(len(outputs))}
+
+
+def test_the_learning_rate_rises_with_what_is_hidden(tmp_path: Path) -> None:
+    selector = select("kakurenbo", anneal=(0.0, 0.0))
+    metrics = run(tmp_path, selector, SureTask())
+    hidden = math.floor(0.3 * 0.4 * NUM)  # from 80 % of the epochs on
+    steps = math.ceil((NUM - hidden) / SIZE)
+    (group,) = saved(tmp_path)["optimizer"]["param_groups"]
+    expected = learning_rate_at((EPOCHS - 1 / steps) / EPOCHS, 0.2) * NUM / (NUM - hidden)
+    assert group["lr"] == pytest.approx(expected, rel=1e-9)
+    assert metrics["ledger"]["scored"] > 0  # the hidden of all epochs but the last
+
+
 # -- interrupted and continued ------------------------------------------------------------------------------------
 
 

@@ -281,3 +281,29 @@ def test_the_generator_of_the_models_device() -> None:
     score(model, batch)
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.equal(model.norm.running_mean, before[1])  # type: ignore[arg-type]
+
+
+# -- signals ------------------------------------------------------------------------------------------------------
+
+
+def signals(outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"loss": losses(outputs, batch), "correct": (outputs.argmax(dim=1) == batch.y)}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_signals_come_by_name_and_leave_no_trace_either(micro_batch_size: int | None) -> None:
+    model, batch = make()
+    expected = score(model, batch, micro_batch_size=micro_batch_size)
+    before = state(model)
+    got: Any = score(model, batch, losses=signals, micro_batch_size=micro_batch_size)
+    assert state(model) == before
+    assert list(got) == ["loss", "correct"]
+    np.testing.assert_array_equal(got["loss"], expected)
+    assert got["correct"].dtype == np.float32
+    assert set(got["correct"].tolist()) <= {0.0, 1.0}
+
+
+def test_a_signal_that_is_not_one_per_sample_is_refused() -> None:
+    model, batch = make()
+    with pytest.raises(errors.ShapeError, match="one number"):
+        score(model, batch, losses=lambda o, b: {"loss": losses(o, b), "correct": torch.ones(())})

@@ -213,3 +213,21 @@ def test_gradients_are_exchanged_once_a_step_and_whole(most: int | None) -> None
     for _ in range(2):
         train_step(model, optimizer, batch, scale, losses, micro_batch_size=most)
     assert len(exchanged) == 3
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_signals_are_observed_by_name_in_the_order_of_the_batch(most: int | None) -> None:
+    model, batch, scale = make(10)
+
+    def signals(model: nn.Module, part: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": losses(model, part), "first": part["x"][:, 0]}
+
+    observed: Any = train_step(model, sgd(model), batch, scale, signals, micro_batch_size=most)
+    assert not observed["loss"].requires_grad
+    assert torch.equal(observed["first"], batch["x"][:, 0])
+    twin, _, _ = make(10)
+    torch.testing.assert_close(
+        observed["loss"], train_step(twin, sgd(twin), batch, scale, losses, micro_batch_size=most)
+    )
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
