@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from es_service.evidence.contenders import FULL, RANDOM, SHORT_FULL
@@ -86,7 +87,7 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
 
 def _curves(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
     del runs
-    shown = ("accuracy", "held_out_loss")
+    shown = (results["metric"], "held_out_loss")
     figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
     looks = _looks(results)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -105,10 +106,12 @@ def _curves(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | N
         axes.set_xlabel("cost so far")
         axes.set_title(f"{_in_words(name)}, held out", fontsize=10, loc="left")
         axes.set_xlim(left=0)
-        if name == "held_out_loss":
+        low, high = axes.dataLim.intervaly
+        if name == "held_out_loss" and 0 < 3 * low < high:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     return figure

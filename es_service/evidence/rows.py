@@ -163,8 +163,8 @@ class _Table:
         return _mean(entry, lambda one: one.passes / whole) or 0.0
 
     def _measured(self, entry: _Entry, method: str) -> dict[str, Any]:
-        runs = list(entry.finished.values())
-        timed = bool(runs) and all(one.seconds is not None for one in runs)
+        runs = entry.finished
+        timed = {seed: one.seconds["total"] for seed, one in runs.items() if one.seconds is not None}
         return {
             "method": method,
             "label": entry.label,
@@ -176,9 +176,7 @@ class _Table:
             "balanced_accuracy": _spread(entry.values("balanced_accuracy")),
             "held_out_loss": _spread(entry.values("held_out_loss")),
             "samples": {"scored": _count(entry, "scored"), "trained": _count(entry, "trained")},
-            "seconds": _spread({seed: one.seconds["total"] for seed, one in entry.finished.items() if one.seconds})
-            if timed
-            else None,
+            "seconds": _spread(timed) if len(timed) == len(runs) else None,
             "cost": self._cost(entry) if runs else None,
             "corrupted_share": _mean(entry, lambda one: one.corrupted_share),
         }

@@ -31,8 +31,9 @@ _RUNS = pa.schema(
 )  # fmt: skip
 _EPOCHS = pa.schema(
     [
-        ("run", _TEXT), ("label", _TEXT), ("seed", _I64), ("epoch", _I64), ("accuracy", _F64), ("train_loss", _F64),
-        ("held_out_loss", _F64), ("scored", _I64), ("trained", _I64), ("cost", _F64), ("seconds", _F64),
+        ("run", _TEXT), ("label", _TEXT), ("seed", _I64), ("epoch", _I64), ("accuracy", _F64),
+        ("balanced_accuracy", _F64), ("train_loss", _F64), ("held_out_loss", _F64), ("scored", _I64),
+        ("trained", _I64), ("cost", _F64), ("seconds", _F64),
     ]
 )  # fmt: skip
 

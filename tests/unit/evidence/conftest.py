@@ -71,6 +71,7 @@ def _outcome(
             {
                 "epoch": epoch,
                 "accuracy": accuracy * (0.7 + 0.3 * part),
+                "balanced_accuracy": accuracy * (0.6 + 0.3 * part),
                 "train_loss": 2 - part,
                 "held_out_loss": 1.5 - part,
                 "scored": int(scored * part),
