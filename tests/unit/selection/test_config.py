@@ -25,7 +25,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *[({"prune_ratio": bad}, f"prune_ratio must lie in [0, 1), got {bad}") for bad in (1, 1.0, -0.1, NAN)],
     *[({"anneal": bad}, f"got {bad}") for bad in ((-0.1, 0), (0.6, 0.6), (NAN, 0.0), (0.1,), (0.1, 0.1, 0.1))],
     ({"draw": "racing"}, "unknown draw 'racing'; did you mean 'race'?"),
-    ({"draw": "xyz"}, "unknown draw 'xyz'; known: race, systematic, topk, conditional_poisson, priority"),
+    ({"draw": "xyz"}, "unknown draw 'xyz'; known: race, systematic, pivotal, topk, conditional_poisson, priority, "),
     ({"reweight": "biased"}, "reweight must be one of none, unbiased; got 'biased'"),
     ({"on_bad_loss": "ignore"}, "on_bad_loss must be one of raise, skip; got 'ignore'"),
     ({"draw": "topk", "reweight": "unbiased"}, "draw='topk' is deterministic"),
