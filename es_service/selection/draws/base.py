@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 
-__all__ = ["F32", "F64", "I64", "TINY", "Drawn", "check_weights", "inclusion_targets", "shuffled"]
+__all__ = ["Drawn", "check_weights", "inclusion_targets", "shuffled"]
 
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
