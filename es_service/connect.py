@@ -72,7 +72,7 @@ def connect(
         ServerUnavailableError: the server did not answer in time.
     """
     from es_service.actors import launch
-    from es_service.actors.calls import call
+    from es_service.actors.calls import call_patiently
     from es_service.actors.cluster import ensure_ray
 
     if not isinstance(selection, Selection):
@@ -85,7 +85,8 @@ def connect(
     group = _attempt(attempt or shared, position)
     ensure_ray()
     server = launch.start(run, config, absolute(storage))
-    stats = call(server.stats.options(concurrency_group=launch.READ_GROUP).remote(), deadline_s, "ask what the run is")
+    ask = server.stats.options(concurrency_group=launch.READ_GROUP)
+    stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
     remote = kind(run, config, position, group, deadline_s=deadline_s)
     return Selector(

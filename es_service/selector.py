@@ -259,9 +259,9 @@ class Selector:
         scale_m = self._share.scale
         if scale_m is None:
             return draw
-        is_next = ids is self._planned
-        rows = self._step * self.config.batch_size + draw.positions if is_next else self._share.rows(draw.ids)
-        return Draw(draw.positions, draw.ids, draw.scale * np.where(rows < 0, np.float32(1), scale_m[rows]))
+        rows = self._share.rows(self._step, draw.ids, self.config.batch_size)
+        factors_b = scale_m[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), scale_m[rows])
+        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
 
     def _draw_blind(self, ids_B: _I64, num: int) -> Draw:
         """Draw by what is known; what was drawn is reported together with its losses, or alone if none come."""
@@ -364,14 +364,14 @@ class Selector:
         ledger.clock = self.ledger.clock
         self.exchange.load(saved)
         self.ledger, self._resume_step = ledger, step
-        self._open_epoch, self._unreported = None, None
+        self._open_epoch, self._unreported, self._share = None, None, _NO_SHARE
         return saved.finished_epochs
 
     def reset(self) -> None:
         """Forget every observation and stand before epoch 0; every rank calls it."""
         self.exchange.reset()
         self.ledger = Ledger(clock=self.ledger.clock)
-        self._open_epoch, self._unreported, self._resume_step = None, None, 0
+        self._open_epoch, self._unreported, self._share, self._resume_step = None, None, _NO_SHARE, 0
 
     def publish(self, progress: dict[str, Any]) -> None:
         """Let watchers of the run see how training goes (accuracy, say); plain values only."""

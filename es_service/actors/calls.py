@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -9,9 +11,10 @@ from ray import exceptions
 
 from es_service import errors
 
-__all__ = ["DEADLINE_S", "call"]
+__all__ = ["DEADLINE_S", "call", "call_patiently"]
 
 DEADLINE_S = 60.0
+_PAUSE_S = 0.1
 
 
 def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
@@ -45,3 +48,25 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
             f"cannot {doing}: the score server is restarting, what came after the last finished epoch is lost; "
             "connect again and continue from the checkpoint of that epoch"
         ) from error
+
+
+def call_patiently(ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str) -> Any:
+    """Return the answer of a call that may as well be made again: a server that is restarting is waited for.
+
+    Args:
+        ask: makes the call.
+        deadline_s: seconds for all of it.
+        doing: as in `call`.
+
+    Raises:
+        ServerRestartedError: it was still restarting at the deadline.
+        EsServiceError: as `call`.
+    """
+    give_up = time.monotonic() + deadline_s
+    while True:
+        try:
+            return call(ask(), max(0.0, give_up - time.monotonic()), doing)
+        except errors.ServerRestartedError:
+            if time.monotonic() + _PAUSE_S > give_up:
+                raise
+        time.sleep(_PAUSE_S)  # polling: Ray says nothing when an actor is back

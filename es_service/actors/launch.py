@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import ray
 
 from es_service import errors
-from es_service.actors.calls import call
+from es_service.actors.calls import call_patiently
 from es_service.actors.score_server import ScoreServer
 from es_service.selection.scorekeeper import RunConfig
 from es_service.storage import runs
@@ -62,9 +62,8 @@ def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -
         max_restarts=-1,
         max_task_retries=0,  # Ray would re-execute and reorder: clients retry, by sequence number
     ).remote(storage, run, runs.config_to_dict(config))
-    failure, place = call(
-        actor.identity.options(concurrency_group=READ_GROUP).remote(), _START_DEADLINE_S, "start the score server"
-    )
+    identity = actor.identity.options(concurrency_group=READ_GROUP)
+    failure, place = call_patiently(identity.remote, _START_DEADLINE_S, "start the score server")
     if failure is not None:  # it could not begin: nothing is lost with it
         ray.kill(actor)
         raise failure

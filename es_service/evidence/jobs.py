@@ -12,7 +12,7 @@ from es_service.selection.scorekeeper import RunConfig
 from es_service.storage.files import absolute
 from es_service.training.job import TrainJob
 from es_service.training.loop import TrainSettings
-from es_service.training.tasks import build_task
+from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.derived import Derived
 
 __all__ = ["begin", "train_job"]
@@ -52,6 +52,8 @@ def begin(
         contenders=contenders,
         seeds=seeds,
     )
+    for contender in contenders:
+        check_signals(built, contender.selection(0))
     for spec in comparison.specs(contenders):
         TrainSettings(learning_rate=spec.learning_rate, seed=spec.seed)
         RunConfig(

@@ -54,7 +54,6 @@ class Remote:
         self._deadline_s = deadline_s
         self._share = Share(ids=_NO_IDS, first_step=0)
         self._lease: dict[str, NDArray[Any]] = {}
-        self._sorted: NDArray[np.int64] | None = None
         self._joined = False
         self._seq = self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
@@ -133,7 +132,6 @@ class Remote:
             pause_s = min(2 * pause_s, _POLL_S[1])
         self._share, lease = answer
         self._lease = {name: values.copy() for name, values in lease.items()}  # what Ray hands out is read-only
-        self._sorted = None
         return self._share
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
@@ -167,18 +165,10 @@ class Remote:
         return new["w"]
 
     def _rows(self, step: int, ids_B: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-        """Return where the lease holds these ids: a slice where they are the plan's next, looked up otherwise."""
-        ids, start = self._share.ids, step * self.config.batch_size
-        planned = slice(start, start + ids_B.size)
-        if np.array_equal(ids[planned], ids_B):
-            return planned
-        if self._sorted is None:
-            self._sorted = np.argsort(ids, kind="stable")
-        places = np.searchsorted(ids, ids_B, sorter=self._sorted)
-        rows = self._sorted[np.minimum(places, ids.size - 1)]
-        foreign = ids[rows] != ids_B
-        if foreign.any():
-            position = int(np.argmax(foreign))
+        """Return where the lease holds these ids, see `Share.rows`; IdError where it does not."""
+        rows = self._share.rows(step, ids_B, self.config.batch_size)
+        if not isinstance(rows, slice) and rows.min() < 0:
+            position = int(np.argmin(rows))
             raise errors.IdError(
                 f"id {ids_B[position]} at position {position} is not in rank {self.position.rank}'s share: without a "
                 "call to the server only ids from selector.epoch(e) can be drawn from; for a sampler of your own use "

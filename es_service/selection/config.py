@@ -124,6 +124,12 @@ class Selection:
                 f"method {self.method.name!r} has weights below 0: power and cap do nothing for it, leave them out"
             )
 
+        if "irreducible_loss" in self.method.observes and self.signal != "loss":
+            raise errors.ConfigError(
+                f"method {self.method.name!r} takes the irreducible loss away from the loss, not from "
+                f"signal={self.signal!r}: leave signal out"
+            )
+
     @property
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that an observation must carry, in the order of `SIGNALS`."""

@@ -81,19 +81,19 @@ def _as_array(values: Any, what: str) -> NDArray[Any]:
         raise errors.ShapeError(f"{what} cannot be read as an array: {error}") from error
 
 
-def _as_floats(losses: Any, num: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+def _as_floats(losses: Any, num: int, what: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return the losses as they came and as contiguous float32[B]; ShapeError where they are not one per id."""
     if hasattr(losses, "detach"):  # a torch tensor, perhaps with a gradient, on a GPU or in bfloat16
         losses = losses.detach().float().cpu()
-    array = _as_array(losses, "losses")
+    array = _as_array(losses, what)
     if array.ndim == 0:
         raise errors.ShapeError(
-            f"got a single loss for {num} ids: per-sample losses are needed (reduction='none' in torch)"
+            f"got a single {_one_of(what)} for {num} ids: per-sample ones are needed (reduction='none' in torch)"
         )
     if array.shape != (num,):
-        raise errors.ShapeError(f"losses must have shape ({num},), one per id, got {array.shape}")
+        raise errors.ShapeError(f"{what} must have shape ({num},), one per id, got {array.shape}")
     if array.dtype.kind not in "fiu":
-        raise errors.ShapeError(f"losses must be floats, got dtype {array.dtype}")
+        raise errors.ShapeError(f"{what} must be floats, got dtype {array.dtype}")
     with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which the checks name
         return array, np.ascontiguousarray(array, dtype=np.float32)
 
@@ -103,28 +103,37 @@ def _usable(losses_B: NDArray[np.float32]) -> NDArray[np.bool_]:
     return usable
 
 
-def _check_sign(losses_B: NDArray[np.float32]) -> None:
+def _check_sign(losses_B: NDArray[np.float32], what: str) -> None:
     if losses_B.min(initial=0.0) < 0:
         position = int(np.argmax(losses_B < 0))
         raise errors.LossError(
-            f"loss {losses_B[position]} at position {position} is negative and cannot be a sampling weight: "
+            f"{_one_of(what)} {losses_B[position]} at position {position} is negative and cannot be a sampling weight: "
             "shift the loss so that it starts at 0"
         )
 
 
-def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.float32]:
+def _one_of(what: str) -> str:
+    return "loss" if what == "losses" else f"value of {what}"
+
+
+def _many_of(what: str) -> str:
+    return "losses" if what == "losses" else f"values of {what}"
+
+
+def check_losses(losses: Any, num: int, *, non_negative: bool, what: str = "losses") -> NDArray[np.float32]:
     """Return losses as contiguous float32[B], all finite and of a size that can be squared.
 
     Args:
         losses: array-like of floats, or a torch tensor on any device.
         num: B, the number of ids they belong to.
         non_negative: refuse negative losses, because they become sampling weights.
+        what: to call them in messages.
 
     Raises:
         ShapeError: not float, or not one per id.
         LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position.
     """
-    array, losses_B = _as_floats(losses, num)
+    array, losses_B = _as_floats(losses, num, what)
     lowest, highest = losses_B.min(), losses_B.max()
     if (0 if non_negative else -MAX_LOSS) <= lowest and highest <= MAX_LOSS:  # neither holds for NaN
         return losses_B
@@ -132,26 +141,30 @@ def check_losses(losses: Any, num: int, *, non_negative: bool) -> NDArray[np.flo
     if not usable.all():
         position = int(np.argmin(usable))
         raise errors.LossError(
-            f"loss {array[position]} at position {position} is not finite, or above {MAX_LOSS:g}: lower the learning "
-            "rate, or skip such samples (on_bad_loss='skip' does)"
+            f"{_one_of(what)} {array[position]} at position {position} is not finite, or above {MAX_LOSS:g}: lower the "
+            "learning rate, or skip such samples (on_bad_loss='skip' does)"
         )
-    _check_sign(losses_B)
+    _check_sign(losses_B, what)
     return losses_B
 
 
-def split_losses(losses: Any, num: int, *, non_negative: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def split_losses(
+    losses: Any, num: int, *, non_negative: bool, what: str = "losses"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return losses as float32[B] and the positions of the finite ones; else as `check_losses`.
 
     Raises:
         LossError: none is finite, or one is negative.
     """
-    array, losses_B = _as_floats(losses, num)
+    array, losses_B = _as_floats(losses, num, what)
     usable = _usable(losses_B)
     good = np.flatnonzero(usable)
     if good.size == 0:
-        raise errors.LossError(f"none of the {num} losses is finite (the first is {array[0]}): training has diverged")
+        raise errors.LossError(
+            f"none of the {num} {_many_of(what)} is finite (the first is {array[0]}): training has diverged"
+        )
     if non_negative:
-        _check_sign(np.where(usable, losses_B, np.float32(0)))
+        _check_sign(np.where(usable, losses_B, np.float32(0)), what)
     return losses_B, good
 
 
@@ -169,9 +182,8 @@ def _by_name(observed: Any, needed: Sequence[str]) -> Mapping[str, Any]:
     return signals
 
 
-def _named(name: str, error: errors.InputError) -> errors.InputError:
-    """Return the error, saying which signal it is about where that is not the loss."""
-    return error if name == "loss" else type(error)(f"signal {name!r}: {error}")
+def _what(name: str) -> str:
+    return "losses" if name == "loss" else f"signal {name!r}"
 
 
 def check_signals(
@@ -190,13 +202,12 @@ def check_signals(
         LossError: as `check_losses`.
     """
     signals = _by_name(observed, needed)
-    checked = {}
-    for name in needed:
-        try:
-            checked[name] = check_losses(signals[name], num, non_negative=non_negative and name != "irreducible_loss")
-        except errors.InputError as error:
-            raise _named(name, error) from error
-    return checked
+    return {
+        name: check_losses(
+            signals[name], num, non_negative=non_negative and name != "irreducible_loss", what=_what(name)
+        )
+        for name in needed
+    }
 
 
 def split_signals(
@@ -210,12 +221,9 @@ def split_signals(
     signals = _by_name(observed, needed)
     split, good = {}, np.arange(num)
     for name in needed:
-        try:
-            split[name], finite = split_losses(
-                signals[name], num, non_negative=non_negative and name != "irreducible_loss"
-            )
-        except errors.InputError as error:
-            raise _named(name, error) from error
+        split[name], finite = split_losses(
+            signals[name], num, non_negative=non_negative and name != "irreducible_loss", what=_what(name)
+        )
         good = np.intersect1d(good, finite, assume_unique=True)
     if good.size == 0:
         raise errors.LossError(f"none of the {num} samples has finite {' and '.join(needed)}: training has diverged")

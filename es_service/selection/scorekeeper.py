@@ -110,16 +110,31 @@ class Share:
     hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     learning_rate_factor: float = 1.0
 
-    def rows(self, ids_b: I64) -> I64:
-        """Return where the share holds these ids, int64[b]; -1 for one that it does not hold."""
-        order = np.argsort(self.ids, kind="stable")
-        rows = order[np.minimum(np.searchsorted(self.ids, ids_b, sorter=order), order.size - 1)]
-        return np.where(self.ids[rows] == ids_b, rows, -1)
+    def rows(self, step: int, ids_B: I64, batch_size: int) -> slice | I64:
+        """Return where the share holds these ids: a slice where they are the step's own, looked up otherwise.
+
+        An id that it does not hold has row -1.
+        """
+        start = step * batch_size
+        planned = slice(start, start + ids_B.size)
+        if np.array_equal(self.ids[planned], ids_B):
+            return planned
+        rows = _places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
+        return start + rows if rows.min() >= 0 else _places(self.ids, ids_B)
 
     def window(self, step: int, batch_size: int, num: int) -> I64:
         """Return the ids of the `num` samples at most that came before this step of the epoch."""
         start = step * batch_size
         return self.ids[max(0, start - num) : start]
+
+
+def _places(ids_m: I64, ids_B: I64) -> I64:
+    """Return where each of the ids stands among others, int64[B]; -1 where it does not."""
+    if not ids_m.size:
+        return np.full(ids_B.size, -1)
+    order = np.argsort(ids_m, kind="stable")
+    places = order[np.minimum(np.searchsorted(ids_m, ids_B, sorter=order), order.size - 1)]
+    return np.where(ids_m[places] == ids_B, places, -1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.result import measured, trained_on
-from es_service.training.tasks import build_task
+from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
 
@@ -122,6 +122,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         seed=job.seed,
     )
     config.check_world(job.num_workers)
+    check_signals(task, job.selection)
     training = _training(job, config, settings)
     if job.resume:
         _check_resumed(job.run, storage.training() or {}, training)

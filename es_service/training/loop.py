@@ -19,6 +19,7 @@ from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
 from es_service.training.step import autocast_for, train_step
+from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.workers import Workers
 
@@ -112,6 +113,7 @@ class _Training:
         )
         self.history: list[dict[str, Any]] = []
         self._published_at = -math.inf
+        check_signals(task, selector.config.selection)
         self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
     def run(self) -> dict[str, Any]:
@@ -182,12 +184,6 @@ class _Training:
             return losses
         with torch.no_grad():
             given = self.task.signals(outputs, batch)
-        for name in self._further:
-            if name not in given:
-                raise errors.ConfigError(
-                    f"task {self.task.name!r} has no signal {name!r}, which this selection goes by; it has "
-                    f"{', '.join(['loss', *given])}: take another method, or signal=loss"
-                )
         return {"loss": losses, **{name: given[name] for name in self._further}}
 
     def _score(self, batch: Any) -> Any:

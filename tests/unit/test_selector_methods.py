@@ -255,9 +255,9 @@ def test_a_bad_signal_is_named() -> None:
     ids = next(selector.epoch(0))
     selector.select(ids)
     seen = observed(0, ids)
-    with pytest.raises(errors.LossError, match=r"signal 'confidence': .* at position 2"):
+    with pytest.raises(errors.LossError, match=r"value of signal 'confidence' nan at position 2"):
         selector.observe({**seen, "confidence": np.where(np.arange(BATCH) == 2, np.nan, 1)})
-    with pytest.raises(errors.ShapeError, match=r"signal 'correct': .*shape \(10,\)"):
+    with pytest.raises(errors.ShapeError, match=r"signal 'correct' must have shape \(10,\)"):
         selector.observe({**seen, "correct": np.ones(3)})
     selector.observe(seen)
     assert selector.table().column("visits").to_pylist()[int(ids[0])] == 1
@@ -319,7 +319,7 @@ def test_irreducible_losses_are_given_once() -> None:
 
 def test_negative_gradient_norms_are_refused() -> None:
     selector = make("loss", signal="grad_norm")
-    with pytest.raises(errors.LossError, match=r"signal 'grad_norm': .*negative"):
+    with pytest.raises(errors.LossError, match=r"value of signal 'grad_norm' -1.0 at position 0 is negative"):
         selector.select(next(selector.epoch(0)), {"loss": np.ones(BATCH), "grad_norm": -np.ones(BATCH)})
 
 
