@@ -15,8 +15,8 @@ import pytest
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection import draws, methods
-from es_service.selection.config import PRESETS, preset
+from es_service.selection import methods
+from es_service.selection.config import preset
 from es_service.selection.scorekeeper import RunConfig, Scorekeeper
 from es_service.storage.snapshots import encode_table
 
@@ -53,11 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "epsilon-greedy": ("epsilon_greedy", {"seed": 21, "anneal": (0, 0), "epsilon": 0.2, "max_age": 2}),
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
 }
-SELECTIONS = {
-    name: preset(short, **settings)
-    for name, (short, settings) in CASES.items()
-    if PRESETS[short][1].get("draw", "race") in draws.DRAWS
-}
+SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}
 SCORED_UNASKED = ["es", "es-stale", "random", "kakurenbo"]  # losses come with every step, wanted or not
 
 Connect = Callable[[es.Selection, int], list[es.Selector]]
