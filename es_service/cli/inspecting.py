@@ -120,7 +120,9 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}".replace("-0.0000", "0.0000")  # a loss of nothing, off by a rounding
 
 
 def export_command(options: argparse.Namespace) -> int:

@@ -107,6 +107,11 @@ def _job(options: argparse.Namespace) -> Any:
         if values[name] is not None:
             settings[name] = values[name]
     settings.setdefault("seed", values["seed"])
+    if values["method"] == "short_full":
+        raise errors.ConfigError(
+            "short_full is full training with fewer epochs: --method full --epochs E; es-service compare finds the E "
+            "that takes as long as a method"
+        )
     selection = preset(values["method"], **settings)
     try:
         from es_service.training.job import TrainJob

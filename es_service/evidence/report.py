@@ -76,10 +76,10 @@ def _draw(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
 
 def _header(results: Mapping[str, Any]) -> list[str]:
     header = ["method", "accuracy"]
-    if any(row["balanced_accuracy"] for row in results["rows"]):
+    if results["metric"] == "balanced_accuracy":
         header.append("balanced accuracy")
-    header += ["against full", "against its short full run", "scored", "back-propagated", "seconds", "cost"]
-    header.append("saving at equal accuracy")
+    header += ["cost", "saving at equal accuracy", "against full", "against its short full run"]
+    header += ["seconds", "scored", "back-propagated"]
     if any(row["corrupted_share"] is not None for row in results["rows"]):
         header.append("corrupted")
     return header
