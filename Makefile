@@ -33,7 +33,7 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit
 
-test: check  ## everything: check, then the tests on a real Ray, real files and a real wheel
+test: check data  ## everything: check, then the tests on a real Ray, real files and a real wheel
 	$(BIN)/pytest -q tests/integration
 
 clean:  ## remove what the targets above made, but no runs

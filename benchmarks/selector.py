@@ -56,7 +56,8 @@ def kernel(num_samples: int, batch_size: int, num_steps: int = 300) -> dict[str,
         ids = order[step * batch_size : (step + 1) * batch_size].copy()
         begin = time.perf_counter()
         checked = observations.check_ids(ids, num_samples)
-        engine.step(checked, observations.check_losses(losses, batch_size, non_negative=True), num, step)
+        seen = observations.check_signals(losses, batch_size, SELECTION.signals, non_negative=True)
+        engine.step(checked, seen, num, step)
         taken.append(time.perf_counter() - begin)
     median_s = float(np.median(taken[len(taken) // 10 :]))
     return {

@@ -201,6 +201,8 @@ def check_signals(
         ShapeError: a signal is missing, or as `check_losses`.
         LossError: as `check_losses`.
     """
+    if len(needed) == 1 and not isinstance(observed, Mapping):  # the usual: losses alone
+        return {"loss": check_losses(observed, num, non_negative=non_negative)}
     signals = _by_name(observed, needed)
     return {
         name: check_losses(

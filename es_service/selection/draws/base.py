@@ -62,7 +62,10 @@ class Drawn:
 
         Reference: Horvitz & Thompson, JASA 1952; with replacement, Hansen & Hurwitz, Ann. Math. Stat. 1943.
         """
-        times_b, num = self.times_b, self.positions_b.size
+        num = self.positions_b.size
+        if self._times is None and not unbiased:
+            return np.ones(num, dtype=np.float32)
+        times_b = self.times_b
         if not unbiased:
             scale_b = times_b * (num / times_b.sum())
         elif (inclusion_b := self.inclusion_b) is not None:
