@@ -96,6 +96,7 @@ class Selector:
         self._resume_step = 0
         self._step_began = 0.0
         self._step_done = False
+        self._awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._scored = False  # in this step, by a forward pass of its own
         self._unreported: Draw | None = None
 
@@ -140,7 +141,7 @@ class Selector:
         with self.ledger.timing_overhead():
             self._share = self.exchange.open_epoch(epoch)
         self._share.ids.flags.writeable = False  # what is yielded comes back to `select` as it was
-        self._open_epoch = epoch
+        self._open_epoch, self._awaits_hidden = epoch, False
         first, self._resume_step = self._resume_step, 0
         for step, ids_B in enumerate(_cut(self._share.ids, self.config.batch_size)[first:], first):
             self._step = step
@@ -151,7 +152,8 @@ class Selector:
             if self._open_epoch != epoch:
                 return  # reset() or load_state_dict() was called inside the loop
             self._count_step(self.ledger)
-        if not self._share.hidden.size:
+        self._awaits_hidden = self._share.hidden.size > 0
+        if not self._awaits_hidden:
             self._close()
 
     def hidden_batches(self) -> Iterator[_I64]:
@@ -339,8 +341,13 @@ class Selector:
         In-process at any step; over Ray between two epochs, when every rank has closed the last one.
 
         Raises:
-            EpochOrderError: over Ray, inside an epoch.
+            EpochOrderError: over Ray, inside an epoch; anywhere, while `hidden_batches` are under way.
         """
+        if self._open_epoch is not None and self._awaits_hidden:
+            raise errors.EpochOrderError(
+                f"what epoch {self._open_epoch} hid is being observed: take the state before the epoch's last step or "
+                "after selector.hidden_batches()"
+            )
         saved = self.exchange.save()
         ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)
         step = 0

@@ -360,6 +360,19 @@ def test_a_state_inside_an_epoch_continues_bit_for_bit(name: str, epoch: int, st
     assert content(second) == content(undisturbed)
 
 
+def test_no_state_can_be_taken_while_the_hidden_are_being_observed() -> None:
+    """It would be observed twice by whoever continued from it."""
+    selector = make("kakurenbo")
+    train(selector, range(1))
+    for ids in selector.epoch(1):
+        one_step(selector, 1, ids)
+    for ids in selector.hidden_batches():
+        with pytest.raises(errors.EpochOrderError, match="what epoch 1 hid"):
+            selector.state_dict()
+        selector.refresh(ids, observed(1, ids))
+    assert selector.state_dict()["finished_epochs"] == 2
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_state_between_epochs_continues_bit_for_bit(name: str) -> None:
     short, settings = STATEFUL[name]
