@@ -45,7 +45,7 @@ def summary(result: dict[str, Any]) -> str:
     parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
     where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
     lines = [
-        ("accuracy", f"{result['accuracy']:.4f} on held-out samples"),
+        ("accuracy", _accuracy(result)),
         ("back-propagated", f"{samples['trained']:,} samples; a full run: {samples['full']:,}"),
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
         (
@@ -53,6 +53,7 @@ def summary(result: dict[str, Any]) -> str:
             f"{percent(saving['samples'])} of the back-propagated samples, {percent(saving['cost'])} of the passes",
         ),
         ("time saved", _time_saved(saving)),
+        *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
         ("scores", f"{storage}/{result['run']} (es-service top {result['run']} --storage {storage})"),
@@ -61,6 +62,26 @@ def summary(result: dict[str, Any]) -> str:
     title += f"{_count(result['workers'], 'worker')}, exchange {result['exchange']}"
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
+
+
+def _accuracy(result: dict[str, Any]) -> str:
+    words = f"{result['accuracy']:.4f} on held-out samples"
+    balanced = result["balanced_accuracy"]
+    if balanced is None:
+        return f"{words}, by the task's own metric (R² of a regression)"
+    return words if abs(balanced - result["accuracy"]) < 5e-5 else f"{words}, {balanced:.4f} balanced over the labels"
+
+
+def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what only some runs have to say."""
+    asides, corrupted, prepared = [], result["corrupted"], result["prepared"]
+    if corrupted is not None:
+        trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])
+        asides.append(("wrong labels", f"{trained} of the back-propagated samples had one, {of_set} of the set have"))
+    if prepared["trained"]:
+        cost = f"{prepared['trained']:,} samples trained and {prepared['scored']:,} scored"
+        asides.append(("prepared", f"irreducible losses, by hold-out models: {cost}, {seconds(prepared['seconds'])}"))
+    return asides
 
 
 def _count(number: int, what: str) -> str:
@@ -82,4 +103,4 @@ def _time_saved(saving: dict[str, Any]) -> str:
         return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"
     if share < 0:
         return f"none: steps took {percent(-share)} longer than a full run's; selection does not pay here"
-    return f"{percent(share)} against full steps measured in this run's annealing epochs"
+    return f"{percent(share)} against the full steps of this run"

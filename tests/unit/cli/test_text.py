@@ -57,6 +57,9 @@ def result(**changes: Any) -> dict[str, Any]:
         "epochs": 12,
         "seed": 0,
         "accuracy": 0.91234,
+        "balanced_accuracy": 0.91234,
+        "corrupted": None,
+        "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
         "samples": {"scored": 600000, "trained": 150000, "full": 720000},
         "seconds": {"total": 300.0, "score": 90.0, "train": 180.0, "exchange": 1.5, "data": 8.5, "wall": 360.0},
         "saving": {"samples": 0.7917, "cost": 0.5139, "seconds": 0.421},
@@ -82,7 +85,7 @@ def test_a_summary_says_it_all() -> None:
         "  back-propagated  150,000 samples; a full run: 720,000",
         "  scored           600,000 samples by a forward pass of their own",
         "  saved            79.2 % of the back-propagated samples, 51.4 % of the passes",
-        "  time saved       42.1 % against full steps measured in this run's annealing epochs",
+        "  time saved       42.1 % against the full steps of this run",
         "  steps took       5.0 min: training 3.0 min, scoring 90.0 s, exchange 1.5 s, data 8.5 s, rest 20.0 s",
         "  whole run        6.0 min with start-up, evaluation and checkpoints",
         "  scores           /data/runs/try-1 (es-service top try-1 --storage /data/runs)",
@@ -142,3 +145,21 @@ def test_rounding_leaves_no_negative_rest() -> None:
 )
 def test_what_was_saved_so_far(saving: dict[str, float | None], words: str) -> None:
     assert text.saved_so_far(saving) == words
+
+
+def test_what_only_some_runs_have_to_say() -> None:
+    lines = text.summary(
+        result(
+            balanced_accuracy=0.8,
+            corrupted={"share_of_set": 0.2, "share_of_trained": 0.315},
+            prepared={"scored": 10000, "trained": 40000, "seconds": 12.3},
+        )
+    ).splitlines()
+    assert "  accuracy         0.9123 on held-out samples, 0.8000 balanced over the labels" in lines
+    assert "  wrong labels     31.5 % of the back-propagated samples had one, 20.0 % of the set have" in lines
+    [prepared] = [line for line in lines if "prepared" in line]
+    assert "40,000 samples trained and 10,000 scored, 12.3 s" in prepared
+
+
+def test_a_regression_says_whose_metric_it_is() -> None:
+    assert "R²" in text.summary(result(balanced_accuracy=None)).splitlines()[1]
