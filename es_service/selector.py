@@ -167,6 +167,7 @@ class Selector:
             return
         began = self.ledger.clock()
         for ids_B in _cut(self._share.hidden, self.config.batch_size):
+            self._planned = ids_B
             yield ids_B
             if self._open_epoch != epoch:
                 return
@@ -189,6 +190,12 @@ class Selector:
                 "no epoch is open: call refresh inside `for ids_B in selector.hidden_batches()`"
             )
         ids = observations.check_ids(ids_B, self.config.num_samples)
+        if ids_B is not self._planned and (foreign := ~np.isin(ids, self._share.hidden)).any():
+            position = int(np.argmax(foreign))
+            raise errors.IdError(
+                f"id {ids[position]} at position {position} is none that epoch {self._open_epoch} hid: refresh what "
+                "selector.hidden_batches() yields"
+            )
         seen, good = self._checked(ids, observed)
         self.ledger.scored += ids.size
         with self.ledger.timing("exchange"):

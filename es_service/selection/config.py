@@ -89,6 +89,8 @@ class Selection:
         ):
             if value not in allowed:
                 raise errors.ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        if not isinstance(self.prune_unobserved, bool):
+            raise errors.ConfigError(f"prune_unobserved must be true or false, got {self.prune_unobserved!r}")
         self._check_weights()
         object.__setattr__(self, "score_every", as_integer("score_every", self.score_every, least=1))
         if self.interrupt is not None:
@@ -184,7 +186,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "full": ("full", {}),
         "random": ("random", {}),
-        "random_subset": ("random_subset", {"prune_ratio": 0.5}),
+        "random_subset": ("random_subset", {"prune_ratio": 0.5, "anneal": (0.0, 0.0)}),
         "loss": ("loss", {}),
         "importance": (
             "loss",
@@ -201,9 +203,9 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         ),
         "infobatch": ("infobatch", {"anneal": (0.0, 0.125)}),
         "kakurenbo": ("kakurenbo", {"anneal": (0.0, 0.0)}),
-        "ucb": ("ucb", {"prune_ratio": 0.3}),
-        "epsilon_greedy": ("epsilon_greedy", {"prune_ratio": 0.3}),
-        "rho": ("rho", {"ratio": 0.1, "draw": "topk"}),
+        "ucb": ("ucb", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
+        "epsilon_greedy": ("epsilon_greedy", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
+        "rho": ("rho", {"ratio": 0.1, "draw": "topk", "anneal": (0.0, 0.0)}),
     }
 )
 """What a command line calls a method: (name in METHODS, settings that differ from the defaults)."""
@@ -213,7 +215,8 @@ def preset(name: str, **settings: Any) -> Selection:
     """Make a Selection from a method's short name; `settings` are the method's own or those of `Selection`.
 
     Raises:
-        ConfigError: an unknown name or setting; the nearest one is suggested.
+        ConfigError: an unknown name or setting (the nearest one is suggested), or one that changes nothing for this
+            method.
 
     Example:
         >>> preset("eswp", beta1=0.1).to_dict()["settings"]
@@ -233,6 +236,22 @@ def preset(name: str, **settings: Any) -> Selection:
     merged = {**defaults, **settings}
     try:
         method = factory(**{key: merged.pop(key) for key in method_settings if key in merged})
-        return Selection(method, **merged)
+        selection = Selection(method, **merged)
     except TypeError as error:  # a word where a number belongs
         raise errors.ConfigError(f"a setting of method {name!r} has the wrong type: {error}") from error
+    usual = {field.name: field.default for field in dataclasses.fields(Selection)} | dict(defaults)
+    for key in _inert(method):
+        if getattr(selection, key) != usual[key]:
+            takes = "a uniform draw" if method.selects else "all of a meta-batch"
+            raise errors.ConfigError(
+                f"method {name!r} trains on {takes}, so {key}={getattr(selection, key)!r} would change nothing: "
+                "leave it out"
+            )
+    return selection
+
+
+def _inert(method: methods.Method) -> tuple[str, ...]:
+    """Return the settings of `Selection` that a method pays no heed to."""
+    if not method.selects:
+        return ("ratio", "draw", "reweight", "power", "cap", "score_every", "interrupt")
+    return () if method.needs_losses else ("draw", "power", "cap", "score_every")

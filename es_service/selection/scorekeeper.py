@@ -228,6 +228,7 @@ class Scorekeeper:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
         order = plans.shuffle(plan.ids, seed=config.selection.seed, epoch=epoch)
         parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch)
+        hidden = plans.shuffle(plan.hidden, seed=config.selection.seed, epoch=epoch)  # batches of all kinds, like steps
         del self._starts[epoch + 1 :]
         self._starts.append(end)
         return [
@@ -236,7 +237,7 @@ class Scorekeeper:
                 first_step=first_step,
                 scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
                 ratio=plan.ratio,
-                hidden=plan.hidden[rank::world_size],
+                hidden=hidden[rank::world_size],
                 learning_rate_factor=plan.learning_rate_factor,
             )
             for rank, ids in enumerate(parts)

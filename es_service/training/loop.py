@@ -109,7 +109,13 @@ class _Training:
             nesterov=settings.momentum > 0,
         )
         self.loader = SelectiveLoader(
-            task.train_set, selector, self._score, reuse_losses=True, collate_fn=_as_is, device=workers.device
+            task.train_set,
+            selector,
+            self._score,
+            # A bad loss has to be known before it is trained on: then every step is scored first.
+            reuse_losses=selector.config.selection.on_bad_loss == "raise",
+            collate_fn=_as_is,
+            device=workers.device,
         )
         self.history: list[dict[str, Any]] = []
         self._published_at = -math.inf

@@ -91,8 +91,6 @@ def test_losses_are_re_used_in_the_epochs_between_two_scoring_ones() -> None:
         "s" * 6,
         "a" * 6,
     ]
-    assert wanted(make("random", score_every=3)) == ["d" * 6] * 6
-    assert wanted(make("full", score_every=3)) == ["a" * 6] * 6
 
 
 def test_an_interruption_takes_everything_every_so_many_steps_of_the_run() -> None:
@@ -358,6 +356,30 @@ def test_a_state_inside_an_epoch_continues_bit_for_bit(name: str, epoch: int, st
     got += train(second, range(epoch + 1, EPOCHS))
     assert got == expected
     assert content(second) == content(undisturbed)
+
+
+def test_hidden_batches_come_in_random_order() -> None:
+    """A data set sorted by class would otherwise be refreshed class by class, which BatchNorm takes badly."""
+    selector = make("kakurenbo")
+    train(selector, range(1))
+    for ids in selector.epoch(1):
+        one_step(selector, 1, ids)
+    hidden = [
+        int(one) for ids in selector.hidden_batches() for one in (selector.refresh(ids, observed(1, ids)), ids)[1]
+    ]
+    assert len(hidden) > 5
+    assert hidden != sorted(hidden)
+
+
+def test_only_what_the_epoch_hid_can_be_refreshed() -> None:
+    selector = make("kakurenbo")
+    train(selector, range(1))
+    for ids in selector.epoch(1):
+        before = content(selector)
+        with pytest.raises(errors.IdError, match=rf"id {ids[0]} at position 0 is none that epoch 1 hid"):
+            selector.refresh(ids.copy(), observed(1, ids))
+        assert content(selector) == before
+        one_step(selector, 1, ids)
 
 
 def test_no_state_can_be_taken_while_the_hidden_are_being_observed() -> None:

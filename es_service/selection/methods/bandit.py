@@ -45,7 +45,8 @@ class _Bandit(Method):
         if since:
             # What was chosen then has been trained on, and so observed, ever since.
             chosen = prospect.column("last_step") >= prospect.epoch_starts[prospect.epoch - since]
-            return Plan(ids=np.flatnonzero(chosen | prospect.unobserved()))
+            chosen |= prospect.unobserved()
+            return Plan(ids=np.flatnonzero(chosen) if chosen.any() else prospect.everything)
         if prospect.num_kept == prospect.num_samples:
             return Plan(ids=prospect.everything)
         return Plan(ids=self._choose(prospect))
@@ -107,7 +108,7 @@ class EpsilonGreedy(_Bandit):
         keys_n = -prospect.column("w").astype(np.float64)
         greedy = np.argsort(keys_n, kind="stable")[:num_greedy]
         keys_n = prospect.uniforms()
-        keys_n[greedy] = -1.0  # ahead of all that are left to chance
+        keys_n[greedy] = -1.0 - np.arange(num_greedy, 0, -1)  # ahead of all left to chance, the hardest first
         return prune(keys_n, prospect.num_kept, unobserved_n=prospect.unobserved(), overdue_n=prospect.overdue())
 
 

@@ -122,3 +122,18 @@ def test_ucb_refuses_what_it_cannot_use(settings: dict[str, Any]) -> None:
 def test_epsilon_greedy_refuses_what_it_cannot_use(settings: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match=f"{next(iter(settings))} must"):
         methods.epsilon_greedy(**settings)
+
+
+def test_the_hardest_stay_where_the_overdue_take_most_places(make_prospect: MakeProspect) -> None:
+    last_step = np.r_[np.zeros(30), np.full(70, 9)].astype(np.int32)  # the first 30 are overdue
+    weights = np.r_[np.zeros(30), np.arange(70)].astype(np.float32)
+    prospect = make_prospect(w=weights, last_step=last_step, num_kept=70, max_age=2, epoch=6)
+    for method in (methods.ucb(), methods.epsilon_greedy(0.1)):
+        kept = set(method.plan(prospect).ids.tolist())
+        assert kept == {*range(30), *range(60, 100)}
+
+
+def test_without_any_observation_nothing_is_left_out_between_two_choices(make_prospect: MakeProspect) -> None:
+    blank = {"visits": np.zeros(9, dtype=np.uint32), "last_step": np.full(9, -1, dtype=np.int32)}
+    prospect = make_prospect(**blank, num_kept=5, epoch=1, prune_unobserved=True, w=np.zeros(9, dtype=np.float32))
+    assert methods.ucb(every=2).plan(prospect).ids.tolist() == list(range(9))

@@ -203,3 +203,28 @@ def test_presets_cannot_be_changed_from_outside() -> None:
 def test_suggest() -> None:
     assert suggest("beta", ["beta1", "gamma"]) == "did you mean 'beta1'?"
     assert suggest("zzz", {"a": 1, "b": 2}) == "known: a, b"
+
+
+INERT = [
+    ("full", {"score_every": 3}, "all of a meta-batch"),
+    ("infobatch", {"ratio": 0.5}, "all of a meta-batch"),
+    ("kakurenbo", {"draw": "topk"}, "all of a meta-batch"),
+    ("random_subset", {"reweight": "unbiased"}, "all of a meta-batch"),
+    ("random", {"cap": 0.5}, "a uniform draw"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "why"), INERT)
+def test_a_setting_that_would_change_nothing_is_refused(name: str, settings: dict[str, Any], why: str) -> None:
+    """In a sweep it would give the same rows under other names."""
+    [key] = settings
+    with pytest.raises(errors.ConfigError, match=f"{why}, so {key}=.* would change nothing"):
+        preset(name, **settings)
+    usual = Selection(methods.evolved())
+    preset(name, **{key: getattr(usual, key)})  # said, but as it is: a resumed run says all of them
+
+
+@pytest.mark.parametrize("word", ["False", "true", 1, None])
+def test_whether_to_prune_the_unobserved_is_no_word(word: Any) -> None:
+    with pytest.raises(errors.ConfigError, match="prune_unobserved must be true or false"):
+        Selection(methods.evolved(), prune_unobserved=word)

@@ -385,3 +385,27 @@ def test_an_unwritable_place_is_a_storage_error(tmp_path: Path) -> None:
     place.write_text("in the way")
     with pytest.raises(errors.StorageError, match="file"):
         run(place / "checkpoints", select(epochs=1))
+
+
+# -- bad losses ---------------------------------------------------------------------------------------------------
+
+
+class BrokenTask(PointsTask):
+    """One sample's loss is not a number, and neither is the gradient it would leave behind."""
+
+    def losses(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        broken = (batch["x"] == self.train_set.x[7]).all(dim=1)
+        return super().losses(outputs, batch) * torch.where(broken, torch.nan, 1.0)
+
+
+@pytest.mark.parametrize("method", ["evolved", "infobatch", "random", "full"])
+def test_a_bad_loss_that_is_skipped_leaves_the_model_alone(method: str, tmp_path: Path) -> None:
+    """Also in steps that score nothing of their own: it is known before anything is trained on."""
+    selector = select(method, on_bad_loss="skip")
+    metrics = run(tmp_path, selector, BrokenTask())
+    assert metrics["accuracy"] > 0.8
+    assert all(torch.isfinite(value).all() for value in saved(tmp_path)["model"].values())
+    assert metrics["ledger"]["skipped"] >= 1
+    assert selector.table()["visits"].to_pylist()[7] == selector.table()["selected"].to_pylist()[7] == 0
+    with pytest.raises(errors.LossError, match="not finite"):
+        run(tmp_path / "raise", select(method), BrokenTask())
