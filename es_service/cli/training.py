@@ -54,7 +54,12 @@ def add_parser(commands: Any) -> None:
     flag = parser.add_argument
     add_task_flags(flag)
     flag("--method", help=f"{', '.join(PRESETS)} (default: es)")
-    flag("--ratio", type=float, metavar="B/B", help="share of a meta-batch that is back-propagated (default: the method's)")
+    flag(
+        "--ratio",
+        type=float,
+        metavar="B/B",
+        help="share of a meta-batch that is back-propagated (default: the method's)",
+    )
     flag("--prune-ratio", type=float, metavar="R", help="share of the set an epoch leaves out (default: the method's)")
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, beta1=0.1 say; repeatable")
     flag("--epochs", type=int, metavar="E", help="default: the task's")
