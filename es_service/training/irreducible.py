@@ -41,7 +41,7 @@ _BATCH = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Irreducible losses float32[n], and what they cost: samples scored and trained on, seconds of steps and scoring."""
+    """Irreducible losses float32[n], and what they cost: samples scored and trained on, seconds of doing so."""
 
     losses: NDArray[np.float32]
     scored: int
