@@ -104,7 +104,7 @@ def _job(options: argparse.Namespace) -> Any:
     before: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if options.resume:
-        before, settings = _begun_with({**_DEFAULTS, **from_file, **given})
+        before, settings = _begun_with({**from_file, **given})
     settings.update(file_settings)
     settings.update(_setting(word) for word in options.set)
     values = {**_DEFAULTS, **before, **from_file, **given}
@@ -150,16 +150,22 @@ def _run_name(task: str, method: str) -> str:
 
 
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values and the selection's settings that the run to be resumed was begun with."""
-    if values["run"] is None:
+    """Return the values and the selection's settings that the run to be resumed was begun with.
+
+    Where `values` name another method, what belongs to the first one stays out: `train` then says what differs.
+    """
+    if values.get("run") is None:
         raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
-    training = RunStorage(values["storage"], values["run"]).training()
+    training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
     selection = training.pop("selection")
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
     known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
+    if values.get("method", known["method"]) != known["method"]:
+        known.pop("irreducible", None)
+        settings = {}
     return {key: value for key, value in known.items() if key in _DEFAULTS}, settings
 
 
