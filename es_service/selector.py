@@ -88,7 +88,9 @@ class Selector:
         self.ledger = Ledger(clock=clock)
         self._irreducible: NDArray[np.float32] | None = None
         if irreducible_losses is not None:
-            self._irreducible = observations.check_losses(irreducible_losses, num_samples, non_negative=False)
+            self._irreducible = observations.check_losses(
+                irreducible_losses, num_samples, non_negative=False, what="irreducible_losses"
+            )
         self._open_epoch: int | None = None
         self._share = _NO_SHARE
         self._planned = self._share.ids

@@ -50,7 +50,7 @@ def summary(result: dict[str, Any]) -> str:
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
         (
             "saved",
-            f"{percent(saving['samples'])} of the back-propagated samples, {percent(saving['cost'])} of the passes",
+            f"{percent(saving['samples'])} of the back-propagated samples, {_passes_saved(result)}",
         ),
         ("time saved", _time_saved(saving)),
         *_asides(result),
@@ -62,6 +62,15 @@ def summary(result: dict[str, Any]) -> str:
     title += f"{_count(result['workers'], 'worker')}, exchange {result['exchange']}"
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
+
+
+def _passes_saved(result: dict[str, Any]) -> str:
+    """Return what share of a full run's passes was saved, those of preparing counted as the run's own."""
+    cost, prepared = result["saving"]["cost"], result["prepared"]
+    passes = prepared["scored"] + 3 * prepared["trained"]
+    if cost is None or not passes:
+        return f"{percent(cost)} of the passes"
+    return f"{percent(cost - passes / (3 * result['samples']['full']))} of the passes, preparing included"
 
 
 def _accuracy(result: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from es_service import errors
 from es_service.cli import text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
 from es_service.selection.config import PRESETS, preset
-from es_service.selection.settings import suggest
+from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
 __all__ = ["add_parser"]
@@ -54,8 +54,13 @@ def add_parser(commands: Any) -> None:
     flag = parser.add_argument
     add_task_flags(flag)
     flag("--method", help=f"{', '.join(PRESETS)} (default: es)")
-    flag("--ratio", type=float, metavar="B/B", help="share of a meta-batch that is back-propagated (default: 0.25)")
-    flag("--prune-ratio", type=float, metavar="R", help="share of the set that an epoch leaves out (default: 0)")
+    flag(
+        "--ratio",
+        type=float,
+        metavar="B/B",
+        help="share of a meta-batch that is back-propagated (default: the method's)",
+    )
+    flag("--prune-ratio", type=float, metavar="R", help="share of the set an epoch leaves out (default: the method's)")
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, beta1=0.1 say; repeatable")
     flag("--epochs", type=int, metavar="E", help="default: the task's")
     flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
@@ -99,7 +104,7 @@ def _job(options: argparse.Namespace) -> Any:
     before: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if options.resume:
-        before, settings = _begun_with({**_DEFAULTS, **from_file, **given})
+        before, settings = _begun_with({**from_file, **given})
     settings.update(file_settings)
     settings.update(_setting(word) for word in options.set)
     values = {**_DEFAULTS, **before, **from_file, **given}
@@ -145,16 +150,22 @@ def _run_name(task: str, method: str) -> str:
 
 
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values and the selection's settings that the run to be resumed was begun with."""
-    if values["run"] is None:
+    """Return the values and the selection's settings that the run to be resumed was begun with.
+
+    Where `values` name another method, what belongs to the first one stays out: `train` then says what differs.
+    """
+    if values.get("run") is None:
         raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
-    training = RunStorage(values["storage"], values["run"]).training()
+    training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
     selection = training.pop("selection")
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
     known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
+    if values.get("method", known["method"]) != known["method"]:
+        known.pop("irreducible", None)
+        settings = {}
     return {key: value for key, value in known.items() if key in _DEFAULTS}, settings
 
 
@@ -162,10 +173,7 @@ def _setting(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise errors.ConfigError(f"--set {word!r}: write KEY=VALUE, beta1=0.1 say")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    return key, parse_value(value)
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -96,9 +96,9 @@ class Comparison:
             data=self.data,
             derived=self.derived,
             selection=contender.selection(seed).to_dict(),
-            epochs=contender.epochs or self.epochs,
-            batch_size=contender.batch_size or self.batch_size,
-            learning_rate=contender.learning_rate or self.learning_rate,
+            epochs=self.epochs if contender.epochs is None else contender.epochs,
+            batch_size=self.batch_size if contender.batch_size is None else contender.batch_size,
+            learning_rate=self.learning_rate if contender.learning_rate is None else contender.learning_rate,
             seed=seed,
         )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from typing import Any
 
 from es_service import errors
 from es_service.selection.config import Selection, preset
-from es_service.selection.settings import as_integer
+from es_service.selection.settings import as_integer, parse_value
 
 __all__ = ["DEFAULT_METHODS", "FULL", "RANDOM", "SHORT_FULL", "Contender", "parse_contenders", "short_full"]
 
@@ -72,7 +71,7 @@ def short_full(epochs: int) -> Contender:
 def parse_contenders(text: str) -> tuple[Contender, ...]:
     """Return the methods of `name[:key=value…],…`, with full and random always in front; doubles are left out.
 
-    A value is read as JSON where it is that, else as a word. The keys epochs, batch_size and learning_rate are the
+    A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are the
     run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
 
     Raises:
@@ -103,10 +102,7 @@ def _contender(label: str) -> Contender:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise errors.ConfigError(f"method {label!r}: {part!r} is no setting; write key=value, ratio=0.5 say")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
+        settings[key] = parse_value(value)
     own = {key: settings.pop(key) for key in _OF_THE_JOB if key in settings}
     return Contender(label=label, name=name, settings=settings, **own)
 

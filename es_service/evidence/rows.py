@@ -24,6 +24,10 @@ class _Entry:
     finished: dict[int, Measured]
     errors: list[str]
 
+    @property
+    def runs(self) -> int:
+        return len(self.errors) + len(self.finished)
+
     def values(self, metric: str) -> dict[int, float]:
         return {seed: value for seed, one in self.finished.items() if (value := getattr(one, metric)) is not None}
 
@@ -131,7 +135,9 @@ class _Table:
             epochs=epochs,
             is_full=rival is self.full,
             num_failed=len(entry.errors),
-            runs=len(entry.errors) + len(entry.finished),
+            runs=entry.runs,
+            rival_failed=0 if rival is None else len(rival.errors),
+            rival_runs=0 if rival is None else rival.runs,
         )
         short = _difference(to_short)
         return {

@@ -33,6 +33,8 @@ def verdict(
     is_full: bool,
     num_failed: int,
     runs: int,
+    rival_failed: int,
+    rival_runs: int,
 ) -> tuple[str, str]:
     """Return the decision on a method, and the sentence.
 
@@ -42,9 +44,14 @@ def verdict(
         is_full: the short full run is full itself: the method saved no epoch.
         num_failed: how many of its runs failed.
         runs: how many there were.
+        rival_failed, rival_runs: the same of its short full run.
     """
     if num_failed:
         return UNDECIDED, f"{UNDECIDED}: {num_failed} of {runs} runs failed"
+    if epochs is not None and rival_failed and (to_short is None or to_short.pairs < 2):
+        rival = "full" if is_full else f"the full run as short ({_epochs(epochs)})"
+        left = "" if to_short is None else f", which leaves one seed, {difference_in_words(to_short)}"
+        return UNDECIDED, f"{UNDECIDED}: {rival_failed} of {rival_runs} runs of {rival} failed{left}"
     if to_short is None or epochs is None:
         return UNDECIDED, f"{UNDECIDED}: there is no full run to compare with"
     rival = "full itself (no shorter run takes as long)" if is_full else f"a full run as short ({_epochs(epochs)})"

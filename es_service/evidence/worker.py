@@ -72,7 +72,9 @@ def _watch_nothing(_: dict[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # By its number: a thread inside sys.stdin's buffer holds its lock, and Python aborts where it ends meanwhile.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 

@@ -14,6 +14,8 @@ __all__ = ["check_anneal", "is_annealing", "is_scoring", "num_annealing"]
 def check_anneal(anneal: Any) -> tuple[float, float]:
     """Return `anneal` as two shares; ConfigError unless they lie in [0, 1] and sum to at most 1."""
     try:
+        if isinstance(anneal, (str, bytes)):  # its letters are no shares
+            raise TypeError
         first, last = (as_number("anneal", share) for share in anneal)
     except (TypeError, ValueError) as error:
         if isinstance(error, errors.ConfigError):

@@ -171,8 +171,9 @@ def split_losses(
 def _by_name(observed: Any, needed: Sequence[str]) -> Mapping[str, Any]:
     """Return the observation as signals by name; ShapeError where one that is needed does not come with it."""
     signals = dict(observed) if isinstance(observed, Mapping) else {"loss": observed}
-    if getattr(signals.get("correct"), "dtype", None) == np.bool_:  # what a comparison gives
-        signals["correct"] = signals["correct"].astype(np.float32)
+    if "correct" in needed and "correct" in signals and not hasattr(signals["correct"], "detach"):
+        correct = _as_array(signals["correct"], _what("correct"))
+        signals["correct"] = correct.astype(np.float32) if correct.dtype == np.bool_ else correct  # of a comparison
     missing = [name for name in needed if name not in signals]
     if missing:
         raise errors.ShapeError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import json
 import numbers
 import operator
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from typing import Any
 
 from es_service import errors
 
-__all__ = ["as_integer", "as_number", "exact_share", "suggest"]
+__all__ = ["as_integer", "as_number", "exact_share", "parse_value", "suggest"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -39,6 +41,21 @@ def as_integer(name: str, value: Any, *, least: int, end: int | None = None) -> 
 def exact_share(share: float, whole: int) -> Fraction:
     """Return share·whole for the share as it was typed: 0.07 of 100 is 7, where floats make it 7.000000000000001."""
     return Fraction(str(share)) * whole
+
+
+def parse_value(text: str) -> Any:
+    """Return a value as it was meant on a command line: JSON, else a Python literal, else the word itself.
+
+    Example:
+        >>> [parse_value(text) for text in ("5e-2", ".5", "null", "None", "true", "True", "[0, 0]", "(0, 0)", "topk")]
+        [0.05, 0.5, None, None, True, True, [0, 0], (0, 0), 'topk']
+    """
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: brackets too deep
+            continue
+    return text
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from pyarrow import parquet
 from es_service import errors
 from es_service.selection import keys, methods
 from es_service.selection.config import Selection
+from es_service.selection.observations import MAX_LOSS
 from es_service.selector import Selector
 from es_service.storage import files
 from es_service.training import batches
@@ -40,7 +41,7 @@ _BATCH = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Irreducible losses float32[n], and what they cost: samples scored and trained on, seconds."""
+    """Irreducible losses float32[n], and what they cost: samples scored and trained on, seconds of doing so."""
 
     losses: NDArray[np.float32]
     scored: int
@@ -60,12 +61,11 @@ def hold_out_losses(
         batch_size: of their steps.
         selection_seed: decides the halves and their order.
     """
-    began = time.monotonic()
     num = len(task.train_set)
     ids = np.arange(num)
     order = np.argsort(keys.hashes(selection_seed, keys.Purpose.HALVES, 0, ids), kind="stable")
     halves = [np.sort(order[: num // 2]), np.sort(order[num // 2 :])]
-    losses, trained = np.empty(num, dtype=np.float32), 0
+    losses, trained, seconds = np.empty(num, dtype=np.float32), 0, 0.0
     for mine, others in (halves, halves[::-1]):
         selector = Selector(
             Selection(methods.full(), seed=selection_seed),
@@ -76,9 +76,11 @@ def hold_out_losses(
         with tempfile.TemporaryDirectory() as folder:
             workers = LocalWorkers(Path(folder))
             model = fit_model(cast(Task, _OnSome(task, mine)), selector, settings, workers)[1]
+        began = time.monotonic()
         losses[others] = _losses_of(task, model.eval(), others, workers.device)
+        seconds += selector.ledger.total_s + time.monotonic() - began
         trained += selector.ledger.trained
-    return Prepared(losses=losses, scored=num, trained=trained, seconds=time.monotonic() - began)
+    return Prepared(losses=losses, scored=num, trained=trained, seconds=seconds)
 
 
 def _losses_of(task: Task, model: torch.nn.Module, ids: NDArray[np.int64], device: torch.device) -> NDArray[np.float32]:
@@ -134,7 +136,7 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
 
     Raises:
         StorageError: the file cannot be read, or is none of these.
-        DataError: it has no such columns, or not each id of 0 .. n-1 once.
+        DataError: it has no such columns, not each id of 0 .. n-1 once, or a loss that is not finite.
     """
     filesystem, place = files.open_filesystem(path)
     data = pa.BufferReader(files.read_bytes(filesystem, place))
@@ -149,9 +151,23 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
         raise errors.DataError(
             f"{path} has the columns {table.column_names}: id and {' or '.join(_COLUMNS)} are needed"
         )
+    for name in ("id", column):
+        kind = table.schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise errors.DataError(f"{path} has a column {name} of {kind}: it must hold numbers")
     ids = table.column("id").to_numpy()
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(num_samples)):
         raise errors.DataError(f"{path} has {ids.size:,} ids that are not 0 .. {num_samples - 1:,}, each once")
-    losses: NDArray[np.float32] = table.column(column).to_numpy()[order].astype(np.float32)
+    found = table.column(column).take(pa.array(order))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
+        losses: NDArray[np.float32] = found.to_numpy().astype(np.float32)
+    usable = np.abs(losses) <= MAX_LOSS  # False for NaN, which a null becomes, too
+    if not usable.all():
+        first = int(np.argmin(usable))
+        value = found[first].as_py()
+        raise errors.DataError(
+            f"{path}: {column} of id {first} is {'null' if value is None else value}, where a finite number of at most "
+            f"{MAX_LOSS:g} is needed: was every sample observed in the run that the file is from?"
+        )
     return losses

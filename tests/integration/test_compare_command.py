@@ -16,6 +16,10 @@ import pytest
 from pyarrow import parquet
 
 from es_service.cli import main
+from es_service.evidence.comparison import RunSpec
+from es_service.evidence.folder import Folder
+from es_service.evidence.running import Slots, run_all
+from es_service.selection.config import preset
 
 JOBS = min(2, len(os.sched_getaffinity(0)))
 CORES_EACH = len(os.sched_getaffinity(0)) // JOBS
@@ -189,6 +193,37 @@ def test_failed_runs_are_reported_and_end_nothing_unless_all_failed(few_images: 
     assert "Traceback" not in none.stderr
 
 
+def full_run(data: Path) -> RunSpec:
+    settings = {"task": "fashion", "derived": {}, "epochs": 1, "batch_size": 64, "learning_rate": 0.1, "seed": 0}
+    return RunSpec(run="full-s0", label="full", data=str(data), selection=preset("full").to_dict(), **settings)
+
+
+def worker(folder: Folder) -> list[str]:
+    return [sys.executable, "-m", "es_service.evidence.worker", str(folder.runs), "full-s0", "", "1"]
+
+
+def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_path: Path) -> None:
+    """Its stdin is watched until the end, and does not get in the way of it."""
+    folder = Folder(str(tmp_path))
+    for stdin, status in ((subprocess.PIPE, 0), (subprocess.DEVNULL, 1)):
+        place = folder.prepare(full_run(few_images))
+        with subprocess.Popen(worker(folder), stdin=stdin, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            log = process.stderr.read()
+            assert process.wait(timeout=60) == status, log
+        assert log == ""
+        assert (place / "outcome.json").exists() == (status == 0)
+
+
+def test_a_run_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    [outcome] = run_all([full_run(tmp_path / "nowhere")], folder, Slots.of(1), lambda _: None).values()
+    assert outcome.error is not None
+    assert "nowhere" in outcome.error
+    assert "train-images-idx3-ubyte" in outcome.error
+    assert "(exit status 1; see " in outcome.error
+
+
 def test_derived_settings_reach_the_runs(few_images: Path, tmp_path: Path) -> None:
     words = ("--limit", 200, "--long-tail", 0.1, "--label-noise", 0.2, "--epochs", 1, "--batch-size", 16, "--seeds", 1)
     done = compare(few_images, tmp_path / "out", "--methods", "full", *words, "--jobs", JOBS, "--json")
@@ -219,6 +254,7 @@ USAGE = {
     "batch larger than one method's plan": (("--methods", "eswp", "--batch-size", "500"), "at most 410"),
     "learning rate 0": (("--learning-rate", "0"), "learning_rate must be above 0"),
     "learning rate of a method": (("--methods", "es:learning_rate=-1"), "learning_rate must be above 0"),
+    "learning rate 0 of a method": (("--methods", "es:learning_rate=0"), "learning_rate must be above 0"),
     "learning rate in words": (("--methods", "es:learning_rate=fast"), "learning_rate must be a number"),
     "unwritable": (("--out", "/proc/nowhere/out"), "--out /proc/nowhere/out cannot be used"),
     "label noise above 1": (("--label-noise", "1.2"), "label_noise is a share"),

@@ -19,6 +19,7 @@ from pyarrow import csv, parquet
 
 from es_service.cli import main
 from es_service.storage.runs import RunStorage
+from es_service.training.irreducible import write_losses
 
 NUM_TRAIN = 512  # of the fixture few_images
 
@@ -326,6 +327,23 @@ def test_irreducible_losses_are_worked_out_once_and_can_be_given(
     assert columns(tmp_path, "given") == columns(tmp_path, "made")
     again = es_service("train", "--resume", "--run", "made", "--storage", tmp_path, "--data", few_images, "--json")
     assert json.loads(again.stdout)["prepared"] == made["prepared"]  # not made a second time
+
+
+@pytest.mark.parametrize("begun, other", [("eswp", "infobatch"), ("rho", "es"), ("random", "kakurenbo")])
+def test_a_resume_by_another_method_is_told_which_it_was(
+    begun: str, other: str, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only the first method has is no setting of the other one, and not what is wrong."""
+    where = ["--storage", str(tmp_path), "--run", "one"]
+    common = ["train", "--data", str(few_images), *where, "--epochs", "1", "--batch-size", "32"]
+    words = ["--exchange", "embedded", "--method", begun, "--set", "max_age=7"]
+    if begun == "rho":
+        write_losses(str(tmp_path / "il.arrow"), np.zeros(NUM_TRAIN, dtype=np.float32))
+        words += ["--irreducible", str(tmp_path / "il.arrow")]
+    assert main([*common, *words]) == 0
+    assert main(["train", *where, "--resume", "--method", other]) == 1
+    assert f"method: was {begun!r}, now {other!r}" in capsys.readouterr().err
+    assert main(["train", *where, "--resume", "--method", begun]) == 0  # named again, it keeps its settings
 
 
 def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_path: Path) -> None:

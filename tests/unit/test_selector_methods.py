@@ -311,7 +311,7 @@ def test_irreducible_losses_are_given_once() -> None:
         bare.select(ids, np.ones(BATCH))
     with pytest.raises(errors.ShapeError):
         make("rho", irreducible_losses=IRREDUCIBLE[1:])
-    with pytest.raises(errors.LossError):
+    with pytest.raises(errors.LossError, match="value of irreducible_losses nan at position 0"):
         make("rho", irreducible_losses=IRREDUCIBLE + np.nan)
 
 

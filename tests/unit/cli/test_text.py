@@ -157,6 +157,8 @@ def test_what_only_some_runs_have_to_say() -> None:
     ).splitlines()
     assert "  accuracy         0.9123 on held-out samples, 0.8000 balanced over the labels" in lines
     assert "  wrong labels     31.5 % of the back-propagated samples had one, 20.0 % of the set have" in lines
+    # 1 - (600,000 + 3·150,000 + 10,000 + 3·40,000)/(3·720,000)
+    assert "  saved            79.2 % of the back-propagated samples, 45.4 % of the passes, preparing included" in lines
     [prepared] = [line for line in lines if "prepared" in line]
     assert "40,000 samples trained and 10,000 scored, 12.3 s" in prepared
 

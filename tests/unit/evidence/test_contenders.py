@@ -27,6 +27,9 @@ def test_settings_go_to_the_method_the_selection_or_the_run() -> None:
     one = parse_contenders("es:ratio=0.5:beta1=0.1:anneal=[0.1, 0]:draw=systematic:epochs=12:learning_rate=5e-2")[-1]
     assert one.selection(3) == preset("es", ratio=0.5, beta1=0.1, anneal=(0.1, 0), draw="systematic", seed=3)
     assert (one.epochs, one.batch_size, one.learning_rate) == (12, None, 0.05)
+    one = parse_contenders("es:ratio=.5:max_age=None:anneal=(0,0):learning_rate=.05")[-1]
+    assert one.selection(3) == preset("es", ratio=0.5, max_age=None, anneal=(0, 0), seed=3)
+    assert one.learning_rate == 0.05
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,11 @@ def test_specs_survive_json_and_give_every_method_the_same_seed(make_comparison:
     assert [(one.epochs, one.batch_size) for one in specs[:4]] == [(8, 50), (8, 50), (3, 25), (8, 50)]
     short = comparison.spec(short_full(5), 1)
     assert (short.epochs, short.label, short.selection) == (5, "short_full:epochs=5", specs[4].selection)
+
+
+def test_a_learning_rate_of_0_is_not_taken_for_none(make_comparison: Callable[..., Comparison]) -> None:
+    comparison = make_comparison("es:learning_rate=0")
+    assert [one.learning_rate for one in comparison.specs(comparison.contenders)[:3]] == [0.1, 0.1, 0]
 
 
 def test_a_comparison_needs_a_seed(make_comparison: Callable[..., Comparison]) -> None:

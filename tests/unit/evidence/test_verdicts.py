@@ -37,6 +37,8 @@ def sentence(**changes: object) -> tuple[str, str]:
         "is_full": False,
         "num_failed": 0,
         "runs": 3,
+        "rival_failed": 0,
+        "rival_runs": 3,
         **changes,
     }
     return verdict(values.pop("to_short"), values.pop("to_full"), **values)  # type: ignore[arg-type]
@@ -59,3 +61,14 @@ def test_one_seed_a_failed_run_or_no_full_run_decide_nothing() -> None:
     assert one[1].startswith("undecided: one seed, +1.00 points against a full run as short")
     assert sentence(num_failed=1) == (UNDECIDED, "undecided: 1 of 3 runs failed")
     assert sentence(to_short=None)[0] == UNDECIDED
+
+
+def test_failed_runs_of_the_rival_are_not_taken_for_one_seed() -> None:
+    one = difference(None, None)
+    assert sentence(to_short=one, rival_failed=2) == (
+        UNDECIDED,
+        "undecided: 2 of 3 runs of the full run as short (5 epochs) failed, which leaves one seed, +1.00 points",
+    )
+    assert sentence(to_short=None, rival_failed=3)[1].endswith("3 of 3 runs of the full run as short (5 epochs) failed")
+    assert sentence(to_short=one, is_full=True, rival_failed=2)[1].startswith("undecided: 2 of 3 runs of full failed")
+    assert sentence(rival_failed=1)[0] == PAYS  # two pairs decide

@@ -263,6 +263,18 @@ def test_split_still_refuses_wrong_shapes() -> None:
         split_losses([1.0], 2, non_negative=True)
 
 
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor])
+def test_right_or_wrong_may_come_as_any_array_of_bools(make: Any) -> None:
+    observed = {"loss": [1.0, 2.0], "correct": make([True, False])}
+    needed = ("loss", "correct")
+    for seen in (
+        observations.check_signals(observed, 2, needed, non_negative=True),
+        observations.split_signals(observed, 2, needed, non_negative=True)[0],
+    ):
+        assert seen["correct"].dtype == np.float32
+        assert seen["correct"].tolist() == [1.0, 0.0]
+
+
 def test_the_callers_arrays_are_never_written() -> None:
     ids, losses = np.array([3, 1]), np.array([1.0, 2.0], dtype=np.float32)
     ids.setflags(write=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.supervised import Batch, Classification, TensorSet
 
 NUM, EPOCHS, SIZE = 301, 5, 16
+NAN, INF = float("nan"), float("inf")
 DEFAULTS = TaskDefaults(epochs=EPOCHS, batch_size=SIZE, learning_rate=0.1)
 SETTINGS = TrainSettings(learning_rate=0.1, seed=3)
 
@@ -86,6 +88,31 @@ def test_the_same_seeds_give_the_same_losses_and_another_other_halves() -> None:
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
+def test_seconds_are_those_of_steps_and_scoring() -> None:
+    """What every other run's seconds leave out, building a model here, these leave out too."""
+
+    class Slow(TensorSet):
+        def __getitems__(self, ids: Sequence[int]) -> Batch:
+            time.sleep(0.1 * (len(ids) > SIZE))  # only scoring asks for so many
+            return super().__getitems__(ids)
+
+    def build_slowly() -> nn.Module:
+        time.sleep(0.4)
+        return build()
+
+    x, labels = torch.randn(NUM, 2), torch.zeros(NUM, dtype=torch.int64)
+    task = Classification(
+        name="slow",
+        train_set=Slow(x, labels),
+        held_out=TensorSet(x[:5], labels[:5]),
+        model=build_slowly,
+        defaults=DEFAULTS,
+    )
+    began = time.monotonic()
+    prepared = prepare(task)
+    assert 2 * 0.1 < prepared.seconds < time.monotonic() - began - 2 * 0.4
+
+
 def test_losses_come_back_from_their_file(tmp_path: Path) -> None:
     losses = np.random.default_rng(0).exponential(size=9).astype(np.float32)
     write_losses(str(tmp_path / "il.arrow"), losses)
@@ -105,10 +132,17 @@ def test_a_table_exported_from_another_run_will_do_in_any_order(tmp_path: Path) 
         ({"irreducible_loss": [1.0, 2.0, 3.0]}, errors.DataError, "id and"),
         ({"id": [0, 1], "irreducible_loss": [1.0, 2.0]}, errors.DataError, "not 0 .. 2, each once"),
         ({"id": [0, 1, 1], "irreducible_loss": [1.0, 2.0, 3.0]}, errors.DataError, "each once"),
+        ({"id": [2, 1, 0], "last_loss": [None, None, 1.0]}, errors.DataError, "parquet: last_loss of id 1 is null"),
+        ({"id": [2, 1, 0], "last_loss": [None, 2, 1]}, errors.DataError, "last_loss of id 2 is null"),
+        ({"id": [0, 2, 1], "last_loss": [1.0, NAN, 1.0]}, errors.DataError, "last_loss of id 2 is nan"),
+        ({"id": [0, 1, 2], "irreducible_loss": [1.0, -INF, INF]}, errors.DataError, "irreducible_loss of id 1 is -inf"),
+        ({"id": [0, 1, 2], "last_loss": [1.0, 1e39, 1.0]}, errors.DataError, r"last_loss of id 1 is 1e\+39"),
+        ({"id": [0, 1, 2], "last_loss": ["1", "2", "3"]}, errors.DataError, "has a column last_loss of string"),
+        ({"id": ["a", None, "b"], "last_loss": [1.0, 2.0, 3.0]}, errors.DataError, "a column id of string"),
     ],
 )
 def test_a_file_of_something_else_is_refused(
-    tmp_path: Path, columns: dict[str, list[float]], error: type[Exception], message: str
+    tmp_path: Path, columns: dict[str, list[Any]], error: type[Exception], message: str
 ) -> None:
     path = str(tmp_path / "other.parquet")
     parquet.write_table(pa.table(columns), path)
