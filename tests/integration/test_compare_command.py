@@ -194,7 +194,14 @@ def test_failed_runs_are_reported_and_end_nothing_unless_all_failed(few_images: 
 
 
 def full_run(data: Path) -> RunSpec:
-    settings = {"task": "fashion", "derived": {}, "epochs": 1, "batch_size": 64, "learning_rate": 0.1, "seed": 0}
+    settings: dict[str, Any] = {
+        "task": "fashion",
+        "derived": {},
+        "epochs": 1,
+        "batch_size": 64,
+        "learning_rate": 0.1,
+        "seed": 0,
+    }
     return RunSpec(run="full-s0", label="full", data=str(data), selection=preset("full").to_dict(), **settings)
 
 

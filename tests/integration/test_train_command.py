@@ -340,10 +340,10 @@ def test_a_resume_by_another_method_is_told_which_it_was(
     if begun == "rho":
         write_losses(str(tmp_path / "il.arrow"), np.zeros(NUM_TRAIN, dtype=np.float32))
         words += ["--irreducible", str(tmp_path / "il.arrow")]
-    assert main([*common, *words]) == 0
+    es_service(*common, *words)
     assert main(["train", *where, "--resume", "--method", other]) == 1
     assert f"method: was {begun!r}, now {other!r}" in capsys.readouterr().err
-    assert main(["train", *where, "--resume", "--method", begun]) == 0  # named again, it keeps its settings
+    es_service("train", *where, "--resume", "--method", begun)  # named again, it keeps its settings
 
 
 def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_path: Path) -> None:
