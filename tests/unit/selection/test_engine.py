@@ -170,7 +170,7 @@ def test_a_lease_has_what_a_rank_needs_and_no_more() -> None:
         for name, settings in (
             ("es", {}),
             ("loss", {"score_every": 2}),
-            ("random", {"score_every": 2}),
+            ("random", {}),
             ("selective_backprop", {}),
             ("selective_backprop_composer", {}),
             ("ucb", {}),
