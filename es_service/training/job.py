@@ -130,6 +130,8 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         raise errors.RunExistsError(
             f"run {job.run!r} exists in {job.storage}: continue it with --resume, or take another --run name"
         )
+    if job.exchange != "embedded":
+        _reach_ray(job.exchange)
     storage.begin(config, training)  # what cannot be written shows before any worker starts
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
@@ -218,6 +220,16 @@ def _prepare(
     return {**kept, "path": path}
 
 
+def _reach_ray(exchange: str) -> None:
+    try:
+        from es_service.actors.cluster import ensure_ray
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
+        ) from error
+    ensure_ray()
+
+
 def _fit_on_ray(
     job: TrainJob,
     config: RunConfig,
@@ -225,14 +237,8 @@ def _fit_on_ray(
     prepared: dict[str, Any],
     watch: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    try:
-        from es_service.actors.cluster import ensure_ray
-        from es_service.training import ray_train
-    except ImportError as error:
-        raise errors.ConfigError(
-            f"exchange {job.exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
-        ) from error
-    ensure_ray()
+    from es_service.training import ray_train
+
     ray_job = ray_train.RayJob(
         run=job.run,
         storage=absolute(job.storage),
