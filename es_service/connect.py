@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.run import RunConfig
 from es_service.selection.settings import suggest
 from es_service.selector import Selector
 from es_service.storage import runs
@@ -34,6 +34,7 @@ def connect(
     batch_size: int,
     irreducible_losses: Any = None,
     exchange: ExchangeName = "leased",
+    shards: int | None = None,
     storage: str = runs.DEFAULT_STORAGE,
     rank: int | None = None,
     world_size: int | None = None,
@@ -57,6 +58,8 @@ def connect(
         batch_size: B, the meta-batch of each rank.
         irreducible_losses: float[n], for the method `rho`; see `Selector`.
         exchange: "leased" (nothing on the critical path) or "sync" (one call per step).
+        shards: S, over how many actors the table is spread; None takes those that are up, else one. The selection is
+            the same with any number. They are spread over the nodes, which then all need to see the storage.
         storage: folder or URI for snapshots, as seen from the server's node; ~/es_service_runs, or the environment
             variable ES_SERVICE_STORAGE.
         rank: this rank, where nothing else says it.
@@ -84,7 +87,7 @@ def connect(
     config.check_world(position.world_size, position.rank)
     group = _attempt(attempt or shared, position)
     ensure_ray()
-    server = launch.start(run, config, absolute(storage))
+    server = launch.start(run, config, absolute(storage), shards=shards)[0]
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)

@@ -27,7 +27,8 @@ from es_service.selection import observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper, Share
+from es_service.selection.run import RunConfig, Share
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs

@@ -9,7 +9,7 @@ import numpy as np
 from es_service import errors
 from es_service.exchange.base import SavedState
 from es_service.ledger import Ledger
-from es_service.selection.scorekeeper import RunConfig, Share
+from es_service.selection.run import RunConfig, Share
 from es_service.storage import runs
 
 __all__ = ["FORMAT", "state_from_dict", "state_to_dict"]

@@ -2,79 +2,180 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from es_service import errors
-from es_service.actors.calls import call_patiently
+from es_service.actors.calls import DEADLINE_S, call, call_patiently
 from es_service.actors.score_server import ScoreServer
-from es_service.selection.scorekeeper import RunConfig
+from es_service.actors.score_shard import ScoreShard
+from es_service.selection.run import RunConfig
 from es_service.storage import runs
 
-__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "start", "stop"]
+__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "find_shards", "start", "stop"]
 
 Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remote method
 
 NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
+_READS = {"counts", "copy_records"}  # what the score server asks of other shards on its readers' behalf
+_OF_RESTARTS = {"begin", "go_to_snapshot", "load_records"}  # may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out
-_ScoreServerActor = _remote(concurrency_groups={READ_GROUP: 2})(ScoreServer)
+_nodes: Any = ray.nodes  # it has none
 
 
-def actor_name(run: str) -> str:
-    """Return the name under which a run's score server is known in the namespace `es_service`."""
-    return f"score-server:{runs.check_run_name(run)}"
+def actor_name(run: str, shard: int = 0) -> str:
+    """Return the name of a run's score server, or of another of its shards, in the namespace `es_service`."""
+    name = f"score-server:{runs.check_run_name(run)}"
+    return f"{name}:{shard}" if shard else name
+
+
+def _find(run: str, shard: int) -> Handle:
+    return ray.get_actor(actor_name(run, shard), namespace=NAMESPACE)
+
+
+def _asker(run: str) -> Callable[..., Callable[[], Any]]:
+    """Return how the score server calls the run's other shards, see `ShardGroup`."""
+    handles: dict[int, Handle] = {}
+
+    def ask(index: int, method: str, *args: Any) -> Callable[[], Any]:
+        doing = f"{method.replace('_', ' ')} (shard {index} of run {run!r})"
+        try:
+            actor = handles.get(index) or handles.setdefault(index, _find(run, index))
+        except ValueError as error:
+            raise errors.ServerUnavailableError(f"cannot {doing}: it is not there; connect again") from error
+        bound = getattr(actor, method)
+        if method in _READS:
+            bound = bound.options(concurrency_group=READ_GROUP)
+        if method in _OF_RESTARTS:
+            return lambda: call_patiently(lambda: bound.remote(*args), DEADLINE_S, doing)
+        reference = bound.remote(*args)
+        return lambda: call(reference, DEADLINE_S, doing)
+
+    return ask
+
+
+class _Server(ScoreServer):
+    """A score server that finds its other shards on Ray."""
+
+    def __init__(self, storage: str, run: str, config: dict[str, Any], count: int) -> None:
+        super().__init__(storage, run, config, count, _asker(run))
+
+
+_ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)
+_ShardActor = _remote(concurrency_groups={READ_GROUP: 2})(ScoreShard)
 
 
 def find(run: str) -> Handle:
     """Return the run's score server; RunNotFoundError where none is running."""
     try:
-        return ray.get_actor(actor_name(run), namespace=NAMESPACE)
+        return _find(run, 0)
     except ValueError as error:
         raise errors.RunNotFoundError(
             f"no score server for run {run!r} on this Ray cluster: es.connect() starts one, or the run has ended"
         ) from error
 
 
-def start(run: str, config: RunConfig, storage: str, *, detached: bool = True) -> Handle:
-    """Return the run's score server, started if absent; any number of callers may do so at once.
+def find_shards(run: str) -> list[Handle]:
+    """Return all shards of a run, the score server first; RunNotFoundError where one is not there."""
+    server = find(run)
+    _, _, count = _identity(server)
+    try:
+        return [server, *(_find(run, shard) for shard in range(1, count))]
+    except ValueError as error:
+        raise errors.RunNotFoundError(
+            f"a shard of run {run!r} is gone from this Ray cluster: es.connect() starts it again"
+        ) from error
+
+
+def _identity(actor: Handle) -> tuple[errors.EsServiceError | None, str, int]:
+    identity = actor.identity.options(concurrency_group=READ_GROUP)
+    found: tuple[errors.EsServiceError | None, str, int]
+    found = call_patiently(identity.remote, _START_DEADLINE_S, "start the score server")
+    return found
+
+
+def start(
+    run: str, config: RunConfig, storage: str, *, shards: int | None = None, detached: bool = True
+) -> list[Handle]:
+    """Return the run's shards, the score server first, started if absent; many callers may do so at once.
 
     Args:
         run: name of the run.
         config: what the run is; the server refuses callers with another one when they join.
-        storage: folder or URI for its snapshots, as seen from the server's node; a path must be absolute.
+        storage: folder or URI for its snapshots, as seen from each shard's node; a path must be absolute.
+        shards: S; None takes those that are up, else one. They are spread over the nodes.
         detached: outlive the calling process, until `stop`; False ties it to the caller's life.
 
     Raises:
+        ConfigError: more shards than samples.
         RunNameError: the name cannot be used.
         RunMismatchError, StorageError: another run of this name is up or in the storage; it cannot be written.
         ServerUnavailableError: it did not answer in time.
     """
-    actor: Handle = _ScoreServerActor.options(
-        name=actor_name(run),
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached" if detached else None,
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=0,  # Ray would re-execute and reorder: clients retry, by sequence number
-    ).remote(storage, run, runs.config_to_dict(config))
-    identity = actor.identity.options(concurrency_group=READ_GROUP)
-    failure, place = call_patiently(identity.remote, _START_DEADLINE_S, "start the score server")
+    config.check_shards(shards or 1)
+    options = {
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached" if detached else None,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 0,  # Ray would re-execute and reorder: clients retry, by sequence number
+    }
+    described = runs.config_to_dict(config)
+    server = _ServerActor.options(name=actor_name(run), scheduling_strategy=_place(run, 0, shards or 1), **options)
+    actors = [server.remote(storage, run, described, shards or 1)]
+    failure, place, count = _identity(actors[0])
+    if failure is None:
+        if place != storage:
+            raise errors.RunMismatchError(
+                f"a score server for run {run!r} is up and keeps it in {place}, not in {storage}: use that storage, "
+                "or another run name"
+            )
+        if count != (shards or count):
+            raise errors.RunMismatchError(
+                f"a score server for run {run!r} is up with {count} shard(s), not {shards}: use shards={count}, or "
+                "stop it first; it starts again from storage with any number"
+            )
+        for shard in range(1, count):
+            place = _place(run, shard, count)
+            actor = _ShardActor.options(name=actor_name(run, shard), scheduling_strategy=place, **options)
+            actors.append(actor.remote(storage, run, described, shard, count))
+        failure = next((found for actor in actors[1:] if (found := _identity(actor)[0]) is not None), None)
     if failure is not None:  # it could not begin: nothing is lost with it
-        ray.kill(actor)
+        for actor in actors:
+            ray.kill(actor)
         raise failure
-    if place != storage:
-        raise errors.RunMismatchError(
-            f"a score server for run {run!r} is up and keeps it in {place}, not in {storage}: use that storage, "
-            "or another run name"
-        )
-    return actor
+    return actors
+
+
+def _place(run: str, shard: int, count: int) -> Any:
+    """Return where a shard should live: one node after the other, from one that the run's name picks.
+
+    Ray's own SPREAD looks at CPUs, of which a shard takes none, and puts most of them on one node. A node that is lost
+    is not insisted on.
+    """
+    nodes = sorted(node["NodeID"] for node in _nodes() if node["Alive"])
+    if count == 1 or not nodes:
+        return "DEFAULT"
+    first = zlib.crc32(run.encode())
+    return NodeAffinitySchedulingStrategy(nodes[(first + shard) % len(nodes)], soft=True)
 
 
 def stop(run: str) -> None:
-    """End the run's score server; what it has written to storage stays. RunNotFoundError where none is running."""
-    ray.kill(find(run))
+    """End the run's score server and all its shards; their snapshots stay. RunNotFoundError where none is running."""
+    server = find(run)
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    names = {one["name"] for one in listed if one["namespace"] == NAMESPACE}
+    for name in names:
+        if name.startswith(f"{actor_name(run)}:"):
+            with contextlib.suppress(ValueError):  # it ended by itself
+                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    ray.kill(server)

@@ -24,6 +24,7 @@ _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
     "method": "es",
     "exchange": "leased",
+    "shards": 1,
     "workers": 1,
     "seed": 0,
     "storage": DEFAULT_STORAGE,
@@ -39,7 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(DERIVED),
 }
 _NUMBERS: dict[str, type] = {
-    **dict.fromkeys(("workers", "seed", "epochs", "batch_size", "micro_batch_size"), int),
+    **dict.fromkeys(("workers", "shards", "seed", "epochs", "batch_size", "micro_batch_size"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
     **DERIVED,
 }
@@ -69,6 +70,7 @@ def add_parser(commands: Any) -> None:
     flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: from hold-out models, made first)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, or embedded: one worker, no Ray (default: leased)")
+    flag("--shards", type=int, metavar="S", help="score servers that the table is spread over (default: 1)")
     flag("--seed", type=int, help="of the initial weights and the selection (default: 0)")
     flag("--run", metavar="NAME", help="default: made of task, method and time")
     flag("--storage", metavar="DIR", help=f"where runs are kept (default: {DEFAULT_STORAGE})")
@@ -135,6 +137,7 @@ def _job(options: argparse.Namespace) -> Any:
         method=values["method"],
         selection=selection,
         exchange=values["exchange"],
+        shards=values["shards"],
         num_workers=values["workers"],
         epochs=values["epochs"],
         batch_size=values["batch_size"],

@@ -8,7 +8,7 @@ from typing import Any
 from es_service.evidence.comparison import Comparison, RunSpec
 from es_service.evidence.contenders import Contender
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.run import RunConfig
 from es_service.storage.files import absolute
 from es_service.training.job import TrainJob
 from es_service.training.loop import TrainSettings

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.scorekeeper import RunConfig, Share
+from es_service.selection.run import RunConfig, Share
 
 __all__ = ["Exchange", "Position", "SavedState"]
 

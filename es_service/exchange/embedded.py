@@ -13,7 +13,8 @@ from es_service import errors
 from es_service.exchange.base import Position, SavedState
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper, Share
+from es_service.selection.run import Caller, RunConfig, RunState, Share
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import snapshots
 from es_service.storage.runs import RunStorage
@@ -71,7 +72,7 @@ class Embedded:
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""
-        self._keeper.record(self._caller, ids_B, seen, positions_b, self._run_step(step))
+        self._keeper.record(self._caller, ids_B, seen, ids_B[positions_b], self._run_step(step))
 
     def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
         """See `Exchange.refresh`."""

@@ -6,30 +6,35 @@ With an epoch a rank gets its share and a lease: copies of the columns it needs 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, call
 from es_service.exchange.base import Position, SavedState
-from es_service.selection.engine import NOTHING, Draw, choose, known_weights, observed_weights
+from es_service.exchange.lease import Lease
+from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
-from es_service.selection.scorekeeper import Caller, RunConfig, Share
+from es_service.selection.run import Caller, RunConfig, Share
+from es_service.selection.shards import pieces
 from es_service.storage import runs
 
-__all__ = ["Remote"]
+__all__ = ["NO_IDS", "Remote"]
 
-_NO_IDS = np.empty(0, dtype=np.int64)
+NO_IDS = np.empty(0, dtype=np.int64)
 _POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
 
 
 class Remote:
-    """A rank of a run whose table a score server holds. It pickles to the run's name, not to a connection.
+    """A rank of a run whose table score servers hold. It pickles to the run's name, not to a connection.
 
     Args:
         run: name of a run whose server is up.
@@ -52,13 +57,15 @@ class Remote:
         self.position = position
         self._caller = Caller(position.rank, attempt)
         self._deadline_s = deadline_s
-        self._share = Share(ids=_NO_IDS, first_step=0)
-        self._lease: dict[str, NDArray[Any]] = {}
+        self._share = Share(ids=NO_IDS, first_step=0)
+        self._lease = Lease(config.selection, config.batch_size, self._share, {})
         self._joined = False
-        self._seq = self._num_rewinds = 0
+        self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
-        self._actor = launch.find(run)
-        self._methods: dict[str, Any] = {}
+        self._shards = launch.find_shards(run)
+        self._seqs = [0] * len(self._shards)
+        self._piece = wire.max_ids(len(config.selection.signals))
+        self._methods: dict[tuple[int, str], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (
@@ -70,52 +77,87 @@ class Remote:
             self._deadline_s,
         )
 
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _ask(self, shard: int, method: str, *args: Any, group: str | None = None) -> ray.ObjectRef[Any]:
+        """Begin a call of a shard; the first is the score server."""
+        bound = self._methods.get((shard, method))  # kept: to look one up anew costs Ray 30 µs
+        if bound is None:
+            bound = getattr(self._shards[shard], method)
+            if group is not None:
+                bound = bound.options(concurrency_group=group)
+            self._methods[shard, method] = bound
+        reference: ray.ObjectRef[Any] = bound.remote(*args)
+        return reference
+
+    def _wait(self, reference: ray.ObjectRef[Any], method: str) -> Any:
+        return call(
+            reference, self._deadline_s, f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
+        )
+
+    def _call(self, method: str, *args: Any, shard: int = 0, group: str | None = None) -> Any:
+        return self._wait(self._ask(shard, method, *args, group=group), method)
+
     def _join(self) -> None:
         """Enter the run, once; from then on an older attempt's ranks are refused."""
         if not self._joined:
-            caller = (self.position.rank, self._caller.attempt, self.position.world_size)
-            self._seq, self._num_rewinds = self._call("join", *caller, runs.config_to_dict(self.config))
+            rank, attempt = self.position.rank, self._caller.attempt
+            described = runs.config_to_dict(self.config)
+            self._num_rewinds = self._call("join", rank, attempt, self.position.world_size, described)
+            self._seqs = [self._call("enter", rank, attempt, shard=shard) for shard in range(len(self._shards))]
             self._joined = True
 
-    def _send(self, method: str, message: bytes) -> Any:
-        """Call the server with the report just encoded.
+    # -- reports ------------------------------------------------------------------------------------------------------
 
-        An answer that never came leaves open whether it was applied, so this rank may not go on; a refusal changed
-        nothing, so its number is free again.
+    def _reports(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64] | slice, bytes]]:
+        """Pack what this rank has seen and trained on: (shard, positions in ids_B, message), a piece of it each.
+
+        Pieces are small enough for Ray's quick way of passing arguments.
+        """
+        num_shards, run_step = len(self._shards), self._share.first_step + step
+        observed = pieces(ids_B, num_shards, self._piece) if seen is not None else [[]] * num_shards
+        counted = pieces(selected_b, num_shards, self._piece)
+        for shard in range(num_shards):
+            for where, chosen in itertools.zip_longest(observed[shard], counted[shard]):
+                selected = NO_IDS if chosen is None else selected_b[chosen]
+                if where is None or seen is None:
+                    yield shard, slice(0), self._packed(shard, run_step, NO_IDS, None, selected)
+                    continue
+                part = {name: values_B[where] for name, values_B in seen.items()}
+                yield shard, where, self._packed(shard, run_step, ids_B[where], part, selected)
+
+    def _packed(
+        self, shard: int, run_step: int, ids: NDArray[np.int64], seen: Columns | None, selected: NDArray[np.int64]
+    ) -> bytes:
+        self._seqs[shard] += 1
+        return wire.encode_report(wire.Report(self._caller, self._seqs[shard], run_step, ids, seen, selected))
+
+    def _send(
+        self, method: str, reports: Iterable[tuple[int, NDArray[np.int64] | slice, bytes]]
+    ) -> list[tuple[NDArray[np.int64] | slice, Any]]:
+        """Send reports all at once; return (positions, answer) for each.
+
+        An answer that never came leaves open whether it was applied, so this rank may not go on; nor where one shard
+        took its piece and another did not. A refusal of the one piece there is changed nothing: its number is free.
         """
         if self._failure is not None:
             raise self._failure
+        under_way = [(shard, where, self._ask(shard, method, message)) for shard, where, message in reports]
         try:
-            return self._call(method, message)
+            return [(where, self._wait(reference, method)) for _, where, reference in under_way]
         except errors.ServerError as error:
             self._failure = error
             raise
-        except errors.EsServiceError:
-            self._seq -= 1
+        except errors.EsServiceError as error:
+            if len(under_way) == 1:
+                self._seqs[under_way[0][0]] -= 1
+            else:
+                self._failure = errors.ServerError(f"only some shards took a report of this rank: {error}")
             raise
 
-    def _call(self, method: str, *args: Any, group: str | None = None) -> Any:
-        bound = self._methods.get(method)  # kept: to look one up anew costs Ray 30 µs
-        if bound is None:
-            bound = getattr(self._actor, method)
-            if group is not None:
-                bound = bound.options(concurrency_group=group)
-            self._methods[method] = bound
-        doing = f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
-        return call(bound.remote(*args), self._deadline_s, doing)
-
-    def _encode(
-        self,
-        step: int,
-        ids_B: NDArray[np.int64],
-        seen: Columns | None,
-        positions: NDArray[np.int64] | None,
-        num: int,
-    ) -> bytes:
-        """Pack the next report of this rank."""
-        self._seq += 1
-        run_step = self._share.first_step + step
-        return wire.encode_report(wire.Report(self._caller, self._seq, run_step, ids_B, seen, positions, num))
+    # -- the contract -------------------------------------------------------------------------------------------------
 
     def open_epoch(self, epoch: int) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
@@ -130,51 +172,35 @@ class Remote:
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])
-        self._share, lease = answer
-        self._lease = {name: values.copy() for name, values in lease.items()}  # what Ray hands out is read-only
+        self._share = answer
+        self._lease = self._leased(answer)
         return self._share
+
+    def _leased(self, share: Share) -> Lease:
+        """Return the lease of a share, its columns gathered from all shards."""
+        columns: dict[str, NDArray[Any]] = {}
+        if leased_columns(self.config.selection):
+            caller, num = (self.position.rank, self._caller.attempt), share.ids.size
+            asked = [
+                (where, self._ask(shard, "lease", *caller, share.ids[where]))
+                for shard, cut in enumerate(pieces(share.ids, len(self._shards), num))
+                for where in cut
+            ]
+            for where, reference in asked:
+                for name, values in self._wait(reference, "lease").items():
+                    columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
+        return Lease(self.config.selection, self.config.batch_size, share, columns)
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
         """See `Exchange.draw`; on this rank, from its lease."""
         selection = self.config.selection
-        weights_B = np.ones(ids_B.size, dtype=np.float32)
         if selection.method.needs_losses and num < ids_B.size:
-            rows = self._rows(step, ids_B)
-            weights_B = known_weights({name: self._lease[name][rows] for name in ("w", "last_loss")})
-        return choose(selection, ids_B, weights_B, num, self._share.first_step + step, self._recent(step))
+            return self._choose(step, ids_B, self._lease.known(step, ids_B), num)
+        return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num)
 
-    def _recent(self, step: int) -> NDArray[np.float32]:
-        """Return the weights that this rank's samples before this step had, where the method looks at them."""
-        batch_size = self.config.batch_size
-        start, num = step * batch_size, self.config.selection.method.window - batch_size
-        if num <= 0:
-            return NOTHING
-        window = slice(max(0, start - num), start)
-        return observed_weights({name: self._lease[name][window] for name in ("w", "last_loss")})
-
-    def _observe(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> NDArray[np.float32]:
-        """Move the leased columns as the server will, and return the weights float32[B]."""
-        selection, lease = self.config.selection, self._lease
-        rows = self._rows(step, ids_B)
-        old = {name: lease[name][rows] for name in selection.method.reads}
-        new = {**selection.method.update(old, seen[selection.signal], seen), "last_loss": seen["loss"]}
-        for name in lease.keys() & new.keys():
-            lease[name][rows] = new[name]
-        if "visits" in lease:
-            lease["visits"][rows] += np.uint32(1)
-        return new["w"]
-
-    def _rows(self, step: int, ids_B: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-        """Return where the lease holds these ids, see `Share.rows`; IdError where it does not."""
-        rows = self._share.rows(step, ids_B, self.config.batch_size)
-        if not isinstance(rows, slice) and rows.min() < 0:
-            position = int(np.argmin(rows))
-            raise errors.IdError(
-                f"id {ids_B[position]} at position {position} is not in rank {self.position.rank}'s share: without a "
-                "call to the server only ids from selector.epoch(e) can be drawn from; for a sampler of your own use "
-                "exchange='sync' and score every step"
-            )
-        return rows
+    def _choose(self, step: int, ids_B: NDArray[np.int64], weights_B: NDArray[np.float32], num: int) -> Draw:
+        run_step = self._share.first_step + step
+        return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step))
 
     def close_epoch(self, epoch: int) -> None:
         """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""
@@ -214,7 +240,7 @@ class Remote:
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`; nobody waits for it."""
-        self._actor.publish.options(concurrency_group=launch.READ_GROUP).remote(progress)
+        self._ask(0, "publish", progress, group=launch.READ_GROUP)
 
     def close(self) -> None:
         """See `Exchange.close`."""

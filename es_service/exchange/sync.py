@@ -1,4 +1,7 @@
-"""sync: every step is one call to the score server, which observes and draws. Simple, exact, and always waited for."""
+"""sync: every step waits for the score server, which observes and says what the samples weigh now. Simple and exact.
+
+The rank draws by those weights itself; what it drew is told with its next report, or when the epoch closes.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service.actors import wire
-from es_service.exchange.remote import Remote
+from es_service.exchange.remote import NO_IDS, Remote
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.run import Share
 
 __all__ = ["Sync"]
 
 
 class Sync(Remote):
-    """Report and selection fused in one call; about one empty actor call on the critical path."""
+    """About one empty actor call on the critical path of a step; with shards, as many at the same time."""
+
+    _untold = NO_IDS  # drawn, and not told yet
+
+    def open_epoch(self, epoch: int) -> Share:
+        """See `Exchange.open_epoch`."""
+        self._untold = NO_IDS
+        return super().open_epoch(epoch)
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
-        self._follow(step, ids_B, seen)
-        message = self._encode(step, ids_B, seen, None, num)
-        return wire.decode_draw(self._send("step", message), ids_B)
+        weights_B = self._observe(step, ids_B, seen, self._untold)
+        draw = self._choose(step, ids_B, weights_B, num)
+        self._untold = draw.ids
+        return draw
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""
-        if seen is not None:
-            self._follow(step, ids_B, seen)
-        self._send("report", self._encode(step, ids_B, seen, positions_b, 0))
+        self._tell(step)
+        if seen is None:
+            self._untold = ids_B[positions_b]
+        else:
+            self._observe(step, ids_B, seen, ids_B[positions_b])
 
     def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
         """See `Exchange.refresh`."""
-        self._send("report", self._encode(step, ids_B, seen, np.empty(0, dtype=np.int64), 0))
+        self._tell(step)
+        self._observe(step, ids_B, seen, NO_IDS)
 
-    def _follow(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """Keep the lease up to date where epochs without a scoring pass will draw from it."""
-        if self.config.selection.score_every > 1 and self.config.selection.method.needs_losses:
-            self._observe(step, ids_B, seen)
+    def close_epoch(self, epoch: int) -> None:
+        """See `Exchange.close_epoch`."""
+        self._tell(0)
+        super().close_epoch(epoch)
+
+    def _observe(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, selected_b: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Report and return the new weights float32[B]."""
+        weights_B = np.empty(ids_B.size, dtype=np.float32)
+        for where, answer in self._send("observe", self._reports(step, ids_B, seen, selected_b)):
+            weights_B[where] = wire.decode_weights(answer)
+        self._untold = NO_IDS
+        self._lease.remember(step, ids_B, weights_B, seen["loss"])
+        return weights_B
+
+    def _tell(self, step: int) -> None:
+        """Report what was drawn and has not been told."""
+        if self._untold.size:
+            self._send("report", self._reports(step, NO_IDS, None, self._untold))
+            self._untold = NO_IDS

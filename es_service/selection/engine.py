@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.selection import draws, keys
+from es_service.selection.agreement import Agreed
 from es_service.selection.annealing import num_annealing
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable
 
 __all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_columns", "observed_weights"]
@@ -103,24 +106,27 @@ def leased_columns(selection: Selection) -> tuple[str, ...]:
 
 
 class Engine:
-    """A score table and the selection that rules it. Ids have been checked before they get here; no locking.
+    """A score table, or a shard of one, and the selection that rules it. No locking; ids come checked.
 
     Args:
         selection: what to select, and how.
-        num_samples: n.
+        num_samples: n, of the whole run.
+        shard: which of the ids this one holds; all of them, unless it is said.
     """
 
-    def __init__(self, selection: Selection, num_samples: int) -> None:
+    def __init__(self, selection: Selection, num_samples: int, shard: Shard = WHOLE) -> None:
         method = selection.method
         self.selection = selection
-        self.table = ScoreTable(num_samples, method.initial_score(num_samples), method.columns)
+        self.num_samples = num_samples
+        self.shard = shard
+        self.table = ScoreTable(shard.num_rows(num_samples), method.initial_score(num_samples), method.columns)
 
     def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
         """Observe these signals, draw `num` of the B by the new weights, and count the drawn."""
         records_B = self._observed(ids_B, seen, run_step)
         draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
         records_B["selected"][draw.positions] += np.uint32(1)
-        self.table.scatter(ids_B, records_B)
+        self.table.scatter(self.shard.rows(ids_B), records_B)
         return draw
 
     def draw(self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
@@ -131,30 +137,44 @@ class Engine:
             weights_B = np.ones(ids_B.size, dtype=np.float32)
         return choose(self.selection, ids_B, weights_B, num, run_step, recent_R)
 
-    def record(self, ids_B: I64, seen: Columns | None, positions_b: I64, run_step: int) -> None:
-        """Observe signals for which somebody else has already drawn `positions_b` (possibly none)."""
-        if seen is None:
-            self.table.add_selected(ids_B[positions_b])
-            return
-        records_B = self._observed(ids_B, seen, run_step)
-        records_B["selected"][positions_b] += np.uint32(1)
-        self.table.scatter(ids_B, records_B)
+    def record(self, ids_B: I64, seen: Columns | None, selected_b: I64, run_step: int) -> F32:
+        """Observe signals, where given, for somebody else to draw by, and count what somebody has drawn.
+
+        Args:
+            ids_B: int64[B], observed.
+            seen: their signals; None observes nothing.
+            selected_b: int64[b], ids that were drawn, of these or of others.
+            run_step: step counted over the whole run.
+
+        Returns:
+            The new weights float32[B]; none where nothing was observed.
+        """
+        weights_B = NOTHING
+        if seen is not None:
+            records_B = self._observed(ids_B, seen, run_step)
+            self.table.scatter(self.shard.rows(ids_B), records_B)
+            weights_B = np.ascontiguousarray(records_B["w"])
+        if selected_b.size:
+            self.table.add_selected(self.shard.rows(selected_b))
+        return weights_B
 
     def recent(self, ids_R: I64) -> F32:
         """Return the weights float32[R] of samples that came before, NaN for those never observed."""
         return observed_weights(self._known(ids_R))
 
     def _known(self, ids_B: I64) -> Columns:
-        return {name: self.table.values(name, ids_B) for name in ("w", "last_loss")}
+        rows_B = self.shard.rows(ids_B)
+        return {name: self.table.values(name, rows_B) for name in ("w", "last_loss")}
 
     def lease(self, ids_m: I64) -> dict[str, NDArray[Any]]:
         """Return copies of `leased_columns` at these ids, [m] each."""
-        return {name: self.table.values(name, ids_m) for name in leased_columns(self.selection)}
+        rows_m = self.shard.rows(ids_m)
+        return {name: self.table.values(name, rows_m) for name in leased_columns(self.selection)}
 
     def _observed(self, ids_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
         """Return copies of the rows as they are after this observation."""
         method, losses_B = self.selection.method, seen["loss"]
-        records = self.table.gather(ids_B)
+        records = self.table.gather(self.shard.rows(ids_B))
         old = {name: np.ascontiguousarray(records[name]) for name in method.reads}
         for name, values_B in method.update(old, seen[self.selection.signal], seen).items():
             records[name] = values_B
@@ -175,15 +195,25 @@ class Engine:
         records["last_step"] = run_step
         return records
 
-    def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int]) -> Plan:
-        """Return what an epoch trains on: everything where it anneals, else what the method says.
+    def check_records(self, records: NDArray[np.void]) -> None:
+        """Raise StorageError unless these could be the table's own."""
+        if records.size != len(self.table):
+            raise errors.StorageError(f"the state holds {records.size:,} samples, expected {len(self.table):,}")
+        if records.dtype != self.table.dtype:
+            raise errors.StorageError(
+                f"the state has the columns {', '.join(records.dtype.names or ())}, expected "
+                f"{', '.join(self.table.dtype.names or ())}: it is of a run with another method"
+            )
+
+    def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int]) -> Agreed[Plan]:
+        """Return this shard's part of what an epoch trains on: everything where it anneals, else what the method says.
 
         Args:
             epoch: counted from 0.
             num_epochs: E.
             epoch_starts: the run step at which each epoch up to this one began.
         """
-        selection, num_samples = self.selection, len(self.table)
+        selection, num_samples = self.selection, self.num_samples
         first, last = num_annealing(num_epochs, selection.anneal)
         prospect = Prospect(
             epoch=epoch,
@@ -196,8 +226,9 @@ class Engine:
             max_age=selection.max_age,
             prune_unobserved=selection.prune_unobserved,
             seed=selection.seed,
+            ids=self.shard.ids(num_samples),
             column=self.table.column,
         )
         if selection.is_annealing(epoch, num_epochs):
-            return Plan(ids=prospect.everything)
-        return selection.method.plan(prospect)
+            return Plan(ids=prospect.ids)
+        return (yield from selection.method.plan(prospect))

@@ -51,27 +51,12 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
 
 
 def first_duplicate(ids_B: NDArray[np.int64]) -> int | None:
-    """Return the position of the first id that repeats an earlier one, or None.
-
-    The usual answer is None, and it has to be quick (sorting takes 200 µs at B = 8,192, this about 80): every id is
-    written into a small hash table, and whoever does not read itself back either met a repetition or shared a slot.
-    """
-    positions = np.arange(ids_B.size, dtype=np.int32)
-    slots = np.empty(1 << (8 * ids_B.size - 1).bit_length(), dtype=np.int32)
-    pending = positions
-    while pending.size:
-        ids = ids_B if pending is positions else ids_B[pending]
-        hashed = ids & (slots.size - 1)
-        slots[hashed] = pending
-        winner = slots[hashed]
-        lost = winner != pending
-        if not lost.any():
-            return None
-        pending = pending[lost]
-        if (ids_B[winner[lost]] == ids_B[pending]).any():
-            _, first = np.unique(ids_B, return_index=True)
-            return int(np.setdiff1d(positions, first)[0])
-    return None
+    """Return the position of the first id that repeats an earlier one, or None, which is the usual answer."""
+    ordered = np.sort(ids_B)  # vectorised in numpy 2: 12 µs for 1,024, where np.unique takes 170
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
+    first = np.unique(ids_B, return_index=True)[1]
+    return int(np.setdiff1d(np.arange(ids_B.size), first)[0])
 
 
 def _as_array(values: Any, what: str) -> NDArray[Any]:

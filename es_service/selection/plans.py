@@ -2,29 +2,31 @@
 
     Prospect (what is known when the epoch opens) ── Method.plan ──► Plan ── shuffle ── split ──► ids of each rank
 
-Shapes: n samples, m ids in the plan.
+A prospect is that of one shard, and so is the plan made from it; `agreement` says how shards ask about all rows.
+Shapes: n samples, of which this shard has n/S; m ids in the plan.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import draws, keys
+from es_service.selection import agreement, draws, keys
+from es_service.selection.agreement import Agreed
 
-__all__ = ["Plan", "Prospect", "num_steps", "prune", "rank_share", "shuffle", "split"]
+__all__ = ["Plan", "Prospect", "joined", "num_steps", "rank_share", "shuffle", "split"]
 
 _NONE = np.empty(0, dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What an epoch trains on.
+    """What an epoch trains on, or a shard's part of it.
 
     Attributes:
         ids: int64[m], ascending.
@@ -56,7 +58,8 @@ class Prospect:
         max_age: as in `Selection`.
         prune_unobserved: as in `Selection`.
         seed: of the run.
-        column: name -> copy of a column of the table, [n].
+        ids: int64[n/S], ascending: the samples of this shard.
+        column: name -> copy of a column of the shard's table, [n/S].
     """
 
     epoch: int
@@ -69,74 +72,80 @@ class Prospect:
     max_age: int | None
     prune_unobserved: bool
     seed: int
+    ids: NDArray[np.int64]
     column: Callable[[str], NDArray[Any]]
 
-    @property
-    def everything(self) -> NDArray[np.int64]:
-        """All ids, int64[n]."""
-        return np.arange(self.num_samples, dtype=np.int64)
-
     def uniforms(self) -> NDArray[np.float64]:
-        """Return this epoch's random numbers for pruning, float64[n] in (0, 1)."""
-        return keys.uniforms(self.seed, keys.Purpose.PRUNE, self.epoch, self.everything)
+        """Return this epoch's random numbers for pruning, float64[n/S] in (0, 1)."""
+        return keys.uniforms(self.seed, keys.Purpose.PRUNE, self.epoch, self.ids)
 
     def unobserved(self) -> NDArray[np.bool_]:
-        """Return which samples must not be left out because their loss was never seen, bool[n]."""
+        """Return which samples must not be left out because their loss was never seen, bool[n/S]."""
         if self.prune_unobserved:
-            return np.zeros(self.num_samples, dtype=np.bool_)
+            return np.zeros(self.ids.size, dtype=np.bool_)
         unobserved: NDArray[np.bool_] = self.column("visits") == 0
         return unobserved
 
     def overdue(self) -> NDArray[np.bool_]:
-        """Return which samples have been left out for `max_age` epochs, bool[n]."""
+        """Return which samples have been left out for `max_age` epochs, bool[n/S]."""
         if self.max_age is None or self.epoch < self.max_age:
-            return np.zeros(self.num_samples, dtype=np.bool_)
+            return np.zeros(self.ids.size, dtype=np.bool_)
         # Last seen before the epoch `max_age` ago: it has sat out that one and every one since.
         last_step = self.column("last_step")
         overdue: NDArray[np.bool_] = (last_step >= 0) & (last_step < self.epoch_starts[self.epoch - self.max_age])
         return overdue
 
-    def pruned_by(self, column: str) -> Plan:
-        """Return the plan that draws `num_kept` ids by this column, see `prune`."""
+    def lowest(
+        self, keys_n: NDArray[np.float64], num: int, among_n: NDArray[np.bool_] | None = None
+    ) -> Agreed[NDArray[np.bool_]]:
+        """Return which samples are the `num` lowest keys of all shards, among those flagged; see `agreement.lowest`."""
+        return agreement.lowest(keys_n, self.ids, num, among_n)
+
+    def pruned_by(self, column: str) -> Agreed[Plan]:
+        """Return the plan that draws `num_kept` ids by this column, with p ∝ its value; see `keep`."""
         if self.num_kept == self.num_samples:
-            return Plan(ids=self.everything)
+            return Plan(ids=self.ids)
         arrivals = draws.race_keys(self.column(column), self.uniforms())
-        return Plan(ids=prune(arrivals, self.num_kept, unobserved_n=self.unobserved(), overdue_n=self.overdue()))
+        return (yield from self.keep([(np.ones(self.ids.size, dtype=np.bool_), arrivals)]))
+
+    def keep(self, groups: Sequence[tuple[NDArray[np.bool_], NDArray[np.float64]]]) -> Agreed[Plan]:
+        """Return the plan of `num_kept` ids, the groups served in turn, within each the lowest keys first.
+
+        Before any group places go to the samples never observed (all of them, even where they are more than
+        `num_kept`), then to those that are overdue, by the first group's keys. They take places, they add none.
+
+        Args:
+            groups: (bool[n/S], who is in it; float64[n/S], their keys) each.
+        """
+        stays = self.unobserved()
+        [taken] = yield from agreement.count(stays)
+        for among, keys_n in [(self.overdue(), groups[0][1]), *groups]:
+            places = self.num_kept - taken
+            if places <= 0:
+                break
+            waiting = among & ~stays
+            [num_waiting] = yield from agreement.count(waiting)
+            num = min(places, num_waiting)
+            stays |= waiting if num == num_waiting else (yield from self.lowest(keys_n, num, waiting))
+            taken += num
+        return Plan(ids=self.ids[stays])
 
 
-def prune(
-    keys_n: NDArray[np.float64],
-    num_kept: int,
-    *,
-    unobserved_n: NDArray[np.bool_],
-    overdue_n: NDArray[np.bool_],
-) -> NDArray[np.int64]:
-    """Return the ids that stay, int64[m], ascending: those with the smallest keys.
-
-    Places go first to samples never observed (all of them, even where they are more than `num_kept`), then to those
-    that are overdue, the rest in the order of the keys. Put-back samples take places, they add none.
-
-    Args:
-        keys_n: float64[n]; arrival times of `draws.race_keys` make it an exponential race with p ∝ w.
-        num_kept: m, unless the never observed alone are more.
-        unobserved_n: bool[n], never to be pruned.
-        overdue_n: bool[n], left out for too long.
-    """
-    stays = unobserved_n.copy()
-    for group in (overdue_n & ~unobserved_n, ~(overdue_n | unobserved_n)):
-        places = num_kept - int(np.count_nonzero(stays))
-        if places <= 0:
-            break
-        members = np.flatnonzero(group)
-        if members.size > places:
-            members = members[np.argpartition(keys_n[members], places - 1)[:places]]
-        stays[members] = True
-    return np.flatnonzero(stays)
+def joined(parts: Sequence[Plan]) -> Plan:
+    """Return the plan that the shards' parts make together."""
+    if len(parts) == 1:
+        return parts[0]
+    ids, hidden = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "hidden"))
+    order = np.argsort(ids, kind="stable")
+    scale = None if parts[0].scale is None else np.concatenate([part.scale for part in parts if part.scale is not None])
+    return dataclasses.replace(
+        parts[0], ids=ids[order], scale=None if scale is None else scale[order], hidden=np.sort(hidden)
+    )
 
 
 def shuffle(ids_m: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the ids in this epoch's random order, the same for the same (seed, epoch, set of ids)."""
-    order = np.argsort(keys.hashes(seed, keys.Purpose.SHUFFLE, epoch, ids_m), kind="stable")
+    order = np.argsort(keys.hashes(seed, keys.Purpose.SHUFFLE, epoch, ids_m))  # distinct ids have distinct hashes
     return ids_m[order]
 
 

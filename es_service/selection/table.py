@@ -31,6 +31,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection.shards import WHOLE, Shard
 
 __all__ = [
     "FURTHER_COLUMNS",
@@ -165,21 +166,27 @@ class ScoreTable:
         self._records[:] = records_n
 
 
-def records_to_arrow(records_n: NDArray[np.void]) -> pa.Table:
-    """Turn records[n] into a pyarrow.Table: `SCHEMA`, and the further columns there are; the columns are copies."""
-    columns = [pa.array(np.arange(records_n.size, dtype=np.int64))]
+def records_to_arrow(records_n: NDArray[np.void], shard: Shard = WHOLE) -> pa.Table:
+    """Turn a shard's records[n] into a pyarrow.Table: `SCHEMA`, and the further columns there are; all are copies."""
+    columns = [pa.array(_ids(records_n.size, shard))]
     columns += [pa.array(np.ascontiguousarray(records_n[name])) for name in records_n.dtype.names or ()]
     return pa.Table.from_arrays(columns, schema=_schema(records_n.dtype))
 
 
-def arrow_to_records(table: pa.Table, num_rows: int) -> NDArray[np.void]:
-    """Turn a table of `records_to_arrow` with ids 0..n-1 into records[n]; StorageError where it is something else."""
+def _ids(num_rows: int, shard: Shard) -> NDArray[np.int64]:
+    return np.arange(num_rows, dtype=np.int64) * shard.count + shard.index
+
+
+def arrow_to_records(table: pa.Table, num_rows: int, shard: Shard = WHOLE) -> NDArray[np.void]:
+    """Turn a table of `records_to_arrow`, of this shard, into records[n]; StorageError where it is something else."""
     if not is_table_schema(table.schema):
         raise errors.StorageError(f"the table has columns {table.schema.names}, expected {SCHEMA.names}")
     if table.num_rows != num_rows:
         raise errors.StorageError(f"the table has {table.num_rows:,} rows, expected {num_rows:,}")
-    if not np.array_equal(table.column("id").to_numpy(), np.arange(num_rows)):
-        raise errors.StorageError("the table's ids are not 0..n-1 in order")
+    if not np.array_equal(table.column("id").to_numpy(), _ids(num_rows, shard)):
+        raise errors.StorageError(
+            f"the table's ids are not {shard.index}, {shard.index + shard.count}, {shard.index + 2 * shard.count}, …"
+        )
     records = np.empty(num_rows, dtype=_record(table.schema.names))
     for name in records.dtype.names or ():
         column = table.column(name)

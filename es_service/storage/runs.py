@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from es_service import errors
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import RunConfig, RunState
+from es_service.selection.run import RunConfig, RunState
+from es_service.selection.shards import WHOLE, Shard
 from es_service.storage import files, snapshots
 
 __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
@@ -136,18 +140,40 @@ class RunStorage:
         """Write the state at an epoch's end, see snapshots.py."""
         snapshots.write_snapshot(self._filesystem, self.path, state)
 
-    def last_snapshot(self) -> RunState | None:
-        """Return the newest state, or None before the first epoch's end."""
-        epochs = snapshots.list_snapshots(self._filesystem, self.path)
-        return snapshots.read_snapshot(self._filesystem, self.path, epochs[-1]) if epochs else None
+    def begin_snapshot(self, finished_epochs: int) -> str:
+        """Begin a snapshot that shards write together; return where."""
+        return snapshots.begin_snapshot(self._filesystem, self.path, finished_epochs)
 
-    def snapshot_with(self, finished_epochs: int, sha256: str) -> RunState | None:
-        """Return the state of this epoch if the storage holds it with this very table, else None."""
+    def write_part(self, beside: str, records: NDArray[np.void], shard: Shard) -> snapshots.Files:
+        """Write a shard's rows into a snapshot under way; return what the manifest is to say of them."""
+        return snapshots.write_part(self._filesystem, beside, records, shard)
+
+    def finish_snapshot(
+        self, beside: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[snapshots.Files]
+    ) -> None:
+        """Put a snapshot into place whose parts are written, see snapshots.py."""
+        entries = {name: entry for part in parts for name, entry in part.items()}
+        snapshots.finish_snapshot(self._filesystem, beside, epoch_starts, num_samples, entries)
+
+    def snapshot(self, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
+        """Return the state at this epoch's end, with the rows of one shard."""
+        return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs, shard)
+
+    def position(self) -> tuple[int, tuple[int, ...]]:
+        """Return the epochs behind the newest snapshot and the run step at which each, and the next one, begins."""
+        return snapshots.read_position(self._filesystem, self.path)
+
+    def holds(self, finished_epochs: int, sha256: str) -> bool:
+        """Return whether there is a whole snapshot of this epoch with this very table, in one file."""
         if finished_epochs not in snapshots.list_snapshots(self._filesystem, self.path):
-            return None
-        if snapshots.table_sha256(self._filesystem, self.path, finished_epochs) != sha256:
-            return None
-        return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs)
+            return False
+        try:
+            if snapshots.table_sha256(self._filesystem, self.path, finished_epochs) != sha256:
+                return False
+            self.snapshot(finished_epochs)
+        except errors.StorageError:  # a damaged one: whoever asks has the table
+            return False
+        return True
 
     def forget_after(self, finished_epochs: int) -> None:
         """Drop the snapshots of later epochs: the run went back to an earlier one."""

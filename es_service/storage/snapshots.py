@@ -1,38 +1,51 @@
 """Snapshots: a run's state between two epochs, as an Arrow IPC file with a manifest that vouches for it.
 
     snapshots/<epochs finished, 8 digits>/manifest.json     format, epoch_starts, per file bytes and sha256
-    snapshots/<epochs finished, 8 digits>/shard-0.arrow     the table
+    snapshots/<epochs finished, 8 digits>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
 
-A snapshot is written in a folder beside and renamed into place, so one that is there is whole.
+A snapshot is written in a folder beside, each shard its own file, and renamed into place, so one that is there is
+whole. It can be read for any number of shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from es_service import errors
-from es_service.selection.scorekeeper import RunState
+from es_service.selection.run import RunState
+from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
 from es_service.storage import files
 
 __all__ = [
+    "begin_snapshot",
     "decode_table",
     "drop_snapshots_after",
     "encode_table",
+    "finish_snapshot",
     "list_snapshots",
+    "read_position",
     "read_snapshot",
     "read_table",
     "table_sha256",
+    "write_part",
     "write_snapshot",
 ]
 
 FORMAT = 1
-_TABLE = "shard-0.arrow"
+Files = dict[str, dict[str, Any]]
+
+
+def _file(index: int) -> str:
+    return f"shard-{index}.arrow"
 
 
 def encode_table(table: pa.Table) -> bytes:
@@ -60,35 +73,71 @@ def _folder(run_path: str, finished_epochs: int) -> str:
 
 
 def write_snapshot(filesystem: fs.FileSystem, run_path: str, state: RunState, *, keep: int = 3) -> str:
-    """Write a run's state; keep it and the `keep` - 1 epochs before it; return its sha256.
+    """Write a run's whole state, see `finish_snapshot`; return its table's sha256."""
+    beside = begin_snapshot(filesystem, run_path, state.finished_epochs)
+    part = write_part(filesystem, beside, state.records, WHOLE)
+    finish_snapshot(filesystem, beside, state.epoch_starts, state.records.size, part, keep=keep)
+    return str(part[_file(0)]["sha256"])
 
-    One of the same epoch is replaced and later ones are dropped: the run went back, and its future will be another.
-    """
-    data = encode_table(records_to_arrow(state.records))
-    digest = hashlib.sha256(data).hexdigest()
-    place = _folder(run_path, state.finished_epochs)
-    beside = f"{place}.partial-{os.getpid()}"
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "finished_epochs": state.finished_epochs,
-        "epoch_starts": list(state.epoch_starts),
-        "num_samples": int(state.records.size),
-        "files": {_TABLE: {"bytes": len(data), "sha256": digest}},
-    }
-    with files.storage_errors("write the snapshot", place):
+
+def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str:
+    """Make the folder, beside its place, that shards write their parts into; return its path."""
+    beside = f"{_folder(run_path, finished_epochs)}.partial-{os.getpid()}"
+    with files.storage_errors("write the snapshot", beside):
         if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
             filesystem.delete_dir(beside)
         filesystem.create_dir(beside, recursive=True)
-        with filesystem.open_output_stream(f"{beside}/{_TABLE}") as file:
-            file.write(data)
+    return beside
+
+
+def write_part(filesystem: fs.FileSystem, beside: str, records: NDArray[np.void], shard: Shard) -> Files:
+    """Write a shard's rows; return the file's entry in the manifest."""
+    data = encode_table(records_to_arrow(records, shard))
+    path = f"{beside}/{_file(shard.index)}"
+    with files.storage_errors("write the snapshot", path), filesystem.open_output_stream(path) as file:
+        file.write(data)
+    return {_file(shard.index): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+
+
+def finish_snapshot(
+    filesystem: fs.FileSystem,
+    beside: str,
+    epoch_starts: Sequence[int],
+    num_samples: int,
+    parts: Files,
+    *,
+    keep: int = 3,
+) -> None:
+    """Write the manifest and move the snapshot into place; keep it and the `keep` - 1 epochs before it.
+
+    One of the same epoch is replaced and later ones are dropped: the run went back, and its future will be another.
+
+    Raises:
+        StorageError: it cannot be written, or a part is not to be seen from here.
+    """
+    place, finished_epochs = beside.partition(".partial-")[0], len(epoch_starts) - 1
+    run_path = place.rpartition("/snapshots/")[0]
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "finished_epochs": finished_epochs,
+        "epoch_starts": list(epoch_starts),
+        "num_samples": num_samples,
+        "files": parts,
+    }
+    with files.storage_errors("write the snapshot", place):
+        for name, entry in parts.items():
+            if filesystem.get_file_info(f"{beside}/{name}").size != entry["bytes"]:
+                raise errors.StorageError(
+                    f"{beside}/{name} was written by its shard but is not to be seen here: shards on several nodes "
+                    "need a storage that all of them share"
+                )
         files.write_json(filesystem, f"{beside}/manifest.json", manifest)
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
         filesystem.move(beside, place)
         for seq in list_snapshots(filesystem, run_path):
-            if seq > state.finished_epochs or seq <= state.finished_epochs - keep:
+            if seq > finished_epochs or seq <= finished_epochs - keep:
                 filesystem.delete_dir(_folder(run_path, seq))
-    return digest
 
 
 def drop_snapshots_after(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> None:
@@ -117,34 +166,67 @@ def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) ->
     return manifest
 
 
-def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str:
-    """Return the sha256 that the manifest of this epoch's snapshot vouches for."""
+def _entries(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> Files:
+    """Return what the manifest vouches for: bytes and sha256 by file."""
     manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
-        return str(manifest["files"][_TABLE]["sha256"])
-    except (KeyError, TypeError) as error:
-        folder = _folder(run_path, finished_epochs)
-        raise errors.StorageError(f"{folder}/manifest.json does not name {_TABLE}") from error
+        entries = {str(name): {"sha256": str(entry["sha256"])} for name, entry in manifest["files"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json names no files") from error
+    if sorted(entries) != sorted(_file(index) for index in range(len(entries))) or not entries:
+        raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json does not name {_file(0)} …")
+    return entries
 
 
-def _read(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> tuple[dict[str, Any], pa.Table]:
-    path = f"{_folder(run_path, finished_epochs)}/{_TABLE}"
-    expected = table_sha256(filesystem, run_path, finished_epochs)
-    data = files.read_bytes(filesystem, path)
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise errors.StorageError(f"{path} is damaged: its sha256 is not the one in the manifest")
-    return _manifest(filesystem, run_path, finished_epochs), decode_table(data, path)
+def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str | None:
+    """Return the sha256 of the table where it lies in one file; None where shards wrote several."""
+    entries = _entries(filesystem, run_path, finished_epochs)
+    return entries[_file(0)]["sha256"] if len(entries) == 1 else None
 
 
-def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> RunState:
-    """Return the state that was written for this epoch; StorageError where it is missing or damaged."""
-    manifest, table = _read(filesystem, run_path, finished_epochs)
+def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
+    """Return the state that was written for this epoch, with the rows of one shard; however many wrote it.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
         starts = tuple(int(start) for start in manifest["epoch_starts"])
         num_samples = int(manifest["num_samples"])
     except (KeyError, TypeError, ValueError) as error:
         raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
-    return RunState(arrow_to_records(table, num_samples), finished_epochs, starts)
+    entries = _entries(filesystem, run_path, finished_epochs)
+
+    def part(index: int) -> NDArray[np.void]:
+        path = f"{_folder(run_path, finished_epochs)}/{_file(index)}"
+        data = files.read_bytes(filesystem, path)
+        if hashlib.sha256(data).hexdigest() != entries[_file(index)]["sha256"]:
+            raise errors.StorageError(f"{path} is damaged: its sha256 is not the one in the manifest")
+        own = Shard(index, len(entries))
+        return arrow_to_records(decode_table(data, path), own.num_rows(num_samples), own)
+
+    if len(entries) == shard.count:
+        return RunState(part(shard.index), finished_epochs, starts)
+    first = part(0)
+    if num_samples > first.size * len(entries):
+        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} names too few files")
+    whole = np.empty(num_samples, dtype=first.dtype)
+    for index in range(len(entries)):
+        whole[index :: len(entries)] = part(index) if index else first
+    return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
+
+
+def read_position(filesystem: fs.FileSystem, run_path: str) -> tuple[int, tuple[int, ...]]:
+    """Return the epochs that the newest snapshot has behind it, and their starts; (0, (0,)) where there is none."""
+    epochs = list_snapshots(filesystem, run_path)
+    if not epochs:
+        return 0, (0,)
+    try:
+        starts = _manifest(filesystem, run_path, epochs[-1])["epoch_starts"]
+        return epochs[-1], tuple(int(start) for start in starts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.StorageError(f"the manifest of epoch {epochs[-1]} in {run_path} is damaged") from error
 
 
 def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:
@@ -152,4 +234,4 @@ def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:
     epochs = list_snapshots(filesystem, run_path)
     if not epochs:
         raise errors.StorageError(f"{run_path} holds no snapshot yet: one is written at the end of each epoch")
-    return _read(filesystem, run_path, epochs[-1])[1]
+    return records_to_arrow(read_snapshot(filesystem, run_path, epochs[-1]).records)

@@ -13,7 +13,8 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
 from es_service.storage.files import absolute
@@ -43,6 +44,7 @@ class TrainJob:
         method: short name of the selection, for the result.
         selection: what to select, and how.
         exchange: "leased", "sync" or "embedded" (one worker in this process, no Ray).
+        shards: over how many actors the table is spread.
         num_workers: ranks.
         epochs, batch_size, learning_rate: None takes the task's own.
         micro_batch_size: most samples of one pass.
@@ -59,6 +61,7 @@ class TrainJob:
     data: str | None = None
     derived: Derived = dataclasses.field(default_factory=Derived)
     exchange: Literal["leased", "sync", "embedded"] = "leased"
+    shards: int = 1
     num_workers: int = 1
     epochs: int | None = None
     batch_size: int | None = None
@@ -76,11 +79,16 @@ class TrainJob:
                 f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
             )
         as_integer("workers", self.num_workers, least=1)
+        as_integer("shards", self.shards, least=1)
         as_integer("seed", self.seed, least=0, end=2**63)
         if self.exchange == "embedded" and self.num_workers != 1:
             raise errors.ConfigError(
                 f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
                 "use 'leased' or 'sync'"
+            )
+        if self.exchange == "embedded" and self.shards != 1:
+            raise errors.ConfigError(
+                f"exchange 'embedded' keeps the table in one process, not in shards={self.shards}: use 'leased'"
             )
         if self.exchange == "embedded" and "://" in self.storage:
             raise errors.ConfigError(
@@ -169,11 +177,12 @@ def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict
         "irreducible": job.irreducible,
         "seed": job.seed,
         "exchange": job.exchange,
+        "shards": job.shards,
         "workers": job.num_workers,
     }
 
 
-_MAY_CHANGE = ("exchange", "workers", "data")
+_MAY_CHANGE = ("exchange", "shards", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 
 
@@ -245,6 +254,7 @@ def _fit_on_ray(
         config=config,
         settings=settings,
         exchange="sync" if job.exchange == "sync" else "leased",
+        shards=job.shards,
         num_workers=job.num_workers,
         task=job.task,
         data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,

@@ -25,7 +25,7 @@ from es_service import errors
 from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.connect import ExchangeName, connect
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.run import RunConfig
 from es_service.training.irreducible import read_losses
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
@@ -49,6 +49,7 @@ class RayJob:
         config: of the run.
         settings: of the optimiser.
         exchange: "leased" or "sync".
+        shards: over how many actors the table is spread.
         num_workers: ranks.
         task: name of the task.
         data: the task's data folder, None for what it brings along.
@@ -61,6 +62,7 @@ class RayJob:
     config: RunConfig
     settings: TrainSettings
     exchange: ExchangeName
+    shards: int
     num_workers: int
     task: str
     data: str | None = None
@@ -149,7 +151,7 @@ def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[s
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
     _wait_until_free(job.run)
-    server = launch.start(job.run, job.config, job.storage, detached=False)
+    server = launch.start(job.run, job.config, job.storage, shards=job.shards, detached=False)[0]
     try:
         with _watching(server, watch):
             return _fit(job)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,11 +15,15 @@ import pyarrow as pa
 import pytest
 
 import es_service as es
+from es_service.actors import launch
+from es_service.actors.calls import call
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import methods
 from es_service.selection.config import preset
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
+from es_service.storage.runs import RunStorage
 from es_service.storage.snapshots import encode_table
 
 NUM_SAMPLES, NUM_EPOCHS, BATCH_SIZE = 1003, 5, 32
@@ -66,7 +72,9 @@ def embedded(selection: es.Selection, world_size: int) -> list[es.Selector]:
     return [es.Selector(selection, **SHAPE, irreducible_losses=IRREDUCIBLE, exchange=rank) for rank in ranks]
 
 
-def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world_size: int) -> list[es.Selector]:
+def remote(
+    run: str, storage: str, exchange: Any, selection: es.Selection, world_size: int, shards: int | None = None
+) -> list[es.Selector]:
     attempt = uuid.uuid4().hex
     return [
         es.connect(
@@ -75,6 +83,7 @@ def remote(run: str, storage: str, exchange: Any, selection: es.Selection, world
             **SHAPE,
             irreducible_losses=IRREDUCIBLE,
             exchange=exchange,
+            shards=shards,
             storage=storage,
             rank=rank,
             world_size=world_size,
@@ -148,6 +157,49 @@ def test_same_selection_and_table_as_in_process(
             assert getattr(one.ledger, count) == getattr(other.ledger, count)
 
 
+@pytest.mark.parametrize(
+    ("exchange", "name", "shards"),
+    [
+        ("sync", "eswp", 2),
+        ("leased", "eswp", 7),
+        ("leased", "infobatch", 2),
+        ("sync", "kakurenbo", 4),
+        ("leased", "epsilon-greedy", 4),
+        ("sync", "backprop-stale", 7),
+        ("leased", "backprop-stale", 2),
+    ],
+)
+def test_same_selection_and_table_over_any_number_of_shards(
+    exchange: str, name: str, shards: int, run: str, storage: str
+) -> None:
+    """Methods whose plans ask about all rows, and one that draws by its lease."""
+    selection = SELECTIONS[name]
+    reference = embedded(selection, 2)
+    expected = train(reference, range(NUM_EPOCHS), scored=False)
+    selectors = remote(run, storage, exchange, selection, 2, shards)
+    assert train(selectors, range(NUM_EPOCHS), scored=False) == expected
+    assert same(finish(selectors), finish(reference))
+    assert same(RunStorage(storage, run).table(), reference[0].table())
+
+
+@pytest.mark.parametrize("batch_size", [1003, 501])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_reports_too_large_for_one_message_go_in_pieces(
+    shards: int, batch_size: int, run: str, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from es_service.actors import wire
+
+    monkeypatch.setattr(wire, "MAX_BYTES", 2048)  # 100 ids instead of 4,800
+    selection, shape = SELECTIONS["es"], {**SHAPE, "batch_size": batch_size}
+    for exchange in ("sync", "leased"):
+        name = f"{run}-{exchange}"
+        selector = es.connect(name, selection, **shape, exchange=exchange, shards=shards, storage=storage)
+        reference = es.Selector(selection, **shape)
+        assert train([selector], range(2)) == train([reference], range(2))
+        assert same(finish([selector]), reference.table())
+        launch.stop(name)
+
+
 def test_another_seed_gives_another_selection() -> None:
     one = train(embedded(preset("es", seed=1), 1), range(2))
     assert one == train(embedded(preset("es", seed=1), 1), range(2))
@@ -198,12 +250,6 @@ def test_a_restart_between_epochs_changes_nothing(
 
 @pytest.mark.parametrize("exchange", ["sync", "leased"])
 def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str, storage: str) -> None:
-    import os
-    import signal
-
-    from es_service.actors import launch
-    from es_service.actors.calls import call
-
     selection = SELECTIONS["es"]
     reference = embedded(selection, 1)
     expected = train(reference, range(NUM_EPOCHS))
@@ -220,6 +266,43 @@ def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str,
 
     second = remote(run, storage, exchange, selection, 1)
     assert second[0].load_state_dict(state) == 2
+    assert before + train(second, range(2, NUM_EPOCHS)) == expected
+    assert same(finish(second), finish(reference))
+
+
+@pytest.mark.parametrize(("exchange", "killed"), [("sync", 0), ("leased", 1), ("sync", 2)])
+def test_one_killed_shard_comes_back_with_the_last_epoch(exchange: str, killed: int, run: str, storage: str) -> None:
+    selection = SELECTIONS["eswp"]
+    expected = train(reference := embedded(selection, 1), range(NUM_EPOCHS))
+    first = remote(run, storage, exchange, selection, 1, 3)
+    before = train(first, range(2))
+    state = first[0].state_dict()
+    halfway = first[0].epoch(2)
+    ids = next(halfway)
+    first[0].select(ids, LOSSES[2, ids])
+    os.kill(call(launch.find_shards(run)[killed].pid.remote(), 10.0, "ask for its pid"), signal.SIGKILL)
+    with pytest.raises(es.ServerError):
+        go_on(first[0], halfway, 2)
+    first[0].close()
+
+    second = remote(run, storage, exchange, selection, 1)  # takes the three shards that are there
+    assert second[0].load_state_dict(state) == 2
+    assert before + train(second, range(2, NUM_EPOCHS)) == expected
+    assert same(finish(second), finish(reference))
+
+
+@pytest.mark.parametrize(("shards", "then"), [(1, 3), (4, 2), (3, 1)])
+def test_a_run_goes_on_with_another_number_of_shards(shards: int, then: int, run: str, storage: str) -> None:
+    selection = SELECTIONS["eswp"]
+    expected = train(reference := embedded(selection, 2), range(NUM_EPOCHS))
+    first = remote(run, storage, "leased", selection, 2, shards)
+    before = train(first, range(2))
+    with pytest.raises(es.RunMismatchError, match=rf"is up with {shards} shard\(s\), not {then}"):
+        remote(run, storage, "leased", selection, 2, then)
+    for selector in first:
+        selector.close()
+    launch.stop(run)
+    second = remote(run, storage, "sync", selection, 2, then)  # from storage alone
     assert before + train(second, range(2, NUM_EPOCHS)) == expected
     assert same(finish(second), finish(reference))
 

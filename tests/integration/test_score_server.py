@@ -18,7 +18,7 @@ import es_service as es
 from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.selection.config import preset
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.run import RunConfig
 
 SHAPE = {"num_samples": 500, "num_epochs": 3, "batch_size": 50}
 SELECTION = preset("es", seed=1)
@@ -38,7 +38,7 @@ def test_many_callers_start_one_server(run: str, storage: str) -> None:
     config = RunConfig(selection=SELECTION, **SHAPE)
 
     def start() -> None:
-        server = launch.start(run, config, storage)
+        [server] = launch.start(run, config, storage)
         found.append(call(server.stats.remote(), 30.0, "ask for its pid")["pid"])
 
     threads = [threading.Thread(target=start) for _ in range(4)]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from es_service.selection import methods
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import RunConfig
+from es_service.selection.run import RunConfig
 
 hypothesis.settings.register_profile("unit", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("unit")

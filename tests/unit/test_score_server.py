@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.selection import methods
-from es_service.selection.scorekeeper import Caller, RunConfig
+from es_service.selection.engine import choose
+from es_service.selection.run import Caller, RunConfig, Share
 from es_service.storage import runs
 
 MakeConfig = Callable[..., RunConfig]
@@ -30,15 +31,14 @@ class Worker:
 
     def __init__(self, server: ScoreServer, config: RunConfig, rank: int = 0, attempt: str = FIRST, world: int = 1):
         self.server, self.config, self.rank, self.attempt = server, config, rank, attempt
-        self.seq = 0
         server.join(rank, attempt, world, runs.config_to_dict(config))
+        self.seq = server.enter(rank, attempt)
         self.stands_at = server.stats()["finished_epochs"]
 
     def open(self, epoch: int) -> tuple[NDArray[np.int64], int]:
         answer = self.server.open_epoch(self.rank, self.attempt, epoch)
-        assert isinstance(answer, tuple)
-        share, _ = answer
-        return share.ids, share.first_step
+        assert isinstance(answer, Share)
+        return answer.ids, answer.first_step
 
     def message(
         self,
@@ -46,8 +46,7 @@ class Worker:
         losses: Any,
         run_step: int,
         *,
-        positions: list[int] | None = None,
-        num: int = 3,
+        selected: Sequence[int] = (),
         seq: int | None = None,
     ) -> bytes:
         if seq is None:
@@ -56,22 +55,23 @@ class Worker:
             Caller(self.rank, self.attempt),
             self.seq if seq is None else seq,
             run_step,
-            np.asarray(ids, dtype=np.int64),
+            np.asarray(ids if losses is not None else [], dtype=np.int64),
             None if losses is None else {"loss": np.asarray(losses, dtype=np.float32)},
-            None if positions is None else np.array(positions, dtype=np.int64),
-            num,
+            np.array(selected, dtype=np.int64),
         )
         return wire.encode_report(report)
 
     def train(self, epoch: int, losses_of: Losses) -> list[list[int]]:
         share, first = self.open(epoch)
-        drawn = []
+        drawn: list[list[int]] = [[]]
         for step in range(share.size // 6):
             ids = share[6 * step : 6 * step + 6]
-            answer = self.server.step(self.message(ids, losses_of(ids, first + step), first + step))
-            drawn.append(wire.decode_draw(answer, ids).ids.tolist())
+            message = self.message(ids, losses_of(ids, first + step), first + step, selected=drawn[-1])
+            weights = wire.decode_weights(self.server.observe(message))
+            drawn.append(choose(self.config.selection, ids, weights, 3, first + step).ids.tolist())
+        self.server.report(self.message([], None, first, selected=drawn[-1]))
         self.server.close_epoch(self.rank, self.attempt, epoch)
-        return drawn
+        return drawn[1:]
 
 
 def table(server: ScoreServer) -> str:
@@ -94,7 +94,7 @@ MakeServer = Callable[[], ScoreServer]
 # -- the life of a run --------------------------------------------------------------------------------------------
 
 
-def test_a_run_by_step_and_by_report_leaves_the_same_table(
+def test_a_run_by_observation_and_by_report_leaves_the_same_table(
     tmp_path: Path, config: RunConfig, losses_of: Losses
 ) -> None:
     one = ScoreServer(str(tmp_path), "one", runs.config_to_dict(config))
@@ -107,8 +107,10 @@ def test_a_run_by_step_and_by_report_leaves_the_same_table(
         for step in range(share.size // 6):
             ids = share[6 * step : 6 * step + 6]
             losses = losses_of(ids, first + step)
-            draw = wire.decode_draw(one.step(stepping.message(ids, losses, first + step)), ids)
-            together += reporting.message(ids, losses, first + step, positions=draw.positions.tolist())
+            drawn = ids[[1, 4]].tolist()
+            weights = wire.decode_weights(one.observe(stepping.message(ids, losses, first + step, selected=drawn)))
+            assert weights.tolist() == one.snapshot().column("w").to_numpy()[ids].tolist()
+            together += reporting.message(ids, losses, first + step, selected=drawn)
         assert other.report(together) == reporting.seq
         assert one.close_epoch(0, FIRST, epoch)
         assert other.close_epoch(0, FIRST, epoch)
@@ -121,10 +123,10 @@ def test_stats_count_what_came_in(make_server: MakeServer, config: RunConfig, lo
     worker = Worker(server, config)
     worker.train(0, losses_of)
     ids = worker.open(1)[0][:6]
-    server.report(worker.message(ids, None, 4, positions=[0, 5]))
+    server.report(worker.message([], None, 4, selected=ids[[0, 5]].tolist()))
     server.publish({"accuracy": 0.5})
     stats = server.stats()
-    assert (stats["num_reports"], stats["num_observed"], stats["num_selected"]) == (5, 24, 4 * 3 + 2)
+    assert (stats["num_reports"], stats["num_observed"], stats["num_selected"]) == (6, 24, 4 * 3 + 2)
     assert (stats["finished_epochs"], stats["open_epoch"], stats["world_size"]) == (1, 1, 1)
     assert (stats["run"], stats["table_bytes"]) == ("mine", 24 * 32)
     assert stats["progress"] == {"accuracy": 0.5}
@@ -159,13 +161,14 @@ def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: Ru
     server = make_server()
     worker = Worker(server, config)
     worker.train(0, losses_of)
-    answer = server.open_epoch(0, FIRST, 1)
-    assert isinstance(answer, tuple)
-    share, lease = answer
+    ids, first_step = worker.open(1)
+    lease = server.lease(0, FIRST, ids)
     assert list(lease) == ["s"]
-    assert lease["s"].tolist() == server.snapshot().column("s").to_numpy()[share.ids].tolist()
+    assert lease["s"].tolist() == server.snapshot().column("s").to_numpy()[ids].tolist()
     assert lease["s"].dtype == np.float32
-    assert share.first_step == 4
+    assert first_step == 4
+    with pytest.raises(errors.IdError, match="id 24 at position 1"):
+        server.lease(0, FIRST, np.array([3, 24]))
 
 
 # -- exactly once -------------------------------------------------------------------------------------------------
@@ -178,10 +181,10 @@ def test_a_repeated_step_changes_nothing_and_gets_the_same_answer(
     worker = Worker(server, config)
     share, _ = worker.open(0)
     message = worker.message(share[:6], losses_of(share[:6], 0), 0)
-    answer = server.step(message)
+    answer = server.observe(message)
     before, stats = table(server), server.stats()
     for _ in range(3):
-        assert server.step(message) == answer
+        assert server.observe(message) == answer
     assert table(server) == before
     assert server.stats() == stats
 
@@ -191,7 +194,7 @@ def test_repeated_reports_change_nothing(make_server: MakeServer, config: RunCon
     worker = Worker(server, config)
     share, _ = worker.open(0)
     messages = [
-        worker.message(share[6 * k : 6 * k + 6], losses_of(share[6 * k : 6 * k + 6], k), k, positions=[0, 2])
+        worker.message(share[6 * k : 6 * k + 6], losses_of(share[6 * k : 6 * k + 6], k), k, selected=[6 * k, 1])
         for k in range(3)
     ]
     assert server.report(b"".join(messages[:2])) == 2
@@ -210,13 +213,13 @@ def test_a_gap_in_the_sequence_is_refused(
     server = make_server()
     worker = Worker(server, config)
     share, _ = worker.open(0)
-    server.step(worker.message(share[:6], losses_of(share[:6], 0), 0))
+    server.observe(worker.message(share[:6], losses_of(share[:6], 0), 0))
     before = table(server)
-    for send, positions in ((server.step, None), (server.report, [0])):
+    for send in (server.observe, server.report):
         with pytest.raises(errors.EpochOrderError, match=f"sent report {seq} after 1"):
-            send(worker.message(share[6:12], losses_of(share[6:12], 1), 1, positions=positions, seq=seq))
+            send(worker.message(share[6:12], losses_of(share[6:12], 1), 1, seq=seq))
     assert table(server) == before
-    server.step(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
+    server.observe(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
 
 
 def test_each_rank_counts_for_itself(tmp_path: Path, make_config: MakeConfig, losses_of: Losses) -> None:
@@ -227,7 +230,7 @@ def test_each_rank_counts_for_itself(tmp_path: Path, make_config: MakeConfig, lo
         share, _ = worker.open(0)
         for step in range(2):
             ids = share[6 * step : 6 * step + 6]
-            server.step(worker.message(ids, losses_of(ids, step), step))
+            server.observe(worker.message(ids, losses_of(ids, step), step))
     assert server.snapshot().column("visits").to_pylist() == [1] * 24
 
 
@@ -243,10 +246,12 @@ def test_each_rank_counts_for_itself(tmp_path: Path, make_config: MakeConfig, lo
         ({"ids": [0, 1, 2, 3, 4, 0]}, errors.IdError),
         ({"ids": [0, 1, 2, 3, 4, -1]}, errors.IdError),
         ({"ids": [], "losses": []}, errors.ShapeError),
+        ({"selected": [3, 3]}, errors.IdError),
+        ({"selected": [24]}, errors.IdError),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("by", ["step", "report"])
+@pytest.mark.parametrize("by", ["observe", "report"])
 def test_bad_input_changes_nothing(
     make_server: MakeServer,
     config: RunConfig,
@@ -261,32 +266,32 @@ def test_bad_input_changes_nothing(
     worker.open(1)
     before, stats = table(server), server.stats()
     call = {"ids": [0, 1, 2, 3, 4, 5], "losses": [1, 2, 3, 4, 5, 6], **change}
-    positions = [0, 1] if by == "report" and call["ids"] else [] if by == "report" else None
-    bad = worker.message(call["ids"], call["losses"], 9, positions=positions)
+    bad = worker.message(call["ids"], call["losses"], 4, selected=call.get("selected", [0, 1]))
     with pytest.raises(kind):
         getattr(server, by)(bad)
     assert table(server) == before
     assert server.stats() == stats
     worker.seq -= 1  # nothing was applied, so the number is still free
     ids = np.arange(6)
-    getattr(server, by)(worker.message(ids, np.ones(6), 9, positions=None if by == "step" else [1]))
+    getattr(server, by)(worker.message(ids, np.ones(6), 4, selected=[1]))
 
 
-@pytest.mark.parametrize("num", [0, 7, 2**32 - 1])
-def test_a_step_that_asks_for_an_impossible_number_breaks_nothing(
-    make_server: MakeServer, config: RunConfig, losses_of: Losses, num: int
+@pytest.mark.parametrize("run_step", [0, 3, 7, 2**32 - 1])
+def test_a_step_that_is_not_of_the_open_epoch_is_refused(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses, run_step: int
 ) -> None:
     server = make_server()
     worker = Worker(server, config)
-    share, _ = worker.open(0)
+    worker.train(0, losses_of)
+    ids, first_step = worker.open(1)
+    assert (first_step, ids.size) == (4, 18)
     before = table(server)
-    message = worker.message(share[:6], losses_of(share[:6], 0), 0, num=num)
-    with pytest.raises(errors.ShapeError, match=f"cannot draw {num} of 6"):
-        server.step(message)
+    with pytest.raises(errors.EpochOrderError, match=f"reports step {run_step}, which is not of an open epoch"):
+        server.observe(worker.message(ids[:6], np.ones(6), run_step))
     assert table(server) == before
 
 
-@pytest.mark.parametrize("tail", ["a bad loss", "a gap", "half a header", "noise", "no positions"])
+@pytest.mark.parametrize("tail", ["a bad loss", "a gap", "half a header", "noise", "another epoch", "no signal"])
 def test_a_message_that_is_refused_changes_nothing_of_its_good_part_either(
     make_server: MakeServer, config: RunConfig, losses_of: Losses, tail: str
 ) -> None:
@@ -295,13 +300,14 @@ def test_a_message_that_is_refused_changes_nothing_of_its_good_part_either(
     worker = Worker(server, config)
     share, _ = worker.open(0)
     before = table(server)
-    good = worker.message(share[:6], losses_of(share[:6], 0), 0, positions=[0])
+    good = worker.message(share[:6], losses_of(share[:6], 0), 0, selected=[0])
     bad = {
-        "a bad loss": worker.message(share[6:12], [np.nan] * 6, 1, positions=[0], seq=2),
-        "a gap": worker.message(share[6:12], np.ones(6), 1, positions=[0], seq=9),
+        "a bad loss": worker.message(share[6:12], [np.nan] * 6, 1, selected=[0], seq=2),
+        "a gap": worker.message(share[6:12], np.ones(6), 1, selected=[0], seq=9),
         "half a header": good[:20],
         "noise": b"\0" * 64,
-        "no positions": worker.message(share[6:12], np.ones(6), 1, seq=2),
+        "another epoch": worker.message(share[6:12], np.ones(6), 4, seq=2),
+        "no signal": wire.encode_report(wire.Report(Caller(0, FIRST), 2, 1, share[6:12], None, share[:0])),
     }[tail]
     with pytest.raises(errors.EsServiceError):
         server.report(good + bad)
@@ -319,7 +325,7 @@ def test_a_step_that_is_not_one_report_is_refused_in_words(
     before = table(server)
     good = worker.message(share[:6], losses_of(share[:6], 0), 0)
     with pytest.raises(errors.ShapeError):
-        server.step({"nothing": b"", "two": good + good, "noise": b"\1" * 60, "half": good[:30]}[how])
+        server.observe({"nothing": b"", "two": good + good, "noise": b"\1" * 60, "half": good[:30]}[how])
     assert table(server) == before
 
 
@@ -339,14 +345,14 @@ def test_a_superseded_attempt_is_refused(make_server: MakeServer, config: RunCon
     old = Worker(server, config)
     share, _ = old.open(0)
     message = old.message(share[:6], losses_of(share[:6], 0), 0)
-    server.step(message)
+    server.observe(message)
     new = Worker(server, config, attempt=SECOND)
     new.open(0)
     before = table(server)
     for act in (
-        lambda: server.step(message),
-        lambda: server.step(old.message(share[6:12], np.ones(6), 1)),
-        lambda: server.report(old.message(share[6:12], np.ones(6), 1, positions=[0])),
+        lambda: server.observe(message),
+        lambda: server.observe(old.message(share[6:12], np.ones(6), 1)),
+        lambda: server.report(old.message(share[6:12], np.ones(6), 1, selected=[0])),
         lambda: server.open_epoch(0, FIRST, 0),
         lambda: server.close_epoch(0, FIRST, 0),
         lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),
@@ -366,7 +372,7 @@ def test_a_new_attempt_inside_an_epoch_rolls_the_table_back(
         old.train(finished, losses_of)
     before = table(server)
     share, first = old.open(epoch)
-    server.step(old.message(share[:6], 7 * losses_of(share[:6], 0), first))
+    server.observe(old.message(share[:6], 7 * losses_of(share[:6], 0), first))
     assert table(server) != before
     new = Worker(server, config, attempt=SECOND)
     assert new.stands_at == epoch
@@ -394,12 +400,12 @@ def test_a_join_that_is_refused_changes_nothing(
     server = make_server()
     worker = Worker(server, config)
     share, _ = worker.open(0)
-    server.step(worker.message(share[:6], losses_of(share[:6], 0), 0))
+    server.observe(worker.message(share[:6], losses_of(share[:6], 0), 0))
     before = table(server)
     with pytest.raises(errors.ConfigError):
         Worker(server, config, rank, SECOND, world)
     assert table(server) == before
-    server.step(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
+    server.observe(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
 
 
 def test_a_rank_that_never_joined_is_refused(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
@@ -407,9 +413,9 @@ def test_a_rank_that_never_joined_is_refused(make_server: MakeServer, config: Ru
     worker = Worker(server, config)
     worker.open(0)
     with pytest.raises(errors.EpochOrderError):
-        server.step(
+        server.observe(
             wire.encode_report(
-                wire.Report(Caller(5, FIRST), 1, 0, np.arange(6), {"loss": np.ones(6, dtype=np.float32)}, None, 3)
+                wire.Report(Caller(5, FIRST), 1, 0, np.arange(6), {"loss": np.ones(6, dtype=np.float32)}, np.arange(0))
             )
         )
     with pytest.raises(errors.EsServiceError):
@@ -430,13 +436,13 @@ def test_a_restarted_server_stands_at_the_last_finished_epoch(
     durable = table(first)
     share, start = worker.open(2)
     message = worker.message(share[:6], losses_of(share[:6], 0), start)
-    first.step(message)
+    first.observe(message)
 
     second = make_server()  # as Ray would after a SIGKILL
     assert table(second) == durable
     assert second.stats()["finished_epochs"] == 2
     for act in (
-        lambda: second.step(message),
+        lambda: second.observe(message),
         lambda: second.report(message),
         lambda: second.open_epoch(0, FIRST, 2),
         lambda: second.close_epoch(0, FIRST, 2),
@@ -544,7 +550,7 @@ def test_each_rewind_is_done_by_the_first_rank_and_only_once(
     call = (finished, starts, hashlib.sha256(data).hexdigest(), None)
     assert server.rewind(0, FIRST, 1, *call) is True
     share, first = workers[0].open(1)
-    server.step(workers[0].message(share[:6], losses_of(share[:6], 0), first))
+    server.observe(workers[0].message(share[:6], losses_of(share[:6], 0), first))
     moved = table(server)
     assert server.rewind(1, FIRST, 1, *call) is True  # the slower rank: already done
     assert table(server) == moved
@@ -606,7 +612,8 @@ def every_call(server: ScoreServer, config: RunConfig) -> list[Callable[[], Any]
     return [
         lambda: server.join(0, FIRST, 1, runs.config_to_dict(config)),
         lambda: server.open_epoch(0, FIRST, 0),
-        lambda: server.step(b""),
+        lambda: server.observe(b""),
+        lambda: server.lease(0, FIRST, np.arange(3)),
         lambda: server.report(b""),
         lambda: server.close_epoch(0, FIRST, 0),
         lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),

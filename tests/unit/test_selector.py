@@ -16,7 +16,8 @@ import es_service as es
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
 
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 Trace = list[tuple[int, list[int], list[int], list[float]]]

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.selection.engine import Draw
-from es_service.selection.scorekeeper import Caller
+from es_service.selection.run import Caller
 from es_service.selection.signals import SIGNALS
 
 HEADER_BYTES = 48
@@ -31,15 +31,14 @@ def reports(draw: st.DrawFn) -> wire.Report:
     ids = draw(hnp.arrays(np.int64, size, elements=st.integers(-(2**63), 2**63 - 1)))
     values = hnp.arrays(np.float32, size, elements=st.floats(width=32))
     seen = draw(st.none() | st.dictionaries(st.sampled_from(SIGNALS), values, min_size=1))
-    positions = draw(st.none() | st.lists(st.integers(0, size - 1), max_size=size, unique=True))
+    selected = draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=size))
     return wire.Report(
         caller=Caller(draw(st.integers(0, 2**32 - 1)), draw(hex_digits)),
         seq=draw(st.integers(0, 2**64 - 1)),
         run_step=draw(st.integers(0, 2**32 - 1)),
         ids=ids,
         seen=seen,
-        positions=None if positions is None else np.array(sorted(positions), dtype=np.int64),
-        num=draw(st.integers(0, 2**32 - 1)) if positions is None else len(positions),
+        selected=np.array(selected, dtype=np.int64),
     )
 
 
@@ -50,8 +49,7 @@ def comparable(report: wire.Report) -> tuple[Any, ...]:
         report.run_step,
         report.ids.tobytes(),
         None if report.seen is None else {name: values.tobytes() for name, values in report.seen.items()},
-        None if report.positions is None else report.positions.tolist(),
-        report.num,
+        report.selected.tolist(),
     )
 
 
@@ -63,7 +61,7 @@ def test_reports_come_out_as_they_went_in(sent: list[wire.Report]) -> None:
     for one in received:
         assert one.ids.dtype == np.int64
         assert all(values.dtype == np.float32 for values in (one.seen or {}).values())
-        assert one.positions is None or one.positions.dtype == np.int64
+        assert one.selected.dtype == np.int64
 
 
 def one_report() -> wire.Report:
@@ -73,15 +71,14 @@ def one_report() -> wire.Report:
         run_step=42,
         ids=np.array([5, 2**40, 0, 9], dtype=np.int64),
         seen={"loss": np.array([1, 2, 3, 4], dtype=np.float32)},
-        positions=np.array([1, 3]),
-        num=2,
+        selected=np.array([2**40, 9]),
     )
 
 
 def test_the_layout_is_the_one_in_the_text() -> None:
     message = wire.encode_report(one_report())
-    assert len(message) == HEADER_BYTES - 4 + 4 * 8 + 4 * 4 + 2 * 4
-    assert message[:2] == struct.pack("<H", 0xE5A1)
+    assert len(message) == HEADER_BYTES - 4 + 4 * 8 + 4 * 4 + 2 * 8
+    assert message[:2] == struct.pack("<H", 0xE5A2)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -105,23 +102,22 @@ def test_a_flipped_byte_gives_a_shape_error_or_another_report(position: int, fli
     try:
         for report in wire.decode_reports(bytes(message)):
             assert all(values.size == report.ids.size for values in (report.seen or {}).values())
-            assert report.positions is None or report.positions.max(initial=0) < report.ids.size
     except errors.ShapeError:
         pass
 
 
 @given(st.binary(max_size=300))
-@example(b"\xa1\xe5")
-@example(b"\xa1\xe5" + b"\xff" * 60)
-@example(b"\xa1\xe5\x03" + b"\xff" * 60)
+@example(b"\xa2\xe5")
+@example(b"\xa2\xe5" + b"\xff" * 60)
+@example(b"\xa2\xe5\x03" + b"\xff" * 60)
 def test_bytes_from_anywhere_give_a_shape_error_or_nothing(message: bytes) -> None:
     with contextlib.suppress(errors.ShapeError):
         list(wire.decode_reports(message))
 
 
-@pytest.mark.parametrize("flags", [0, 1, 2, 3, 4, 5, 0x3F])
+@pytest.mark.parametrize("flags", [0, 1, 2, 3, 0x1F])
 def test_a_claim_of_gigabytes_allocates_nothing(flags: int) -> None:
-    header = struct.pack("<HBxI16sQIII", 0xE5A1, flags, 0, bytes(16), 1, 0, 2**32 - 1, 2**32 - 1)
+    header = struct.pack("<HBxI16sQIII", 0xE5A2, flags, 0, bytes(16), 1, 0, 2**32 - 1, 2**32 - 1)
     tracemalloc.start()
     try:
         with pytest.raises(errors.ShapeError, match="claims"):
@@ -159,38 +155,22 @@ def test_an_unknown_flag_or_magic_is_another_version(bit: int) -> None:
         list(wire.decode_reports(bytes(message)))
 
 
-def test_a_position_outside_the_batch_is_refused() -> None:
-    message = bytearray(wire.encode_report(one_report()))
-    message[-4:] = struct.pack("<I", 4)
-    with pytest.raises(errors.ShapeError, match="position 4 is outside a meta-batch of 4"):
-        list(wire.decode_reports(bytes(message)))
+@given(hnp.arrays(np.float32, st.integers(0, 30), elements=st.floats(width=32)))
+def test_weights_come_out_as_they_went_in(weights: NDArray[np.float32]) -> None:
+    got = wire.decode_weights(wire.encode_weights(weights))
+    assert got.dtype == np.float32
+    assert got.tobytes() == weights.tobytes()
 
 
-@given(st.integers(1, 30), st.data())
-def test_a_draw_comes_out_as_it_went_in(size: int, data: st.DataObject) -> None:
-    ids = np.arange(100, 100 + size, dtype=np.int64)
-    positions = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1)))), dtype=np.int64)
-    scale = data.draw(hnp.arrays(np.float32, positions.size, elements=st.floats(0, 100, width=32)))
-    got = wire.decode_draw(wire.encode_draw(Draw(positions, ids[positions], scale)), ids)
-    assert got.positions.tolist() == positions.tolist()
-    assert got.positions.dtype == np.int64
-    assert got.ids.tolist() == ids[positions].tolist()
-    assert got.scale.tobytes() == scale.tobytes()
-    assert got.scale.dtype == np.float32
-    got.scale[:] = 1.0  # it is the caller's own
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_half_a_weight_is_refused(size: int) -> None:
+    with pytest.raises(errors.ShapeError, match=f"{size} bytes is not weights"):
+        wire.decode_weights(b"x" * size)
 
 
-def test_every_truncation_of_a_draw_is_refused() -> None:
-    """A decoder trusts nothing, says the module."""
-    ids = np.arange(8, dtype=np.int64)
-    message = wire.encode_draw(Draw(np.array([1, 4]), ids[[1, 4]], np.ones(2, dtype=np.float32)))
-    for end in range(len(message)):
-        with pytest.raises(errors.ShapeError):
-            wire.decode_draw(message[:end], ids)
-
-
-def test_a_draw_of_positions_outside_the_batch_is_refused() -> None:
-    ids = np.arange(8, dtype=np.int64)
-    message = wire.encode_draw(Draw(np.array([1, 7]), ids[[1, 7]], np.ones(2, dtype=np.float32)))
-    with pytest.raises(errors.ShapeError):
-        wire.decode_draw(message, ids[:4])
+@pytest.mark.parametrize("num_signals", range(1, len(SIGNALS) + 1))
+def test_a_full_piece_stays_below_the_size_that_ray_passes_quickly(num_signals: int) -> None:
+    ids = np.arange(wire.max_ids(num_signals))
+    seen = {name: ids.astype(np.float32) for name in SIGNALS[:num_signals]}
+    message = wire.encode_report(wire.Report(Caller(0, "00" * 16), 1, 0, ids, seen, ids))
+    assert wire.MAX_BYTES - 40 < len(message) <= wire.MAX_BYTES

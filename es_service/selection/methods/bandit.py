@@ -10,11 +10,12 @@ import math
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection import agreement
+from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import F32, Columns, Method
-from es_service.selection.plans import Plan, Prospect, prune
+from es_service.selection.plans import Plan, Prospect
 from es_service.selection.settings import as_integer, as_number, exact_share
 
 __all__ = ["EpsilonGreedy", "Ucb", "epsilon_greedy", "ucb"]
@@ -39,19 +40,20 @@ class _Bandit(Method):
         """Return 0; a sample never observed is never pruned."""
         return 0.0
 
-    def plan(self, prospect: Prospect) -> Plan:
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return a new subset, or in the epochs between two choices what the last one chose."""
         since = (prospect.epoch - prospect.first_epoch) % self.every
         if since:
             # What was chosen then has been trained on, and so observed, ever since.
             chosen = prospect.column("last_step") >= prospect.epoch_starts[prospect.epoch - since]
             chosen |= prospect.unobserved()
-            return Plan(ids=np.flatnonzero(chosen) if chosen.any() else prospect.everything)
+            [num_chosen] = yield from agreement.count(chosen)
+            return Plan(ids=prospect.ids[chosen] if num_chosen else prospect.ids)
         if prospect.num_kept == prospect.num_samples:
-            return Plan(ids=prospect.everything)
-        return Plan(ids=self._choose(prospect))
+            return Plan(ids=prospect.ids)
+        return (yield from self._choose(prospect))
 
-    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
+    def _choose(self, prospect: Prospect) -> Agreed[Plan]:
         raise NotImplementedError  # abstract: each says its own
 
 
@@ -78,9 +80,9 @@ class Ucb(_Bandit):
         variance_B = np.where(first, np.float32(0), beta * old["variance"] + (1 - beta) * surprise_B * surprise_B)
         return {"s": mean_B, "variance": variance_B, "w": mean_B + np.float32(self.c) * variance_B}
 
-    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
-        keys_n = -prospect.column("w").astype(np.float64)
-        return prune(keys_n, prospect.num_kept, unobserved_n=prospect.unobserved(), overdue_n=prospect.overdue())
+    def _choose(self, prospect: Prospect) -> Agreed[Plan]:
+        everybody = np.ones(prospect.ids.size, dtype=np.bool_)
+        return (yield from prospect.keep([(everybody, -prospect.column("w").astype(np.float64))]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,13 +105,11 @@ class EpsilonGreedy(_Bandit):
         mean_B = np.where(old["visits"] == 0, values_B, beta * old["s"] + (1 - beta) * values_B)
         return {"s": mean_B, "w": mean_B}
 
-    def _choose(self, prospect: Prospect) -> NDArray[np.int64]:
+    def _choose(self, prospect: Prospect) -> Agreed[Plan]:
         num_greedy = prospect.num_kept - math.floor(exact_share(self.epsilon, prospect.num_kept))
         keys_n = -prospect.column("w").astype(np.float64)
-        greedy = np.argsort(keys_n, kind="stable")[:num_greedy]
-        keys_n = prospect.uniforms()
-        keys_n[greedy] = -1.0 - np.arange(num_greedy, 0, -1)  # ahead of all left to chance, the hardest first
-        return prune(keys_n, prospect.num_kept, unobserved_n=prospect.unobserved(), overdue_n=prospect.overdue())
+        greedy = yield from prospect.lowest(keys_n, num_greedy)
+        return (yield from prospect.keep([(greedy, keys_n), (~greedy, prospect.uniforms())]))
 
 
 def ucb(c: float = 1.0, *, beta: float = 0.8, every: int = 1) -> Ucb:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.selection.agreement import Agreed
 from es_service.selection.plans import Plan, Prospect
 
 __all__ = ["F32", "Columns", "LastValue", "Method"]
@@ -76,8 +77,11 @@ class Method:
         """
         return weights_B
 
-    def plan(self, prospect: Prospect) -> Plan:
-        """Return what an epoch trains on; by default all, or with a prune ratio a draw by `pruning_column`."""
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
+        """Return a shard's part of what an epoch trains on; by default all, or a draw by `pruning_column`.
+
+        A generator that runs on every shard; what it has to know of all rows it asks by `agreement` and `prospect`.
+        """
         return prospect.pruned_by(self.pruning_column())
 
     def pruning_column(self) -> str:

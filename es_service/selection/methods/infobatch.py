@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
+from es_service.selection import agreement
+from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.settings import as_number, exact_share
@@ -40,18 +42,17 @@ class InfoBatch(LastValue):
         """Return 3, as published."""
         return _INITIAL_SCORE
 
-    def plan(self, prospect: Prospect) -> Plan:
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return all but a share r of the well-learned, drawn uniformly; the rest of those weigh 1/(1-r)."""
-        scores = prospect.column("s").astype(np.float64)
-        well_learned = np.flatnonzero(scores < scores.mean())
-        num_out = math.floor(exact_share(self.r, well_learned.size))
-        order = np.argsort(prospect.uniforms()[well_learned], kind="stable")
-        stays = np.ones(prospect.num_samples, dtype=np.bool_)
-        stays[well_learned[order[:num_out]]] = False
-        scale = np.ones(prospect.num_samples, dtype=np.float32)
-        if num_out:
-            scale[well_learned] = well_learned.size / (well_learned.size - num_out)
-        return Plan(ids=np.flatnonzero(stays), scale=scale[stays])
+        scores = prospect.column("s")
+        mean = yield from agreement.exact_mean(scores)
+        well_learned = scores < mean
+        [num_well_learned] = yield from agreement.count(well_learned)
+        num_out = math.floor(exact_share(self.r, num_well_learned))
+        out = yield from prospect.lowest(prospect.uniforms(), num_out, well_learned)
+        weight = num_well_learned / (num_well_learned - num_out) if num_out else 1.0
+        scale = np.where(well_learned, np.float32(weight), np.float32(1))
+        return Plan(ids=prospect.ids[~out], scale=scale[~out])
 
 
 def infobatch(r: float = 0.5) -> InfoBatch:

@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
+from es_service.selection import agreement
+from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.settings import as_number, exact_share
@@ -42,21 +44,20 @@ class Kakurenbo(LastValue):
         if not 0.0 <= self.threshold <= 1.0:
             raise errors.ConfigError(f"threshold must lie in [0, 1], got {self.threshold}: it is a probability")
 
-    def plan(self, prospect: Prospect) -> Plan:
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return all but the hidden, which are to be observed again at the epoch's end if it is not the last."""
         done = prospect.epoch / prospect.num_epochs
         share = self.fraction * next(factor for begin, factor in _STAGES if done >= begin)
         num_easy = math.floor(exact_share(round(share, 12), prospect.num_samples))
-        losses = np.where(prospect.column("visits") > 0, prospect.column("s"), np.inf)
-        easy = np.zeros(prospect.num_samples, dtype=np.bool_)
-        easy[np.argsort(losses, kind="stable")[:num_easy]] = True
+        losses = np.where(prospect.column("visits") > 0, prospect.column("s").astype(np.float64), np.inf)
+        easy = yield from prospect.lowest(losses, num_easy)
         with np.errstate(invalid="ignore"):  # NaN, never observed, is not certain
             certain = (prospect.column("correct") > 0) & (prospect.column("confidence") >= self.threshold)
         hidden = easy & certain
-        num_hidden = int(np.count_nonzero(hidden))
+        [num_hidden] = yield from agreement.count(hidden)
         return Plan(
-            ids=np.flatnonzero(~hidden),
-            hidden=np.flatnonzero(hidden & (not prospect.is_last)),
+            ids=prospect.ids[~hidden],
+            hidden=prospect.ids[hidden & (not prospect.is_last)],
             learning_rate_factor=prospect.num_samples / (prospect.num_samples - num_hidden),
         )
 

@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
+from es_service.selection import agreement
+from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
 
@@ -33,14 +35,14 @@ class Ordered(LastValue):
         if not isinstance(self.adaptive, bool):
             raise errors.ConfigError(f"adaptive must be true or false, got {self.adaptive!r}")
 
-    def plan(self, prospect: Prospect) -> Plan:
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return the usual plan, with the share q/s that the train accuracy of the last predictions calls for."""
-        plan = prospect.pruned_by(self.pruning_column())
+        plan = yield from prospect.pruned_by(self.pruning_column())
         if not self.adaptive:
             return plan
         correct = prospect.column("correct")
-        known = correct[~np.isnan(correct)]
-        accuracy = float(known.mean(dtype=np.float64)) if known.size else 0.0
+        [num_correct, num_known] = yield from agreement.count(correct > 0, ~np.isnan(correct))
+        accuracy = num_correct / num_known if num_known else 0.0
         ratio = next((share for least, share in _STAGES if accuracy >= least), 1.0)
         return dataclasses.replace(plan, ratio=ratio)
 

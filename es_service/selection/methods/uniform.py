@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import F32, Columns, Method
 from es_service.selection.plans import Plan, Prospect
 
@@ -51,10 +52,10 @@ class RandomSubset(_Uniform):
     name: ClassVar[str] = "random_subset"
     selects: ClassVar[bool] = False
 
-    def plan(self, prospect: Prospect) -> Plan:
+    def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return `num_kept` ids, every set of them equally likely, whatever was trained on before."""
-        first = np.argsort(prospect.uniforms(), kind="stable")[: prospect.num_kept]
-        return Plan(ids=np.sort(first))
+        subset = yield from prospect.lowest(prospect.uniforms(), prospect.num_kept)
+        return Plan(ids=prospect.ids[subset])
 
 
 def full() -> Full:

@@ -18,7 +18,8 @@ import es_service as es
 from es_service.cli import main
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import SCHEMA
 from es_service.storage.runs import RunStorage
 

@@ -32,6 +32,7 @@ def make_prospect() -> Callable[..., Prospect]:
             "max_age": None,
             "prune_unobserved": False,
             "seed": 0,
+            "ids": np.arange(size),
             "column": lambda name: columns[name].copy(),
         }
         return Prospect(**{**defaults, **fields})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import engine, methods
+from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
 from es_service.selection.plans import Prospect
 
@@ -57,7 +58,7 @@ def test_the_top_is_kept(make_prospect: MakeProspect, order: list[int], num: int
     prospect = make_prospect(w=np.array(order, dtype=np.float32), num_kept=num)
     expected = sorted(sorted(range(15), key=lambda i: -order[i])[:num])
     for method in (methods.ucb(), methods.epsilon_greedy(0.0)):
-        assert method.plan(prospect).ids.tolist() == expected
+        assert agree([method.plan(prospect)])[0].ids.tolist() == expected
 
 
 @pytest.mark.parametrize("method", [methods.ucb(), methods.epsilon_greedy(0.3)], ids=lambda one: one.name)
@@ -67,7 +68,7 @@ def test_never_observed_and_overdue_come_first(make_prospect: MakeProspect, meth
     prospect = make_prospect(
         w=np.arange(20, dtype=np.float32), visits=visits, last_step=last_step, num_kept=8, max_age=2, epoch=6
     )
-    kept = method.plan(prospect).ids.tolist()
+    kept = agree([method.plan(prospect)])[0].ids.tolist()
     assert kept[:5] == [0, 1, 2, 3, 4]
     assert len(kept) == 8
 
@@ -79,7 +80,7 @@ def test_a_share_of_epsilon_is_drawn_from_the_rest_uniformly(make_prospect: Make
     counts = np.zeros(size)
     for seed in range(rounds):
         prospect = make_prospect(w=np.arange(size, 0, -1, dtype=np.float32), num_kept=num, seed=seed)
-        kept = methods.epsilon_greedy(epsilon).plan(prospect).ids
+        kept = agree([methods.epsilon_greedy(epsilon).plan(prospect)])[0].ids
         assert kept.size == num
         counts[kept] += 1
     assert counts[:greedy].tolist() == [rounds] * greedy
@@ -94,7 +95,7 @@ def test_a_choice_holds_for_as_many_epochs_as_asked_for(method: methods.Method) 
     made, starts, kept = engine.Engine(selection, 20), [0], []
     rng = np.random.default_rng(3)
     for epoch in range(10):
-        ids = made.plan(epoch, 10, starts).ids
+        ids = agree([made.plan(epoch, 10, starts)])[0].ids
         kept.append(ids.tolist())
         for step in range(2):
             part = ids[step::2]
@@ -129,11 +130,11 @@ def test_the_hardest_stay_where_the_overdue_take_most_places(make_prospect: Make
     weights = np.r_[np.zeros(30), np.arange(70)].astype(np.float32)
     prospect = make_prospect(w=weights, last_step=last_step, num_kept=70, max_age=2, epoch=6)
     for method in (methods.ucb(), methods.epsilon_greedy(0.1)):
-        kept = set(method.plan(prospect).ids.tolist())
+        kept = set(agree([method.plan(prospect)])[0].ids.tolist())
         assert kept == {*range(30), *range(60, 100)}
 
 
 def test_without_any_observation_nothing_is_left_out_between_two_choices(make_prospect: MakeProspect) -> None:
     blank = {"visits": np.zeros(9, dtype=np.uint32), "last_step": np.full(9, -1, dtype=np.int32)}
     prospect = make_prospect(**blank, num_kept=5, epoch=1, prune_unobserved=True, w=np.zeros(9, dtype=np.float32))
-    assert methods.ucb(every=2).plan(prospect).ids.tolist() == list(range(9))
+    assert agree([methods.ucb(every=2).plan(prospect)])[0].ids.tolist() == list(range(9))

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
+from es_service.selection.agreement import agree
 from es_service.selection.config import preset
 from es_service.selection.plans import Plan, Prospect
-from es_service.selection.scorekeeper import Caller, RunConfig, Scorekeeper, Share
+from es_service.selection.run import Caller, RunConfig, Share
+from es_service.selection.scorekeeper import Scorekeeper
 
 F32 = NDArray[np.float32]
 MakeProspect = Callable[..., Prospect]
@@ -28,7 +30,7 @@ percents = st.integers(0, 99)
 
 def plan(make_prospect: MakeProspect, s_n: F32, r: float, seed: int = 0) -> tuple[Plan, NDArray[np.float64]]:
     """The plan, and the scale of all n: 0 for those left out."""
-    made = methods.infobatch(r).plan(make_prospect(s=s_n, seed=seed))
+    made = agree([methods.infobatch(r).plan(make_prospect(s=s_n, seed=seed))])[0]
     assert made.scale is not None
     assert made.scale.dtype == np.float32
     assert made.ids.tolist() == sorted(set(made.ids.tolist()))
@@ -97,7 +99,7 @@ def test_annealing_restores_weight_one_for_every_number_of_epochs(num_epochs: in
     made.record(ids, {"loss": (1.0 + ids % 7).astype(np.float32)}, ids, 0)
     full_from = math.floor(Fraction(7, 8) * num_epochs)
     for epoch in range(num_epochs):
-        opened = made.plan(epoch, num_epochs, [0] * (epoch + 1))
+        opened = agree([made.plan(epoch, num_epochs, [0] * (epoch + 1))])[0]
         if epoch >= full_from:
             assert opened.ids.tolist() == ids.tolist()
             assert opened.scale is None
@@ -125,7 +127,7 @@ def test_each_rank_gets_the_weights_of_its_own_ids() -> None:
 
 
 def test_before_anything_was_seen_nothing_is_left_out() -> None:
-    made = engine.Engine(preset("infobatch", anneal=(0, 0)), 9).plan(0, 4, [0])
+    [made] = agree([engine.Engine(preset("infobatch", anneal=(0, 0)), 9).plan(0, 4, [0])])
     assert made.ids.size == 9
     assert set(made.scale.tolist() if made.scale is not None else [1.0]) == {1.0}
 

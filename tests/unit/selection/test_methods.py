@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service.selection import draws, engine, methods
+from es_service.selection.agreement import agree
 from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.signals import SIGNALS
 from es_service.selection.table import FURTHER_COLUMNS, RECORD
@@ -111,7 +112,7 @@ def test_a_fresh_table_plans_everything(name: str) -> None:
     selection = Selection(
         method, anneal=(0, 0), draw="topk" if method.signed else "race", prune_ratio=0.5 if method.prunes else 0.0
     )
-    plan = engine.Engine(selection, 40).plan(0, 10, [0])
+    plan = agree([engine.Engine(selection, 40).plan(0, 10, [0])])[0]
     assert plan.ids.size == (20 if name == "random_subset" else 40)
     assert plan.hidden.size == 0
     assert plan.learning_rate_factor == 1.0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
+from es_service.selection.agreement import agree
 from es_service.selection.config import preset
 from es_service.selection.plans import Prospect
 
@@ -36,15 +37,15 @@ MakeProspect = Callable[..., Prospect]
 )
 def test_the_share_follows_the_train_accuracy(make_prospect: MakeProspect, accuracy: float, share: float) -> None:
     correct = (np.arange(10_000) < round(accuracy * 10_000)).astype(np.float32)
-    plan = methods.ordered().plan(make_prospect(correct=correct))
+    plan = agree([methods.ordered().plan(make_prospect(correct=correct))])[0]
     assert plan.ratio == share
     assert plan.ids.size == 10_000
 
 
 def test_only_what_was_predicted_counts_for_the_accuracy(make_prospect: MakeProspect) -> None:
     correct = np.r_[np.full(100, np.nan), np.ones(19), np.zeros(1)].astype(np.float32)
-    assert methods.ordered().plan(make_prospect(correct=correct)).ratio == 1 / 8
-    assert methods.ordered().plan(make_prospect(correct=correct[:100])).ratio == 1.0
+    assert agree([methods.ordered().plan(make_prospect(correct=correct))])[0].ratio == 1 / 8
+    assert agree([methods.ordered().plan(make_prospect(correct=correct[:100]))])[0].ratio == 1.0
 
 
 def test_the_accuracy_is_that_of_the_last_predictions() -> None:
@@ -53,11 +54,11 @@ def test_the_accuracy_is_that_of_the_last_predictions() -> None:
     for step, right in enumerate((20, 5, 17)):
         seen = {"loss": np.ones(20, dtype=np.float32), "correct": (ids < right).astype(np.float32)}
         made.record(ids, seen, ids, step)
-    assert made.plan(3, 9, [0, 1, 2, 3]).ratio == 1 / 2
+    assert agree([made.plan(3, 9, [0, 1, 2, 3])])[0].ratio == 1 / 2
 
 
 def test_a_fixed_share_is_the_selection_s(make_prospect: MakeProspect) -> None:
-    plan = methods.ordered(adaptive=False).plan(make_prospect(correct=np.ones(10, dtype=np.float32)))
+    plan = agree([methods.ordered(adaptive=False).plan(make_prospect(correct=np.ones(10, dtype=np.float32)))])[0]
     assert plan.ratio is None
     assert preset("ordered", adaptive=False, ratio=0.125).num_selected(64) == 8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from es_service import errors
-from es_service.selection import draws, engine, keys, methods, plans
+from es_service.selection import engine, methods, plans
+from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
+from es_service.selection.plans import Prospect
+from es_service.selection.shards import Shard
 
 Law = dict[tuple[int, ...], float]
 Bools = NDArray[np.bool_]
@@ -37,15 +41,33 @@ def prune(
     *,
     unobserved: Sequence[int] = (),
     overdue: Sequence[int] = (),
+    num_shards: int = 1,
 ) -> list[int]:
     size = len(weights)
-    uniforms = keys.uniforms(1, keys.Purpose.PRUNE, epoch, np.arange(size, dtype=np.int64))
-    kept = plans.prune(
-        draws.race_keys(np.array(weights, dtype=np.float32), uniforms),
-        num,
-        unobserved_n=flags(size, unobserved),
-        overdue_n=flags(size, overdue),
+    columns = {
+        "w": np.array(weights, dtype=np.float32),
+        "visits": np.where(flags(size, unobserved), 0, 1),
+        "last_step": np.where(flags(size, overdue), 0, 1),
+    }
+    prospect = Prospect(
+        epoch=epoch,
+        num_epochs=epoch + 2,
+        first_epoch=0,
+        is_last=False,
+        epoch_starts=(1,) * (epoch + 1),
+        num_samples=size,
+        num_kept=num,
+        max_age=0,
+        prune_unobserved=False,
+        seed=1,
+        ids=np.arange(size),
+        column=lambda name: columns[name].copy(),
     )
+    shards = [
+        dataclasses.replace(prospect, ids=ids, column=lambda name, ids=ids: columns[name][ids])
+        for ids in (Shard(index, num_shards).ids(size) for index in range(num_shards))
+    ]
+    kept = plans.joined(agree([shard.pruned_by("w") for shard in shards])).ids
     assert kept.dtype == np.int64
     ids: list[int] = kept.tolist()
     return ids
@@ -73,7 +95,7 @@ def test_a_pruned_plan_holds_n_minus_floor_rn_exactly(num_samples: int, percent:
 
 @pytest.mark.parametrize(("ratio", "size", "dropped"), [(0.29, 100, 29), (0.57, 100, 57), (0.3, 10, 3), (0.1, 30, 3)])
 def test_a_float_that_falls_just_short_still_prunes_a_whole_sample(ratio: float, size: int, dropped: int) -> None:
-    assert observed_engine(size, ratio).plan(1, 9, [0, 1]).ids.size == size - dropped
+    assert agree([observed_engine(size, ratio).plan(1, 9, [0, 1])])[0].ids.size == size - dropped
 
 
 def test_the_float_traps_are_traps() -> None:
@@ -83,14 +105,14 @@ def test_the_float_traps_are_traps() -> None:
 
 @given(st.integers(2, 80), st.integers(1, 99), st.integers(0, 20))
 def test_plans_hold_distinct_ids_of_the_set(size: int, percent: int, epoch: int) -> None:
-    plan = observed_engine(size, percent / 100).plan(epoch, 21, [0] * (epoch + 1)).ids
+    plan = agree([observed_engine(size, percent / 100).plan(epoch, 21, [0] * (epoch + 1))])[0].ids
     assert plan.size == size - math.floor(Fraction(percent, 100) * size)
     assert np.unique(plan).size == plan.size
     assert set(plan.tolist()) <= set(range(size))
 
 
 def test_annealing_plans_hold_everything() -> None:
-    plan = observed_engine(50, 0.4, anneal=(0.1, 0)).plan(0, 10, [0]).ids
+    plan = agree([observed_engine(50, 0.4, anneal=(0.1, 0)).plan(0, 10, [0])])[0].ids
     assert sorted(plan.tolist()) == list(range(50))
 
 
@@ -123,7 +145,7 @@ def test_unobserved_enlarge_the_plan_only_when_they_alone_are_more() -> None:
 def test_a_fresh_table_prunes_nothing_unless_asked_to() -> None:
     for ask, expected in ((False, 40), (True, 20)):
         selection = Selection(methods.evolved(), prune_ratio=0.5, anneal=(0, 0), prune_unobserved=ask)
-        assert engine.Engine(selection, 40).plan(0, 9, [0]).ids.size == expected
+        assert agree([engine.Engine(selection, 40).plan(0, 9, [0])])[0].ids.size == expected
 
 
 def test_overdue_are_put_back_whatever_they_weigh() -> None:
@@ -164,7 +186,7 @@ def test_pruning_goes_by_the_column_asked_for() -> None:
         records["visits"] = 1
         records["w"], records["s"] = np.where(ids < 10, 1e6, 1e-6), np.where(ids < 10, 1e-6, 1e6)
         made.table.scatter(ids, records)
-        kept[prune_by] = sorted(made.plan(0, 9, [0]).ids.tolist())
+        kept[prune_by] = sorted(agree([made.plan(0, 9, [0])])[0].ids.tolist())
     assert kept == {"w": list(range(10)), "s": list(range(10, 20))}
 
 
@@ -174,7 +196,7 @@ def test_a_pruned_sample_comes_back_after_max_age_epochs_and_only_then() -> None
     made = engine.Engine(selection, 8)
     starts, present = [0], []
     for epoch in range(12):
-        plan = made.plan(epoch, 12, starts).ids
+        plan = agree([made.plan(epoch, 12, starts)])[0].ids
         present.append(0 in plan)
         losses = np.where(plan == 0, 0.0, 1.0).astype(np.float32)
         made.record(plan, {"loss": losses}, np.empty(0, dtype=np.int64), starts[epoch])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import methods
 from es_service.selection.config import Selection
-from es_service.selection.scorekeeper import Caller, RunConfig, RunState, Scorekeeper, Share
+from es_service.selection.run import Caller, RunConfig, RunState, Share
+from es_service.selection.scorekeeper import Scorekeeper
 
 MakeConfig = Callable[..., RunConfig]
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
@@ -343,10 +344,10 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(make_config: Make
     train(keeper, callers, 0, losses_of)
     before = table(keeper)
     small = Scorekeeper(make_config(num_samples=12)).state()
-    with pytest.raises(errors.StorageError, match="12 samples and 1 epoch starts, expected 24 and 1"):
+    with pytest.raises(errors.StorageError, match="holds 12 samples, expected 24"):
         keeper.restore(small)
     good = keeper.state()
-    with pytest.raises(errors.StorageError, match="2 epoch starts, expected 24 and 4"):
+    with pytest.raises(errors.StorageError, match="2 epoch starts, expected 4 for as many epochs"):
         keeper.restore(RunState(good.records, 3, good.epoch_starts))
     assert table(keeper) == before
     assert keeper.finished_epochs == 1

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import engine, methods
 from es_service.selection.config import Selection, preset
-from es_service.selection.scorekeeper import Caller, RunConfig, Scorekeeper, Share
+from es_service.selection.run import Caller, RunConfig, Share
+from es_service.selection.scorekeeper import Scorekeeper
 
 F32 = NDArray[np.float32]
 

@@ -74,7 +74,7 @@ class TableMachine(RuleBasedStateMachine):
         ids, _ = self.arrays(batch)
         draw = self.engine.draw(ids, num, self.step_number)
         assert draw.positions.size == num
-        self.engine.record(ids, None, draw.positions, self.step_number)
+        self.engine.record(ids, None, draw.ids, self.step_number)
         for sample in draw.ids.tolist():
             self.selected[sample] += 1
 
@@ -83,7 +83,7 @@ class TableMachine(RuleBasedStateMachine):
         positions = sorted(data.draw(st.sets(st.integers(0, len(batch) - 1))))
         ids, losses = self.arrays(batch)
         seen = {"loss": losses} if with_losses else None
-        self.engine.record(ids, seen, np.array(positions, dtype=np.int64), self.step_number)
+        self.engine.record(ids, seen, ids[positions], self.step_number)
         if with_losses:
             self.observe(batch)
         for position in positions:
@@ -228,7 +228,7 @@ def test_damaged_arrow_tables_are_refused() -> None:
         "columns": good.drop_columns(["w"]),
         "has columns": good.rename_columns([*good.column_names[:-1], "last"]),
         "expected 4": good.slice(0, 3),
-        "not 0..n-1": replaced(good, "id", pa.array([0, 1, 3, 2], pa.int64())),
+        "ids are not 0, 1, 2": replaced(good, "id", pa.array([0, 1, 3, 2], pa.int64())),
         "ids are not": replaced(good, "id", pa.array([1, 2, 3, 4], pa.int64())),
         "holds nulls": replaced(good, "visits", pa.array([1, None, 0, 0], pa.uint32())),
         "'s' of the table holds nulls": replaced(good, "s", pa.array([None, 1, 2, 3], pa.float32())),

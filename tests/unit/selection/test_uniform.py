@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from es_service.selection import engine, methods
+from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
 from es_service.selection.plans import Prospect
 
@@ -32,7 +33,7 @@ def test_who_selects_and_who_prunes() -> None:
 
 def subset(make_prospect: MakeProspect, epoch: int, seed: int = 0, **columns: object) -> list[int]:
     prospect = make_prospect(**{"w": np.ones(12), **columns}, epoch=epoch, num_kept=5, seed=seed)
-    plan = methods.random_subset().plan(prospect)
+    plan = agree([methods.random_subset().plan(prospect)])[0]
     assert plan.scale is None
     ids: list[int] = plan.ids.tolist()
     assert ids == sorted(set(ids))
@@ -70,5 +71,5 @@ def test_a_subset_goes_by_no_loss_and_by_no_age(make_prospect: MakeProspect) -> 
 def test_a_random_subset_has_as_many_as_prune_ratio_says_and_is_trained_on_whole() -> None:
     selection = Selection(methods.random_subset(), prune_ratio=0.29, anneal=(0, 0.5), ratio=0.25)
     one = engine.Engine(selection, 100)
-    assert [one.plan(epoch, 4, list(range(epoch + 1))).ids.size for epoch in range(4)] == [71, 71, 100, 100]
+    assert [agree([one.plan(epoch, 4, list(range(epoch + 1)))])[0].ids.size for epoch in range(4)] == [71, 71, 100, 100]
     assert selection.num_selected(64) == 64

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from es_service import errors
 from es_service.selection import methods
-from es_service.selection.scorekeeper import RunConfig, Scorekeeper
+from es_service.selection.run import RunConfig, RunState
+from es_service.selection.scorekeeper import Scorekeeper
+from es_service.selection.shards import Shard
 from es_service.storage import files, runs
 from es_service.storage.runs import RunStorage
 
@@ -41,7 +44,7 @@ def test_a_run_begins_and_is_found_again(tmp_path: Path, make_config: MakeConfig
     again = RunStorage(str(tmp_path / "deep" / "er"), "mine")
     assert again.config() == config
     assert again.finished_epochs() == 0
-    assert again.last_snapshot() is None
+    assert again.position() == (0, (0,))
     assert sorted(path.name for path in (tmp_path / "deep" / "er" / "mine").iterdir()) == ["run.json"]
 
 
@@ -148,14 +151,47 @@ def test_snapshots_of_a_run(tmp_path: Path, make_config: MakeConfig) -> None:
     storage.begin(make_config())
     with pytest.raises(errors.StorageError, match="no snapshot yet"):
         storage.table()
-    state = Scorekeeper(make_config()).state()
+    state = RunState(Scorekeeper(make_config()).state().records, 2, (0, 4, 8))
     storage.write_snapshot(state)
-    found = storage.last_snapshot()
-    assert found is not None
-    assert found.records.tobytes() == state.records.tobytes()
+    assert storage.snapshot(2).records.tobytes() == state.records.tobytes()
+    assert storage.position() == (2, (0, 4, 8))
     assert storage.table().num_rows == 24
-    assert storage.snapshot_with(0, "0" * 64) is None
-    assert storage.snapshot_with(7, "0" * 64) is None
+    assert not storage.holds(2, "0" * 64)
+    assert not storage.holds(7, "0" * 64)
+
+
+@pytest.mark.parametrize("writers", [1, 2, 5])
+@pytest.mark.parametrize("readers", [1, 2, 3, 5])
+def test_a_snapshot_of_any_number_of_shards_is_read_by_any_other(
+    tmp_path: Path, make_config: MakeConfig, writers: int, readers: int
+) -> None:
+    storage = RunStorage(str(tmp_path), "mine")
+    storage.begin(make_config())
+    records = Scorekeeper(make_config()).state().records
+    records["s"] = np.arange(records.size)
+    beside = storage.begin_snapshot(1)
+    parts = [storage.write_part(beside, records[i::writers], Shard(i, writers)) for i in range(writers)]
+    assert storage.finished_epochs() == 0  # not before it is whole
+    storage.finish_snapshot(beside, (0, 4), records.size, parts)
+    for index in range(readers):
+        state = storage.snapshot(1, Shard(index, readers))
+        assert state.records.tobytes() == records[index::readers].tobytes()
+        assert state.epoch_starts == (0, 4)
+    assert storage.table().column("s").to_pylist() == list(range(24))
+    assert storage.table().column("id").to_pylist() == list(range(24))
+
+
+def test_a_part_that_is_not_to_be_seen_is_named(tmp_path: Path, make_config: MakeConfig) -> None:
+    """A shard on another node wrote it to that node's own disk."""
+    storage = RunStorage(str(tmp_path), "mine")
+    storage.begin(make_config())
+    records = Scorekeeper(make_config()).state().records
+    beside = storage.begin_snapshot(1)
+    parts = [storage.write_part(beside, records[i::2], Shard(i, 2)) for i in range(2)]
+    Path(beside, "shard-1.arrow").unlink()
+    with pytest.raises(errors.StorageError, match=r"shard-1\.arrow was written by its shard but is not to be seen"):
+        storage.finish_snapshot(beside, (0, 4), records.size, parts)
+    assert storage.finished_epochs() == 0
 
 
 def test_runs_are_listed_and_other_things_are_not(tmp_path: Path, make_config: MakeConfig) -> None:

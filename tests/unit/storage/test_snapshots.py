@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from es_service import errors
-from es_service.selection.scorekeeper import RunState
+from es_service.selection.run import RunState
 from es_service.selection.table import ScoreTable, records_to_arrow
 from es_service.storage import snapshots
 

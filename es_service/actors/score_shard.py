@@ -1,0 +1,278 @@
+"""A shard: the owner of some rows of a run's table, as a plain class. The score server is the first of them.
+
+Who waits for whom: ranks call `observe`, `report` and `lease` one at a time (Ray's default concurrency group); readers
+come in by the group `read`, on threads of their own. Both meet at one lock, held for the length of a step or of a copy.
+
+A call that returns has been applied. A call that raises has changed nothing. A call whose answer got lost may have
+been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
+
+Reports are taken from the current attempt, for steps of the open epoch; which those are the score server says, by
+`begin` and `open_steps`. A shard that restarted stands where the last snapshot left it, and takes no reports before a
+new attempt begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.selection import observations
+from es_service.selection.agreement import Agreed, Question
+from es_service.selection.engine import Engine
+from es_service.selection.plans import Plan
+from es_service.selection.run import RunConfig
+from es_service.selection.shards import Shard
+from es_service.storage import runs
+
+__all__ = ["ScoreShard"]
+
+I64 = NDArray[np.int64]
+
+
+class ScoreShard:
+    """See the module's text.
+
+    Args:
+        storage: folder or URI that holds the runs.
+        run: name of the run.
+        config: `runs.config_to_dict` of the run.
+        index: of the shard, in [0, count).
+        count: S, how many shards there are.
+
+    A constructor that raised would kill a restarting actor for good, so a failure is kept and raised by every call.
+    """
+
+    def __init__(self, storage: str, run: str, config: dict[str, Any], index: int = 0, count: int = 1) -> None:
+        self._lock = threading.Lock()
+        self._place = storage
+        self._shard = Shard(index, count)
+        self._failure: errors.EsServiceError | None = None
+        self._attempt: str | None = None
+        self._steps = range(0)  # of the open epoch
+        self._last: dict[int, tuple[int, bytes]] = {}  # by rank: seq and answer of its last report
+        self._planning: Agreed[Plan] | None = None
+        self._num_reports = self._num_observed = self._num_selected = 0
+        try:
+            self._storage = runs.RunStorage(storage, run)
+            self._config = runs.config_from_dict(config)
+            self._begin_run(self._config)
+            self._engine = Engine(self._config.selection, self._config.num_samples, self._shard)
+            self.go_to_snapshot(self._storage.finished_epochs())
+        except errors.EsServiceError as error:
+            self._failure = error
+
+    def _begin_run(self, config: RunConfig) -> None:
+        """Nothing to do: the score server has begun the run."""
+
+    def ping(self) -> None:
+        """Do nothing: the price of a call."""
+
+    def identity(self) -> tuple[errors.EsServiceError | None, str, int]:
+        """Return why this shard cannot work, None if it can; where it keeps its runs; and S (group `read`)."""
+        return self._failure, self._place, self._shard.count
+
+    # -- for ranks ----------------------------------------------------------------------------------------------------
+
+    def enter(self, rank: int, attempt: str) -> int:
+        """Return the seq of this rank's last report here, 0 before the first; it counts on."""
+        with self._lock:
+            self._check_attempt(rank, attempt)
+            return self._last.setdefault(rank, (0, b""))[0]
+
+    def lease(self, rank: int, attempt: str, ids_m: I64) -> dict[str, NDArray[Any]]:
+        """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`."""
+        with self._lock:
+            self._check_attempt(rank, attempt)
+            return self._engine.lease(self._check_ids(ids_m))
+
+    def observe(self, message: bytes) -> bytes:
+        """Apply one report; return the packed weights it gave. The last report, repeated, gets its answer again.
+
+        Raises:
+            ShapeError, IdError, LossError: the report cannot be used.
+            EpochOrderError: a report is missing before it, or its rank is superseded or has no epoch open.
+        """
+        self._check_restart()
+        reports = [self._checked(report) for report in wire.decode_reports(message)]
+        if len(reports) != 1:
+            raise errors.ShapeError(f"one report at a time is answered with weights, got {len(reports)}")
+        [report] = reports
+        with self._lock:
+            last, answer = self._last_of(report)
+            if report.seq == last > 0:
+                return answer
+            self._follows(report, last)
+            return self._apply(report)
+
+    def report(self, message: bytes) -> int:
+        """Apply reports, all of them or none; those applied before change nothing. Return the last one's seq.
+
+        Raises:
+            As `observe` does.
+        """
+        self._check_restart()
+        reports = [self._checked(report) for report in wire.decode_reports(message)]
+        if not reports or any(report.caller != reports[0].caller for report in reports):
+            raise errors.ShapeError("a message is the reports of one rank, at least one")
+        with self._lock:
+            last = self._last_of(reports[0])[0]
+            new = [report for report in reports if not 1 <= report.seq <= last]
+            for ahead, report in enumerate(new):
+                self._follows(report, last + ahead)
+            for report in new:
+                self._apply(report)
+        return reports[-1].seq
+
+    def _checked(self, report: wire.Report) -> wire.Report:
+        """Return the report with arrays that have been looked at, or raise what is wrong with them."""
+        ids, seen, selected = report.ids, report.seen, report.selected
+        if seen is not None:
+            selection = self._config.selection
+            ids = self._check_ids(ids)
+            seen = observations.check_signals(seen, ids.size, selection.signals, non_negative=selection.non_negative)
+        elif ids.size:
+            raise errors.ShapeError(f"a report of {ids.size} ids without a signal")
+        if selected.size:
+            selected = self._check_ids(selected)
+        return dataclasses.replace(report, ids=ids, seen=seen, selected=selected)
+
+    def _check_ids(self, ids: I64) -> I64:
+        """Return the ids; IdError where one is none of this shard's, or stands twice."""
+        ids = observations.check_ids(ids, self._config.num_samples)
+        if self._shard.count > 1 and (foreign := ids % self._shard.count != self._shard.index).any():
+            position = int(np.argmax(foreign))
+            raise errors.IdError(
+                f"id {ids[position]} at position {position} is none of shard {self._shard.index} of {self._shard.count}"
+            )
+        return ids
+
+    def _last_of(self, report: wire.Report) -> tuple[int, bytes]:
+        rank = report.caller.rank
+        self._check_attempt(rank, report.caller.attempt)
+        if rank not in self._last:
+            raise errors.EpochOrderError(f"rank {rank} reports without having joined")
+        return self._last[rank]
+
+    def _follows(self, report: wire.Report, last: int) -> None:
+        if report.run_step not in self._steps:
+            raise errors.EpochOrderError(
+                f"rank {report.caller.rank} reports step {report.run_step}, which is not of an open epoch: iterate "
+                "selector.epoch(e), which opens and closes it"
+            )
+        if report.seq != last + 1:
+            raise errors.EpochOrderError(
+                f"rank {report.caller.rank} sent report {report.seq} after {last}: reports go up by one"
+            )
+
+    def _apply(self, report: wire.Report) -> bytes:
+        weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
+        answer = wire.encode_weights(weights)
+        self._last[report.caller.rank] = (report.seq, answer)
+        self._num_reports += 1
+        self._num_observed += report.ids.size
+        self._num_selected += report.selected.size
+        return answer
+
+    # -- for the score server -----------------------------------------------------------------------------------------
+
+    def begin(self, attempt: str) -> None:
+        """Take reports of this attempt from now on, and of no earlier one."""
+        self._ready()
+        with self._lock:
+            self._attempt, self._steps = attempt, range(0)
+            self._last.clear()
+
+    def open_steps(self, steps: range) -> None:
+        """Take reports of these run steps; none closes the epoch."""
+        with self._lock:
+            self._check_restart()
+            self._steps = steps
+
+    def plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Question | Plan:
+        """Begin to plan an epoch; return what to ask all shards, or this shard's part of the plan."""
+        self._check_restart()
+        self._planning = self._engine.plan(epoch, self._config.num_epochs, epoch_starts)
+        return self._go_on(None)
+
+    def answer(self, answer: NDArray[Any]) -> Question | Plan:
+        """Go on planning with what all shards said; return as `plan` does."""
+        self._check_restart()
+        return self._go_on(answer)
+
+    def _go_on(self, answer: NDArray[Any] | None) -> Question | Plan:
+        assert self._planning is not None, "the score server asks for a plan before it answers"
+        with self._lock:
+            try:
+                return next(self._planning) if answer is None else self._planning.send(answer)
+            except StopIteration as done:
+                self._planning = None
+                plan: Plan = done.value
+                return plan
+
+    def copy_records(self) -> NDArray[np.void]:
+        """Return a copy of the rows as they are now (group `read`)."""
+        self._ready()
+        with self._lock:
+            return self._engine.table.copy_records()
+
+    def write_part(self, beside: str) -> dict[str, dict[str, Any]]:
+        """Write the rows into a snapshot under way; return its entry in the manifest."""
+        self._check_restart()
+        return self._storage.write_part(beside, self.copy_records(), self._shard)
+
+    def go_to_snapshot(self, finished_epochs: int) -> None:
+        """Go back to the rows of this epoch's end; 0 forgets every observation."""
+        self._ready()
+        state = self._storage.snapshot(finished_epochs, self._shard) if finished_epochs else None
+        with self._lock:
+            if state is None:
+                self._engine.table.clear()
+            else:
+                self._engine.check_records(state.records)
+                self._engine.table.load_records(state.records)
+
+    def load_records(self, records: NDArray[np.void]) -> None:
+        """Replace the rows by those of a checkpoint."""
+        self._ready()
+        self._engine.check_records(records)
+        with self._lock:
+            self._engine.table.load_records(records)
+
+    def counts(self) -> dict[str, int]:
+        """Return what came in since this process began, and the bytes of the table (group `read`)."""
+        return {
+            "num_reports": self._num_reports,
+            "num_observed": self._num_observed,
+            "num_selected": self._num_selected,
+            "table_bytes": self._engine.table.nbytes,
+        }
+
+    def pid(self) -> int:
+        """Return the id of the process it lives in (group `read`)."""
+        return os.getpid()
+
+    def _ready(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_restart(self) -> None:
+        self._ready()
+        if self._attempt is None:
+            raise errors.ServerRestartedError(
+                f"shard {self._shard.index} of run {self._storage.run!r} restarted and stands at the end of epoch "
+                f"{self._storage.finished_epochs()}: connect again and continue from the checkpoint of that epoch"
+            )
+
+    def _check_attempt(self, rank: int, attempt: str) -> None:
+        self._check_restart()
+        if attempt != self._attempt:
+            raise errors.EpochOrderError(
+                f"rank {rank} belongs to an attempt that a newer one has superseded: this worker should end"
+            )

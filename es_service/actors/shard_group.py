@@ -1,0 +1,64 @@
+"""The shards of a run as the score server speaks to them: the first is itself, the others are actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service.actors.score_shard import ScoreShard
+from es_service.selection.agreement import merge
+from es_service.selection.plans import Plan, joined
+
+__all__ = ["ShardGroup"]
+
+
+class ShardGroup:
+    """Calls every shard at once and waits for all; answers come in the order of the shards.
+
+    Args:
+        own: the first shard, in this process.
+        ask: (index, method, arguments) -> a function that waits for the answer; how the other
+            shards are called; None where there are none.
+        count: S.
+    """
+
+    def __init__(self, own: ScoreShard, ask: Callable[..., Callable[[], Any]] | None, count: int) -> None:
+        self._own = own
+        self._ask = ask
+        self._count = count
+
+    def all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every shard with the same arguments."""
+        return self.each(method, [args] * self._count)
+
+    def each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every shard with arguments of its own."""
+        ask = self._ask
+        waiting = [ask(index, method, *args[index]) for index in range(1, self._count)] if ask is not None else []
+        own = getattr(self._own, method)(*args[0])
+        return [own, *(wait() for wait in waiting)]
+
+    def plan(self, epoch: int, epoch_starts: Sequence[int]) -> Plan:
+        """Return the plan that all shards agree on; each is asked only for what it has of it."""
+        said = self.all("plan", epoch, tuple(epoch_starts))
+        while not isinstance(said[0], Plan):
+            said = self.all("answer", merge(said))
+        return joined(said)
+
+    def records(self) -> NDArray[np.void]:
+        """Return a copy of the whole table, records[n]: each shard's rows as they are when it is asked."""
+        parts = self.all("copy_records")
+        if len(parts) == 1:
+            only: NDArray[np.void] = parts[0]
+            return only
+        whole = np.empty(sum(part.size for part in parts), dtype=parts[0].dtype)
+        for index, part in enumerate(parts):
+            whole[index :: self._count] = part
+        return whole
+
+    def load(self, records: NDArray[np.void]) -> None:
+        """Give every shard its rows of a whole table."""
+        self.each("load_records", [(np.ascontiguousarray(records[i :: self._count]),) for i in range(self._count)])

@@ -1,0 +1,199 @@
+"""The roster of a run: which attempt is current, how far the run has come, and which rank is where.
+
+Lifecycle of a run      epoch 0 open → closed → epoch 1 open → closed → … → epoch E-1 closed
+Lifecycle of a rank     join → (open epoch e → its steps → close epoch e), e rising by one
+Invariant               an epoch opens when every rank has closed the one before; its plan is drawn once, then
+
+An attempt is one life of the group of ranks, from its start to its end or its death. When a group is started again,
+the first rank of the new attempt retires the old one: whatever the old one still sends is refused.
+
+It knows nothing of scores: whoever holds the table, or its shards, gives it the plan of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from es_service import errors
+from es_service.selection import plans
+from es_service.selection.plans import Plan
+from es_service.selection.run import Caller, RunConfig, Share
+
+__all__ = ["Roster"]
+
+_MAX_STEPS = 2**31 - 1  # last_step is an int32
+
+
+class Roster:
+    """See the module's text. Every method either does all it says or raises and changes nothing.
+
+    Args:
+        config: what the run is.
+        plan: (epoch, epoch starts) -> what the epoch trains on; called once per epoch and attempt.
+    """
+
+    def __init__(self, config: RunConfig, plan: Callable[[int, Sequence[int]], Plan]) -> None:
+        self.config = config
+        self._plan = plan
+        self.finished_epochs = 0
+        self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
+        self._attempt: str | None = None
+        self._world_size = 1
+        self._opened: set[int] = set()
+        self._closed: set[int] = set()
+        self._shares: list[Share] | None = None
+
+    @property
+    def open_epoch_number(self) -> int | None:
+        """The epoch that is open, or None between two."""
+        return self.finished_epochs if self._shares is not None else None
+
+    @property
+    def epoch_starts(self) -> tuple[int, ...]:
+        """The run step at which each finished epoch began, and the next one will."""
+        return tuple(self._starts[: self.finished_epochs + 1])
+
+    @property
+    def open_steps(self) -> range:
+        """The run steps of the open epoch, none between two."""
+        return range(*self._starts[self.finished_epochs : self.finished_epochs + 2]) if self._shares else range(0)
+
+    @property
+    def attempt(self) -> str | None:
+        """The current attempt, None before anybody joined."""
+        return self._attempt
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the current attempt."""
+        return self._world_size
+
+    def join(self, caller: Caller, world_size: int) -> None:
+        """Enter an attempt; the first rank of a new one retires the attempt before it.
+
+        Raises:
+            ConfigError: the rank is not in [0, world_size), or the plan is too small for so many.
+            EpochOrderError: the other ranks of this attempt said another world size.
+        """
+        self.config.check_world(world_size, caller.rank)
+        if caller.attempt != self._attempt:
+            self._attempt, self._world_size = caller.attempt, world_size
+            self._opened, self._closed, self._shares = set(), set(), None
+        elif world_size != self._world_size:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} joined with world_size={world_size}, the ranks before it with "
+                f"{self._world_size}: every rank must name the same"
+            )
+
+    def open_epoch(self, caller: Caller, epoch: int) -> Share | list[int]:
+        """Open an epoch for one rank; the first to come draws the plan.
+
+        Returns:
+            The rank's share; or, where it has to wait, the ranks that have not yet closed the epoch before.
+
+        Raises:
+            EpochOrderError: superseded, already opened by this rank, or not the next epoch of the run.
+        """
+        self.check(caller)
+        current = self.finished_epochs
+        if epoch == current + 1 and caller.rank in self._closed:
+            return sorted(set(range(self._world_size)) - self._closed)
+        if epoch != current:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by "
+                "one; to continue a run load its state_dict, to start over call selector.reset()"
+            )
+        if caller.rank in self._opened:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "
+                "After a restart, connect again as a new attempt"
+            )
+        if self._shares is None:
+            self._shares = self._deal(epoch)
+        self._opened.add(caller.rank)
+        return self._shares[caller.rank]
+
+    def share(self, caller: Caller) -> Share:
+        """Return the rank's share of the open epoch; EpochOrderError where it has none open."""
+        self.check_open(caller)
+        assert self._shares is not None
+        return self._shares[caller.rank]
+
+    def _deal(self, epoch: int) -> list[Share]:
+        config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
+        plan = self._plan(epoch, self._starts)
+        end = first_step + plans.num_steps(plan.ids.size, world_size, config.batch_size)
+        if end > _MAX_STEPS:
+            raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
+        order = plans.shuffle(plan.ids, seed=config.selection.seed, epoch=epoch)
+        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch)
+        hidden = plans.shuffle(plan.hidden, seed=config.selection.seed, epoch=epoch)  # batches of all kinds, like steps
+        del self._starts[epoch + 1 :]
+        self._starts.append(end)
+        return [
+            Share(
+                ids=ids,
+                first_step=first_step,
+                scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
+                ratio=plan.ratio,
+                hidden=hidden[rank::world_size],
+                learning_rate_factor=plan.learning_rate_factor,
+            )
+            for rank, ids in enumerate(parts)
+        ]
+
+    def close_epoch(self, caller: Caller, epoch: int) -> bool:
+        """Close an epoch for one rank; return True for the last one, with which the epoch is finished."""
+        self.check_open(caller)
+        if epoch != self.finished_epochs:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} closes epoch {epoch}, but epoch {self.finished_epochs} is open"
+            )
+        self._closed.add(caller.rank)
+        if len(self._closed) < self._world_size:
+            return False
+        self.finished_epochs += 1
+        self._opened, self._closed, self._shares = set(), set(), None
+        return True
+
+    def go_to(self, finished_epochs: int, epoch_starts: Sequence[int], *, open_share: Share | None = None) -> None:
+        """Stand behind that many epochs; ranks that had an epoch open have it no longer.
+
+        Args:
+            finished_epochs: to stand behind.
+            epoch_starts: run step at which each of them, and the next one, begins.
+            open_share: what a lone rank had of the next epoch: opening it again gives this, not a new plan.
+
+        Raises:
+            StorageError: the starts are not those of so many epochs.
+        """
+        if len(epoch_starts) != finished_epochs + 1:
+            raise errors.StorageError(
+                f"the state has {len(epoch_starts)} epoch starts, expected {finished_epochs + 1} for as many epochs"
+            )
+        self.finished_epochs = finished_epochs
+        self._starts = list(epoch_starts)
+        self._opened, self._closed, self._shares = set(), set(), None
+        if open_share is not None:
+            steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
+            self._starts.append(self._starts[-1] + steps)
+            self._shares = [open_share]
+
+    def check(self, caller: Caller) -> None:
+        """Raise EpochOrderError unless the caller belongs to the current attempt."""
+        if self._attempt is None or caller.attempt != self._attempt:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} belongs to an attempt that a newer one has superseded: this worker should end"
+            )
+        if not 0 <= caller.rank < self._world_size:
+            raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self._world_size}")
+
+    def check_open(self, caller: Caller) -> None:
+        """Raise EpochOrderError unless the caller has its epoch open."""
+        self.check(caller)
+        if caller.rank not in self._opened or caller.rank in self._closed:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} has no epoch open: iterate selector.epoch(e), which opens and closes it"
+            )

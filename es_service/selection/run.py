@@ -1,0 +1,136 @@
+"""A run, in nouns: what it is, who takes part, what a rank gets of an epoch, and where the run stands."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.selection import plans
+from es_service.selection.config import Selection
+from es_service.selection.settings import as_integer
+
+__all__ = ["Caller", "RunConfig", "RunState", "Share"]
+
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What a run is; two callers with another one do not belong to the same run.
+
+    Args:
+        selection: what to select, and how.
+        num_samples: n; ids number the samples from 0.
+        num_epochs: E, which annealing counts from.
+        batch_size: B, the meta-batch of one rank.
+
+    Raises:
+        ConfigError: a count below 1, or a table that would need more than the machine has.
+    """
+
+    selection: Selection
+    num_samples: int
+    num_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_epochs", "batch_size"):
+            object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
+
+    def check_world(self, world_size: int, rank: int = 0) -> None:
+        """Raise ConfigError where this many ranks cannot each fill one meta-batch, or the rank is none of them."""
+        if not 0 <= rank < world_size:
+            raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
+        share = plans.rank_share(self.selection.num_kept(self.num_samples), world_size)
+        if self.batch_size > share:
+            raise errors.ConfigError(
+                f"batch_size={self.batch_size} is larger than the plan: {self.num_samples:,} samples, pruned by "
+                f"{self.selection.prune_ratio:g} and split over {world_size} rank(s), leave {share:,} each; "
+                f"use a batch_size of at most {share:,}"
+            )
+
+    def check_shards(self, num_shards: int) -> None:
+        """Raise ConfigError where the table cannot be cut into this many."""
+        if not 1 <= num_shards <= self.num_samples:
+            raise errors.ConfigError(f"shards must lie in [1, num_samples={self.num_samples:,}], got {num_shards}")
+
+    def is_annealing(self, epoch: int) -> bool:
+        """Return whether this epoch selects and prunes nothing."""
+        return self.selection.is_annealing(epoch, self.num_epochs)
+
+    def num_steps(self, epoch: int, world_size: int) -> int:
+        """Return each rank's steps in this epoch, as far as can be said before it opens.
+
+        Exact where `Selection.prune_ratio` says how long a plan is, unless the samples never observed outnumber its
+        places; the most there may be for methods that decide it by the losses (infobatch, kakurenbo).
+        """
+        kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
+        return plans.num_steps(kept, world_size, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a rank of an attempt."""
+
+    rank: int
+    attempt: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A rank's part of an opened epoch.
+
+    Attributes:
+        ids: int64[m/W], in their order.
+        first_step: run step of its first step.
+        scale: float32[m/W], by which each id's loss is multiplied; None for ones.
+        ratio: b/B of its steps; None for the selection's own.
+        hidden: int64[h/W], to be observed by a forward pass at the epoch's end.
+        learning_rate_factor: by which the epoch's learning rate is multiplied.
+    """
+
+    ids: I64
+    first_step: int
+    scale: F32 | None = None
+    ratio: float | None = None
+    hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    learning_rate_factor: float = 1.0
+
+    def rows(self, step: int, ids_B: I64, batch_size: int) -> slice | I64:
+        """Return where the share holds these ids: a slice where they are the step's own, looked up otherwise.
+
+        An id that it does not hold has row -1.
+        """
+        start = step * batch_size
+        planned = slice(start, start + ids_B.size)
+        if np.array_equal(self.ids[planned], ids_B):
+            return planned
+        rows = _places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
+        return start + rows if rows.min() >= 0 else _places(self.ids, ids_B)
+
+    def window(self, step: int, batch_size: int, num: int) -> I64:
+        """Return the ids of the `num` samples at most that came before this step of the epoch."""
+        start = step * batch_size
+        return self.ids[max(0, start - num) : start]
+
+
+def _places(ids_m: I64, ids_B: I64) -> I64:
+    """Return where each of the ids stands among others, int64[B]; -1 where it does not."""
+    if not ids_m.size:
+        return np.full(ids_B.size, -1)
+    order = np.argsort(ids_m, kind="stable")
+    places = order[np.minimum(np.searchsorted(ids_m, ids_B, sorter=order), order.size - 1)]
+    return np.where(ids_m[places] == ids_B, places, -1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunState:
+    """A run between two epochs: records[n] of its table, the epochs behind it, and the run step each began at."""
+
+    records: NDArray[np.void]
+    finished_epochs: int
+    epoch_starts: tuple[int, ...]
