@@ -17,19 +17,18 @@ from es_service.storage import runs
 from es_service.storage.files import absolute
 
 if TYPE_CHECKING:
-    from es_service.exchange.leased import Leased
-    from es_service.exchange.sync import Sync
+    from es_service.exchange.remote import Remote
 
 __all__ = ["ExchangeName", "connect"]
 
-ExchangeName = Literal["leased", "sync"]
+ExchangeName = Literal["leased", "sync", "prefetch"]
 
 
 def connect(
     run: str,
     selection: Selection,
     *,
-    num_samples: int,
+    num_samples: int | None,
     num_epochs: int,
     batch_size: int,
     irreducible_losses: Any = None,
@@ -53,11 +52,13 @@ def connect(
     Args:
         run: names the run; letters, digits, '.', '_' and '-'.
         selection: what to select, and how.
-        num_samples: n; ids number the samples of the data set from 0.
+        num_samples: n; ids number the samples of the data set from 0. None where they are not known beforehand: the
+            table grows with the ids that `selector.stream` brings.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of each rank.
         irreducible_losses: float[n], for the method `rho`; see `Selector`.
-        exchange: "leased" (nothing on the critical path) or "sync" (one call per step).
+        exchange: "leased" (nothing on the critical path), "sync" (one call per step) or "prefetch" (rows are fetched
+            while the forward pass runs; for streams and samplers of one's own).
         shards: S, over how many actors the table is spread; None takes those that are up, else one. The selection is
             the same with any number. They are spread over the nodes, which then all need to see the storage.
         storage: folder or URI for snapshots, as seen from the server's node; ~/es_service_runs, or the environment
@@ -82,7 +83,9 @@ def connect(
         raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
     runs.check_run_name(run)
     kind = _exchange(exchange)
-    config = RunConfig(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
+    config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
+    if config.grows and exchange == "leased":
+        raise errors.ConfigError("exchange 'leased' needs ids that are known beforehand: take 'prefetch' or 'sync'")
     position, shared = _whereabouts(rank, world_size)
     config.check_world(position.world_size, position.rank)
     group = _attempt(attempt or shared, position)
@@ -102,11 +105,12 @@ def connect(
     )
 
 
-def _exchange(name: str) -> type[Leased] | type[Sync]:
+def _exchange(name: str) -> type[Remote]:
     from es_service.exchange.leased import Leased
+    from es_service.exchange.prefetch import Prefetch
     from es_service.exchange.sync import Sync
 
-    kinds: dict[str, type[Leased] | type[Sync]] = {"leased": Leased, "sync": Sync}
+    kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
     if name not in kinds:
         raise errors.ConfigError(f"unknown exchange {name!r}; {suggest(name, list(get_args(ExchangeName)))}")
     return kinds[name]

@@ -12,8 +12,8 @@ Shapes: B ids in a meta-batch, b drawn from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from es_service.storage import runs
 
 __all__ = ["Selector"]
 
+T = TypeVar("T")
 _I64 = NDArray[np.int64]
 _NO_SHARE = Share(ids=np.empty(0, dtype=np.int64), first_step=0)
 
@@ -44,7 +45,8 @@ class Selector:
 
     Args:
         selection: what to select, and how.
-        num_samples: n; ids number the samples of the data set from 0.
+        num_samples: n; ids number the samples of the data set from 0. None where they are not known beforehand: the
+            table grows with the ids that `stream` brings.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of this rank.
         irreducible_losses: float[n], one per sample, for the method `rho`; observations need not bring them then.
@@ -69,7 +71,7 @@ class Selector:
         self,
         selection: Selection,
         *,
-        num_samples: int,
+        num_samples: int | None,
         num_epochs: int,
         batch_size: int,
         irreducible_losses: Any = None,
@@ -78,9 +80,7 @@ class Selector:
     ) -> None:
         if not isinstance(selection, Selection):
             raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
-        self.config = RunConfig(
-            selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size
-        )
+        self.config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
         if exchange is None:
             self.config.check_world(1)
             exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
@@ -89,6 +89,10 @@ class Selector:
         self.ledger = Ledger(clock=clock)
         self._irreducible: NDArray[np.float32] | None = None
         if irreducible_losses is not None:
+            if num_samples is None:
+                raise errors.ConfigError(
+                    "irreducible_losses need num_samples: in a stream, report them with the losses, as a signal"
+                )
             self._irreducible = observations.check_losses(
                 irreducible_losses, num_samples, non_negative=False, what="irreducible_losses"
             )
@@ -99,6 +103,7 @@ class Selector:
         self._resume_step = 0
         self._step_began = 0.0
         self._step_done = False
+        self._streamed = False  # the open epoch's ids come from outside
         self._awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._scored = False  # in this step, by a forward pass of its own
         self._unreported: Draw | None = None
@@ -112,8 +117,13 @@ class Selector:
     def steps(self, epoch: int) -> int:
         """Return how many steps this epoch has on every rank, for a learning-rate schedule.
 
-        Exact for the epoch that is open; for one to come see `RunConfig.num_steps`.
+        Exact for the epoch that is open; for one to come see `RunConfig.num_steps`. Nobody knows it of a stream.
+
+        Raises:
+            EpochOrderError: the open epoch is a stream, or the run can only be one.
         """
+        if self.config.grows or (epoch == self._open_epoch and self._streamed):
+            raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
         if epoch == self._open_epoch:
             return -(-self._share.ids.size // self.config.batch_size)
         return self.config.num_steps(epoch, self.exchange.position.world_size)
@@ -139,18 +149,11 @@ class Selector:
             EpochOrderError: not the next epoch of the run.
         """
         epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
-        if self._open_epoch is not None:
-            self._close()
-        with self.ledger.timing_overhead():
-            self._share = self.exchange.open_epoch(epoch)
+        self._open(epoch, streamed=False)
         self._share.ids.flags.writeable = False  # what is yielded comes back to `select` as it was
-        self._open_epoch, self._awaits_hidden = epoch, False
         first, self._resume_step = self._resume_step, 0
         for step, ids_B in enumerate(_cut(self._share.ids, self.config.batch_size)[first:], first):
-            self._step = step
-            self._step_began = self.ledger.clock()
-            self._step_done = self._scored = False
-            self._planned = ids_B
+            self._begin_step(step, ids_B)
             yield ids_B
             if self._open_epoch != epoch:
                 return  # reset() or load_state_dict() was called inside the loop
@@ -158,6 +161,50 @@ class Selector:
         self._awaits_hidden = self._share.hidden.size > 0
         if not self._awaits_hidden:
             self._close()
+
+    def stream(self, epoch: int, batches: Iterable[T], ids: Callable[[T], Any] | str = "id") -> Iterator[T]:
+        """Yield batches whose ids nobody knows beforehand, each a meta-batch, and close the epoch behind the last.
+
+        For an iterable data set, a Ray Data pipeline, or a sampler of one's own. Every rank makes as many epochs, of
+        any number of steps.
+
+        Args:
+            epoch: in [0, num_epochs), rising by one.
+            batches: of at most any size; the ids of each are distinct.
+            ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it.
+
+        Raises:
+            ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
+            IdError, ShapeError: a batch's ids cannot be used.
+            EpochOrderError: not the next epoch of the run.
+        """
+        epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
+        self._open(epoch, streamed=True)
+        for step, batch in enumerate(batches):
+            found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
+            ids_B = observations.check_ids(found, self.config.end_of_ids)
+            self._begin_step(step, ids_B)
+            yield batch
+            if self._open_epoch != epoch:
+                return
+            self._count_step(self.ledger)
+        self._close()
+
+    def _open(self, epoch: int, *, streamed: bool) -> None:
+        if self._open_epoch is not None:
+            self._close()
+        with self.ledger.timing_overhead():
+            self._share = self.exchange.open_epoch(epoch, streamed=streamed)
+        self._open_epoch, self._awaits_hidden, self._streamed = epoch, False, streamed
+        self._step = -1
+
+    def _begin_step(self, step: int, ids_B: _I64) -> None:
+        self._step = step
+        self._step_began = self.ledger.clock()
+        self._step_done = self._scored = False
+        self._planned = ids_B
+        with self.ledger.timing("exchange"):
+            self.exchange.expect(ids_B)
 
     def hidden_batches(self) -> Iterator[_I64]:
         """Yield what the open epoch hid and its method wants to see again, int64[B] at a time, and close the epoch.
@@ -216,9 +263,10 @@ class Selector:
         assert self._open_epoch is not None
         with self.ledger.timing_overhead():
             self._report_pending()
-            self.exchange.close_epoch(self._open_epoch)
-        full_share = self.config.num_samples // self.exchange.position.world_size
-        self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)
+            self.exchange.close_epoch(self._open_epoch, self._step + 1)
+        if not self._streamed:
+            full_share = self.config.num_samples // self.exchange.position.world_size
+            self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)
         self._open_epoch = None
 
     def _num_to_draw(self, num_ids: int) -> int:
@@ -255,7 +303,7 @@ class Selector:
         """
         if self._open_epoch is None:
             raise errors.EpochOrderError("no epoch is open: call select inside `for ids_B in selector.epoch(e)`")
-        ids = ids_B if ids_B is self._planned else observations.check_ids(ids_B, self.config.num_samples)
+        ids = ids_B if ids_B is self._planned else observations.check_ids(ids_B, self.config.end_of_ids)
         num = self._num_to_draw(ids.size)
         if losses_B is None:
             if num < ids.size and self.config.selection.is_scoring(self._open_epoch, self.config.num_epochs):
@@ -357,6 +405,11 @@ class Selector:
             raise errors.EpochOrderError(
                 f"what epoch {self._open_epoch} hid is being observed: take the state before the epoch's last step or "
                 "after selector.hidden_batches()"
+            )
+        if self._open_epoch is not None and self._streamed:
+            raise errors.EpochOrderError(
+                f"epoch {self._open_epoch} is a stream, which nobody can take up in its middle: take the state between "
+                "epochs"
             )
         saved = self.exchange.save()
         ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)

@@ -24,7 +24,7 @@ Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remot
 NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
-_READS = {"counts", "copy_records"}  # what the score server asks of other shards on its readers' behalf
+_READS = {"counts", "copy_records", "num_samples"}  # what the score server asks of other shards on its readers' behalf
 _OF_RESTARTS = {"begin", "go_to_snapshot", "load_records"}  # may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out

@@ -82,7 +82,7 @@ class ScoreServer(ScoreShard):
             self._roster.join(Caller(rank, attempt), world_size)
             return self._rewinds.setdefault(rank, 0)
 
-    def open_epoch(self, rank: int, attempt: str, epoch: int) -> Share | list[int]:
+    def open_epoch(self, rank: int, attempt: str, epoch: int, streamed: bool = False) -> Share | list[int]:
         """Open an epoch; return the rank's share, or the ranks still in the epoch before.
 
         Raises:
@@ -91,12 +91,12 @@ class ScoreServer(ScoreShard):
         self._check_restart()
         with self._roster_lock:
             was_open = self._roster.open_epoch_number
-            share = self._roster.open_epoch(Caller(rank, attempt), epoch)
+            share = self._roster.open_epoch(Caller(rank, attempt), epoch, streamed=streamed)
             if was_open is None and self._roster.open_epoch_number is not None:
                 self._shards.all("open_steps", self._roster.open_steps)
             return share
 
-    def close_epoch(self, rank: int, attempt: str, epoch: int) -> bool:
+    def close_epoch(self, rank: int, attempt: str, epoch: int, num_steps: int = 0) -> bool:
         """Close an epoch for one rank; the last one writes the snapshot, and gets True once it is on storage.
 
         Raises:
@@ -104,7 +104,7 @@ class ScoreServer(ScoreShard):
         """
         self._check_restart()
         with self._roster_lock:
-            if not self._roster.close_epoch(Caller(rank, attempt), epoch):
+            if not self._roster.close_epoch(Caller(rank, attempt), epoch, num_steps):
                 return False
             try:
                 self._shards.all("open_steps", range(0))
@@ -116,8 +116,9 @@ class ScoreServer(ScoreShard):
 
     def _write_snapshot(self) -> None:
         beside = self._storage.begin_snapshot(self._roster.finished_epochs)
-        parts = self._shards.all("write_part", beside)
-        self._storage.finish_snapshot(beside, self._roster.epoch_starts, self._config.num_samples, parts)
+        num_samples = self._shards.num_samples()
+        parts = self._shards.all("write_part", beside, num_samples)
+        self._storage.finish_snapshot(beside, self._roster.epoch_starts, num_samples, parts)
 
     def rewind(
         self,
@@ -214,7 +215,8 @@ class ScoreServer(ScoreShard):
         if hashlib.sha256(table).hexdigest() != sha256:
             raise errors.StorageError("the table in the checkpoint is damaged: its sha256 is not the one noted there")
         decoded = snapshots.decode_table(table, "the table in the checkpoint")
-        records = arrow_to_records(decoded, self._config.num_samples)
+        num_samples = decoded.num_rows if self._config.grows else self._config.num_samples
+        records = arrow_to_records(decoded, num_samples)
         return RunState(records, finished_epochs, tuple(starts))
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
+from es_service.actors.overlaps import Overlaps
 from es_service.selection import observations
 from es_service.selection.agreement import Agreed, Question
 from es_service.selection.engine import Engine
@@ -57,13 +58,14 @@ class ScoreShard:
         self._attempt: str | None = None
         self._steps = range(0)  # of the open epoch
         self._last: dict[int, tuple[int, bytes]] = {}  # by rank: seq and answer of its last report
+        self._overlaps = Overlaps()
         self._planning: Agreed[Plan] | None = None
         self._num_reports = self._num_observed = self._num_selected = 0
         try:
             self._storage = runs.RunStorage(storage, run)
-            self._config = runs.config_from_dict(config)
-            self._begin_run(self._config)
-            self._engine = Engine(self._config.selection, self._config.num_samples, self._shard)
+            self._config = described = runs.config_from_dict(config)
+            self._begin_run(described)
+            self._engine = Engine(described.selection, described.num_samples, self._shard, grows=described.grows)
             self.go_to_snapshot(self._storage.finished_epochs())
         except errors.EsServiceError as error:
             self._failure = error
@@ -91,6 +93,22 @@ class ScoreShard:
         with self._lock:
             self._check_attempt(rank, attempt)
             return self._engine.lease(self._check_ids(ids_m))
+
+    def fetch(self, message: bytes) -> bytes:
+        """Return the packed rows of ids that the rank will observe next, and note that it does.
+
+        Rows are read behind every report that this rank sent before; the answer says up to which.
+        """
+        self._check_restart()
+        caller, ids_B = wire.decode_request(message)
+        ids_B = self._check_ids(ids_B)
+        with self._lock:
+            self._check_attempt(caller.rank, caller.attempt)
+            self._engine.make_room(ids_B)
+            rows_B = self._shard.rows(ids_B)
+            num_overlaps = self._overlaps.asked(rows_B, caller.rank, len(self._engine.table))
+            seq = self._last.get(caller.rank, (0, b""))[0]
+            return wire.encode_rows(seq, num_overlaps, self._engine.lease(ids_B))
 
     def observe(self, message: bytes) -> bytes:
         """Apply one report; return the packed weights it gave. The last report, repeated, gets its answer again.
@@ -145,7 +163,7 @@ class ScoreShard:
 
     def _check_ids(self, ids: I64) -> I64:
         """Return the ids; IdError where one is none of this shard's, or stands twice."""
-        ids = observations.check_ids(ids, self._config.num_samples)
+        ids = observations.check_ids(ids, self._config.end_of_ids)
         if self._shard.count > 1 and (foreign := ids % self._shard.count != self._shard.index).any():
             position = int(np.argmax(foreign))
             raise errors.IdError(
@@ -172,7 +190,11 @@ class ScoreShard:
             )
 
     def _apply(self, report: wire.Report) -> bytes:
+        for ids in (report.ids, report.selected):
+            if ids.size:
+                self._engine.make_room(ids)
         weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
+        self._overlaps.reported(self._shard.rows(report.ids), report.caller.rank)
         answer = wire.encode_weights(weights)
         self._last[report.caller.rank] = (report.seq, answer)
         self._num_reports += 1
@@ -188,6 +210,7 @@ class ScoreShard:
         with self._lock:
             self._attempt, self._steps = attempt, range(0)
             self._last.clear()
+            self._overlaps.clear()
 
     def open_steps(self, steps: range) -> None:
         """Take reports of these run steps; none closes the epoch."""
@@ -216,16 +239,22 @@ class ScoreShard:
                 plan: Plan = done.value
                 return plan
 
-    def copy_records(self) -> NDArray[np.void]:
-        """Return a copy of the rows as they are now (group `read`)."""
+    def num_samples(self) -> int:
+        """Return n as far as this shard knows: where the table grows, one more than the highest id it has met."""
+        self._ready()
+        return self._engine.num_samples
+
+    def copy_records(self, num_samples: int) -> NDArray[np.void]:
+        """Return a copy of the rows of ids below `num_samples` as they are now (group `read`)."""
         self._ready()
         with self._lock:
-            return self._engine.table.copy_records()
+            self._engine.grow_to(num_samples)
+            return self._engine.copy_records()[: self._shard.num_rows(num_samples)]
 
-    def write_part(self, beside: str) -> dict[str, dict[str, Any]]:
-        """Write the rows into a snapshot under way; return its entry in the manifest."""
+    def write_part(self, beside: str, num_samples: int) -> dict[str, dict[str, Any]]:
+        """Write the rows of ids below `num_samples` into a snapshot under way; return its entry in the manifest."""
         self._check_restart()
-        return self._storage.write_part(beside, self.copy_records(), self._shard)
+        return self._storage.write_part(beside, self.copy_records(num_samples), self._shard)
 
     def go_to_snapshot(self, finished_epochs: int) -> None:
         """Go back to the rows of this epoch's end; 0 forgets every observation."""
@@ -233,17 +262,15 @@ class ScoreShard:
         state = self._storage.snapshot(finished_epochs, self._shard) if finished_epochs else None
         with self._lock:
             if state is None:
-                self._engine.table.clear()
+                self._engine.clear()
             else:
-                self._engine.check_records(state.records)
-                self._engine.table.load_records(state.records)
+                self._engine.load_records(state.records)
 
     def load_records(self, records: NDArray[np.void]) -> None:
         """Replace the rows by those of a checkpoint."""
         self._ready()
-        self._engine.check_records(records)
         with self._lock:
-            self._engine.table.load_records(records)
+            self._engine.load_records(records)
 
     def counts(self) -> dict[str, int]:
         """Return what came in since this process began, and the bytes of the table (group `read`)."""
@@ -251,6 +278,7 @@ class ScoreShard:
             "num_reports": self._num_reports,
             "num_observed": self._num_observed,
             "num_selected": self._num_selected,
+            "num_overlaps": self._overlaps.total,
             "table_bytes": self._engine.table.nbytes,
         }
 

@@ -48,9 +48,13 @@ class ShardGroup:
             said = self.all("answer", merge(said))
         return joined(said)
 
+    def num_samples(self) -> int:
+        """Return n: where the table grows, one more than the highest id that any shard has met."""
+        return int(max(self.all("num_samples")))
+
     def records(self) -> NDArray[np.void]:
         """Return a copy of the whole table, records[n]: each shard's rows as they are when it is asked."""
-        parts = self.all("copy_records")
+        parts = self.all("copy_records", self.num_samples())
         if len(parts) == 1:
             only: NDArray[np.void] = parts[0]
             return only

@@ -2,6 +2,8 @@
 
     report   header | ids int64[B] | float32[B] for each signal, if any | selected int64[b]
     weights  float32[B]
+    request  rank, attempt | ids int64[B]                          for rows that the rank will observe next
+    rows     seq of the rank's last report, overlaps | 4 bytes [B] for each column, in the order both sides know
 
 All little-endian. Several reports may follow each other in one message. A decoder trusts nothing: lengths are checked
 against the bytes before any array is made.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,26 @@ from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller
 from es_service.selection.signals import SIGNALS
 
-__all__ = ["MAX_BYTES", "Report", "decode_reports", "decode_weights", "encode_report", "encode_weights", "max_ids"]
+__all__ = [
+    "MAX_BYTES",
+    "Report",
+    "decode_reports",
+    "decode_request",
+    "decode_rows",
+    "decode_weights",
+    "encode_report",
+    "encode_request",
+    "encode_rows",
+    "encode_weights",
+    "max_ids",
+]
 
 MAX_BYTES = 96 << 10
 """Above 100 KB Ray sends an argument through its object store, at three times the price."""
 
 _HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, attempt, seq, run step, B, b
+_REQUEST = struct.Struct("<I16s")
+_ROWS = struct.Struct("<QI")
 _MAGIC = 0xE5A2
 _SIGNAL_BITS = {name: 1 << place for place, name in enumerate(SIGNALS)}
 _KNOWN_BITS = sum(_SIGNAL_BITS.values())
@@ -125,3 +141,44 @@ def decode_weights(message: bytes) -> NDArray[np.float32]:
             f"answer of {len(message)} bytes is not weights: do client and server run the same es_service?"
         )
     return np.frombuffer(message, "<f4")
+
+
+def encode_request(caller: Caller, ids_B: NDArray[np.int64]) -> bytes:
+    """Pack a request for rows."""
+    header = _REQUEST.pack(caller.rank, bytes.fromhex(caller.attempt))
+    return header + ids_B.astype("<i8", copy=False).tobytes()
+
+
+def decode_request(message: bytes) -> tuple[Caller, NDArray[np.int64]]:
+    """Unpack a request for rows; ShapeError where the bytes are not that."""
+    if len(message) < _REQUEST.size or (len(message) - _REQUEST.size) % 8:
+        raise errors.ShapeError(f"{len(message)} bytes are no request for rows")
+    rank, attempt = _REQUEST.unpack_from(message)
+    return Caller(rank, attempt.hex()), np.frombuffer(message, "<i8", offset=_REQUEST.size)
+
+
+def encode_rows(seq: int, num_overlaps: int, columns: Mapping[str, NDArray[Any]]) -> bytes:
+    """Pack rows.
+
+    Args:
+        seq: of the last report of the rank that was applied before they were read.
+        num_overlaps: of these ids, how many another rank has asked for and not reported yet.
+        columns: 4 bytes a value, [B] each.
+    """
+    return b"".join((_ROWS.pack(seq, num_overlaps), *(values.tobytes() for values in columns.values())))
+
+
+def decode_rows(
+    message: bytes, num: int, dtypes: Mapping[str, np.dtype[Any]]
+) -> tuple[int, int, dict[str, NDArray[Any]]]:
+    """Unpack (seq, overlaps, columns of these dtypes, [num] each); ShapeError where the bytes are not that."""
+    if len(message) != _ROWS.size + 4 * num * len(dtypes):
+        raise errors.ShapeError(
+            f"answer of {len(message)} bytes is not {num} rows: do client and server run the same es_service?"
+        )
+    seq, num_overlaps = _ROWS.unpack_from(message)
+    columns: dict[str, NDArray[Any]] = {
+        name: np.frombuffer(message, dtype, num, _ROWS.size + 4 * num * place)
+        for place, (name, dtype) in enumerate(dtypes.items())
+    }
+    return seq, num_overlaps, columns

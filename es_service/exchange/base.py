@@ -1,6 +1,6 @@
 """The contract of an exchange.
 
-    open_epoch(e) → share │ step(k, …)*, draw(k, …)*, record(k, …)* │ refresh(…)* │ close_epoch(e)     e and k rising
+    open_epoch(e) → share │ (expect(…), step or draw, record (k, …))* │ refresh(…)* │ close_epoch(e)     e, k rising
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
 Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite.
@@ -55,13 +55,18 @@ class Exchange(Protocol):
     config: RunConfig
     position: Position
 
-    def open_epoch(self, epoch: int) -> Share:
-        """Return this rank's part of the epoch.
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
+        """Return this rank's part of the epoch, an empty one where ids come as a stream.
 
         Raises:
+            ConfigError: the selection goes by plans, which a stream has none of.
             EpochOrderError: not the next epoch, or opened before.
             ServerUnavailableError: other ranks did not close the epoch before in time; the message names them.
         """
+        ...
+
+    def expect(self, ids_B: I64) -> None:
+        """Hear which ids the next step will bring, before their losses are known. Returns at once."""
         ...
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
@@ -80,8 +85,8 @@ class Exchange(Protocol):
         """Observe samples that the epoch left out."""
         ...
 
-    def close_epoch(self, epoch: int) -> None:
-        """Return once everything this rank said of the epoch is in the table."""
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
+        """Return once everything this rank said of the epoch is in the table; `num_steps`: that it made."""
         ...
 
     def table(self) -> pa.Table:

@@ -50,9 +50,9 @@ class Embedded:
         self._share: Share | None = None
         keeper.join(self._caller, position.world_size)
 
-    def open_epoch(self, epoch: int) -> Share:
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
-        share = self._keeper.open_epoch(self._caller, epoch)
+        share = self._keeper.open_epoch(self._caller, epoch, streamed=streamed)
         if isinstance(share, list):
             raise errors.EpochOrderError(f"ranks {share} have not closed epoch {epoch - 1}")
         self._share = share
@@ -61,6 +61,9 @@ class Embedded:
     def _run_step(self, step: int) -> int:
         assert self._share is not None, "the Selector opens an epoch before it steps"
         return self._share.first_step + step
+
+    def expect(self, ids_B: NDArray[np.int64]) -> None:
+        """See `Exchange.expect`; the rows are here already."""
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
@@ -78,16 +81,16 @@ class Embedded:
         """See `Exchange.refresh`."""
         self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
 
-    def close_epoch(self, epoch: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
-        finished = self._keeper.close_epoch(self._caller, epoch)
+        finished = self._keeper.close_epoch(self._caller, epoch, num_steps)
         self._share = None
         if finished and self._storage is not None:
             self._storage.write_snapshot(self._keeper.state())
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
-        return records_to_arrow(self._keeper.engine.table.copy_records())
+        return records_to_arrow(self._keeper.engine.copy_records())
 
     def save(self) -> SavedState:
         """See `Exchange.save`; works inside an epoch too."""
@@ -97,9 +100,8 @@ class Embedded:
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`."""
-        records = arrow_to_records(
-            snapshots.decode_table(state.table, "the table in the state"), self.config.num_samples
-        )
+        table = snapshots.decode_table(state.table, "the table in the state")
+        records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
         self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
         self._share = None
 

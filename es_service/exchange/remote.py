@@ -159,12 +159,13 @@ class Remote:
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
-    def open_epoch(self, epoch: int) -> Share:
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
         self._join()
         give_up = time.monotonic() + self._deadline_s
         pause_s = _POLL_S[0]
-        while isinstance(answer := self._call("open_epoch", self.position.rank, self._caller.attempt, epoch), list):
+        caller = (self.position.rank, self._caller.attempt)
+        while isinstance(answer := self._call("open_epoch", *caller, epoch, streamed), list):
             if time.monotonic() > give_up:
                 raise errors.ServerUnavailableError(
                     f"rank {self.position.rank} waited {self._deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
@@ -176,10 +177,14 @@ class Remote:
         self._lease = self._leased(answer)
         return self._share
 
+    def _leases(self) -> bool:
+        """Return whether this rank draws by columns that come with the epoch."""
+        return True
+
     def _leased(self, share: Share) -> Lease:
         """Return the lease of a share, its columns gathered from all shards."""
         columns: dict[str, NDArray[Any]] = {}
-        if leased_columns(self.config.selection):
+        if self._leases() and leased_columns(self.config.selection) and share.ids.size:
             caller, num = (self.position.rank, self._caller.attempt), share.ids.size
             asked = [
                 (where, self._ask(shard, "lease", *caller, share.ids[where]))
@@ -190,6 +195,21 @@ class Remote:
                 for name, values in self._wait(reference, "lease").items():
                     columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
         return Lease(self.config.selection, self.config.batch_size, share, columns)
+
+    def expect(self, ids_B: NDArray[np.int64]) -> None:
+        """See `Exchange.expect`; there is nothing to prepare."""
+
+    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+        """See `Exchange.step`."""
+        raise NotImplementedError  # abstract: every exchange says its own
+
+    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+        """See `Exchange.record`."""
+        raise NotImplementedError  # abstract
+
+    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
+        """See `Exchange.refresh`."""
+        raise NotImplementedError  # abstract
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
         """See `Exchange.draw`; on this rank, from its lease."""
@@ -202,9 +222,9 @@ class Remote:
         run_step = self._share.first_step + step
         return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step))
 
-    def close_epoch(self, epoch: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""
-        self._call("close_epoch", self.position.rank, self._caller.attempt, epoch)
+        self._call("close_epoch", self.position.rank, self._caller.attempt, epoch, num_steps)
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""

@@ -22,10 +22,10 @@ class Sync(Remote):
 
     _untold = NO_IDS  # drawn, and not told yet
 
-    def open_epoch(self, epoch: int) -> Share:
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
         self._untold = NO_IDS
-        return super().open_epoch(epoch)
+        return super().open_epoch(epoch, streamed=streamed)
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
@@ -47,10 +47,10 @@ class Sync(Remote):
         self._tell(step)
         self._observe(step, ids_B, seen, NO_IDS)
 
-    def close_epoch(self, epoch: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
         self._tell(0)
-        super().close_epoch(epoch)
+        super().close_epoch(epoch, num_steps)
 
     def _observe(
         self, step: int, ids_B: NDArray[np.int64], seen: Columns, selected_b: NDArray[np.int64]

@@ -112,13 +112,15 @@ class Engine:
         selection: what to select, and how.
         num_samples: n, of the whole run.
         shard: which of the ids this one holds; all of them, unless it is said.
+        grows: n goes up with the ids that come.
     """
 
-    def __init__(self, selection: Selection, num_samples: int, shard: Shard = WHOLE) -> None:
+    def __init__(self, selection: Selection, num_samples: int, shard: Shard = WHOLE, *, grows: bool = False) -> None:
         method = selection.method
         self.selection = selection
         self.num_samples = num_samples
         self.shard = shard
+        self._first_num_samples = num_samples if grows else None
         self.table = ScoreTable(shard.num_rows(num_samples), method.initial_score(num_samples), method.columns)
 
     def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
@@ -157,6 +159,35 @@ class Engine:
         if selected_b.size:
             self.table.add_selected(self.shard.rows(selected_b))
         return weights_B
+
+    def make_room(self, ids_B: I64) -> None:
+        """Let the table grow to hold these ids, where it may; ConfigError where there is no memory for so many."""
+        if self._first_num_samples is not None:
+            self.grow_to(int(ids_B.max()) + 1)
+
+    def grow_to(self, num_samples: int) -> None:
+        """Let n be this at least."""
+        if num_samples > self.num_samples:
+            self.table.grow(self.shard.num_rows(num_samples))
+            self.num_samples = num_samples
+
+    def copy_records(self) -> NDArray[np.void]:
+        """Return a copy of the shard's rows of the n samples."""
+        return self.table.copy_records(self.shard.num_rows(self.num_samples))
+
+    def load_records(self, records: NDArray[np.void]) -> None:
+        """Replace the rows by others of the same run; StorageError where they cannot be that."""
+        self.check_records(records)
+        if self._first_num_samples is not None:
+            last_id = (records.size - 1) * self.shard.count + self.shard.index
+            self.table.grow(records.size)
+            self.num_samples = max(self._first_num_samples, last_id + 1)
+        self.table.load_records(records)
+
+    def clear(self) -> None:
+        """Forget every observation."""
+        self.table.clear()
+        self.num_samples = self._first_num_samples or self.num_samples
 
     def recent(self, ids_R: I64) -> F32:
         """Return the weights float32[R] of samples that came before, NaN for those never observed."""
@@ -197,7 +228,7 @@ class Engine:
 
     def check_records(self, records: NDArray[np.void]) -> None:
         """Raise StorageError unless these could be the table's own."""
-        if records.size != len(self.table):
+        if records.size != len(self.table) and self._first_num_samples is None:
             raise errors.StorageError(f"the state holds {records.size:,} samples, expected {len(self.table):,}")
         if records.dtype != self.table.dtype:
             raise errors.StorageError(

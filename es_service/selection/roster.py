@@ -44,6 +44,7 @@ class Roster:
         self._opened: set[int] = set()
         self._closed: set[int] = set()
         self._shares: list[Share] | None = None
+        self._num_streamed: int | None = None  # steps of the open epoch as far as said, None where it is planned
 
     @property
     def open_epoch_number(self) -> int | None:
@@ -58,7 +59,10 @@ class Roster:
     @property
     def open_steps(self) -> range:
         """The run steps of the open epoch, none between two."""
-        return range(*self._starts[self.finished_epochs : self.finished_epochs + 2]) if self._shares else range(0)
+        if self._shares is None:
+            return range(0)
+        starts = self._starts[self.finished_epochs :]
+        return range(starts[0], _MAX_STEPS if self._num_streamed is not None else starts[1])
 
     @property
     def attempt(self) -> str | None:
@@ -80,15 +84,15 @@ class Roster:
         self.config.check_world(world_size, caller.rank)
         if caller.attempt != self._attempt:
             self._attempt, self._world_size = caller.attempt, world_size
-            self._opened, self._closed, self._shares = set(), set(), None
+            self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
         elif world_size != self._world_size:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} joined with world_size={world_size}, the ranks before it with "
                 f"{self._world_size}: every rank must name the same"
             )
 
-    def open_epoch(self, caller: Caller, epoch: int) -> Share | list[int]:
-        """Open an epoch for one rank; the first to come draws the plan.
+    def open_epoch(self, caller: Caller, epoch: int, *, streamed: bool = False) -> Share | list[int]:
+        """Open an epoch for one rank; the first to come draws the plan, unless ids come as a stream.
 
         Returns:
             The rank's share; or, where it has to wait, the ranks that have not yet closed the epoch before.
@@ -111,7 +115,17 @@ class Roster:
                 "After a restart, connect again as a new attempt"
             )
         if self._shares is None:
-            self._shares = self._deal(epoch)
+            if streamed or self.config.grows:
+                self.config.check_streams()
+            if self.config.grows and not streamed:
+                raise errors.ConfigError("ids are not known beforehand: iterate selector.stream(epoch, batches)")
+            self._shares = self._without_plan(epoch) if streamed else self._deal(epoch)
+            self._num_streamed = 0 if streamed else None
+        elif streamed != (self._num_streamed is not None):
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch} {'as a stream' if streamed else 'by its plan'}, the ranks "
+                "before it did not: every rank must iterate selector.epoch, or every rank selector.stream"
+            )
         self._opened.add(caller.rank)
         return self._shares[caller.rank]
 
@@ -120,6 +134,10 @@ class Roster:
         self.check_open(caller)
         assert self._shares is not None
         return self._shares[caller.rank]
+
+    def _without_plan(self, epoch: int) -> list[Share]:
+        del self._starts[epoch + 1 :]
+        return [Share(ids=np.empty(0, dtype=np.int64), first_step=self._starts[epoch])] * self._world_size
 
     def _deal(self, epoch: int) -> list[Share]:
         config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
@@ -144,18 +162,28 @@ class Roster:
             for rank, ids in enumerate(parts)
         ]
 
-    def close_epoch(self, caller: Caller, epoch: int) -> bool:
-        """Close an epoch for one rank; return True for the last one, with which the epoch is finished."""
+    def close_epoch(self, caller: Caller, epoch: int, num_steps: int = 0) -> bool:
+        """Close an epoch for one rank; return True for the last one, with which the epoch is finished.
+
+        Args:
+            caller: the rank.
+            epoch: the open one.
+            num_steps: that this rank made, where ids came as a stream.
+        """
         self.check_open(caller)
         if epoch != self.finished_epochs:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} closes epoch {epoch}, but epoch {self.finished_epochs} is open"
             )
         self._closed.add(caller.rank)
+        if self._num_streamed is not None:
+            self._num_streamed = max(self._num_streamed, num_steps)
         if len(self._closed) < self._world_size:
             return False
+        if self._num_streamed is not None:
+            self._starts.append(self._starts[epoch] + self._num_streamed)
         self.finished_epochs += 1
-        self._opened, self._closed, self._shares = set(), set(), None
+        self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
         return True
 
     def go_to(self, finished_epochs: int, epoch_starts: Sequence[int], *, open_share: Share | None = None) -> None:
@@ -175,7 +203,7 @@ class Roster:
             )
         self.finished_epochs = finished_epochs
         self._starts = list(epoch_starts)
-        self._opened, self._closed, self._shares = set(), set(), None
+        self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
         if open_share is not None:
             steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
             self._starts.append(self._starts[-1] + steps)

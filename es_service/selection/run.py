@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import plans
 from es_service.selection.config import Selection
+from es_service.selection.methods.base import Method
 from es_service.selection.settings import as_integer
 
-__all__ = ["Caller", "RunConfig", "RunState", "Share"]
+__all__ = ["Caller", "RunConfig", "RunState", "Share", "places"]
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
+
+_FIRST_ROWS = 1024
+_END_OF_IDS = 2**40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,24 +31,54 @@ class RunConfig:
         num_samples: n; ids number the samples from 0.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of one rank.
+        grows: ids are not known beforehand: `num_samples` is what the table begins with, and no epoch is planned.
 
     Raises:
-        ConfigError: a count below 1, or a table that would need more than the machine has.
+        ConfigError: a count below 1, or a selection that goes by plans for a run that has none.
     """
 
     selection: Selection
     num_samples: int
     num_epochs: int
     batch_size: int
+    grows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_epochs", "batch_size"):
             object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
+        if self.grows:
+            self.check_streams()
+
+    @classmethod
+    def of(cls, selection: Selection, num_samples: int | None, num_epochs: int, batch_size: int) -> RunConfig:
+        """Return the config of a run over n samples; None lets its table grow with the ids that come."""
+        if num_samples is None:
+            return cls(
+                selection=selection, num_samples=_FIRST_ROWS, num_epochs=num_epochs, batch_size=batch_size, grows=True
+            )
+        return cls(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
+
+    @property
+    def end_of_ids(self) -> int:
+        """Ids lie below it."""
+        return _END_OF_IDS if self.grows else self.num_samples
+
+    def check_streams(self) -> None:
+        """Raise ConfigError where the selection goes by plans, which a stream has none of."""
+        method = self.selection.method
+        if self.selection.prune_ratio > 0 or type(method).plan is not Method.plan or method.window > self.batch_size:
+            raise errors.ConfigError(
+                f"method {method.name!r} with prune_ratio={self.selection.prune_ratio:g} plans which ids an epoch "
+                "holds, but those of a stream are not known beforehand: take evolved, loss, ema, rho or random, with "
+                "prune_ratio=0"
+            )
 
     def check_world(self, world_size: int, rank: int = 0) -> None:
         """Raise ConfigError where this many ranks cannot each fill one meta-batch, or the rank is none of them."""
         if not 0 <= rank < world_size:
             raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
+        if self.grows:
+            return
         share = plans.rank_share(self.selection.num_kept(self.num_samples), world_size)
         if self.batch_size > share:
             raise errors.ConfigError(
@@ -109,8 +143,8 @@ class Share:
         planned = slice(start, start + ids_B.size)
         if np.array_equal(self.ids[planned], ids_B):
             return planned
-        rows = _places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
-        return start + rows if rows.min() >= 0 else _places(self.ids, ids_B)
+        rows = places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
+        return start + rows if rows.min() >= 0 else places(self.ids, ids_B)
 
     def window(self, step: int, batch_size: int, num: int) -> I64:
         """Return the ids of the `num` samples at most that came before this step of the epoch."""
@@ -118,7 +152,7 @@ class Share:
         return self.ids[max(0, start - num) : start]
 
 
-def _places(ids_m: I64, ids_B: I64) -> I64:
+def places(ids_m: I64, ids_B: I64) -> I64:
     """Return where each of the ids stands among others, int64[B]; -1 where it does not."""
     if not ids_m.size:
         return np.full(ids_B.size, -1)

@@ -21,20 +21,25 @@ class Scorekeeper(Roster):
     """A roster with the engine that plans its epochs; ranks in the same process share one."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.engine = Engine(config.selection, config.num_samples)
+        self.engine = Engine(config.selection, config.num_samples, grows=config.grows)
         super().__init__(config, lambda epoch, starts: agree([self.engine.plan(epoch, config.num_epochs, starts)])[0])
 
     def step(self, caller: Caller, ids_B: I64, seen: Columns, num: int, run_step: int) -> Draw:
         """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
-        return self.engine.step(ids_B, seen, num, run_step, self._recent(caller, run_step))
+        recent_R = self._recent(caller, run_step)
+        self.engine.make_room(ids_B)
+        return self.engine.step(ids_B, seen, num, run_step, recent_R)
 
     def draw(self, caller: Caller, ids_B: I64, num: int, run_step: int) -> Draw:
         """Draw by what is known, see `Engine.draw`; the rank must have its epoch open."""
-        return self.engine.draw(ids_B, num, run_step, self._recent(caller, run_step))
+        recent_R = self._recent(caller, run_step)
+        self.engine.make_room(ids_B)
+        return self.engine.draw(ids_B, num, run_step, recent_R)
 
     def record(self, caller: Caller, ids_B: I64, seen: Columns | None, selected_b: I64, run_step: int) -> None:
         """Observe signals, where given, and count `selected_b` ids; the rank must have its epoch open."""
         self.check_open(caller)
+        self.engine.make_room(ids_B)
         self.engine.record(ids_B, seen, selected_b, run_step)
 
     def _recent(self, caller: Caller, run_step: int) -> F32:
@@ -47,7 +52,7 @@ class Scorekeeper(Roster):
 
     def state(self) -> RunState:
         """Return a copy of the run as it stands; only between two epochs is that a state to continue from."""
-        return RunState(self.engine.table.copy_records(), self.finished_epochs, self.epoch_starts)
+        return RunState(self.engine.copy_records(), self.finished_epochs, self.epoch_starts)
 
     def restore(self, state: RunState, *, open_share: Share | None = None) -> None:
         """Go to another state of the same run, see `Roster.go_to`.
@@ -57,9 +62,9 @@ class Scorekeeper(Roster):
         """
         self.engine.check_records(state.records)
         self.go_to(state.finished_epochs, state.epoch_starts, open_share=open_share)
-        self.engine.table.load_records(state.records)
+        self.engine.load_records(state.records)
 
     def reset(self) -> None:
         """Forget every observation and stand before epoch 0 again."""
-        self.engine.table.clear()
+        self.engine.clear()
         self.go_to(0, (0,))

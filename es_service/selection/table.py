@@ -157,13 +157,14 @@ class ScoreTable:
         """Count these rows as back-propagated once more."""
         self._records["selected"][rows_b] += np.uint32(1)
 
-    def copy_records(self) -> NDArray[np.void]:
-        """Return a copy of the records: quick, so that an owner can do it under a lock."""
-        return self._records.copy()
+    def copy_records(self, num_rows: int | None = None) -> NDArray[np.void]:
+        """Return a copy of the first records, by default of all: quick, so that an owner can do it under a lock."""
+        return self._records[:num_rows].copy()
 
     def load_records(self, records_n: NDArray[np.void]) -> None:
-        """Replace the content by records[n] of the same length."""
-        self._records[:] = records_n
+        """Replace the content by records[n], at most as many as there are rows; those behind them are blank."""
+        self._records[: records_n.size] = records_n
+        self._blank(records_n.size)
 
 
 def records_to_arrow(records_n: NDArray[np.void], shard: Shard = WHOLE) -> pa.Table:

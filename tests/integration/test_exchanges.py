@@ -200,6 +200,29 @@ def test_reports_too_large_for_one_message_go_in_pieces(
         launch.stop(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "scored", "shards"),
+    [
+        ("eswp", False, 1),
+        ("es-stale", False, 3),
+        ("random", False, 1),
+        ("ucb", False, 3),
+        ("kakurenbo", True, 1),
+        ("backprop", False, 1),
+        ("backprop-stale", False, 3),
+        ("rho", False, 1),
+    ],
+)
+def test_same_selection_and_table_where_rows_are_fetched_step_by_step(
+    name: str, scored: bool, shards: int, run: str, storage: str
+) -> None:
+    selection = SELECTIONS[name]
+    expected = train(reference := embedded(selection, 2), range(NUM_EPOCHS), scored=scored)
+    selectors = remote(run, storage, "prefetch", selection, 2, shards)
+    assert train(selectors, range(NUM_EPOCHS), scored=scored) == expected
+    assert same(finish(selectors), finish(reference))
+
+
 def test_another_seed_gives_another_selection() -> None:
     one = train(embedded(preset("es", seed=1), 1), range(2))
     assert one == train(embedded(preset("es", seed=1), 1), range(2))

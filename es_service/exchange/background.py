@@ -1,0 +1,63 @@
+"""What `leased` and `prefetch` share: observations flow back in the background, and an epoch's end waits for them.
+
+training thread ── _put ──► backlog of each shard ──► its reporting thread, one call at a time ──► shard
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service.exchange.backlog import Backlog
+from es_service.exchange.base import SavedState
+from es_service.exchange.remote import NO_IDS, Remote
+from es_service.selection.methods.base import Columns
+
+__all__ = ["Background"]
+
+
+class Background(Remote):
+    """A rank that reports without waiting."""
+
+    _backlogs: list[Backlog] | None = None  # one for each shard, once there is something to report
+
+    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
+        """See `Exchange.refresh`; returns once the observation is in the backlog."""
+        self._put(step, ids_B, seen, NO_IDS)
+
+    def _put(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]) -> None:
+        if self._backlogs is None:
+            shards = range(len(self._shards))
+            self._backlogs = [Backlog(self._sender(shard), self._deadline_s) for shard in shards]
+        for shard, _, message in self._reports(step, ids_B, seen, selected_b):
+            self._backlogs[shard].put(message)
+
+    def _sender(self, shard: int) -> Callable[[bytes], object]:
+        return lambda message: self._call("report", message, shard=shard)
+
+    def _flush(self) -> None:
+        for backlog in self._backlogs or ():
+            backlog.flush()
+
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
+        """See `Exchange.close_epoch`; waits until the backlog is empty."""
+        self._flush()
+        super().close_epoch(epoch, num_steps)
+
+    def load(self, state: SavedState) -> None:
+        """See `Exchange.load`."""
+        self._flush()
+        super().load(state)
+
+    def reset(self) -> None:
+        """See `Exchange.reset`."""
+        self._flush()
+        super().reset()
+
+    def close(self) -> None:
+        """See `Exchange.close`; ends the reporting threads, dropping what an unfinished epoch still had to say."""
+        for backlog in self._backlogs or ():
+            backlog.close()
+        self._backlogs = None

@@ -1,0 +1,139 @@
+"""prefetch: the rows of a step are fetched while its forward pass runs, for ids that are not known any earlier.
+
+    expect(ids)   ── ask every shard for their rows ──────────────►
+         …forward pass…                                             rows are on their way
+    step(losses)  ◄─ rows, moved on by what is still to be reported ─   update, draw, report in the background
+
+Exact unless an id is on its way to two ranks at the same time: the second then draws by what the first has not
+reported yet. Shards count these, and the rank warns of the first. Nothing is lost: both observations reach the table.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import warnings
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from es_service.actors import wire
+from es_service.exchange.background import Background
+from es_service.selection.engine import Draw, known_weights, leased_columns
+from es_service.selection.methods.base import Columns
+from es_service.selection.run import Share, places
+from es_service.selection.shards import pieces
+
+__all__ = ["Prefetch"]
+
+I64 = NDArray[np.int64]
+_DTYPES = {"visits": np.dtype("<u4")}  # of leased columns; all others are float32
+_FLOAT = np.dtype("<f4")
+
+
+class Prefetch(Background):
+    """Waits only where the forward pass is over before its rows are here."""
+
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
+        """See `Exchange.open_epoch`."""
+        names = leased_columns(self.config.selection)
+        self._dtypes = {name: _DTYPES.get(name, _FLOAT) for name in names}
+        self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
+        self._asked: tuple[I64, list[tuple[int, I64 | slice, ray.ObjectRef[bytes]]]] | None = None
+        self._unconfirmed: list[collections.deque[tuple[int, I64, Columns]]] = [
+            collections.deque() for _ in self._shards
+        ]
+        self.num_overlaps = 0
+        return super().open_epoch(epoch, streamed=streamed)
+
+    def _leases(self) -> bool:
+        return self.config.selection.method.window > self.config.batch_size  # else rows come with the step
+
+    def expect(self, ids_B: I64) -> None:
+        """See `Exchange.expect`; asks for their rows."""
+        self._held = None
+        self._asked = (ids_B, [])
+        if self._dtypes:
+            self._asked[1].extend(
+                (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, ids_B[where])))
+                for shard, cut in enumerate(pieces(ids_B, len(self._shards), self._piece))
+                for where in cut
+            )
+
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
+        """See `Exchange.step`."""
+        new = self._moved(ids_B, seen)
+        self._lease.remember(step, ids_B, new["w"], seen["loss"])
+        draw = self._choose(step, ids_B, new["w"], num)
+        self._report(step, ids_B, seen, draw.ids, new)
+        return draw
+
+    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
+        """See `Exchange.draw`."""
+        if not self.config.selection.method.needs_losses or num >= ids_B.size:
+            return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num)
+        return self._choose(step, ids_B, known_weights(self._rows(ids_B)), num)
+
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
+        """See `Exchange.record`; returns once the observation is in the backlog."""
+        if seen is None:
+            self._put(step, ids_B, None, ids_B[positions_b])
+            return
+        new = self._moved(ids_B, seen)
+        self._lease.remember(step, ids_B, new["w"], seen["loss"])
+        self._report(step, ids_B, seen, ids_B[positions_b], new)
+
+    def _moved(self, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
+        """Return the columns of these rows as the server will have them after this observation."""
+        selection = self.config.selection
+        rows = self._rows(ids_B)
+        new = {**rows, **selection.method.update(rows, seen[selection.signal], seen), "last_loss": seen["loss"]}
+        if "visits" in rows:
+            new["visits"] = rows["visits"] + np.uint32(1)
+        return new
+
+    def _rows(self, ids_B: I64) -> dict[str, NDArray[Any]]:
+        """Return the leased columns of these ids as they are when all that this rank has said is applied."""
+        if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
+            return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
+        if self._asked is None or not np.array_equal(self._asked[0], ids_B):
+            self.expect(ids_B)
+        assert self._asked is not None
+        rows = {name: np.empty(ids_B.size, dtype=dtype) for name, dtype in self._dtypes.items()}
+        for shard, where, reference in self._asked[1]:
+            answer = self._wait(reference, "fetch")
+            seq, num_overlaps, columns = wire.decode_rows(answer, ids_B[where].size, self._dtypes)
+            self._warn(num_overlaps)
+            for name, values in columns.items():
+                rows[name][where] = values
+            while self._unconfirmed[shard] and self._unconfirmed[shard][0][0] <= seq:
+                self._unconfirmed[shard].popleft()
+        for _, ids, newer in itertools.chain(*self._unconfirmed):
+            found = places(ids, ids_B)
+            for name, values in rows.items():
+                values[found >= 0] = newer[name][found[found >= 0]]
+        self._asked, self._held = None, (ids_B, rows)
+        return rows
+
+    def _report(self, step: int, ids_B: I64, seen: Columns, selected_b: I64, new: dict[str, NDArray[Any]]) -> None:
+        """Report, and keep what the rows now are until the server is known to have it."""
+        self._put(step, ids_B, seen, selected_b)
+        self._held = None
+        if not self._dtypes:
+            return
+        for shard, cut in enumerate(pieces(ids_B, len(self._shards), ids_B.size)):
+            for where in cut:
+                newer = {name: new[name][where] for name in self._dtypes}
+                self._unconfirmed[shard].append((self._seqs[shard], ids_B[where], newer))
+
+    def _warn(self, num_overlaps: int) -> None:
+        if num_overlaps and not self.num_overlaps:
+            warnings.warn(
+                f"rank {self.position.rank}: {num_overlaps} ids of this step are under way on another rank too, so "
+                "their draw misses what that one is about to report; give an id to one rank at a time, or use "
+                "exchange='sync'. Told once; the score server's stats count them",
+                stacklevel=2,
+            )
+        self.num_overlaps += num_overlaps

@@ -1,0 +1,195 @@
+"""Streams: ids that nobody knows beforehand, and a table that grows with them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import es_service as es
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
+from es_service.selection.config import preset
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
+
+Batches = list[NDArray[np.int64]]
+BATCH_SIZE = 8
+
+
+def losses_of(ids: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
+    return np.sqrt(1.0 + (ids * 7 + epoch) % 31).astype(np.float32)
+
+
+def train(selector: es.Selector, epochs: dict[int, Batches]) -> list[list[int]]:
+    return [
+        selector.select(ids, losses_of(ids, epoch)).ids.tolist()
+        for epoch, batches in epochs.items()
+        for ids in selector.stream(epoch, batches, ids=lambda batch: batch)
+    ]
+
+
+def stream(num_samples: int | None = None, **settings: Any) -> es.Selector:
+    selection = preset("es", **{"anneal": (0, 0), "seed": 3, **settings})
+    return es.Selector(selection, num_samples=num_samples, num_epochs=4, batch_size=BATCH_SIZE)
+
+
+def batches_up_to(end: int, seed: int, num: int = 5) -> Batches:
+    rng = np.random.default_rng(seed)
+    return [rng.choice(end, BATCH_SIZE, replace=False) for _ in range(num)]
+
+
+def test_a_sampler_of_one_s_own_is_served_as_the_plan_is() -> None:
+    selection = preset("es", anneal=(0, 0), seed=3)
+    planned = es.Selector(selection, num_samples=100, num_epochs=2, batch_size=BATCH_SIZE)
+    expected: list[list[int]] = []
+    epochs: dict[int, Batches] = {0: [], 1: []}
+    for epoch, batches in epochs.items():
+        for ids in planned.epoch(epoch):
+            expected.append(planned.select(ids, losses_of(ids, epoch)).ids.tolist())
+            batches.append(ids.copy())
+    own = es.Selector(selection, num_samples=100, num_epochs=2, batch_size=BATCH_SIZE)
+    assert train(own, epochs) == expected
+    assert repr(own.table().to_pydict()) == repr(planned.table().to_pydict())
+    assert (own.ledger.trained, own.ledger.full) == (planned.ledger.trained, planned.ledger.full)
+
+
+@given(st.lists(st.integers(BATCH_SIZE, 40_000), min_size=1, max_size=4))
+def test_the_table_grows_with_the_ids_and_forgets_nothing(ends: list[int]) -> None:
+    selector = stream()
+    epochs = {epoch: batches_up_to(end, epoch) for epoch, end in enumerate(ends)}
+    train(selector, epochs)
+    table = selector.table()
+    highest = max(int(ids.max()) for batches in epochs.values() for ids in batches)
+    assert table.num_rows == max(1024, highest + 1)
+    visits = np.zeros(table.num_rows, dtype=np.int64)
+    for batches in epochs.values():
+        for ids in batches:
+            visits[ids] += 1
+    assert table.column("visits").to_numpy().tolist() == visits.tolist()
+    seen = visits > 0
+    assert np.isnan(table.column("last_loss").to_numpy()).tolist() == (~seen).tolist()
+
+
+def test_growing_changes_no_draw() -> None:
+    """Early ids alone, and with a huge one behind them."""
+    small = {0: batches_up_to(500, 1), 1: batches_up_to(500, 2)}
+    grown = {0: [*small[0], np.array([200_000, 7])], 1: small[1]}
+    one, other = stream(), stream()
+    assert train(other, grown)[:5] == train(one, small)[:5]
+    assert (one.table().num_rows, other.table().num_rows) == (1024, 200_001)
+
+
+def test_batches_are_handed_through_and_ids_found_by_key() -> None:
+    selector = stream()
+    rows = [{"id": ids, "text": ["x"] * ids.size} for ids in batches_up_to(100, 4)]
+    for row, batch in zip(rows, selector.stream(0, iter(rows)), strict=True):
+        assert batch is row
+        draw = selector.select(batch["id"], losses_of(batch["id"], 0))
+        assert draw.positions.size == 2
+    assert selector.ledger.full == 5 * BATCH_SIZE
+
+
+def test_a_stream_is_read_no_faster_than_it_is_used() -> None:
+    read = []
+
+    def source() -> Iterator[NDArray[np.int64]]:
+        for ids in batches_up_to(100, 4):
+            read.append(ids)
+            yield ids
+
+    selector = stream()
+    for steps, ids in enumerate(selector.stream(0, source(), ids=lambda batch: batch), start=1):
+        assert len(read) == steps
+        selector.select(ids, losses_of(ids, 0))
+
+
+@pytest.mark.parametrize("num_samples", [None, 3000])
+def test_a_state_between_epochs_carries_what_has_grown(num_samples: int | None) -> None:
+    epochs = {epoch: batches_up_to(3000, epoch) for epoch in range(4)}
+    whole = stream(num_samples)
+    expected = train(whole, epochs)
+    first = stream(num_samples)
+    before = train(first, {epoch: epochs[epoch] for epoch in (0, 1)})
+    second = stream(num_samples)
+    assert second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict()))) == 2
+    assert before + train(second, {epoch: epochs[epoch] for epoch in (2, 3)}) == expected
+    assert repr(second.table().to_pydict()) == repr(whole.table().to_pydict())
+    second.reset()
+    assert train(second, epochs) == expected
+
+
+def test_ranks_may_make_different_numbers_of_steps() -> None:
+    """The next epoch's steps begin behind the longest, so no two steps of a run share their random numbers."""
+    keeper = Scorekeeper(RunConfig.of(preset("es", anneal=(0, 0)), None, 4, BATCH_SIZE))
+    ranks = [Embedded(keeper, Position(rank, 2)) for rank in range(2)]
+    for rank, steps in zip(ranks, (3, 5), strict=True):
+        assert rank.open_epoch(0, streamed=True).first_step == 0
+        rank.close_epoch(0, steps)
+    assert ranks[0].open_epoch(1, streamed=True).first_step == 5
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["infobatch", "kakurenbo", "random_subset", "ucb", "ordered", "eswp"])
+def test_methods_that_plan_are_refused(name: str) -> None:
+    with pytest.raises(es.ConfigError, match="not known beforehand"):
+        es.Selector(preset(name), num_samples=None, num_epochs=2, batch_size=BATCH_SIZE)
+    known = es.Selector(preset(name), num_samples=100, num_epochs=2, batch_size=BATCH_SIZE)
+    with pytest.raises(es.ConfigError, match="not known beforehand"):
+        next(known.stream(0, batches_up_to(100, 0)))
+    assert next(known.epoch(0)).size == BATCH_SIZE  # nothing was opened
+
+
+def test_what_a_stream_cannot_say_is_refused() -> None:
+    selector = stream()
+    with pytest.raises(es.ConfigError, match=r"selector\.stream"):
+        next(selector.epoch(0))
+    with pytest.raises(es.EpochOrderError, match="how many steps a stream has"):
+        selector.steps(0)
+    with pytest.raises(es.ConfigError, match="irreducible_losses need num_samples"):
+        es.Selector(preset("rho"), num_samples=None, num_epochs=1, batch_size=4, irreducible_losses=[1.0])
+    next(selector.stream(0, batches_up_to(100, 0), ids=lambda batch: batch))
+    with pytest.raises(es.EpochOrderError, match="epoch 0 is a stream"):
+        selector.state_dict()
+
+
+def test_ranks_that_disagree_are_refused() -> None:
+    keeper = Scorekeeper(RunConfig.of(preset("es"), 100, 4, BATCH_SIZE))
+    first, second = (Embedded(keeper, Position(rank, 2)) for rank in range(2))
+    first.open_epoch(0, streamed=True)
+    with pytest.raises(es.EpochOrderError, match="rank 1 opens epoch 0 by its plan"):
+        second.open_epoch(0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([3, -1], es.IdError, "id -1 at position 1"),
+        ([3, 4, 3], es.IdError, "position 2 stands twice"),
+        ([0.5, 1.0], es.ShapeError, "integers"),
+        ([], es.ShapeError, "not empty"),
+        ([1, 2**40], es.IdError, "outside"),
+    ],
+)
+def test_ids_that_cannot_be_used_change_nothing(ids: list[Any], error: type[Exception], message: str) -> None:
+    selector = stream()
+    with pytest.raises(error, match=message):
+        next(selector.stream(0, [np.array(ids)], ids=lambda batch: batch))
+    assert selector.table().num_rows == 1024
+
+
+def test_an_id_that_no_memory_could_hold_is_refused_and_changes_nothing() -> None:
+    selector = stream()
+    ids = next(selector.stream(0, [np.array([1, 2**39])], ids=lambda batch: batch))
+    with pytest.raises(es.ConfigError, match="more than there are"):
+        selector.select(ids, losses_of(ids, 0))
+    assert selector.table().num_rows == 1024
+    assert selector.table().column("visits").to_numpy().max() == 0
