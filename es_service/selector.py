@@ -204,7 +204,7 @@ class Selector:
         self._step_done = self._scored = False
         self._planned = ids_B
         with self.ledger.timing("exchange"):
-            self.exchange.expect(ids_B)
+            self.exchange.expect(step, ids_B)
 
     def hidden_batches(self) -> Iterator[_I64]:
         """Yield what the open epoch hid and its method wants to see again, int64[B] at a time, and close the epoch.

@@ -1,6 +1,8 @@
-"""Which rank has asked for a row and not reported it yet: two ranks at once draw by what neither will find again."""
+"""Which rank has asked for a row and not reported yet: two ranks at once draw by what neither will find again."""
 
 from __future__ import annotations
+
+import collections
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +14,23 @@ _NOBODY = -1
 
 
 class Overlaps:
-    """4 bytes a row, from the first request on. No locking."""
+    """A rank holds the rows of a step from its request until its first report of that step, or of a later one.
+
+    4 bytes a row, from the first request on. No locking.
+    """
 
     def __init__(self) -> None:
         self.total = 0
         self._holders = np.empty(0, dtype=np.int32)
+        self._asked: dict[int, collections.deque[tuple[int, I64]]] = collections.defaultdict(collections.deque)
 
-    def asked(self, rows_B: I64, rank: int, num_rows: int) -> int:
-        """Note that the rank will report these rows; return how many of them another one is still to report.
+    def asked(self, rows_B: I64, rank: int, run_step: int, num_rows: int) -> int:
+        """Note a rank's request; return how many of the rows another one holds.
 
         Args:
             rows_B: int64[B].
-            rank: who asked.
+            rank: who asks.
+            run_step: that it asks for.
             num_rows: of the table.
         """
         if num_rows > self._holders.size:
@@ -32,14 +39,18 @@ class Overlaps:
         holders = self._holders[rows_B]
         num = int(np.count_nonzero((holders != _NOBODY) & (holders != rank)))
         self._holders[rows_B] = rank
+        self._asked[rank].append((run_step, rows_B))
         self.total += num
         return num
 
-    def reported(self, rows_B: I64, rank: int) -> None:
-        """Note that the rank has reported these rows."""
-        known = rows_B[rows_B < self._holders.size]
-        self._holders[known[self._holders[known] == rank]] = _NOBODY
+    def reported(self, rank: int, run_step: int) -> None:
+        """Note that the rank has reported this step, and so is done with all before it."""
+        asked = self._asked[rank]
+        while asked and asked[0][0] <= run_step:
+            rows = asked.popleft()[1]
+            self._holders[rows[self._holders[rows] == rank]] = _NOBODY
 
     def clear(self) -> None:
-        """Forget who asked for what: a new attempt begins."""
+        """Forget who asked for what: a new attempt begins, or an epoch."""
         self._holders.fill(_NOBODY)
+        self._asked.clear()

@@ -100,13 +100,13 @@ class ScoreShard:
         Rows are read behind every report that this rank sent before; the answer says up to which.
         """
         self._check_restart()
-        caller, ids_B = wire.decode_request(message)
+        caller, run_step, ids_B = wire.decode_request(message)
         ids_B = self._check_ids(ids_B)
         with self._lock:
             self._check_attempt(caller.rank, caller.attempt)
             self._engine.make_room(ids_B)
             rows_B = self._shard.rows(ids_B)
-            num_overlaps = self._overlaps.asked(rows_B, caller.rank, len(self._engine.table))
+            num_overlaps = self._overlaps.asked(rows_B, caller.rank, run_step, len(self._engine.table))
             seq = self._last.get(caller.rank, (0, b""))[0]
             return wire.encode_rows(seq, num_overlaps, self._engine.lease(ids_B))
 
@@ -194,7 +194,7 @@ class ScoreShard:
             if ids.size:
                 self._engine.make_room(ids)
         weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
-        self._overlaps.reported(self._shard.rows(report.ids), report.caller.rank)
+        self._overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)
         self._last[report.caller.rank] = (report.seq, answer)
         self._num_reports += 1
@@ -217,6 +217,7 @@ class ScoreShard:
         with self._lock:
             self._check_restart()
             self._steps = steps
+            self._overlaps.clear()
 
     def plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Question | Plan:
         """Begin to plan an epoch; return what to ask all shards, or this shard's part of the plan."""

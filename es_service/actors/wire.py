@@ -2,7 +2,7 @@
 
     report   header | ids int64[B] | float32[B] for each signal, if any | selected int64[b]
     weights  float32[B]
-    request  rank, attempt | ids int64[B]                          for rows that the rank will observe next
+    request  rank, attempt, run step | ids int64[B]                for rows that the rank will observe in that step
     rows     seq of the rank's last report, overlaps | 4 bytes [B] for each column, in the order both sides know
 
 All little-endian. Several reports may follow each other in one message. A decoder trusts nothing: lengths are checked
@@ -42,7 +42,7 @@ MAX_BYTES = 96 << 10
 """Above 100 KB Ray sends an argument through its object store, at three times the price."""
 
 _HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, attempt, seq, run step, B, b
-_REQUEST = struct.Struct("<I16s")
+_REQUEST = struct.Struct("<I16sI")
 _ROWS = struct.Struct("<QI")
 _MAGIC = 0xE5A2
 _SIGNAL_BITS = {name: 1 << place for place, name in enumerate(SIGNALS)}
@@ -143,18 +143,18 @@ def decode_weights(message: bytes) -> NDArray[np.float32]:
     return np.frombuffer(message, "<f4")
 
 
-def encode_request(caller: Caller, ids_B: NDArray[np.int64]) -> bytes:
+def encode_request(caller: Caller, run_step: int, ids_B: NDArray[np.int64]) -> bytes:
     """Pack a request for rows."""
-    header = _REQUEST.pack(caller.rank, bytes.fromhex(caller.attempt))
+    header = _REQUEST.pack(caller.rank, bytes.fromhex(caller.attempt), run_step)
     return header + ids_B.astype("<i8", copy=False).tobytes()
 
 
-def decode_request(message: bytes) -> tuple[Caller, NDArray[np.int64]]:
-    """Unpack a request for rows; ShapeError where the bytes are not that."""
+def decode_request(message: bytes) -> tuple[Caller, int, NDArray[np.int64]]:
+    """Unpack a request for rows, (caller, run step, ids); ShapeError where the bytes are not that."""
     if len(message) < _REQUEST.size or (len(message) - _REQUEST.size) % 8:
         raise errors.ShapeError(f"{len(message)} bytes are no request for rows")
-    rank, attempt = _REQUEST.unpack_from(message)
-    return Caller(rank, attempt.hex()), np.frombuffer(message, "<i8", offset=_REQUEST.size)
+    rank, attempt, run_step = _REQUEST.unpack_from(message)
+    return Caller(rank, attempt.hex()), run_step, np.frombuffer(message, "<i8", offset=_REQUEST.size)
 
 
 def encode_rows(seq: int, num_overlaps: int, columns: Mapping[str, NDArray[Any]]) -> bytes:

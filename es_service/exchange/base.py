@@ -1,6 +1,6 @@
 """The contract of an exchange.
 
-    open_epoch(e) → share │ (expect(…), step or draw, record (k, …))* │ refresh(…)* │ close_epoch(e)     e, k rising
+    open_epoch(e) → share │ (expect(k, …), step or draw, record (k, …))* │ refresh(…)* │ close_epoch(e)     e, k rising
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
 Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite.
@@ -65,8 +65,8 @@ class Exchange(Protocol):
         """
         ...
 
-    def expect(self, ids_B: I64) -> None:
-        """Hear which ids the next step will bring, before their losses are known. Returns at once."""
+    def expect(self, step: int, ids_B: I64) -> None:
+        """Hear which ids this step will bring, before their losses are known. Returns at once."""
         ...
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:

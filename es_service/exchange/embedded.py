@@ -62,7 +62,7 @@ class Embedded:
         assert self._share is not None, "the Selector opens an epoch before it steps"
         return self._share.first_step + step
 
-    def expect(self, ids_B: NDArray[np.int64]) -> None:
+    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
         """See `Exchange.expect`; the rows are here already."""
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:

@@ -51,20 +51,21 @@ class Prefetch(Background):
     def _leases(self) -> bool:
         return self.config.selection.method.window > self.config.batch_size  # else rows come with the step
 
-    def expect(self, ids_B: I64) -> None:
+    def expect(self, step: int, ids_B: I64) -> None:
         """See `Exchange.expect`; asks for their rows."""
         self._held = None
         self._asked = (ids_B, [])
+        run_step = self._share.first_step + step
         if self._dtypes:
             self._asked[1].extend(
-                (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, ids_B[where])))
+                (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
                 for shard, cut in enumerate(pieces(ids_B, len(self._shards), self._piece))
                 for where in cut
             )
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
-        new = self._moved(ids_B, seen)
+        new = self._moved(step, ids_B, seen)
         self._lease.remember(step, ids_B, new["w"], seen["loss"])
         draw = self._choose(step, ids_B, new["w"], num)
         self._report(step, ids_B, seen, draw.ids, new)
@@ -74,32 +75,32 @@ class Prefetch(Background):
         """See `Exchange.draw`."""
         if not self.config.selection.method.needs_losses or num >= ids_B.size:
             return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num)
-        return self._choose(step, ids_B, known_weights(self._rows(ids_B)), num)
+        return self._choose(step, ids_B, known_weights(self._rows(step, ids_B)), num)
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`; returns once the observation is in the backlog."""
         if seen is None:
             self._put(step, ids_B, None, ids_B[positions_b])
             return
-        new = self._moved(ids_B, seen)
+        new = self._moved(step, ids_B, seen)
         self._lease.remember(step, ids_B, new["w"], seen["loss"])
         self._report(step, ids_B, seen, ids_B[positions_b], new)
 
-    def _moved(self, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
+    def _moved(self, step: int, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
         """Return the columns of these rows as the server will have them after this observation."""
         selection = self.config.selection
-        rows = self._rows(ids_B)
+        rows = self._rows(step, ids_B)
         new = {**rows, **selection.method.update(rows, seen[selection.signal], seen), "last_loss": seen["loss"]}
         if "visits" in rows:
             new["visits"] = rows["visits"] + np.uint32(1)
         return new
 
-    def _rows(self, ids_B: I64) -> dict[str, NDArray[Any]]:
+    def _rows(self, step: int, ids_B: I64) -> dict[str, NDArray[Any]]:
         """Return the leased columns of these ids as they are when all that this rank has said is applied."""
         if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
             return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
         if self._asked is None or not np.array_equal(self._asked[0], ids_B):
-            self.expect(ids_B)
+            self.expect(step, ids_B)
         assert self._asked is not None
         rows = {name: np.empty(ids_B.size, dtype=dtype) for name, dtype in self._dtypes.items()}
         for shard, where, reference in self._asked[1]:

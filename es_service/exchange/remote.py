@@ -196,7 +196,7 @@ class Remote:
                     columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
         return Lease(self.config.selection, self.config.batch_size, share, columns)
 
-    def expect(self, ids_B: NDArray[np.int64]) -> None:
+    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
         """See `Exchange.expect`; there is nothing to prepare."""
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:

@@ -174,3 +174,35 @@ def test_a_full_piece_stays_below_the_size_that_ray_passes_quickly(num_signals: 
     seen = {name: ids.astype(np.float32) for name in SIGNALS[:num_signals]}
     message = wire.encode_report(wire.Report(Caller(0, "00" * 16), 1, 0, ids, seen, ids))
     assert wire.MAX_BYTES - 40 < len(message) <= wire.MAX_BYTES
+
+
+@given(st.integers(0, 2**32 - 1), hex_digits, st.integers(0, 2**32 - 1), hnp.arrays(np.int64, st.integers(0, 20)))
+def test_a_request_comes_out_as_it_went_in(rank: int, attempt: str, step: int, ids: NDArray[np.int64]) -> None:
+    caller, run_step, got = wire.decode_request(wire.encode_request(Caller(rank, attempt), step, ids))
+    assert (caller, run_step, got.tolist()) == (Caller(rank, attempt), step, ids.tolist())
+
+
+DTYPES = {"s": np.dtype("<f4"), "visits": np.dtype("<u4")}
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 20), st.integers(0, 2))
+def test_rows_come_out_as_they_went_in(seq: int, overlaps: int, num: int, num_columns: int) -> None:
+    dtypes = dict(list(DTYPES.items())[:num_columns])
+    columns = {name: np.arange(num).astype(dtype) for name, dtype in dtypes.items()}
+    got = wire.decode_rows(wire.encode_rows(seq, overlaps, columns), num, dtypes)
+    assert got[:2] == (seq, overlaps)
+    assert {name: values.tolist() for name, values in got[2].items()} == {
+        name: values.tolist() for name, values in columns.items()
+    }
+    assert {name: values.dtype for name, values in got[2].items()} == dtypes
+
+
+def test_requests_and_rows_cut_short_are_refused() -> None:
+    request = wire.encode_request(Caller(1, "0f" * 16), 3, np.arange(2))
+    for end in set(range(len(request))) - {len(request) - 8, len(request) - 16}:  # there it ends behind an id
+        with pytest.raises(errors.ShapeError, match="no request"):
+            wire.decode_request(request[:end])
+    rows = wire.encode_rows(1, 0, {"s": np.ones(3, dtype=np.float32)})
+    for end in range(len(rows)):
+        with pytest.raises(errors.ShapeError, match="is not 3 rows"):
+            wire.decode_rows(rows[:end], 3, {"s": np.dtype("<f4")})
