@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "method": "es",
     "exchange": "leased",
     "shards": 1,
+    "every": 1,
     "workers": 1,
     "seed": 0,
     "storage": DEFAULT_STORAGE,
@@ -40,7 +41,7 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(DERIVED),
 }
 _NUMBERS: dict[str, type] = {
-    **dict.fromkeys(("workers", "shards", "seed", "epochs", "batch_size", "micro_batch_size"), int),
+    **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size", "micro_batch_size"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
     **DERIVED,
 }
@@ -69,8 +70,9 @@ def add_parser(commands: Any) -> None:
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
     flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: from hold-out models, made first)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
-    flag("--exchange", help="leased, sync, or embedded: one worker, no Ray (default: leased)")
+    flag("--exchange", help="leased, sync, prefetch, collective, or embedded: one worker, no Ray (default: leased)")
     flag("--shards", type=int, metavar="S", help="score servers that the table is spread over (default: 1)")
+    flag("--every", type=int, metavar="K", help="steps between two all-gathers of --exchange collective (default: 1)")
     flag("--seed", type=int, help="of the initial weights and the selection (default: 0)")
     flag("--run", metavar="NAME", help="default: made of task, method and time")
     flag("--storage", metavar="DIR", help=f"where runs are kept (default: {DEFAULT_STORAGE})")
@@ -138,6 +140,7 @@ def _job(options: argparse.Namespace) -> Any:
         selection=selection,
         exchange=values["exchange"],
         shards=values["shards"],
+        every=values["every"],
         num_workers=values["workers"],
         epochs=values["epochs"],
         batch_size=values["batch_size"],
@@ -166,6 +169,8 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
     known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
+    if values.get("exchange", known["exchange"]) != known["exchange"]:
+        known.pop("every", None)  # belongs to the exchange
     if values.get("method", known["method"]) != known["method"]:
         known.pop("irreducible", None)
         settings = {}

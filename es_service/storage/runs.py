@@ -2,6 +2,7 @@
 
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
+<storage>/<run>/progress.json  how far it is, where there is no score server to ask
 <storage>/<run>/snapshots/     see snapshots.py
 """
 

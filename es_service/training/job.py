@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from es_service import errors
+from es_service.connect import ExchangeName
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import Selection
@@ -28,7 +29,7 @@ from es_service.training.tasks.derived import Derived
 
 __all__ = ["EXCHANGES", "TrainJob", "train"]
 
-EXCHANGES = ("leased", "sync", "embedded")
+EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,9 @@ class TrainJob:
         derived: what to make of its train set: wrong labels, a long tail, few samples.
         method: short name of the selection, for the result.
         selection: what to select, and how.
-        exchange: "leased", "sync" or "embedded" (one worker in this process, no Ray).
+        exchange: "leased", "sync", "prefetch", "collective", or "embedded" (one worker in this process, no Ray).
         shards: over how many actors the table is spread.
+        every: steps between two all-gathers of "collective".
         num_workers: ranks.
         epochs, batch_size, learning_rate: None takes the task's own.
         micro_batch_size: most samples of one pass.
@@ -60,8 +62,9 @@ class TrainJob:
     selection: Selection
     data: str | None = None
     derived: Derived = dataclasses.field(default_factory=Derived)
-    exchange: Literal["leased", "sync", "embedded"] = "leased"
+    exchange: Literal["leased", "sync", "prefetch", "collective", "embedded"] = "leased"
     shards: int = 1
+    every: int = 1
     num_workers: int = 1
     epochs: int | None = None
     batch_size: int | None = None
@@ -81,14 +84,19 @@ class TrainJob:
         as_integer("workers", self.num_workers, least=1)
         as_integer("shards", self.shards, least=1)
         as_integer("seed", self.seed, least=0, end=2**63)
+        if as_integer("every", self.every, least=1) != 1 and self.exchange != "collective":
+            raise errors.ConfigError(
+                f"every={self.every} is a setting of exchange 'collective', the exchange is {self.exchange!r}: leave "
+                "it out"
+            )
         if self.exchange == "embedded" and self.num_workers != 1:
             raise errors.ConfigError(
                 f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
-                "use 'leased' or 'sync'"
+                "use 'leased', 'sync' or 'collective'"
             )
-        if self.exchange == "embedded" and self.shards != 1:
+        if self.exchange in ("embedded", "collective") and self.shards != 1:
             raise errors.ConfigError(
-                f"exchange 'embedded' keeps the table in one process, not in shards={self.shards}: use 'leased'"
+                f"exchange {self.exchange!r} has no score server, and so no shards={self.shards}: use 'leased'"
             )
         if self.exchange == "embedded" and "://" in self.storage:
             raise errors.ConfigError(
@@ -145,7 +153,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     if job.exchange == "embedded":
         metrics = _fit_here(storage, config, settings, task, prepared, watch)
     else:
-        metrics = _fit_on_ray(job, config, settings, prepared, watch)
+        metrics = _fit_on_ray(job, job.exchange, config, settings, prepared, watch)
     result = {
         "run": job.run,
         "method": job.method,
@@ -178,11 +186,12 @@ def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict
         "seed": job.seed,
         "exchange": job.exchange,
         "shards": job.shards,
+        "every": job.every,
         "workers": job.num_workers,
     }
 
 
-_MAY_CHANGE = ("exchange", "shards", "workers", "data")
+_MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 
 
@@ -241,6 +250,7 @@ def _reach_ray(exchange: str) -> None:
 
 def _fit_on_ray(
     job: TrainJob,
+    exchange: ExchangeName,
     config: RunConfig,
     settings: TrainSettings,
     prepared: dict[str, Any],
@@ -253,8 +263,9 @@ def _fit_on_ray(
         storage=absolute(job.storage),
         config=config,
         settings=settings,
-        exchange="sync" if job.exchange == "sync" else "leased",
+        exchange=exchange,
         shards=job.shards,
+        every=job.every,
         num_workers=job.num_workers,
         task=job.task,
         data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,

@@ -2,6 +2,9 @@
 
 driver ── starts ──► score server ◄── reports ── worker 0..W-1 (the loop in `loop.fit`)
    └──── asks every half second how far it is ──► score server
+
+With the exchange "collective" there is no score server: the workers tell each other, and rank 0 writes into the run's
+folder how far it is.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.connect import ExchangeName, connect
 from es_service.selection.run import RunConfig
+from es_service.storage.runs import RunStorage
 from es_service.training.irreducible import read_losses
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
@@ -48,13 +52,14 @@ class RayJob:
         storage: folder or URI that every node sees.
         config: of the run.
         settings: of the optimiser.
-        exchange: "leased" or "sync".
+        exchange: "leased", "sync", "prefetch" or "collective".
         shards: over how many actors the table is spread.
         num_workers: ranks.
         task: name of the task.
         data: the task's data folder, None for what it brings along.
         derived: what to make of its train set.
         irreducible: file of irreducible losses that every node sees, None where the method needs none.
+        every: steps between two all-gathers of "collective".
     """
 
     run: str
@@ -68,6 +73,7 @@ class RayJob:
     data: str | None = None
     derived: Derived = dataclasses.field(default_factory=Derived)
     irreducible: str | None = None
+    every: int = 1
 
 
 class RayWorkers:
@@ -129,6 +135,7 @@ def _worker(config: dict[str, RayJob]) -> None:
         batch_size=job.config.batch_size,
         irreducible_losses=None if job.irreducible is None else read_losses(job.irreducible, job.config.num_samples),
         exchange=job.exchange,
+        every=job.every,
         storage=job.storage,
     )
     try:
@@ -142,7 +149,7 @@ def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[s
 
     Args:
         job: what to train, on the cluster that `ensure_ray` connected to.
-        watch: called about twice a second with the score server's `stats`.
+        watch: called about twice a second with the score server's `stats`, or with {"progress": …} where there is none.
 
     Raises:
         RunExistsError: a score server of this name is up already.
@@ -150,10 +157,15 @@ def fit_with_ray(job: RayJob, watch: Callable[[dict[str, Any]], None]) -> dict[s
         TrainingError: whatever else ended the workers, more often than they are started again.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how long an epoch's report blocks
+    if job.exchange == "collective":
+        storage = RunStorage(job.storage, job.run)
+        with _watching(lambda: {"progress": storage.read_note("progress")}, watch):
+            return _fit(job)
     _wait_until_free(job.run)
     server = launch.start(job.run, job.config, job.storage, shards=job.shards, detached=False)[0]
+    ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     try:
-        with _watching(server, watch):
+        with _watching(lambda: call(ask.remote(), 5.0, "ask how far the training is"), watch):
             return _fit(job)
     finally:
         with contextlib.suppress(errors.RunNotFoundError):
@@ -228,14 +240,13 @@ def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
 
 
 @contextlib.contextmanager
-def _watching(server: Any, watch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Hand the server's stats to `watch`, from a thread of its own, for as long as the block lasts."""
+def _watching(stats: Callable[[], dict[str, Any]], watch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hand the run's stats to `watch`, from a thread of its own, for as long as the block lasts."""
     stop = threading.Event()
 
     def look() -> None:
-        with contextlib.suppress(errors.EsServiceError):  # it may be restarting; the next round shows
-            reference = server.stats.options(concurrency_group=launch.READ_GROUP).remote()
-            watch(call(reference, 5.0, "ask how far the training is"))
+        with contextlib.suppress(errors.EsServiceError):  # a server may be restarting; the next round shows
+            watch(stats())
 
     def run() -> None:
         while not stop.wait(_WATCH_EVERY_S):

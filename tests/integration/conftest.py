@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import pickle
 import secrets
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +99,59 @@ def _descendants(pid: int) -> dict[int, str]:
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
     return {child: titles[child] for child in below - {pid}}
+
+
+class Ranks:
+    """Processes joined by torch.distributed (gloo, on loopback), which run a test's functions side by side."""
+
+    _LIMIT_S = 120.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def run(self, function: Callable[..., Any], *args: Any, world_size: int) -> list[Any]:
+        """Call a function of a test file on every rank; return what each returned or raised, None where it died."""
+        meeting = self._folder / uuid.uuid4().hex
+        asked = [self._process(rank) for rank in range(world_size)]
+        timers = [threading.Timer(self._LIMIT_S, process.kill) for process in asked]
+        for rank, (process, timer) in enumerate(zip(asked, timers, strict=True)):
+            timer.start()
+            request = (function.__code__.co_filename, function.__name__, args, rank, world_size, str(meeting))
+            pickle.dump(request, process.stdin)  # type: ignore[arg-type]
+            process.stdin.flush()  # type: ignore[union-attr]
+        answers: list[Any] = []
+        for process, timer in zip(asked, timers, strict=True):
+            try:
+                answers.append(pickle.load(process.stdout))  # type: ignore[arg-type]
+            except EOFError:
+                answers.append(None)
+                process.communicate()
+            timer.cancel()
+        return answers
+
+    def _process(self, rank: int) -> subprocess.Popen[bytes]:
+        process = self._processes.get(rank)
+        if process is not None and process.poll() is None:
+            return process
+        program = str(Path(__file__).with_name("rank_process.py"))
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        self._processes[rank] = subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        return self._processes[rank]
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.communicate()  # its end of requests
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Ranks of torch.distributed, started once: torch takes its time."""
+    group = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield group
+    group.close()
 
 
 NUM_TRAIN, NUM_HELD_OUT = 512, 100

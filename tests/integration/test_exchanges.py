@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,8 +16,6 @@ import pyarrow as pa
 import pytest
 
 import es_service as es
-from es_service.actors import launch
-from es_service.actors.calls import call
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import methods
@@ -58,6 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ucb": ("ucb", {"seed": 20, "anneal": (0.2, 0), "every": 2, "max_age": None}),
     "epsilon-greedy": ("epsilon_greedy", {"seed": 21, "anneal": (0, 0), "epsilon": 0.2, "max_age": 2}),
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
+    "es-skip": ("es", {"seed": 23, "anneal": (0.2, 0), "on_bad_loss": "skip"}),
 }
 SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}
 SCORED_UNASKED = ["es", "es-stale", "random", "kakurenbo"]  # losses come with every step, wanted or not
@@ -93,22 +93,26 @@ def remote(
     ]
 
 
-def observed(epoch: int, ids: Any) -> dict[str, Any]:
-    """All that a model could say of these samples in this epoch."""
-    return {name: values[epoch, ids] for name, values in SIGNALS.items()}
+def observed(epoch: int, ids: Any, *, with_gaps: bool = False) -> dict[str, Any]:
+    """All that a model could say of these samples in this epoch; with gaps, one loss in five is infinite."""
+    signals = {name: values[epoch, ids] for name, values in SIGNALS.items()}
+    if with_gaps:
+        signals["loss"][(ids + epoch) % 5 == 0] = np.inf
+    return signals
 
 
 def train(selectors: Sequence[es.Selector], epochs: range, *, scored: bool = True) -> list[Any]:
     """Drive all ranks in lockstep; return every step's ids, positions and scale, and what each epoch hid."""
     steps: list[Any] = []
+    with_gaps = selectors[0].config.selection.on_bad_loss == "skip"
     for epoch in epochs:
         for row in itertools.zip_longest(*(selector.epoch(epoch) for selector in selectors)):
             for rank, (selector, ids) in enumerate(zip(selectors, row, strict=True)):
                 if selector.wants_scores or scored:
-                    draw = selector.select(ids, observed(epoch, ids))
+                    draw = selector.select(ids, observed(epoch, ids, with_gaps=with_gaps))
                 else:
                     draw = selector.select(ids)
-                    selector.observe(observed(epoch, draw.ids))
+                    selector.observe(observed(epoch, draw.ids, with_gaps=with_gaps))
                 steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
         for rank, selector in enumerate(selectors):
             factor = selector.learning_rate_factor
@@ -187,7 +191,7 @@ def test_same_selection_and_table_over_any_number_of_shards(
 def test_reports_too_large_for_one_message_go_in_pieces(
     shards: int, batch_size: int, run: str, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from es_service.actors import wire
+    from es_service.actors import launch, wire
 
     monkeypatch.setattr(wire, "MAX_BYTES", 2048)  # 100 ids instead of 4,800
     selection, shape = SELECTIONS["es"], {**SHAPE, "batch_size": batch_size}
@@ -221,6 +225,78 @@ def test_same_selection_and_table_where_rows_are_fetched_step_by_step(
     selectors = remote(run, storage, "prefetch", selection, 2, shards)
     assert train(selectors, range(NUM_EPOCHS), scored=scored) == expected
     assert same(finish(selectors), finish(reference))
+
+
+def collective(run: str, storage: str, selection: es.Selection, every: int) -> es.Selector:
+    """This rank, inside one of the processes of `ranks`."""
+    shape = {**SHAPE, "irreducible_losses": IRREDUCIBLE, "storage": storage}
+    return es.connect(run, selection, **shape, exchange="collective", every=every)
+
+
+def train_one_rank(
+    name: str, every: int, scored: bool, storage: str, state: dict[str, Any] | None, epochs: range, dies_in: int | None
+) -> Any:
+    """Be one rank of a group; return its steps, its table, its counts and its state. Rank 1 dies in epoch `dies_in`."""
+    selector = collective("run", storage, SELECTIONS[name], every)
+    if state is not None:
+        assert selector.load_state_dict(state) == state["finished_epochs"]
+    steps = train([selector], epochs, scored=scored)
+    if dies_in is not None:
+        for step, ids in enumerate(selector.epoch(dies_in)):
+            selector.select(ids, observed(dies_in, ids))
+            if step == 3 and selector.exchange.position.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+    state = selector.state_dict()
+    counts = {count: getattr(selector.ledger, count) for count in COUNTS}
+    assert "ray" not in sys.modules
+    return steps, encode_table(finish([selector])), counts, state
+
+
+COUNTS = ("scored", "trained", "full", "full_steps", "skipped")
+
+
+def by_rank(steps: list[Any], world_size: int) -> list[list[Any]]:
+    """Return what each rank did, by itself."""
+    return [[(step[0], 0, *step[2:]) for step in steps if step[1] == rank] for rank in range(world_size)]
+
+
+@pytest.mark.parametrize(("world_size", "every"), [(1, 1), (2, 1), (3, 1), (2, 3), (3, 1000)])
+@pytest.mark.parametrize(
+    ("name", "scored"), [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+)
+def test_replicas_give_the_same_selection_and_table_as_one_process(
+    name: str, scored: bool, world_size: int, every: int, ranks: Any, storage: str
+) -> None:
+    reference = embedded(SELECTIONS[name], world_size)
+    expected = by_rank(train(reference, range(NUM_EPOCHS), scored=scored), world_size)
+    args = (name, every, scored, storage, None, range(NUM_EPOCHS), None)
+    answers = ranks.run(train_one_rank, *args, world_size=world_size)
+    table = encode_table(finish(reference))
+    for (steps, own_table, counts, _), own_steps, other in zip(answers, expected, reference, strict=True):
+        assert steps == own_steps
+        assert own_table == table
+        assert counts == {count: getattr(other.ledger, count) for count in COUNTS}
+    assert encode_table(RunStorage(storage, "run").table()) == table  # rank 0's snapshot
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "every"),
+    [("eswp", 2, 1), ("infobatch", 3, 4), ("kakurenbo", 2, 4), ("ucb", 3, 1), ("backprop-stale", 2, 1000)],
+)
+def test_replicas_start_again_between_epochs(name: str, world_size: int, every: int, ranks: Any, storage: str) -> None:
+    """A rank dies inside epoch 3; the group starts again from the state before it."""
+    reference = embedded(SELECTIONS[name], world_size)
+    expected = by_rank(train(reference, range(NUM_EPOCHS)), world_size)
+    first = ranks.run(train_one_rank, name, every, True, storage, None, range(3), None, world_size=world_size)
+    state = first[0][3]
+    died = ranks.run(train_one_rank, name, every, True, storage, state, range(3, 3), 3, world_size=world_size)
+    assert died[1] is None
+    assert all(isinstance(one, es.ServerUnavailableError) for one in (died[0], *died[2:]))
+    second = ranks.run(
+        train_one_rank, name, every, True, storage, state, range(3, NUM_EPOCHS), None, world_size=world_size
+    )
+    assert [one[0] + other[0] for one, other in zip(first, second, strict=True)] == expected
+    assert {one[1] for one in second} == {encode_table(finish(reference))}
 
 
 def test_another_seed_gives_another_selection() -> None:
@@ -273,6 +349,9 @@ def test_a_restart_between_epochs_changes_nothing(
 
 @pytest.mark.parametrize("exchange", ["sync", "leased"])
 def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str, storage: str) -> None:
+    from es_service.actors import launch
+    from es_service.actors.calls import call
+
     selection = SELECTIONS["es"]
     reference = embedded(selection, 1)
     expected = train(reference, range(NUM_EPOCHS))
@@ -295,6 +374,9 @@ def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str,
 
 @pytest.mark.parametrize(("exchange", "killed"), [("sync", 0), ("leased", 1), ("sync", 2)])
 def test_one_killed_shard_comes_back_with_the_last_epoch(exchange: str, killed: int, run: str, storage: str) -> None:
+    from es_service.actors import launch
+    from es_service.actors.calls import call
+
     selection = SELECTIONS["eswp"]
     expected = train(reference := embedded(selection, 1), range(NUM_EPOCHS))
     first = remote(run, storage, exchange, selection, 1, 3)
@@ -316,6 +398,8 @@ def test_one_killed_shard_comes_back_with_the_last_epoch(exchange: str, killed: 
 
 @pytest.mark.parametrize(("shards", "then"), [(1, 3), (4, 2), (3, 1)])
 def test_a_run_goes_on_with_another_number_of_shards(shards: int, then: int, run: str, storage: str) -> None:
+    from es_service.actors import launch
+
     selection = SELECTIONS["eswp"]
     expected = train(reference := embedded(selection, 2), range(NUM_EPOCHS))
     first = remote(run, storage, "leased", selection, 2, shards)

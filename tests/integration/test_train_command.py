@@ -81,15 +81,21 @@ def test_one_worker_is_the_same_with_and_without_ray(few_images: Path, ray_head:
     assert set(there["seconds"]) >= {"total", "score", "train", "exchange", "data"}
 
 
-def test_two_workers_are_the_same_by_sync_and_leased(
-    few_images: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize(("exchange", "more"), [("sync", ()), ("collective", ("--every", 3))])
+def test_two_workers_are_the_same_by_every_exchange(
+    exchange: str,
+    more: tuple[Any, ...],
+    few_images: Path,
+    undisturbed: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     storage, leased = undisturbed
-    sync = train(few_images, tmp_path, "sync", "--exchange", "sync", "--workers", 2, *COMMON)
-    assert sync["workers"] == leased["workers"] == 2
-    assert columns(tmp_path, "sync") == columns(storage, "undisturbed")
-    assert sync["accuracy"] == leased["accuracy"]
-    visits = RunStorage(str(tmp_path), "sync").table()["visits"].to_numpy()
+    other = train(few_images, tmp_path, "other", "--exchange", exchange, *more, "--workers", 2, *COMMON)
+    assert other["workers"] == leased["workers"] == 2
+    assert other["exchange"] == exchange
+    assert columns(tmp_path, "other") == columns(storage, "undisturbed")
+    assert other["accuracy"] == leased["accuracy"]
+    visits = RunStorage(str(tmp_path), "other").table()["visits"].to_numpy()
     kept = NUM_TRAIN - int(0.2 * NUM_TRAIN)
     assert visits.sum() == 2 * NUM_TRAIN + 4 * (kept - kept % 2)  # 2 annealing epochs, 4 pruned ones
 
@@ -138,7 +144,9 @@ def test_a_killed_job_resumes_with_identical_ids(
     assert [one["accuracy"] for one in resumed["history"]] == [one["accuracy"] for one in expected["history"]]
 
 
+@pytest.mark.parametrize("exchange", ["leased", "collective"])
 def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
+    exchange: str,
     few_images: Path,
     ray_head: subprocess.Popen[bytes],
     undisturbed: tuple[Path, dict[str, Any]],
@@ -147,7 +155,7 @@ def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
 ) -> None:
     """SIGKILL one of two workers: Ray Train starts the group again, and the run ends as if nothing had happened."""
     storage, expected = undisturbed
-    with start(few_images, tmp_path, "hit", "--exchange", "leased", "--workers", 2, *COMMON) as job:
+    with start(few_images, tmp_path, "hit", "--exchange", exchange, "--workers", 2, *COMMON) as job:
         wait_for_checkpoint(job, tmp_path / "hit")
         workers = [pid for pid, title in descendants(ray_head.pid).items() if "RayTrainWorker" in title]
         assert len(workers) == 2
@@ -156,6 +164,8 @@ def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
     assert job.returncode == 0, stderr
     assert columns(tmp_path, "hit") == columns(storage, "undisturbed")
     assert json.loads(stdout)["accuracy"] == expected["accuracy"]
+    told = [line.split(":")[0] for line in stderr.splitlines() if line.startswith("epoch ")]
+    assert told == [f"epoch {epoch}/6" for epoch in range(1, 7)]  # each told once, though one ran twice
 
 
 def test_runs_top_and_export(few_images: Path, tmp_path: Path) -> None:
@@ -209,6 +219,8 @@ USAGE = {
     "batch larger than the plan": (("--batch-size", "513"), "at most 512"),
     "no epochs": (("--epochs", "0"), "num_epochs"),
     "no workers": (("--workers", "0"), "workers"),
+    "every 0": (("--exchange", "collective", "--every", "0"), "every must be"),
+    "every without collective": (("--every", "2"), "every=2 is a setting of exchange 'collective'"),
     "embedded with two workers": (("--exchange", "embedded", "--workers", "2"), "leased"),
     "micro-batch 0": (("--micro-batch-size", "0"), "micro_batch_size"),
     "not a number": (("--epochs", "many"), "invalid int"),
@@ -327,6 +339,21 @@ def test_irreducible_losses_are_worked_out_once_and_can_be_given(
     assert columns(tmp_path, "given") == columns(tmp_path, "made")
     again = es_service("train", "--resume", "--run", "made", "--storage", tmp_path, "--data", few_images, "--json")
     assert json.loads(again.stdout)["prepared"] == made["prepared"]  # not made a second time
+
+
+def test_one_worker_holds_its_own_replica_and_a_resume_may_take_another_exchange(
+    few_images: Path, ray_head: Any, tmp_path: Path
+) -> None:
+    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--seed", 4)
+    here = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *common)
+    alone = train(few_images, tmp_path, "alone", "--exchange", "collective", "--every", 2, *common)
+    assert columns(tmp_path, "alone") == columns(tmp_path, "embedded")
+    assert alone["accuracy"] == here["accuracy"]
+    again = ("--resume", "--run", "alone", "--storage", tmp_path, "--json")
+    for more, exchange in (((), "collective"), (("--exchange", "leased"), "leased")):  # neither needs to know of k
+        resumed = json.loads(es_service("train", *again, *more).stdout)
+        assert resumed["exchange"] == exchange
+        assert resumed["accuracy"] == here["accuracy"]
 
 
 @pytest.mark.parametrize("begun, other", [("eswp", "infobatch"), ("rho", "es"), ("random", "kakurenbo")])

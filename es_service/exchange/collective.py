@@ -1,0 +1,305 @@
+"""collective: no server; every rank holds a replica of the table, and every k steps the ranks say what they saw.
+
+    step s         k divides s: all-gather ◄──► the other ranks, of what was observed since the last one
+                   observe and draw on the own replica
+    close_epoch    all-gather of the rest
+    open_epoch     all-gather of a digest: the replicas and their plans are the same everywhere, or nobody goes on
+
+Own observations count at once, those of another rank at the next all-gather: at most k - 1 steps late, and with k = 1
+every draw knows all earlier steps. At an all-gather each replica goes back to where it stood at the last one and takes
+the observations of all ranks in the order of steps, and of ranks within a step. So the replicas are equal, bit for
+bit, whatever the ids were.
+
+What waits for what: an all-gather for the slowest rank, nothing else. No rank has more to do than another, but that
+rank 0 writes the snapshots. Between two all-gathers a replica keeps what it saw of its own and the rows as they were
+before: about 60 bytes for each observation.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.exchange.base import Position, SavedState
+from es_service.exchange.embedded import Embedded
+from es_service.exchange.peers import Peers
+from es_service.selection.engine import Draw
+from es_service.selection.methods.base import Columns
+from es_service.selection.run import Caller, RunConfig, Share, places
+from es_service.selection.scorekeeper import Scorekeeper
+from es_service.selection.settings import as_integer
+from es_service.storage.runs import RunStorage, config_to_dict
+
+__all__ = ["Collective"]
+
+_ATTEMPT = "0" * 32  # in a report; the process group is the attempt
+
+
+class Collective:
+    """A rank of a run whose table every rank holds. All ranks make it, with the same arguments; see the module's text.
+
+    Args:
+        run: its name.
+        config: what the run is.
+        peers: the ranks.
+        every: k, steps from one all-gather to the next.
+        storage: where rank 0 writes a snapshot at each epoch's end; None keeps it all in memory.
+        position: what this rank takes itself for, where it was told; must be what `peers` says.
+
+    Raises:
+        ConfigError: `every` below 1, or the plan is too small for so many ranks.
+        RunMismatchError: a rank came with other settings, which the message names; every rank raises it. Or the run
+            is in the storage with others.
+        StorageError: rank 0 cannot write the storage; every rank raises it.
+        ServerUnavailableError: a rank did not come in time.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: RunConfig,
+        peers: Peers,
+        *,
+        every: int = 1,
+        storage: RunStorage | None = None,
+        position: Position | None = None,
+    ) -> None:
+        self.config = config
+        self.position = peers.position
+        self._every = as_integer("every", every, least=1)
+        self._peers = peers
+        self._storage = storage if self.position.rank == 0 else None
+        claimed = position or self.position
+        self._check_settings({"run": run, "rank": claimed.rank, "world_size": claimed.world_size, "every": self._every})
+        self._keeper = Scorekeeper(config)
+        ranks = range(self.position.world_size)
+        self._replica = [Embedded(self._keeper, Position(rank, len(ranks)), self._storage) for rank in ranks]
+        self._mine = self._replica[self.position.rank]
+        self._stored = self._begin()  # epochs that the storage holds of an earlier life, neither loaded nor reset
+        self._share: Share | None = None  # of the open epoch
+        self._next = self._every  # step before which the next all-gather comes
+        self._reports: list[bytes] = []  # of this rank since the last one, and the rows as they were before them
+        self._before: list[tuple[NDArray[np.int64], NDArray[np.void]]] = []
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        self._writing: concurrent.futures.Future[None] | None = None
+
+    # -- what all ranks do together ---------------------------------------------------------------------------------
+
+    def _agree(self, doing: str, message: bytes) -> list[bytes]:
+        """Return every rank's message; EpochOrderError on every rank where one of them is doing something else."""
+        messages = self._peers.gather(doing.encode() + b"\n" + message, f"to {doing}")
+        parts = [one.split(b"\n", 1) for one in messages]
+        for rank, (theirs, _) in enumerate(parts):
+            if theirs != parts[0][0]:
+                raise errors.EpochOrderError(
+                    f"rank {rank} wants to {theirs.decode()} while rank 0 wants to {parts[0][0].decode()}: every rank "
+                    "must open and finish the same epochs, and load or reset when the others do"
+                )
+        return [rest for _, rest in parts]
+
+    def _check_settings(self, own: dict[str, Any]) -> None:
+        """Raise RunMismatchError where a rank is not what rank 0 is, or where it does not know its place."""
+        mine = dict(_flat({**own, **config_to_dict(self.config)}))
+        found = [json.loads(one) for one in self._agree("start", json.dumps(mine).encode())]
+        for rank, theirs in enumerate(found):
+            expected = {**found[0], "rank": rank, "world_size": self.position.world_size}
+            differing = [
+                f"{key}: {theirs.get(key)!r}, expected {expected.get(key)!r}"
+                for key in sorted(expected.keys() | theirs.keys())
+                if theirs.get(key) != expected.get(key)
+            ]
+            if differing:
+                raise errors.RunMismatchError(
+                    f"rank {rank} came with other settings than rank 0 or the process group ({'; '.join(differing)}): "
+                    "start every rank with the same"
+                )
+
+    def _begin(self) -> int:
+        """Begin the run in the storage; return how many epochs it holds of it."""
+        told, failure = {"stored": 0, "failure": ""}, None
+        if self._storage is not None:
+            try:
+                self._storage.begin(self.config)
+                told["stored"] = self._storage.finished_epochs()
+            except errors.EsServiceError as error:
+                told["failure"], failure = str(error), error
+        said = json.loads(self._agree("begin the run", json.dumps(told).encode())[0])
+        if failure is not None:
+            raise failure
+        if said["failure"]:
+            raise errors.StorageError(f"rank 0 cannot keep the run: {said['failure']}")
+        return int(said["stored"])
+
+    def _exchange(self, doing: str) -> None:
+        """Bring every replica to the same state: all that all ranks observed so far."""
+        assert self._share is not None, "the Selector opens an epoch before it steps"
+        messages = self._agree(doing, b"".join(self._reports))
+        for ids_B, records_B in reversed(self._before):
+            self._keeper.engine.table.scatter(ids_B, records_B)
+        self._forget()
+        reports = [report for message in messages for report in wire.decode_reports(message)]
+        for one in sorted(reports, key=lambda report: report.run_step):  # stable: by rank within a step
+            step = one.run_step - self._share.first_step
+            ids = one.ids if one.seen is not None else one.selected
+            self._replica[one.caller.rank].record(step, ids, one.seen, places(ids, one.selected))
+
+    def _catch_up(self, step: int) -> None:
+        """Make the all-gathers that come before this step: as many on every rank, even where one skips steps."""
+        while self._next <= step and self.position.world_size > 1:
+            self._exchange(f"start step {self._next} of epoch {self._keeper.finished_epochs}")
+            self._next += self._every
+
+    def _forget(self) -> None:
+        self._reports, self._before = [], []
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
+        """See `Exchange.open_epoch`; all ranks make sure that they hold the same table and the same plan.
+
+        Raises:
+            ConfigError: ids come as a stream.
+            RunMismatchError: they do not; every rank raises it.
+        """
+        if streamed:
+            raise errors.ConfigError(
+                "exchange 'collective' counts its all-gathers by the plan, and a stream has none: take 'prefetch' or "
+                "'sync'"
+            )
+        if self._stored:
+            raise errors.EpochOrderError(
+                f"the storage holds {self._stored} finished epoch(s) of this run: to continue it load its state_dict, "
+                "to start over call selector.reset(), on every rank"
+            )
+        shares = [one.open_epoch(epoch) for one in self._replica]
+        digests = self._agree(f"open epoch {epoch}", self._digest(shares))
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise errors.RunMismatchError(
+                f"rank(s) {others} hold another table or plan than rank 0 before epoch {epoch}: did all of them load "
+                "the same state, and do all machines run the same numpy on the same kind of processor?"
+            )
+        self._share, self._next = shares[self.position.rank], self._every
+        return self._share
+
+    def _digest(self, shares: list[Share]) -> bytes:
+        sha256 = hashlib.sha256(self._keeper.engine.table.copy_records().view(np.uint8).data)
+        for share in shares:
+            sha256.update(share.ids.tobytes())
+            sha256.update(share.hidden.tobytes())
+        return sha256.digest()
+
+    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
+        """See `Exchange.expect`; the rows are here already."""
+
+    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+        """See `Exchange.step`; waits for the other ranks where `every` divides the step."""
+        self._catch_up(step)
+        self._keep(ids_B)
+        draw = self._mine.step(step, ids_B, seen, num)
+        self._tell(step, ids_B, seen, draw.positions)
+        return draw
+
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+        """See `Exchange.draw`."""
+        self._catch_up(step)
+        return self._mine.draw(step, ids_B, num)
+
+    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+        """See `Exchange.record`."""
+        self._catch_up(step)
+        self._keep(ids_B)
+        self._mine.record(step, ids_B, seen, positions_b)
+        self._tell(step, ids_B, seen, positions_b)
+
+    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
+        """See `Exchange.refresh`."""
+        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
+
+    def _keep(self, ids_B: NDArray[np.int64]) -> None:
+        """Keep the rows as they are, for the next all-gather to go back to."""
+        if self.position.world_size > 1:
+            self._before.append((ids_B.copy(), self._keeper.engine.table.gather(ids_B)))
+
+    def _tell(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+        """Put a report into the next all-gather."""
+        if self.position.world_size > 1:
+            assert self._share is not None
+            caller, run_step = Caller(self.position.rank, _ATTEMPT), self._share.first_step + step
+            observed = ids_B if seen is not None else ids_B[:0]
+            report = wire.Report(caller, 0, run_step, observed, seen, ids_B[positions_b])
+            self._reports.append(wire.encode_report(report))
+
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
+        """See `Exchange.close_epoch`; waits for every rank's last step. Rank 0 returns once the snapshot is written."""
+        assert self._share is not None, "the Selector closes what it opened"
+        self._catch_up(-(-self._share.ids.size // self.config.batch_size) - 1)
+        self._exchange(f"close epoch {epoch}")
+        for one in self._replica:
+            one.close_epoch(epoch, num_steps)
+        self._share = None
+
+    def table(self) -> pa.Table:
+        """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""
+        return self._mine.table()
+
+    def save(self) -> SavedState:
+        """See `Exchange.save`; between two epochs only, where every rank would return the same."""
+        if self._share is not None:
+            raise errors.EpochOrderError(
+                f"epoch {self._keeper.finished_epochs} is open: the replicas are equal between two epochs only, take "
+                "the state there"
+            )
+        return self._mine.save()
+
+    def load(self, state: SavedState) -> None:
+        """See `Exchange.load`; that all ranks loaded the same shows when the next epoch opens."""
+        if state.share is not None:
+            raise errors.ConfigError(
+                "this state was saved inside an epoch, by a selector of its own process; several ranks continue from "
+                "the end of an epoch"
+            )
+        self._mine.load(state)
+        self._stand_between()
+
+    def reset(self) -> None:
+        """See `Exchange.reset`."""
+        self._mine.reset()
+        self._stand_between()
+
+    def _stand_between(self) -> None:
+        self._forget()
+        self._share, self._stored = None, 0
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """See `Exchange.publish`: rank 0 writes progress.json beside run.json, unless it still writes the last one."""
+        if self._storage is None or (self._writing is not None and not self._writing.done()):
+            return
+        if self._writer is None:
+            self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="es-service-progress")
+        self._writing = self._writer.submit(self._storage.write_note, "progress", progress)
+
+    def close(self) -> None:
+        """See `Exchange.close`; the table goes with the ranks, its last snapshot stays."""
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
+        self._peers.close()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a nested dict's values by dotted names."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
