@@ -24,6 +24,7 @@ Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remot
 NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
+_MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
 _READS = {"counts", "copy_records", "num_samples"}  # what the score server asks of other shards on its readers' behalf
 _OF_RESTARTS = {"begin", "go_to_snapshot", "load_records"}  # may be asked again: a shard that restarts is waited for
 
@@ -127,6 +128,7 @@ def start(
         "lifetime": "detached" if detached else None,
         "num_cpus": 0,
         "max_restarts": -1,
+        "max_pending_calls": _MAX_PENDING_CALLS,
         "max_task_retries": 0,  # Ray would re-execute and reorder: clients retry, by sequence number
     }
     described = runs.config_to_dict(config)

@@ -28,6 +28,7 @@ from es_service.selection import observations
 from es_service.selection.agreement import Agreed, Question
 from es_service.selection.engine import Engine
 from es_service.selection.plans import Plan
+from es_service.selection.roster import superseded
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 from es_service.storage import runs
@@ -302,6 +303,4 @@ class ScoreShard:
     def _check_attempt(self, rank: int, attempt: str) -> None:
         self._check_restart()
         if attempt != self._attempt:
-            raise errors.EpochOrderError(
-                f"rank {rank} belongs to an attempt that a newer one has superseded: this worker should end"
-            )
+            raise superseded(rank)

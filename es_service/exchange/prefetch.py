@@ -59,7 +59,7 @@ class Prefetch(Background):
         if self._dtypes:
             self._asked[1].extend(
                 (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
-                for shard, cut in enumerate(pieces(ids_B, len(self._shards), self._piece))
+                for shard, cut in enumerate(self._pieces(ids_B))
                 for where in cut
             )
 

@@ -5,6 +5,7 @@ With an epoch a rank gets its share and a lease: copies of the columns it needs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray import exceptions
 
 from es_service import errors
 from es_service.actors import launch, wire
@@ -30,6 +32,7 @@ from es_service.storage import runs
 __all__ = ["NO_IDS", "Remote"]
 
 NO_IDS = np.empty(0, dtype=np.int64)
+_MAX_PIECES = 32  # of one step at one shard; what is larger than that many quick messages goes in larger ones
 _POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
 
 
@@ -87,7 +90,13 @@ class Remote:
             if group is not None:
                 bound = bound.options(concurrency_group=group)
             self._methods[shard, method] = bound
-        reference: ray.ObjectRef[Any] = bound.remote(*args)
+        try:
+            reference: ray.ObjectRef[Any] = bound.remote(*args)
+        except exceptions.PendingCallsLimitExceeded as error:
+            raise errors.ServerUnavailableError(
+                f"too many calls of this process wait for shard {shard} of run {self.run!r}: it does not keep up; use "
+                "more shards, or larger batches"
+            ) from error
         return reference
 
     def _wait(self, reference: ray.ObjectRef[Any], method: str) -> Any:
@@ -112,13 +121,10 @@ class Remote:
     def _reports(
         self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64] | slice, bytes]]:
-        """Pack what this rank has seen and trained on: (shard, positions in ids_B, message), a piece of it each.
-
-        Pieces are small enough for Ray's quick way of passing arguments.
-        """
+        """Pack what this rank has seen and trained on: (shard, positions in ids_B, message), a piece of it each."""
         num_shards, run_step = len(self._shards), self._share.first_step + step
-        observed = pieces(ids_B, num_shards, self._piece) if seen is not None else [[]] * num_shards
-        counted = pieces(selected_b, num_shards, self._piece)
+        observed = self._pieces(ids_B) if seen is not None else [[]] * num_shards
+        counted = self._pieces(selected_b)
         for shard in range(num_shards):
             for where, chosen in itertools.zip_longest(observed[shard], counted[shard]):
                 selected = NO_IDS if chosen is None else selected_b[chosen]
@@ -127,6 +133,10 @@ class Remote:
                     continue
                 part = {name: values_B[where] for name, values_B in seen.items()}
                 yield shard, where, self._packed(shard, run_step, ids_B[where], part, selected)
+
+    def _pieces(self, ids_B: NDArray[np.int64]) -> list[list[NDArray[np.int64] | slice]]:
+        """Cut ids as `shards.pieces` does, small enough for a quick message each, but into no more than so many."""
+        return pieces(ids_B, len(self._shards), max(self._piece, -(-ids_B.size // _MAX_PIECES)))
 
     def _packed(
         self, shard: int, run_step: int, ids: NDArray[np.int64], seen: Columns | None, selected: NDArray[np.int64]
@@ -260,7 +270,8 @@ class Remote:
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`; nobody waits for it."""
-        self._ask(0, "publish", progress, group=launch.READ_GROUP)
+        with contextlib.suppress(errors.ServerUnavailableError):
+            self._ask(0, "publish", progress, group=launch.READ_GROUP)
 
     def close(self) -> None:
         """See `Exchange.close`."""

@@ -21,9 +21,17 @@ from es_service.selection import plans
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller, RunConfig, Share
 
-__all__ = ["Roster"]
+__all__ = ["Roster", "superseded"]
 
 _MAX_STEPS = 2**31 - 1  # last_step is an int32
+
+
+def superseded(rank: int) -> errors.EpochOrderError:
+    """Return the error of a rank whose attempt is no longer the current one."""
+    return errors.EpochOrderError(
+        f"rank {rank} belongs to an attempt that a newer one has superseded: end this worker; or, if two jobs share "
+        "the run's name, give one of them another"
+    )
 
 
 class Roster:
@@ -212,9 +220,7 @@ class Roster:
     def check(self, caller: Caller) -> None:
         """Raise EpochOrderError unless the caller belongs to the current attempt."""
         if self._attempt is None or caller.attempt != self._attempt:
-            raise errors.EpochOrderError(
-                f"rank {caller.rank} belongs to an attempt that a newer one has superseded: this worker should end"
-            )
+            raise superseded(caller.rank)
         if not 0 <= caller.rank < self._world_size:
             raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self._world_size}")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,53 @@ def test_a_storage_folder_that_cannot_be_written_is_refused(run: str, tmp_path: 
     with pytest.raises(es.RunNotFoundError):  # and no dead server is left behind
         launch.find(run)
     assert stat.S_ISREG(os.stat(blocked).st_mode)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_sixty_four_clients_do_not_make_the_server_grow(run: str, storage: str) -> None:
+    """What they report is applied and forgotten: after the first epoch the server holds no more than before."""
+    num_clients, batch_size, steps = 64, 64, 6
+    shape = {"num_samples": num_clients * batch_size * steps, "num_epochs": 6, "batch_size": batch_size}
+    selection = preset("es", anneal=(0, 0))
+    clients = [
+        es.connect(run, selection, **shape, storage=storage, rank=rank, world_size=num_clients, attempt="one")
+        for rank in range(num_clients)
+    ]
+    pid, after = call(launch.find(run).pid.remote(), 10.0, "ask for its pid"), []
+    for epoch in range(6):
+        for row in zip(*(client.epoch(epoch) for client in clients), strict=True):
+            for client, ids in zip(clients, row, strict=True):
+                client.select(ids, np.ones(batch_size, dtype=np.float32))
+        after.append(resident_bytes(pid))
+    stats = call(launch.find(run).stats.remote(), 10.0, "read stats")
+    assert stats["num_observed"] == 6 * shape["num_samples"]
+    assert after[-1] - after[0] < 16 << 20
+    for client in clients:
+        client.close()
+
+
+def test_a_server_that_does_not_keep_up_ends_in_words_and_not_in_memory(run: str, storage: str) -> None:
+    selector = es.connect(run, SELECTION, **SHAPE, storage=storage, exchange="sync")
+    server = launch.find(run)
+    pid = call(server.pid.remote(), 10.0, "ask for its pid")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(1500):
+            selector.publish({"number": number})  # may be lost, and raises nothing
+        with pytest.raises(es.ServerUnavailableError, match="too many calls of this process wait for shard 0"):
+            selector.table()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + 30.0
+    while time.monotonic() < deadline:
+        with contextlib.suppress(es.ServerUnavailableError):
+            assert selector.table().num_rows == SHAPE["num_samples"]
+            return
+        time.sleep(0.05)  # polling: Ray says nothing when the calls before have been answered
+    pytest.fail("the server did not come back")
 
 
 def test_reads_are_answered_while_ranks_report(run: str, storage: str) -> None:
