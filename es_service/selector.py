@@ -27,6 +27,7 @@ from es_service.selection import observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
@@ -392,6 +393,27 @@ class Selector:
         Behind them stand the columns that the method asks for, see `selection.table`.
         """
         return self.exchange.table()
+
+    def top(self, num: int = 10, *, by: str = "w", lowest: bool = False) -> pa.Table:
+        """Return the rows with the highest values of a column, or the lowest, in order; ties by lower id.
+
+        Args:
+            num: how many; fewer come where fewer have a value.
+            by: name of a column; samples that have none, because they were never observed, do not count.
+            lowest: the lowest instead.
+
+        Raises:
+            ConfigError: no such column, or `num` below 1.
+        """
+        return self.exchange.top(by, num, lowest=lowest)
+
+    def distribution(self, column: str = "w", *, bins: int = 20) -> Distribution:
+        """Return the histogram of a column over all samples: edges float64[bins + 1], counts int64[bins].
+
+        Raises:
+            ConfigError: no such column, or `bins` outside [1, 4096].
+        """
+        return self.exchange.distribution(column, bins)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.

@@ -25,7 +25,8 @@ NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
 _MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
-_READS = {"counts", "copy_records", "num_samples"}  # what the score server asks of other shards on its readers' behalf
+# What the score server asks of other shards on its readers' behalf:
+_READS = {"answer", "counts", "copy_records", "num_samples", "talk"}
 _OF_RESTARTS = {"begin", "go_to_snapshot", "load_records"}  # may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out

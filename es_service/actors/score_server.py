@@ -19,6 +19,7 @@ import pyarrow as pa
 from es_service import errors
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.shard_group import ShardGroup
+from es_service.selection import queries
 from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
@@ -189,6 +190,17 @@ class ScoreServer(ScoreShard):
         """Return a copy of the table as it is now (group `read`)."""
         self._ready()
         return records_to_arrow(self._shards.records())
+
+    def top(self, column: str, num: int, lowest: bool) -> pa.Table:
+        """Return the rows with the highest values of a column, or the lowest, see `queries.top` (group `read`)."""
+        self._ready()
+        return queries.ranked(self._shards.agree("top", column, num, lowest), column, lowest=lowest)
+
+    def distribution(self, column: str, bins: int) -> queries.Distribution:
+        """Return how a column's values spread, see `queries.distribution` (group `read`)."""
+        self._ready()
+        found: queries.Distribution = self._shards.agree("distribution", column, bins)[0]
+        return found
 
     def stats(self) -> dict[str, Any]:
         """Return where the run stands, as plain values (group `read`)."""

@@ -14,8 +14,10 @@ new attempt begins.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import wire
 from es_service.actors.overlaps import Overlaps
-from es_service.selection import observations
-from es_service.selection.agreement import Agreed, Question
+from es_service.selection import observations, queries
+from es_service.selection.agreement import Agreed
 from es_service.selection.engine import Engine
 from es_service.selection.plans import Plan
 from es_service.selection.roster import superseded
@@ -60,7 +62,7 @@ class ScoreShard:
         self._steps = range(0)  # of the open epoch
         self._last: dict[int, tuple[int, bytes]] = {}  # by rank: seq and answer of its last report
         self._overlaps = Overlaps()
-        self._planning: Agreed[Plan] | None = None
+        self._talks: dict[str, Agreed[Any]] = {}  # what is being agreed on with the other shards
         self._num_reports = self._num_observed = self._num_selected = 0
         try:
             self._storage = runs.RunStorage(storage, run)
@@ -211,6 +213,7 @@ class ScoreShard:
         with self._lock:
             self._attempt, self._steps = attempt, range(0)
             self._last.clear()
+            self._talks.clear()
             self._overlaps.clear()
 
     def open_steps(self, steps: range) -> None:
@@ -220,26 +223,41 @@ class ScoreShard:
             self._steps = steps
             self._overlaps.clear()
 
-    def plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Question | Plan:
-        """Begin to plan an epoch; return what to ask all shards, or this shard's part of the plan."""
-        self._check_restart()
-        self._planning = self._engine.plan(epoch, self._config.num_epochs, epoch_starts)
-        return self._go_on(None)
+    def talk(self, token: str, about: str, *args: Any) -> Any:
+        """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
 
-    def answer(self, answer: NDArray[Any]) -> Question | Plan:
-        """Go on planning with what all shards said; return as `plan` does."""
-        self._check_restart()
-        return self._go_on(answer)
+        Args:
+            token: names this talk, of which there may be several at a time.
+            about: "plan", "top" or "distribution".
+            args: of the generator of that name.
+        """
+        self._ready()
+        generators: dict[str, Callable[..., Agreed[Any]]] = {
+            "plan": self._plan,
+            "top": functools.partial(queries.top, self._engine),
+            "distribution": functools.partial(queries.distribution, self._engine),
+        }
+        self._talks[token] = generators[about](*args)
+        return self.answer(token, None)
 
-    def _go_on(self, answer: NDArray[Any] | None) -> Question | Plan:
-        assert self._planning is not None, "the score server asks for a plan before it answers"
+    def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
+        """Go on with what all shards said; return as `talk` does."""
+        self._ready()
         with self._lock:
+            if token not in self._talks:  # it restarted in the middle
+                self._check_restart()
+            talk = self._talks[token]
             try:
-                return next(self._planning) if answer is None else self._planning.send(answer)
-            except StopIteration as done:
-                self._planning = None
-                plan: Plan = done.value
-                return plan
+                return next(talk) if answer is None else talk.send(answer)
+            except BaseException as end:
+                del self._talks[token]
+                if isinstance(end, StopIteration):
+                    return end.value
+                raise
+
+    def _plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Agreed[Plan]:
+        self._check_restart()
+        return self._engine.plan(epoch, self._config.num_epochs, epoch_starts)
 
     def num_samples(self) -> int:
         """Return n as far as this shard knows: where the table grows, one more than the highest id it has met."""

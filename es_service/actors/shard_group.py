@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service.actors.score_shard import ScoreShard
-from es_service.selection.agreement import merge
+from es_service.selection.agreement import Join, Sum, merge
 from es_service.selection.plans import Plan, joined
 
 __all__ = ["ShardGroup"]
@@ -41,12 +42,17 @@ class ShardGroup:
         own = getattr(self._own, method)(*args[0])
         return [own, *(wait() for wait in waiting)]
 
+    def agree(self, about: str, *args: Any) -> list[Any]:
+        """Let all shards agree on something, see `ScoreShard.talk`; return each one's part of it."""
+        token = uuid.uuid4().hex
+        said = self.all("talk", token, about, *args)
+        while isinstance(said[0], Sum | Join):
+            said = self.all("answer", token, merge(said))
+        return said
+
     def plan(self, epoch: int, epoch_starts: Sequence[int]) -> Plan:
         """Return the plan that all shards agree on; each is asked only for what it has of it."""
-        said = self.all("plan", epoch, tuple(epoch_starts))
-        while not isinstance(said[0], Plan):
-            said = self.all("answer", merge(said))
-        return joined(said)
+        return joined(self.agree("plan", epoch, tuple(epoch_starts)))
 
     def num_samples(self) -> int:
         """Return n: where the table grows, one more than the highest id that any shard has met."""

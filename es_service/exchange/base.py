@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig, Share
 
 __all__ = ["Exchange", "Position", "SavedState"]
@@ -91,6 +92,14 @@ class Exchange(Protocol):
 
     def table(self) -> pa.Table:
         """Return a copy of the score table, see `selection.table.records_to_arrow`."""
+        ...
+
+    def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
+        """Return the rows with the highest values of a column, or the lowest, in order; see `queries.top`."""
+        ...
+
+    def distribution(self, column: str, bins: int) -> Distribution:
+        """Return how a column's values spread; see `queries.distribution`."""
         ...
 
     def save(self) -> SavedState:

@@ -34,6 +34,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.exchange.peers import Peers
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.queries import Distribution
 from es_service.selection.run import Caller, RunConfig, Share, places
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
@@ -251,6 +252,14 @@ class Collective:
     def table(self) -> pa.Table:
         """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""
         return self._mine.table()
+
+    def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
+        """See `Exchange.top`; of this rank's replica, as `table`."""
+        return self._mine.top(column, num, lowest=lowest)
+
+    def distribution(self, column: str, bins: int) -> Distribution:
+        """See `Exchange.distribution`; of this rank's replica, as `table`."""
+        return self._mine.distribution(column, bins)
 
     def save(self) -> SavedState:
         """See `Exchange.save`; between two epochs only, where every rank would return the same."""

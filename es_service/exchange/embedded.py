@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.exchange.base import Position, SavedState
+from es_service.selection import queries
+from es_service.selection.agreement import agree
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller, RunConfig, RunState, Share
@@ -91,6 +93,15 @@ class Embedded:
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
         return records_to_arrow(self._keeper.engine.copy_records())
+
+    def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
+        """See `Exchange.top`."""
+        parts = agree([queries.top(self._keeper.engine, column, num, lowest)])
+        return queries.ranked(parts, column, lowest=lowest)
+
+    def distribution(self, column: str, bins: int) -> queries.Distribution:
+        """See `Exchange.distribution`."""
+        return agree([queries.distribution(self._keeper.engine, column, bins)])[0]
 
     def save(self) -> SavedState:
         """See `Exchange.save`; works inside an epoch too."""

@@ -25,6 +25,7 @@ from es_service.exchange.base import Position, SavedState
 from es_service.exchange.lease import Lease
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
+from es_service.selection.queries import Distribution
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
 from es_service.storage import runs
@@ -239,6 +240,15 @@ class Remote:
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
         return self._call("snapshot", group=launch.READ_GROUP)
+
+    def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
+        """See `Exchange.top`; every shard sends its share of the rows alone."""
+        return self._call("top", column, num, lowest, group=launch.READ_GROUP)
+
+    def distribution(self, column: str, bins: int) -> Distribution:
+        """See `Exchange.distribution`."""
+        found: Distribution = self._call("distribution", column, bins, group=launch.READ_GROUP)
+        return found
 
     def save(self) -> SavedState:
         """See `Exchange.save`; between epochs only, and while no other rank is ahead."""

@@ -171,6 +171,14 @@ class Engine:
             self.table.grow(self.shard.num_rows(num_samples))
             self.num_samples = num_samples
 
+    def ids(self) -> I64:
+        """Return the ids of the shard's rows, int64[rows], ascending."""
+        return self.shard.ids(self.num_samples)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a copy of a column of the shard's rows, [rows]."""
+        return self.table.column(name)[: self.shard.num_rows(self.num_samples)]
+
     def copy_records(self) -> NDArray[np.void]:
         """Return a copy of the shard's rows of the n samples."""
         return self.table.copy_records(self.shard.num_rows(self.num_samples))
@@ -257,8 +265,8 @@ class Engine:
             max_age=selection.max_age,
             prune_unobserved=selection.prune_unobserved,
             seed=selection.seed,
-            ids=self.shard.ids(num_samples),
-            column=self.table.column,
+            ids=self.ids(),
+            column=self.column,
         )
         if selection.is_annealing(epoch, num_epochs):
             return Plan(ids=prospect.ids)

@@ -184,6 +184,8 @@ def test_same_selection_and_table_over_any_number_of_shards(
     assert train(selectors, range(NUM_EPOCHS), scored=False) == expected
     assert same(finish(selectors), finish(reference))
     assert same(RunStorage(storage, run).table(), reference[0].table())
+    assert repr(selectors[0].top(7).to_pydict()) == repr(reference[0].top(7).to_pydict())
+    assert repr(selectors[1].distribution("s")) == repr(reference[0].distribution("s"))
 
 
 @pytest.mark.parametrize("batch_size", [1003, 501])
