@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
+from es_service.actors.intake import Intake
 from es_service.actors.overlaps import Overlaps
 from es_service.selection import observations, queries
 from es_service.selection.agreement import Agreed
 from es_service.selection.engine import Engine
 from es_service.selection.plans import Plan
-from es_service.selection.roster import superseded
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 from es_service.storage import runs
@@ -58,9 +58,7 @@ class ScoreShard:
         self._place = storage
         self._shard = Shard(index, count)
         self._failure: errors.EsServiceError | None = None
-        self._attempt: str | None = None
-        self._steps = range(0)  # of the open epoch
-        self._last: dict[int, tuple[int, bytes]] = {}  # by rank: seq and answer of its last report
+        self._intake = Intake(self._restarted)
         self._overlaps = Overlaps()
         self._talks: dict[str, Agreed[Any]] = {}  # what is being agreed on with the other shards
         self._num_reports = self._num_observed = self._num_selected = 0
@@ -87,14 +85,15 @@ class ScoreShard:
 
     def enter(self, rank: int, attempt: str) -> int:
         """Return the seq of this rank's last report here, 0 before the first; it counts on."""
+        self._check_restart()
         with self._lock:
-            self._check_attempt(rank, attempt)
-            return self._last.setdefault(rank, (0, b""))[0]
+            return self._intake.enter(rank, attempt)
 
     def lease(self, rank: int, attempt: str, ids_m: I64) -> dict[str, NDArray[Any]]:
         """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`."""
+        self._check_restart()
         with self._lock:
-            self._check_attempt(rank, attempt)
+            self._intake.check(rank, attempt)
             return self._engine.lease(self._check_ids(ids_m))
 
     def fetch(self, message: bytes) -> bytes:
@@ -106,12 +105,11 @@ class ScoreShard:
         caller, run_step, ids_B = wire.decode_request(message)
         ids_B = self._check_ids(ids_B)
         with self._lock:
-            self._check_attempt(caller.rank, caller.attempt)
+            self._intake.check(caller.rank, caller.attempt)
             self._engine.make_room(ids_B)
             rows_B = self._shard.rows(ids_B)
             num_overlaps = self._overlaps.asked(rows_B, caller.rank, run_step, len(self._engine.table))
-            seq = self._last.get(caller.rank, (0, b""))[0]
-            return wire.encode_rows(seq, num_overlaps, self._engine.lease(ids_B))
+            return wire.encode_rows(self._intake.seq(caller.rank), num_overlaps, self._engine.lease(ids_B))
 
     def observe(self, message: bytes) -> bytes:
         """Apply one report; return the packed weights it gave. The last report, repeated, gets its answer again.
@@ -126,10 +124,10 @@ class ScoreShard:
             raise errors.ShapeError(f"one report at a time is answered with weights, got {len(reports)}")
         [report] = reports
         with self._lock:
-            last, answer = self._last_of(report)
+            last, answer = self._intake.last(report)
             if report.seq == last > 0:
                 return answer
-            self._follows(report, last)
+            self._intake.check_follows(report, last)
             return self._apply(report)
 
     def report(self, message: bytes) -> int:
@@ -143,10 +141,10 @@ class ScoreShard:
         if not reports or any(report.caller != reports[0].caller for report in reports):
             raise errors.ShapeError("a message is the reports of one rank, at least one")
         with self._lock:
-            last = self._last_of(reports[0])[0]
+            last = self._intake.last(reports[0])[0]
             new = [report for report in reports if not 1 <= report.seq <= last]
             for ahead, report in enumerate(new):
-                self._follows(report, last + ahead)
+                self._intake.check_follows(report, last + ahead)
             for report in new:
                 self._apply(report)
         return reports[-1].seq
@@ -174,24 +172,6 @@ class ScoreShard:
             )
         return ids
 
-    def _last_of(self, report: wire.Report) -> tuple[int, bytes]:
-        rank = report.caller.rank
-        self._check_attempt(rank, report.caller.attempt)
-        if rank not in self._last:
-            raise errors.EpochOrderError(f"rank {rank} reports without having joined")
-        return self._last[rank]
-
-    def _follows(self, report: wire.Report, last: int) -> None:
-        if report.run_step not in self._steps:
-            raise errors.EpochOrderError(
-                f"rank {report.caller.rank} reports step {report.run_step}, which is not of an open epoch: iterate "
-                "selector.epoch(e), which opens and closes it"
-            )
-        if report.seq != last + 1:
-            raise errors.EpochOrderError(
-                f"rank {report.caller.rank} sent report {report.seq} after {last}: reports go up by one"
-            )
-
     def _apply(self, report: wire.Report) -> bytes:
         for ids in (report.ids, report.selected):
             if ids.size:
@@ -199,7 +179,7 @@ class ScoreShard:
         weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
         self._overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)
-        self._last[report.caller.rank] = (report.seq, answer)
+        self._intake.applied(report, answer)
         self._num_reports += 1
         self._num_observed += report.ids.size
         self._num_selected += report.selected.size
@@ -211,8 +191,7 @@ class ScoreShard:
         """Take reports of this attempt from now on, and of no earlier one."""
         self._ready()
         with self._lock:
-            self._attempt, self._steps = attempt, range(0)
-            self._last.clear()
+            self._intake.begin(attempt)
             self._talks.clear()
             self._overlaps.clear()
 
@@ -220,7 +199,7 @@ class ScoreShard:
         """Take reports of these run steps; none closes the epoch."""
         with self._lock:
             self._check_restart()
-            self._steps = steps
+            self._intake.open_steps(steps)
             self._overlaps.clear()
 
     def talk(self, token: str, about: str, *args: Any) -> Any:
@@ -312,13 +291,10 @@ class ScoreShard:
 
     def _check_restart(self) -> None:
         self._ready()
-        if self._attempt is None:
-            raise errors.ServerRestartedError(
-                f"shard {self._shard.index} of run {self._storage.run!r} restarted and stands at the end of epoch "
-                f"{self._storage.finished_epochs()}: connect again and continue from the checkpoint of that epoch"
-            )
+        self._intake.check_begun()
 
-    def _check_attempt(self, rank: int, attempt: str) -> None:
-        self._check_restart()
-        if attempt != self._attempt:
-            raise superseded(rank)
+    def _restarted(self) -> errors.ServerRestartedError:
+        return errors.ServerRestartedError(
+            f"shard {self._shard.index} of run {self._storage.run!r} restarted and stands at the end of epoch "
+            f"{self._storage.finished_epochs()}: connect again and continue from the checkpoint of that epoch"
+        )
