@@ -1,0 +1,172 @@
+"""A score server with shards, as plain classes without Ray: one run over several owners, any of which may restart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.actors.score_server import ScoreServer
+from es_service.actors.score_shard import ScoreShard
+from es_service.selection.engine import choose
+from es_service.selection.run import Caller, RunConfig, Share
+from es_service.selection.shards import pieces
+from es_service.storage import runs
+
+MakeConfig = Callable[..., RunConfig]
+Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
+FIRST, SECOND = "0a" * 16, "0b" * 16
+
+
+class Group:
+    """The shards of a run, each an object that calls reach by its index, so that one can be replaced."""
+
+    def __init__(self, storage: str, config: RunConfig, count: int) -> None:
+        self.config, self.count, self._storage = config, count, storage
+        self.shards: list[Any] = [None] * count
+        for index in reversed(range(count)):
+            self.restart(index)
+
+    @property
+    def server(self) -> ScoreServer:
+        server = self.shards[0]
+        assert isinstance(server, ScoreServer)
+        return server
+
+    def restart(self, index: int) -> None:
+        """Start a shard anew, as Ray does after it died."""
+        where = (self._storage, "mine", runs.config_to_dict(self.config))
+        self.shards[index] = (
+            ScoreShard(*where, index, self.count) if index else ScoreServer(*where, self.count, self._ask)
+        )
+
+    def _ask(self, index: int, method: str, *args: Any) -> Callable[[], Any]:
+        return lambda: getattr(self.shards[index], method)(*args)
+
+
+class Worker:
+    """A lone rank, reduced to what it sends."""
+
+    def __init__(self, group: Group, attempt: str = FIRST) -> None:
+        self.group, self.caller = group, Caller(0, attempt)
+        group.server.join(0, attempt, 1, runs.config_to_dict(group.config))
+        self.seqs = [shard.enter(0, attempt) for shard in group.shards]
+
+    def observe(self, ids: NDArray[np.int64], losses: NDArray[np.float32], run_step: int) -> NDArray[np.float32]:
+        weights = np.empty(ids.size, dtype=np.float32)
+        for shard, cut in enumerate(pieces(ids, self.group.count, 100)):
+            for where in cut:
+                self.seqs[shard] += 1
+                report = wire.Report(
+                    self.caller, self.seqs[shard], run_step, ids[where], {"loss": losses[where]}, ids[where][:1]
+                )
+                weights[where] = wire.decode_weights(self.group.shards[shard].observe(wire.encode_report(report)))
+        return weights
+
+    def open(self, epoch: int) -> Share:
+        share = self.group.server.open_epoch(0, self.caller.attempt, epoch)
+        assert isinstance(share, Share)
+        return share
+
+    def train(self, epoch: int, losses_of: Losses) -> list[list[int]]:
+        share, drawn = self.open(epoch), []
+        for step in range(share.ids.size // 6):
+            ids, run_step = share.ids[6 * step : 6 * step + 6], share.first_step + step
+            weights = self.observe(ids, losses_of(ids, run_step), run_step)
+            drawn.append(choose(self.group.config.selection, ids, weights, 3, run_step).ids.tolist())
+        self.group.server.close_epoch(0, self.caller.attempt, epoch)
+        return drawn
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> RunConfig:
+    return make_config(prune_ratio=0.25)  # 24 samples, plans of 18 (24 at first), batches of 6
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, config: RunConfig, losses_of: Losses) -> tuple[list[Any], str]:
+    """What four epochs on one shard draw, and the table they leave."""
+    group = Group(str(tmp_path / "undisturbed"), config, 1)
+    worker = Worker(group)
+    return [worker.train(epoch, losses_of) for epoch in range(4)], table(group)
+
+
+def table(group: Group) -> str:
+    return repr(group.server.snapshot().drop_columns(["selected"]).to_pydict())
+
+
+@pytest.mark.parametrize("count", [2, 3, 24])
+def test_a_run_over_shards_is_the_run_over_one(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str], count: int
+) -> None:
+    group = Group(str(tmp_path), config, count)
+    worker = Worker(group)
+    assert ([worker.train(epoch, losses_of) for epoch in range(4)], table(group)) == undisturbed
+    stats = group.server.stats()
+    assert (stats["shards"], stats["num_observed"], stats["table_bytes"]) == (count, 24 + 3 * 18, 24 * 32)
+    rows = [len(range(index, 24, count)) for index in range(count)]
+    assert [shard.counts()["table_bytes"] for shard in group.shards] == [32 * num for num in rows]
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+@pytest.mark.parametrize("when", ["between epochs", "inside an epoch", "before the last close"])
+def test_a_shard_that_restarts_takes_the_run_back_to_the_last_finished_epoch(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str], killed: int, when: str
+) -> None:
+    group = Group(str(tmp_path), config, 3)
+    worker = Worker(group)
+    drawn = [worker.train(epoch, losses_of) for epoch in range(2)]
+    if when != "between epochs":
+        share = worker.open(2)
+        for step in range(1 if when == "inside an epoch" else 3):
+            ids = share.ids[6 * step : 6 * step + 6]
+            worker.observe(ids, losses_of(ids, share.first_step + step), share.first_step + step)
+    group.restart(killed)
+    acts: dict[str, Callable[[], Any]] = {
+        "between epochs": lambda: worker.open(2),
+        "inside an epoch": lambda: worker.observe(np.arange(6), np.ones(6, np.float32), share.first_step + 1),
+        "before the last close": lambda: group.server.close_epoch(0, FIRST, 2),
+    }
+    with pytest.raises(errors.ServerRestartedError, match=f"shard {killed} of run 'mine' restarted and stands"):
+        acts[when]()
+    again = Worker(group, SECOND)
+    assert group.server.stats()["finished_epochs"] == 2
+    assert (drawn + [again.train(epoch, losses_of) for epoch in (2, 3)], table(group)) == undisturbed
+    with pytest.raises(errors.EpochOrderError, match="superseded"):
+        worker.observe(np.arange(6), np.ones(6, dtype=np.float32), 0)
+
+
+def test_a_checkpoint_goes_to_all_shards(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str]
+) -> None:
+    group = Group(str(tmp_path), config, 3)
+    worker = Worker(group)
+    drawn = [worker.train(epoch, losses_of) for epoch in range(2)]
+    data, finished, starts = group.server.state()
+    worker.train(2, losses_of)
+    digest = hashlib.sha256(data).hexdigest()
+    assert group.server.rewind(0, FIRST, 1, finished, starts, digest, None) is False  # of parts, none has this digest
+    assert group.server.rewind(0, FIRST, 1, finished, starts, digest, data) is True
+    assert group.server.state() == (data, finished, starts)
+    assert (drawn + [worker.train(epoch, losses_of) for epoch in (2, 3)], table(group)) == undisturbed
+    assert group.server.rewind(0, FIRST, 2, 0, (0,), "", None) is True
+    assert sum(group.server.snapshot().column("visits").to_pylist()) == 0
+
+
+def test_an_id_of_another_shard_is_refused(tmp_path: Path, config: RunConfig) -> None:
+    group = Group(str(tmp_path), config, 3)
+    worker = Worker(group)
+    worker.open(0)
+    losses = {"loss": np.ones(2, dtype=np.float32)}
+    for ids, selected in (([1, 5], []), ([1, 4], [2])):
+        report = wire.Report(worker.caller, 1, 0, np.array(ids), losses, np.array(selected, dtype=np.int64))
+        with pytest.raises(errors.IdError, match=r"id [25] at position [01] is none of shard 1 of 3"):
+            group.shards[1].observe(wire.encode_report(report))
+    assert sum(group.server.snapshot().column("visits").to_pylist()) == 0
