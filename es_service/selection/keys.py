@@ -55,15 +55,20 @@ def hashes(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) 
     z = ids_B.astype(np.uint64)  # a copy: the rest works in place
     z *= np.uint64(_GOLDEN)
     z += np.uint64(_stream(seed, purpose, counter))
-    z ^= z >> np.uint64(30)
+    shifted = z >> np.uint64(30)
+    z ^= shifted
     z *= np.uint64(_MIX_1)
-    z ^= z >> np.uint64(27)
+    z ^= np.right_shift(z, np.uint64(27), out=shifted)
     z *= np.uint64(_MIX_2)
-    z ^= z >> np.uint64(31)
+    z ^= np.right_shift(z, np.uint64(31), out=shifted)
     return z
 
 
 def uniforms(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return float64[B] in the open interval (0, 1), on a grid of 2**-52; arguments as in `hashes`."""
-    top = hashes(seed, purpose, counter, ids_B) >> np.uint64(12)
-    return (top.astype(np.float64) + 0.5) * 2.0**-52  # exact: half a grid step off either end
+    top = hashes(seed, purpose, counter, ids_B)
+    top >>= np.uint64(12)
+    uniforms_B = top.astype(np.float64)
+    uniforms_B += 0.5
+    uniforms_B *= 2.0**-52  # exact: half a grid step off either end
+    return uniforms_B

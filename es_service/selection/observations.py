@@ -79,6 +79,8 @@ def _as_floats(losses: Any, num: int, what: str) -> tuple[NDArray[Any], NDArray[
         raise errors.ShapeError(f"{what} must have shape ({num},), one per id, got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise errors.ShapeError(f"{what} must be floats, got dtype {array.dtype}")
+    if array.dtype == np.float32:  # the usual
+        return array, np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which the checks name
         return array, np.ascontiguousarray(array, dtype=np.float32)
 
