@@ -10,8 +10,6 @@ reported yet. Shards count these, and the rank warns of the first. Nothing is lo
 
 from __future__ import annotations
 
-import collections
-import itertools
 import warnings
 from typing import Any
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from es_service.actors import wire
 from es_service.exchange.background import Background
+from es_service.exchange.unconfirmed import Unconfirmed
 from es_service.selection.engine import Draw, known_weights, leased_columns
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Share, places
@@ -42,9 +41,7 @@ class Prefetch(Background):
         self._dtypes = {name: _DTYPES.get(name, _FLOAT) for name in names}
         self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
         self._asked: tuple[I64, list[tuple[int, I64 | slice, ray.ObjectRef[bytes]]]] | None = None
-        self._unconfirmed: list[collections.deque[tuple[int, I64, Columns]]] = [
-            collections.deque() for _ in self._shards
-        ]
+        self._unconfirmed = [Unconfirmed() for _ in self._shards]
         self.num_overlaps = 0
         return super().open_epoch(epoch, streamed=streamed)
 
@@ -107,14 +104,10 @@ class Prefetch(Background):
             answer = self._wait(reference, "fetch")
             seq, num_overlaps, columns = wire.decode_rows(answer, ids_B[where].size, self._dtypes)
             self._warn(num_overlaps)
-            for name, values in columns.items():
+            current = {name: values.copy() for name, values in columns.items()}
+            self._unconfirmed[shard].put_on(seq, ids_B[where], current)
+            for name, values in current.items():
                 rows[name][where] = values
-            while self._unconfirmed[shard] and self._unconfirmed[shard][0][0] <= seq:
-                self._unconfirmed[shard].popleft()
-        for _, ids, newer in itertools.chain(*self._unconfirmed):
-            found = places(ids, ids_B)
-            for name, values in rows.items():
-                values[found >= 0] = newer[name][found[found >= 0]]
         self._asked, self._held = None, (ids_B, rows)
         return rows
 
@@ -127,7 +120,7 @@ class Prefetch(Background):
         for shard, cut in enumerate(pieces(ids_B, len(self._shards), ids_B.size)):
             for where in cut:
                 newer = {name: new[name][where] for name in self._dtypes}
-                self._unconfirmed[shard].append((self._seqs[shard], ids_B[where], newer))
+                self._unconfirmed[shard].add(self._seqs[shard], ids_B[where], newer)
 
     def _warn(self, num_overlaps: int) -> None:
         if num_overlaps and not self.num_overlaps:
