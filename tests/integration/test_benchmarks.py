@@ -28,3 +28,15 @@ def test_the_service_is_measured(tmp_path: Path) -> None:
         assert figure["reached"] in (True, False)
     assert results["memory"]["num_clients"] == 8
     assert results["reading"]["reads"] >= 1
+
+
+def test_ours_does_the_work_of_the_peers() -> None:
+    sizes = ["--batch-sizes", "64,128", "--rows", "2000", "--steps", "5"]
+    words = [sys.executable, "-m", "benchmarks.peers", "--json", "--only", "ours,redis", "--rounds", "1", *sizes]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads(done.stdout)
+    named = {(one["peer"], one["batch_size"]) for one in results["measured"]}
+    assert named >= {(name, size) for name in ("es_service", "es_service over Ray") for size in (64, 128)}
+    assert all(one["p50_ms"] > 0 for one in results["measured"])
+    assert results["not_run"] or any(name == "Redis sorted set" for name, _ in named)

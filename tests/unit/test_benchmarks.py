@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
-from benchmarks import draws, service, service_kernel
+from benchmarks import draws, peers, service, service_kernel
 from benchmarks.figures import Figure
 
 
@@ -45,3 +46,19 @@ def test_a_draw_is_measured_against_its_target(name: str, monkeypatch: pytest.Mo
     assert figures["rounds"] == 400
     assert figures["max_deviation"] < 0.1
     assert figures["unbiased_mean"][0] == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_peer_that_cannot_run_is_named_with_the_reason(tmp_path: Path) -> None:
+    results = peers.measure(["cpprb"], ["--rows", "100"], {"cpprb": tmp_path / "python"}, None)
+    assert results["measured"] == []
+    assert "No such file" in results["not_run"]["cpprb"]
+    assert "cpprb: " in peers.readable(results)
+
+
+def test_peers_are_listed_by_speed_with_their_ratio_to_ours() -> None:
+    size = {"rows": 1000, "batch_size": 64, "p99_ms": 9.0}
+    measured = [{"peer": "other", "p50_ms": 3.0, **size}, {"peer": "es_service", "p50_ms": 2.0, **size}]
+    lines = peers.readable({"measured": measured, "versions": {"other": "1"}, "not_run": {}}).splitlines()
+    assert lines[0] == "other 1"
+    assert lines[-2].split()[:2] == ["es_service", "2.000"]
+    assert lines[-1].split()[-1] == "1.50"
