@@ -109,9 +109,8 @@ def _environment(folder: Path, requirements: tuple[str, ...]) -> tuple[Path | No
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-    done = subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", *requirements], capture_output=True, text=True
-    )
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*pip, *requirements], capture_output=True, text=True)
     return (python, "") if done.returncode == 0 else (None, f"pip: {_reason(done.stderr)}")
 
 
