@@ -87,7 +87,7 @@ def test_every_readme_command_is_one_of_ours() -> None:
         else:
             assert (program, words[:2]) in {
                 ("pip", ["install", "es-service[all]"]),
-                ("python", ["-m", "benchmarks.selector"]),
+                ("python", ["-m", "benchmarks.service"]),
             }
 
 

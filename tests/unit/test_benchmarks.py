@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
-from benchmarks import draws, selector
+from benchmarks import draws, peers, service, service_kernel
+from benchmarks.figures import Figure
 
 
 def test_the_kernel_is_timed() -> None:
-    figures = selector.kernel(5_000, 64, num_steps=20)
-    assert figures["us_per_step"] > 0
-    assert figures["bytes_per_sample"] == 32
+    [measured] = service_kernel.measure_kernel(5_000, (64,), 20, 0, 0.0)
+    assert measured["kernel"]["p50_ms"] > 0
+    assert measured["to_bare"] > 0
+    assert measured["bytes_per_sample"] == 32
+
+
+def test_a_table_that_does_not_fit_is_named() -> None:
+    [measured] = service_kernel.measure_kernel(10**14, (64,), 20, 0, 0.0)
+    assert "GiB of memory are missing" in measured["skipped"]
+
+
+def test_a_figure_knows_whether_its_target_was_reached() -> None:
+    assert Figure("cost", 3.0, "x", 3.0).reached is True
+    assert Figure("cost", 3.1, "x", 3.0).reached is False
+    assert Figure("rate", 3.1, "M samples/s", 3.0, at_most=False).reached is True
+    assert Figure("cost", None, "x", 3.0, note="no memory").reached is None
+
+
+def test_table_sizes_are_read_from_the_command_line() -> None:
+    assert service._rows("1e7,1e6") == (10**6, 10**7)
+    assert service.Sizes(rows=(10**6, 10**8)).large_rows == 10**6
+    for refused in ("many", "100"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            service._rows(refused)
 
 
 @pytest.mark.parametrize("name", ["systematic", "pivotal"])
@@ -21,3 +46,19 @@ def test_a_draw_is_measured_against_its_target(name: str, monkeypatch: pytest.Mo
     assert figures["rounds"] == 400
     assert figures["max_deviation"] < 0.1
     assert figures["unbiased_mean"][0] == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_peer_that_cannot_run_is_named_with_the_reason(tmp_path: Path) -> None:
+    results = peers.measure(["cpprb"], ["--rows", "100"], {"cpprb": tmp_path / "python"}, None)
+    assert results["measured"] == []
+    assert "No such file" in results["not_run"]["cpprb"]
+    assert "cpprb: " in peers.readable(results)
+
+
+def test_peers_are_listed_by_speed_with_their_ratio_to_ours() -> None:
+    size = {"rows": 1000, "batch_size": 64, "p99_ms": 9.0}
+    measured = [{"peer": "other", "p50_ms": 3.0, **size}, {"peer": "es_service", "p50_ms": 2.0, **size}]
+    lines = peers.readable({"measured": measured, "versions": {"other": "1"}, "not_run": {}}).splitlines()
+    assert lines[0] == "other 1"
+    assert lines[-2].split()[:2] == ["es_service", "2.000"]
+    assert lines[-1].split()[-1] == "1.50"
