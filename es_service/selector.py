@@ -183,7 +183,7 @@ class Selector:
         self._open(epoch, streamed=True)
         for step, batch in enumerate(batches):
             found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
-            ids_B = observations.check_ids(found, self.config.end_of_ids)
+            ids_B = observations.check_ids(found, self.config.end_of_ids).copy()  # the batch is the caller's to change
             self._begin_step(step, ids_B)
             yield batch
             if self._open_epoch != epoch:
@@ -264,7 +264,11 @@ class Selector:
         assert self._open_epoch is not None
         with self.ledger.timing_overhead():
             self._report_pending()
-            self.exchange.close_epoch(self._open_epoch, self._step + 1)
+            try:
+                self.exchange.close_epoch(self._open_epoch, self._step + 1)
+            except errors.StorageError:  # finished all the same, but for its snapshot
+                self._open_epoch = None
+                raise
         if not self._streamed:
             full_share = self.config.num_samples // self.exchange.position.world_size
             self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)

@@ -56,10 +56,18 @@ def _asker(run: str) -> Callable[..., Callable[[], Any]]:
         bound = getattr(actor, method)
         if method in _READS:
             bound = bound.options(concurrency_group=READ_GROUP)
-        if method in _OF_RESTARTS:
-            return lambda: call_patiently(lambda: bound.remote(*args), DEADLINE_S, doing)
-        reference = bound.remote(*args)
-        return lambda: call(reference, DEADLINE_S, doing)
+        asked = [bound.remote(*args)]
+
+        def wait() -> Any:
+            try:
+                if method in _OF_RESTARTS:
+                    return call_patiently(lambda: asked.pop() if asked else bound.remote(*args), DEADLINE_S, doing)
+                return call(asked[0], DEADLINE_S, doing)
+            except errors.ServerUnavailableError:
+                handles.pop(index, None)  # it may be gone for good, and another started under its name
+                raise
+
+        return wait
 
     return ask
 
@@ -151,11 +159,13 @@ def start(
             place = _place(run, shard, count)
             actor = _ShardActor.options(name=actor_name(run, shard), scheduling_strategy=place, **options)
             actors.append(actor.remote(storage, run, described, shard, count))
-        failure = next((found for actor in actors[1:] if (found := _identity(actor)[0]) is not None), None)
-    if failure is not None:  # it could not begin: nothing is lost with it
-        for actor in actors:
+    failures = [failure, *(_identity(actor)[0] for actor in actors[1:])]
+    for actor, found in zip(actors, failures, strict=True):
+        if found is not None:  # it could not begin: nothing is lost with it
             ray.kill(actor)
-        raise failure
+    for found in failures:
+        if found is not None:
+            raise found
     return actors
 
 

@@ -11,6 +11,7 @@ __all__ = ["Overlaps"]
 
 I64 = NDArray[np.int64]
 _NOBODY = -1
+_MAX_STEPS = 1000
 
 
 class Overlaps:
@@ -40,6 +41,8 @@ class Overlaps:
         num = int(np.count_nonzero((holders != _NOBODY) & (holders != rank)))
         self._holders[rows_B] = rank
         self._asked[rank].append((run_step, rows_B))
+        if len(self._asked[rank]) > _MAX_STEPS:  # it reads on and reports nothing
+            self._free(rank)
         self.total += num
         return num
 
@@ -47,8 +50,12 @@ class Overlaps:
         """Note that the rank has reported this step, and so is done with all before it."""
         asked = self._asked[rank]
         while asked and asked[0][0] <= run_step:
-            rows = asked.popleft()[1]
-            self._holders[rows[self._holders[rows] == rank]] = _NOBODY
+            self._free(rank)
+
+    def _free(self, rank: int) -> None:
+        """Let go of the oldest request."""
+        rows = self._asked[rank].popleft()[1]
+        self._holders[rows[self._holders[rows] == rank]] = _NOBODY
 
     def clear(self) -> None:
         """Forget who asked for what: a new attempt begins, or an epoch."""

@@ -74,7 +74,7 @@ class ScoreServer(ScoreShard):
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
         self._config.check_world(world_size, rank)
         with self._roster_lock:
-            if self._roster.attempt != attempt:
+            if not self._roster.knows(attempt):
                 if self._behind or self._roster.open_epoch_number is not None:
                     self._go_to(*self._storage.position())
                 self._shards.all("begin", attempt)
@@ -107,12 +107,14 @@ class ScoreServer(ScoreShard):
         with self._roster_lock:
             if not self._roster.close_epoch(Caller(rank, attempt), epoch, num_steps):
                 return False
+            self._behind = self._shards.count > 1  # until the epoch is on storage: a shard may lose it before
             try:
                 self._shards.all("open_steps", range(0))
                 self._write_snapshot()
-            except errors.ServerError:  # a shard lost the epoch
-                self._behind = True
+            except errors.ServerError:  # one of them has: the epoch is not finished
+                self._roster.go_to(*self._storage.position())
                 raise
+            self._behind = False
             return True
 
     def _write_snapshot(self) -> None:
@@ -159,8 +161,10 @@ class ScoreServer(ScoreShard):
             if table is not None:
                 state = self._decoded(finished_epochs, starts, sha256, table)
                 self._roster.go_to(finished_epochs, starts)
+                self._behind = self._shards.count > 1
                 self._shards.load(state.records)
                 self._write_snapshot()
+                self._behind = False
             elif finished_epochs == 0 or self._storage.holds(finished_epochs, sha256):
                 self._go_to(finished_epochs, starts)
                 self._storage.forget_after(finished_epochs)
@@ -175,6 +179,7 @@ class ScoreServer(ScoreShard):
 
         Raises:
             EpochOrderError: an epoch is open; what is in the table then is no state to continue from.
+            ServerRestartedError: a shard restarted, and may have lost what the others have.
         """
         self._ready()
         with self._roster_lock:
@@ -183,6 +188,11 @@ class ScoreServer(ScoreShard):
                     f"epoch {self._roster.open_epoch_number} is open: take the state between two epochs, "
                     "when every rank has closed the last one"
                 )
+            if self._roster.attempt is None:
+                if self._behind:
+                    self._go_to(*self._storage.position())
+            elif self._shards.count > 1:  # one that restarted may stand elsewhere
+                self._shards.all("check_begun")
             table = records_to_arrow(self._shards.records())
             return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
 
@@ -229,6 +239,7 @@ class ScoreServer(ScoreShard):
         decoded = snapshots.decode_table(table, "the table in the checkpoint")
         num_samples = decoded.num_rows if self._config.grows else self._config.num_samples
         records = arrow_to_records(decoded, num_samples)
+        self._engine.check_records(records[:: self._shards.count])
         return RunState(records, finished_epochs, tuple(starts))
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:

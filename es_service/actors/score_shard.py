@@ -38,6 +38,7 @@ from es_service.storage import runs
 __all__ = ["ScoreShard"]
 
 I64 = NDArray[np.int64]
+_MAX_TALKS = 8
 
 
 class ScoreShard:
@@ -128,6 +129,7 @@ class ScoreShard:
             if report.seq == last > 0:
                 return answer
             self._intake.check_follows(report, last)
+            self._make_room(report)
             return self._apply(report)
 
     def report(self, message: bytes) -> int:
@@ -145,6 +147,8 @@ class ScoreShard:
             new = [report for report in reports if not 1 <= report.seq <= last]
             for ahead, report in enumerate(new):
                 self._intake.check_follows(report, last + ahead)
+            for report in new:
+                self._make_room(report)
             for report in new:
                 self._apply(report)
         return reports[-1].seq
@@ -172,10 +176,12 @@ class ScoreShard:
             )
         return ids
 
-    def _apply(self, report: wire.Report) -> bytes:
+    def _make_room(self, report: wire.Report) -> None:
         for ids in (report.ids, report.selected):
             if ids.size:
                 self._engine.make_room(ids)
+
+    def _apply(self, report: wire.Report) -> bytes:
         weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
         self._overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)
@@ -192,7 +198,6 @@ class ScoreShard:
         self._ready()
         with self._lock:
             self._intake.begin(attempt)
-            self._talks.clear()
             self._overlaps.clear()
 
     def open_steps(self, steps: range) -> None:
@@ -201,6 +206,10 @@ class ScoreShard:
             self._check_restart()
             self._intake.open_steps(steps)
             self._overlaps.clear()
+
+    def check_begun(self) -> None:
+        """Raise ServerRestartedError where this shard restarted since the current attempt began."""
+        self._check_restart()
 
     def talk(self, token: str, about: str, *args: Any) -> Any:
         """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
@@ -216,20 +225,33 @@ class ScoreShard:
             "top": functools.partial(queries.top, self._engine),
             "distribution": functools.partial(queries.distribution, self._engine),
         }
-        self._talks[token] = generators[about](*args)
+        with self._lock:
+            self._talks[token] = generators[about](*args)
+            while len(self._talks) > _MAX_TALKS:  # left behind by whoever asked
+                del self._talks[next(iter(self._talks))]
         return self.answer(token, None)
+
+    @property
+    def waiting_talks(self) -> int:
+        """How many talks wait for what all shards said."""
+        return len(self._talks)
+
+    def forget(self, token: str) -> None:
+        """Drop a talk that came to nothing."""
+        with self._lock:
+            self._talks.pop(token, None)
 
     def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
         """Go on with what all shards said; return as `talk` does."""
         self._ready()
         with self._lock:
-            if token not in self._talks:  # it restarted in the middle
-                self._check_restart()
+            if token not in self._talks:  # it restarted in the middle, or so many others came between
+                raise errors.ServerRestartedError(f"shard {self._shard.index} has forgotten the question: ask again")
             talk = self._talks[token]
             try:
                 return next(talk) if answer is None else talk.send(answer)
             except BaseException as end:
-                del self._talks[token]
+                self._talks.pop(token, None)
                 if isinstance(end, StopIteration):
                     return end.value
                 raise

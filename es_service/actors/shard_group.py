@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.actors.score_shard import ScoreShard
 from es_service.selection.agreement import Join, Sum, merge
 from es_service.selection.plans import Plan, joined
@@ -27,27 +29,32 @@ class ShardGroup:
     """
 
     def __init__(self, own: ScoreShard, ask: Callable[..., Callable[[], Any]] | None, count: int) -> None:
+        self.count = count
         self._own = own
         self._ask = ask
-        self._count = count
 
     def all(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard with the same arguments."""
-        return self.each(method, [args] * self._count)
+        return self.each(method, [args] * self.count)
 
     def each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method of every shard with arguments of its own."""
         ask = self._ask
-        waiting = [ask(index, method, *args[index]) for index in range(1, self._count)] if ask is not None else []
+        waiting = [ask(index, method, *args[index]) for index in range(1, self.count)] if ask is not None else []
         own = getattr(self._own, method)(*args[0])
         return [own, *(wait() for wait in waiting)]
 
     def agree(self, about: str, *args: Any) -> list[Any]:
         """Let all shards agree on something, see `ScoreShard.talk`; return each one's part of it."""
         token = uuid.uuid4().hex
-        said = self.all("talk", token, about, *args)
-        while isinstance(said[0], Sum | Join):
-            said = self.all("answer", token, merge(said))
+        try:
+            said = self.all("talk", token, about, *args)
+            while isinstance(said[0], Sum | Join):
+                said = self.all("answer", token, merge(said))
+        except errors.EsServiceError:
+            with contextlib.suppress(errors.EsServiceError):  # the one that failed may be away
+                self.all("forget", token)
+            raise
         return said
 
     def plan(self, epoch: int, epoch_starts: Sequence[int]) -> Plan:
@@ -66,9 +73,9 @@ class ShardGroup:
             return only
         whole = np.empty(sum(part.size for part in parts), dtype=parts[0].dtype)
         for index, part in enumerate(parts):
-            whole[index :: self._count] = part
+            whole[index :: self.count] = part
         return whole
 
     def load(self, records: NDArray[np.void]) -> None:
         """Give every shard its rows of a whole table."""
-        self.each("load_records", [(np.ascontiguousarray(records[i :: self._count]),) for i in range(self._count)])
+        self.each("load_records", [(np.ascontiguousarray(records[i :: self.count]),) for i in range(self.count)])

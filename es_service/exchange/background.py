@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.exchange.backlog import Backlog
 from es_service.exchange.base import SavedState
 from es_service.exchange.remote import NO_IDS, Remote
@@ -28,36 +29,42 @@ class Background(Remote):
         self._put(step, ids_B, seen, NO_IDS)
 
     def _put(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]) -> None:
+        if self._failure is not None:
+            raise self._failure
         if self._backlogs is None:
             shards = range(len(self._shards))
             self._backlogs = [Backlog(self._sender(shard), self._deadline_s) for shard in shards]
-        for shard, _, message in self._reports(step, ids_B, seen, selected_b):
-            self._backlogs[shard].put(message)
+        try:
+            for shard, _, message in self._reports(step, ids_B, seen, selected_b):
+                self._backlogs[shard].put(message)
+        except errors.ServerError as error:  # a report is lost, and those behind it would be refused
+            self._failure = error
+            raise
 
     def _sender(self, shard: int) -> Callable[[bytes], object]:
         return lambda message: self._call("report", message, shard=shard)
 
-    def _flush(self) -> None:
-        for backlog in self._backlogs or ():
-            backlog.flush()
-
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; waits until the backlog is empty."""
-        self._flush()
+        for backlog in self._backlogs or ():
+            backlog.flush()
         super().close_epoch(epoch, num_steps)
 
     def load(self, state: SavedState) -> None:
-        """See `Exchange.load`."""
-        self._flush()
+        """See `Exchange.load`; what has not been reported is about to be forgotten anyway."""
+        self._drop()
         super().load(state)
 
     def reset(self) -> None:
-        """See `Exchange.reset`."""
-        self._flush()
+        """See `Exchange.reset`; as `load`."""
+        self._drop()
         super().reset()
+
+    def _drop(self) -> None:
+        self.close()
+        self._backlogs = None
 
     def close(self) -> None:
         """See `Exchange.close`; ends the reporting threads, dropping what an unfinished epoch still had to say."""
         for backlog in self._backlogs or ():
             backlog.close()
-        self._backlogs = None

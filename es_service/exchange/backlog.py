@@ -60,6 +60,10 @@ class Backlog:
     def flush(self) -> None:
         """Return once everything handed over has been applied; errors as in `put`."""
         with self._changed:
+            if self._closed and self._num_bytes:
+                raise errors.ServerUnavailableError(
+                    "this exchange was closed before all was reported: connect again and continue from a checkpoint"
+                )
             self._hurry = True
             self._changed.notify_all()
             try:

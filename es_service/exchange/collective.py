@@ -245,9 +245,9 @@ class Collective:
         assert self._share is not None, "the Selector closes what it opened"
         self._catch_up(-(-self._share.ids.size // self.config.batch_size) - 1)
         self._exchange(f"close epoch {epoch}")
+        self._share = None
         for one in self._replica:
             one.close_epoch(epoch, num_steps)
-        self._share = None
 
     def table(self) -> pa.Table:
         """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""

@@ -8,15 +8,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.exchange.background import Background
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.run import Share
 
 __all__ = ["Leased"]
 
 
 class Leased(Background):
     """Selection never waits for the network inside an epoch."""
+
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
+        """See `Exchange.open_epoch`."""
+        if streamed:
+            raise errors.ConfigError(
+                "exchange 'leased' has nothing to lease where ids come as a stream: take 'prefetch' or 'sync'"
+            )
+        return super().open_epoch(epoch)
 
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`; nothing is waited for unless the backlog is full."""

@@ -50,15 +50,14 @@ class Prefetch(Background):
 
     def expect(self, step: int, ids_B: I64) -> None:
         """See `Exchange.expect`; asks for their rows."""
-        self._held = None
-        self._asked = (ids_B, [])
+        self._held = self._asked = None
         run_step = self._share.first_step + step
-        if self._dtypes:
-            self._asked[1].extend(
-                (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
-                for shard, cut in enumerate(self._pieces(ids_B))
-                for where in cut
-            )
+        asked = [
+            (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
+            for shard, cut in enumerate(self._pieces(ids_B) if self._dtypes else [])
+            for where in cut
+        ]
+        self._asked = (ids_B, asked)
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
@@ -96,20 +95,22 @@ class Prefetch(Background):
         """Return the leased columns of these ids as they are when all that this rank has said is applied."""
         if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
             return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
-        if self._asked is None or not np.array_equal(self._asked[0], ids_B):
+        if self._asked is None or places(self._asked[0], ids_B).min() < 0:
             self.expect(step, ids_B)
         assert self._asked is not None
-        rows = {name: np.empty(ids_B.size, dtype=dtype) for name, dtype in self._dtypes.items()}
+        fetched = self._asked[0]
+        rows = {name: np.empty(fetched.size, dtype=dtype) for name, dtype in self._dtypes.items()}
         for shard, where, reference in self._asked[1]:
             answer = self._wait(reference, "fetch")
-            seq, num_overlaps, columns = wire.decode_rows(answer, ids_B[where].size, self._dtypes)
+            seq, num_overlaps, columns = wire.decode_rows(answer, fetched[where].size, self._dtypes)
             self._warn(num_overlaps)
             current = {name: values.copy() for name, values in columns.items()}
-            self._unconfirmed[shard].put_on(seq, ids_B[where], current)
+            self._unconfirmed[shard].put_on(seq, fetched[where], current)
             for name, values in current.items():
                 rows[name][where] = values
-        self._asked, self._held = None, (ids_B, rows)
-        return rows
+        self._asked, self._held = None, (fetched, rows)
+        found = places(fetched, ids_B)  # all of them, but where some were not finite
+        return {name: values[found] for name, values in rows.items()}
 
     def _report(self, step: int, ids_B: I64, seen: Columns, selected_b: I64, new: dict[str, NDArray[Any]]) -> None:
         """Report, and keep what the rows now are until the server is known to have it."""

@@ -114,8 +114,13 @@ class Remote:
             rank, attempt = self.position.rank, self._caller.attempt
             described = runs.config_to_dict(self.config)
             self._num_rewinds = self._call("join", rank, attempt, self.position.world_size, described)
-            self._seqs = [self._call("enter", rank, attempt, shard=shard) for shard in range(len(self._shards))]
+            self._enter()
             self._joined = True
+
+    def _enter(self) -> None:
+        """Hear from every shard which of this rank's reports was its last."""
+        caller = (self.position.rank, self._caller.attempt)
+        self._seqs = [self._call("enter", *caller, shard=shard) for shard in range(len(self._shards))]
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -155,8 +160,10 @@ class Remote:
         """
         if self._failure is not None:
             raise self._failure
-        under_way = [(shard, where, self._ask(shard, method, message)) for shard, where, message in reports]
+        under_way = []
         try:
+            for shard, where, message in reports:
+                under_way.append((shard, where, self._ask(shard, method, message)))
             return [(where, self._wait(reference, method)) for _, where, reference in under_way]
         except errors.ServerError as error:
             self._failure = error
@@ -166,6 +173,12 @@ class Remote:
                 self._seqs[under_way[0][0]] -= 1
             else:
                 self._failure = errors.ServerError(f"only some shards took a report of this rank: {error}")
+            raise
+        except BaseException:  # Ctrl-C, say
+            self._failure = errors.ServerError(
+                f"a call of rank {self.position.rank} was interrupted, so that it is open whether it was applied: "
+                "connect again and continue from the last checkpoint"
+            )
             raise
 
     # -- the contract -------------------------------------------------------------------------------------------------
@@ -263,7 +276,6 @@ class Remote:
                 "from the end of an epoch"
             )
         self._join()
-        self._num_rewinds += 1
         digest = hashlib.sha256(state.table).hexdigest()
         if not self._rewind(state.finished_epochs, state.epoch_starts, digest, None):
             self._rewind(state.finished_epochs, state.epoch_starts, digest, state.table)
@@ -271,12 +283,15 @@ class Remote:
     def reset(self) -> None:
         """See `Exchange.reset`; the first rank of an attempt does it."""
         self._join()
-        self._num_rewinds += 1
         self._rewind(0, (0,), "", None)
 
     def _rewind(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None) -> bool:
-        caller = (self.position.rank, self._caller.attempt, self._num_rewinds)
-        return bool(self._call("rewind", *caller, finished_epochs, starts, sha256, table))
+        caller = (self.position.rank, self._caller.attempt, self._num_rewinds + 1)
+        if not self._call("rewind", *caller, finished_epochs, starts, sha256, table):
+            return False
+        self._num_rewinds += 1
+        self._enter()
+        return True
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`; nobody waits for it."""

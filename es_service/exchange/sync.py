@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.remote import NO_IDS, Remote
 from es_service.selection.engine import Draw
@@ -24,6 +25,12 @@ class Sync(Remote):
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
+        selection = self.config.selection
+        if streamed and selection.score_every > 1 and selection.method.needs_losses:
+            raise errors.ConfigError(
+                f"score_every={selection.score_every} draws by what is known of ids, which 'sync' does not know of a "
+                "stream: take exchange='prefetch', or score_every=1"
+            )
         self._untold = NO_IDS
         return super().open_epoch(epoch, streamed=streamed)
 

@@ -24,6 +24,7 @@ __all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_colum
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
+_FREE_GROWTH, _MAX_GROWTH = 1 << 24, 64  # rows that are always let come, and growth by how much beyond them
 _TINY = np.finfo(np.float64).tiny
 NOTHING: F32 = np.empty(0, dtype=np.float32)
 
@@ -161,9 +162,22 @@ class Engine:
         return weights_B
 
     def make_room(self, ids_B: I64) -> None:
-        """Let the table grow to hold these ids, where it may; ConfigError where there is no memory for so many."""
-        if self._first_num_samples is not None:
-            self.grow_to(int(ids_B.max()) + 1)
+        """Let the table grow to hold these ids, where it may.
+
+        Raises:
+            IdError: a gap so large that the ids can hardly number samples.
+            ConfigError: there is no memory for so many.
+        """
+        if self._first_num_samples is None:
+            return
+        num_samples = int(ids_B.max()) + 1
+        if num_samples > max(_FREE_GROWTH, _MAX_GROWTH * self.num_samples):
+            raise errors.IdError(
+                f"id {num_samples - 1:,} lies far beyond the {self.num_samples:,} samples so far, and a table up to it "
+                f"takes {num_samples * self.table.dtype.itemsize:,} bytes: number samples from 0 without large gaps, "
+                "or give num_samples"
+            )
+        self.grow_to(num_samples)
 
     def grow_to(self, num_samples: int) -> None:
         """Let n be this at least."""

@@ -1,7 +1,7 @@
 """Questions about a table that may be sharded: exact, and no shard sends more than its share of the answer.
 
 Each is a generator that runs on every shard, see `agreement`; the parts it returns there are put together afterwards.
-Where a table is being written meanwhile, a shard answers as of when it was asked.
+Where a table is being written meanwhile, a shard ranks and counts by its values as of when it was asked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from es_service.selection.table import records_to_arrow
 __all__ = ["Distribution", "distribution", "ranked", "top"]
 
 _MAX_BINS = 4096
+_ALWAYS = ("id", "visits", "selected", "last_step")  # say something of samples that were never observed, too
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Distribution:
 
     Attributes:
         edges: float64[bins + 1], ascending, from the lowest to the highest value; the last bin holds its right edge.
+            Where all values are equal, from half below to half above.
         counts: int64[bins].
         num_missing: samples that have no value, because they were never observed.
     """
@@ -47,6 +49,8 @@ def _finite(engine: Engine, column: str) -> tuple[NDArray[np.float64], NDArray[n
         raise errors.ConfigError(f"no column {column!r}; {suggest(column, names)}")
     values = (engine.ids() if column == "id" else engine.column(column)).astype(np.float64)
     finite = np.isfinite(values)
+    if column not in _ALWAYS:
+        finite &= engine.column("visits") > 0
     values[~finite] = 0.0
     return values, finite
 
@@ -58,11 +62,12 @@ def top(engine: Engine, column: str, num: int, lowest: bool) -> Agreed[pa.Table]
         ConfigError: no such column, or `num` below 1.
     """
     num = as_integer("num", num, least=1)
+    all_ids = engine.ids()  # before the table may grow
     values, finite = _finite(engine, column)
     [available] = yield from agreement.count(finite)
     keys = values if lowest else -values
-    chosen = yield from agreement.lowest(keys, engine.ids(), min(num, available), finite)
-    ids = engine.ids()[chosen]
+    chosen = yield from agreement.lowest(keys, all_ids, min(num, available), finite)
+    ids = all_ids[chosen]
     rows = records_to_arrow(engine.table.gather(engine.shard.rows(ids)))
     return rows.set_column(0, "id", pa.array(ids))
 

@@ -48,6 +48,7 @@ class Roster:
         self.finished_epochs = 0
         self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
         self._attempt: str | None = None
+        self._retired: set[str] = set()
         self._world_size = 1
         self._opened: set[int] = set()
         self._closed: set[int] = set()
@@ -77,6 +78,10 @@ class Roster:
         """The current attempt, None before anybody joined."""
         return self._attempt
 
+    def knows(self, attempt: str) -> bool:
+        """Return whether this is the current attempt, or one before it."""
+        return attempt == self._attempt or attempt in self._retired
+
     @property
     def world_size(self) -> int:
         """Ranks of the current attempt."""
@@ -87,10 +92,14 @@ class Roster:
 
         Raises:
             ConfigError: the rank is not in [0, world_size), or the plan is too small for so many.
-            EpochOrderError: the other ranks of this attempt said another world size.
+            EpochOrderError: the other ranks of this attempt said another world size; or a newer attempt has begun.
         """
         self.config.check_world(world_size, caller.rank)
+        if caller.attempt in self._retired:
+            raise superseded(caller.rank)
         if caller.attempt != self._attempt:
+            if self._attempt is not None:
+                self._retired.add(self._attempt)
             self._attempt, self._world_size = caller.attempt, world_size
             self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
         elif world_size != self._world_size:

@@ -66,7 +66,12 @@ class RunConfig:
     def check_streams(self) -> None:
         """Raise ConfigError where the selection goes by plans, which a stream has none of."""
         method = self.selection.method
-        if self.selection.prune_ratio > 0 or type(method).plan is not Method.plan or method.window > self.batch_size:
+        if method.window > self.batch_size:
+            raise errors.ConfigError(
+                f"method {method.name!r} compares a meta-batch with those before it in the plan, and a stream has "
+                f"none: let its history be at most batch_size={self.batch_size}"
+            )
+        if self.selection.prune_ratio > 0 or type(method).plan is not Method.plan:
             raise errors.ConfigError(
                 f"method {method.name!r} with prune_ratio={self.selection.prune_ratio:g} plans which ids an epoch "
                 "holds, but those of a stream are not known beforehand: take evolved, loss, ema, rho or random, with "

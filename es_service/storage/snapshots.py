@@ -134,9 +134,10 @@ def finish_snapshot(
         files.write_json(filesystem, f"{beside}/manifest.json", manifest)
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
+        drop_snapshots_after(filesystem, run_path, finished_epochs)
         filesystem.move(beside, place)
         for seq in list_snapshots(filesystem, run_path):
-            if seq > finished_epochs or seq <= finished_epochs - keep:
+            if seq <= finished_epochs - keep:
                 filesystem.delete_dir(_folder(run_path, seq))
 
 
@@ -209,8 +210,6 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     if len(entries) == shard.count:
         return RunState(part(shard.index), finished_epochs, starts)
     first = part(0)
-    if num_samples > first.size * len(entries):
-        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} names too few files")
     whole = np.empty(num_samples, dtype=first.dtype)
     for index in range(len(entries)):
         whole[index :: len(entries)] = part(index) if index else first

@@ -9,6 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -438,6 +439,51 @@ def test_reset_starts_over(exchange: str, run: str, storage: str) -> None:
     selectors[0].reset()
     assert train(selectors, range(2)) == once
     assert finish(selectors).column("visits").to_numpy().max() == 2
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
+def test_all_ranks_reset_inside_an_epoch(exchange: str, run: str, storage: str) -> None:
+    """What the slower rank has under way when the first one resets is dropped with the rest."""
+    selectors = remote(run, storage, exchange, SELECTIONS["es"], 2)
+    expected = train(embedded(SELECTIONS["es"], 2), range(2))
+    halfway = [selector.epoch(0) for selector in selectors]
+    for selector, steps in zip(selectors, halfway, strict=True):
+        ids = next(steps)
+        selector.select(ids, observed(0, ids))
+    for selector in selectors:
+        selector.reset()
+    assert train(selectors, range(2)) == expected
+    assert finish(selectors).column("visits").to_numpy().max() == 2
+
+
+def test_a_load_that_fails_leaves_another_one_possible(run: str, storage: str) -> None:
+    [selector] = remote(run, storage, "sync", SELECTIONS["es"], 1)
+    expected = train([selector], range(2))
+    good = selector.state_dict()
+    train([selector], range(2, 3))
+    with pytest.raises(es.StorageError):
+        selector.load_state_dict({**good, "table": good["table"][:-20]})
+    assert selector.load_state_dict(good) == 2
+    selector.reset()
+    assert train([selector], range(2)) == expected
+
+
+def test_a_selector_goes_on_where_a_snapshot_could_not_be_written(run: str, storage: str) -> None:
+    [selector] = remote(run, storage, "leased", SELECTIONS["es"], 1)
+    expected = train(embedded(SELECTIONS["es"], 1), range(2))
+    (Path(storage) / run / "snapshots").write_text("in the way")
+    first = []
+
+    def train_one_epoch() -> None:
+        for ids in selector.epoch(0):
+            draw = selector.select(ids, observed(0, ids))
+            first.append((0, 0, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+
+    with pytest.raises(es.StorageError):
+        train_one_epoch()
+    (Path(storage) / run / "snapshots").unlink()
+    assert first + train([selector], range(1, 2)) == expected
+    selector.close()
 
 
 @pytest.mark.parametrize("exchange", ["sync", "leased"])

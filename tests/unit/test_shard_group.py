@@ -170,3 +170,86 @@ def test_an_id_of_another_shard_is_refused(tmp_path: Path, config: RunConfig) ->
         with pytest.raises(errors.IdError, match=r"id [25] at position [01] is none of shard 1 of 3"):
             group.shards[1].observe(wire.encode_report(report))
     assert sum(group.server.snapshot().column("visits").to_pylist()) == 0
+
+
+def test_no_checkpoint_is_taken_of_shards_that_stand_in_different_places(
+    tmp_path: Path, make_config: MakeConfig, losses_of: Losses
+) -> None:
+    """Rank 0 has closed epoch 0, a shard loses it, and rank 1 finds that out when it closes."""
+    config = make_config()
+    group = Group(str(tmp_path), config, 2)
+    described = runs.config_to_dict(config)
+    for rank in range(2):
+        group.server.join(rank, FIRST, 2, described)
+        group.server.open_epoch(rank, FIRST, 0)
+    group.server.close_epoch(0, FIRST, 0)
+    group.restart(1)
+    with pytest.raises(errors.ServerRestartedError):
+        group.server.close_epoch(1, FIRST, 0)
+    assert group.server.stats()["finished_epochs"] == 0
+    with pytest.raises(errors.ServerRestartedError):
+        group.server.state()
+    Worker(group, SECOND).train(0, losses_of)
+    assert group.server.state()[1] == 1
+
+
+def test_a_server_that_restarts_alone_gives_the_state_of_the_last_snapshot(
+    tmp_path: Path, config: RunConfig, losses_of: Losses
+) -> None:
+    group = Group(str(tmp_path), config, 2)
+    worker = Worker(group)
+    worker.train(0, losses_of)
+    before = group.server.state()
+    share = worker.open(1)
+    worker.observe(share.ids[:6], losses_of(share.ids[:6], 4), 4)
+    group.restart(0)
+    assert group.server.state() == before
+
+
+def test_a_shard_that_restarts_after_a_snapshot_failed_mixes_no_epochs(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str]
+) -> None:
+    group = Group(str(tmp_path), config, 2)
+    worker = Worker(group)
+    (tmp_path / "mine" / "snapshots").write_text("in the way")
+    with pytest.raises(errors.StorageError):
+        worker.train(0, losses_of)
+    (tmp_path / "mine" / "snapshots").unlink()
+    group.restart(1)
+    again = Worker(group, SECOND)
+    assert group.server.stats()["finished_epochs"] == 0
+    assert ([again.train(epoch, losses_of) for epoch in range(4)], table(group)) == undisturbed
+
+
+def test_an_attempt_that_was_superseded_cannot_come_back(tmp_path: Path, config: RunConfig) -> None:
+    """A slow rank of the group that died joins behind the first rank of the new one."""
+    group = Group(str(tmp_path), config, 2)
+    described = runs.config_to_dict(config)
+    group.server.join(0, FIRST, 2, described)
+    Worker(group, SECOND).open(0)
+    with pytest.raises(errors.EpochOrderError, match="superseded"):
+        group.server.join(1, FIRST, 2, described)
+    assert group.server.stats()["open_epoch"] == 0
+
+
+def test_questions_that_came_to_nothing_are_dropped(tmp_path: Path, config: RunConfig) -> None:
+    group = Group(str(tmp_path), config, 2)
+    Worker(group)
+    healthy, group.shards[1] = group.shards[1], None
+
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            raise errors.ServerUnavailableError("away")
+
+    group.shards[1] = Away()
+    for _ in range(5):
+        with pytest.raises(errors.ServerUnavailableError):
+            group.server.top("w", 3, False)
+    assert group.server.waiting_talks == healthy.waiting_talks == 0
+    group.shards[1] = healthy
+    for number in range(20):
+        healthy.talk(f"left behind {number}", "top", "id", 3, False)
+    assert healthy.waiting_talks == 8
+    with pytest.raises(errors.ServerRestartedError, match="ask again"):
+        healthy.answer("left behind 0", None)
+    assert group.server.top("id", 3, True).column("id").to_pylist() == [0, 1, 2]

@@ -186,10 +186,10 @@ def test_ids_that_cannot_be_used_change_nothing(ids: list[Any], error: type[Exce
     assert selector.table().num_rows == 1024
 
 
-def test_an_id_that_no_memory_could_hold_is_refused_and_changes_nothing() -> None:
+def test_an_id_beyond_a_huge_gap_is_refused_and_changes_nothing() -> None:
     selector = stream()
     ids = next(selector.stream(0, [np.array([1, 2**39])], ids=lambda batch: batch))
-    with pytest.raises(es.ConfigError, match="more than there are"):
+    with pytest.raises(es.IdError, match="far beyond the 1,024 samples so far"):
         selector.select(ids, losses_of(ids, 0))
     assert selector.table().num_rows == 1024
     assert selector.table().column("visits").to_numpy().max() == 0

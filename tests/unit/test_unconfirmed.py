@@ -40,3 +40,13 @@ def test_what_is_confirmed_is_forgotten() -> None:
     columns = {"s": np.array([0.25], dtype=np.float32)}  # another rank's, say, which came after ours
     unconfirmed.put_on(1, np.array([7]), columns)
     assert columns["s"].tolist() == [0.25]
+
+
+def test_pieces_of_a_step_may_be_read_at_different_times() -> None:
+    """Between two pieces of one step the shard applies a report: the first piece still lacks it."""
+    unconfirmed = Unconfirmed()
+    unconfirmed.add(6, np.array([1, 8]), {"s": np.array([0.5, 0.75], dtype=np.float32)})
+    first, second = ({"s": np.zeros(1, dtype=np.float32)} for _ in range(2))
+    unconfirmed.put_on(5, np.array([1]), first)
+    unconfirmed.put_on(6, np.array([8]), second)
+    assert (first["s"].tolist(), second["s"].tolist()) == ([0.5], [0.0])

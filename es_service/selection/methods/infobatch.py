@@ -46,7 +46,7 @@ class InfoBatch(LastValue):
         """Return all but a share r of the well-learned, drawn uniformly; the rest of those weigh 1/(1-r)."""
         scores = prospect.column("s")
         mean = yield from agreement.exact_mean(scores)
-        well_learned = scores < mean
+        well_learned = scores < np.float64(mean)  # a bare float would be rounded to float32
         [num_well_learned] = yield from agreement.count(well_learned)
         num_out = math.floor(exact_share(self.r, num_well_learned))
         out = yield from prospect.lowest(prospect.uniforms(), num_out, well_learned)

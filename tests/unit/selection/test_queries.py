@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import queries
-from es_service.selection.agreement import agree
+from es_service.selection.agreement import agree, merge
 from es_service.selection.config import preset
 from es_service.selection.engine import Engine
 from es_service.selection.shards import Shard
@@ -46,7 +46,7 @@ def test_the_top_is_that_of_a_sort(seed: int, count: int, num: int, lowest: bool
     parts = agree([queries.top(engine, column, num, lowest) for engine in engines(count, seed)])
     assert sum(part.num_rows for part in parts) <= num
     got = queries.ranked(parts, column, lowest=lowest)
-    rows = [row for row in table(seed).to_pylist() if np.isfinite(row[column])]
+    rows = [row for row in table(seed).to_pylist() if row["visits"] or column == "id"]
     rows.sort(key=lambda row: (row[column] if lowest else -row[column], row["id"]))
     assert repr(got.to_pylist()) == repr(rows[:num])
 
@@ -83,3 +83,28 @@ def test_of_a_table_that_saw_nothing() -> None:
 def test_what_cannot_be_answered_is_refused(ask: Any, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         agree([ask(engine) for engine in engines(2)])
+
+
+@pytest.mark.parametrize("column", ["s", "w", "loss_mean", "loss_var", "last_loss"])
+def test_samples_never_observed_do_not_count(column: str) -> None:
+    """Their s and w are initial ones, which say nothing."""
+    [engine] = engines(1)
+    assert agree([queries.distribution(engine, column, 5)])[0].num_missing == NUM_SAMPLES - 80
+    [rows] = agree([queries.top(engine, column, NUM_SAMPLES, True)])
+    assert rows.num_rows == 80
+    assert min(rows.column("visits").to_pylist()) == 1
+
+
+def test_a_table_may_grow_while_it_is_asked() -> None:
+    engine = Engine(preset("loss"), 10, grows=True)
+    engine.record(np.arange(10), {"loss": np.arange(10, dtype=np.float32)}, np.arange(0), 0)
+    asked = queries.top(engine, "w", 3, False)
+    next(asked)
+    engine.make_room(np.array([5000]))
+    [found] = agree([queries.top(engine, "w", 3, False)])
+    assert found.column("id").to_pylist() == [7, 8, 9]
+    answer = np.array([10])
+    with pytest.raises(StopIteration) as done:
+        while True:
+            answer = merge([asked.send(answer)])
+    assert done.value.value.column("id").to_pylist() == [7, 8, 9]
