@@ -7,6 +7,7 @@ One client alone gives the times of a call; a simulation of the queue and of thi
 from __future__ import annotations
 
 import collections
+import contextlib
 import heapq
 import tempfile
 import time
@@ -90,10 +91,11 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def processor_seconds(pid: int) -> dict[str, float]:
     """Return the processor time of each thread of a process, by its id."""
-    return {
-        task.name: 1e-9 * int((task / "schedstat").read_text().split()[0])
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    }
+    taken = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended while we looked
+            taken[task.name] = 1e-9 * int((task / "schedstat").read_text().split()[0])
+    return taken
 
 
 class Client:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Services",
+    "capacity",
     "collective",
     "epoch_costs",
     "grid",
@@ -209,6 +210,12 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
+def capacity(model: dict[str, list[dict[str, Any]]], name: str, shards: int, batch: int) -> float:
+    """Return how many workers take all the time of a shard; `leased` with full messages."""
+    one = next(one for one in model["served"] if (one["shards"], one["batch"]) == (shards, batch))
+    return float(one["workers"] / one[name].get("utilisation_full_messages", one[name]["utilisation"]))
+
+
 def readable(model: dict[str, list[dict[str, Any]]], rate: float, batch: int = 1024) -> str:
     """Return some of the model's figures as text."""
     served = {(one["workers"], one["shards"]): one for one in model["served"] if one["batch"] == batch}
@@ -228,6 +235,12 @@ def readable(model: dict[str, list[dict[str, Any]]], rate: float, batch: int = 1
                 )
         cells += [f"{gathered[workers, every]['step_mean_ms']:8.1f}" for every in (1, 64)]
         lines.append("  ".join(cells))
+    lines += ["", "workers at which a shard has no time left, by S = 1, 4, 16"]
+    for size in sorted({one["batch"] for one in model["served"]}):
+        cells = [f"  B = {size:>5,}"]
+        for name in ("sync", "leased"):
+            cells.append(f"{name} " + ", ".join(f"{capacity(model, name, shards, size):,.0f}" for shards in (1, 4, 16)))
+        lines.append("   ".join(cells))
     lines += ["", "     samples   shards   table MB a shard   planning MB at the server   s to plan"]
     lines += [
         f"{one['samples']:>12,}  {one['shards']:>7}  {one['shard_table_bytes'] / 1e6:17,.0f}  "

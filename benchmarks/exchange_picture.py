@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.exchange_model import capacity
 from benchmarks.exchange_training import grouped
 
 __all__ = ["write"]
@@ -56,32 +57,46 @@ def write(path: Path, figures: dict[str, Any]) -> None:
 def training(axes: Axes, figures: dict[str, Any]) -> None:
     """Milliseconds in the exchange at every step, as trained here; one bar for an exchange and number of workers."""
     groups = grouped(figures)
-    labels = []
-    for row, ((workers, name), runs) in enumerate(groups.items()):
+    labels, rows = [], []
+    for place, ((workers, name), runs) in enumerate(groups.items()):
+        row = place + 0.6 * sorted({w for w, _ in groups}).index(workers)  # a gap between numbers of workers
+        rows.append(row)
         mean = sum(run["exchange_ms_per_step"] for run in runs) / len(runs)
         axes.barh(row, mean, color=COLOURS[name.split("(")[0]], height=0.7)
         axes.annotate(f"{mean:.1f}", (mean, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
         labels.append(f"{name}, W = {workers}")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(rows, labels)
+    axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.margins(x=0.12)
     axes.set(xlabel="ms per step in the exchange", title="Measured: trainings on 2 cores")
 
 
 def steps(axes: Axes, model: dict[str, Any], batch: int = 1024) -> None:
     """By how much a step takes longer, with the number of workers."""
-    for name, style in (("sync", "-"), ("leased", "--")):
-        for shards in (1, 4, 16):
-            rows = [one for one in model["served"] if one["batch"] == batch and one["shards"] == shards]
-            axes.plot(
-                [one["workers"] for one in rows],
-                [max(one[name]["step_mean_ms"], 0.05) for one in rows],
-                style,
-                color=COLOURS[name],
-                alpha=FADED[shards],
-                linewidth=2,
-                label=f"{name}, S = {shards}",
-            )
+    for shards in (1, 4, 16):
+        rows = [one for one in model["served"] if one["batch"] == batch and one["shards"] == shards]
+        axes.plot(
+            [one["workers"] for one in rows],
+            [one["sync"]["step_mean_ms"] for one in rows],
+            color=COLOURS["sync"],
+            alpha=FADED[shards],
+            linewidth=2,
+            label=f"sync, S = {shards}",
+        )
+    for shards in (1, 4, 16):
+        rows = [one for one in model["served"] if one["batch"] == batch and one["shards"] == shards]
+        late = [one for one in rows if one["leased"]["step_mean_ms"] > 0]
+        full = capacity(model, "leased", shards, batch)
+        axes.plot(
+            [full, *(one["workers"] for one in late)],
+            [0.1, *(one["leased"]["step_mean_ms"] for one in late)],
+            "--o",
+            color=COLOURS["leased"],
+            alpha=FADED[shards],
+            linewidth=2,
+            markersize=4,
+            label=f"leased, S = {shards}: 0 up to {full:,.0f}",
+        )
     for every in (1, 64):
         rows = [one for one in model["collective"] if one["batch"] == batch and one["every"] == every]
         rows = [one for one in rows if one["workers"] > 1]
@@ -99,7 +114,9 @@ def steps(axes: Axes, model: dict[str, Any], batch: int = 1024) -> None:
     ticks = [2**i for i in range(10)]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set(yscale="log", ylim=(0.05, 2e4), xlabel="workers W", ylabel="ms by which a step takes longer")
+    axes.set(
+        yscale="log", xlim=(0.9, 900), ylim=(0.1, 2e4), xlabel="workers W", ylabel="ms by which a step takes longer"
+    )
     axes.set_title(f"Model: W workers in lockstep, B = {batch:,}")
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)

@@ -29,7 +29,7 @@ class Shape:
     images: int = 5120
     epochs: int = 3
     total_batch: int = 64
-    rounds: int = 1
+    turns: int = 1
 
     @property
     def steps(self) -> int:
@@ -52,7 +52,7 @@ def contenders(shape: Shape, num_workers: int) -> dict[str, dict[str, Any]]:
 
 
 def measure(shape: Shape, workers: Sequence[int], only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train with every exchange and number of workers, `rounds` times in turns; `only` names some of the exchanges."""
+    """Train with every exchange and number of workers, `turns` times in turns; `only` names some of the exchanges."""
     import torch
 
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -60,7 +60,7 @@ def measure(shape: Shape, workers: Sequence[int], only: Sequence[str] | None = N
     torch.set_num_threads(1)  # as Ray gives its workers: `embedded` trains in this process
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as storage:
-        for turn in range(shape.rounds):
+        for turn in range(shape.turns):
             for num_workers in workers:
                 for name, settings in contenders(shape, num_workers).items():
                     if only is None or name in only:
@@ -108,7 +108,7 @@ def readable(figures: dict[str, Any]) -> str:
     shape = figures["shape"]
     lines = [
         f"training: {shape['images']:,} images, {shape['epochs']} epoch(s) of {shape['steps_per_epoch']} steps, total "
-        f"batch {shape['total_batch']}, {shape['rounds']} turn(s); ms per step",
+        f"batch {shape['total_batch']}, {shape['turns']} turn(s); ms per step",
         "workers  exchange             exchange   whole step   accuracy",
     ]
     for (workers, name), rows in grouped(figures).items():

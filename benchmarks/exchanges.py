@@ -1,11 +1,12 @@
 """What each exchange costs a training, and what it should cost with up to 512 workers and 10^9 samples.
 
-    python -m benchmarks.exchanges [--json] [--out DIR] [--quick] [--workers 2,4] [--simulate-only | --train-only]
+    python -m benchmarks.exchanges [--json] [--out DIR] [--quick] [--workers 2,4] [--turns N]
+                                   [--simulate-only | --train-only]
 
-Trains with every exchange in turns; then measures what a call, a plan and an all-gather take here, extrapolates by a
-model, and checks the model with as many clients as fit here. `--out` writes exchanges.json and the picture
+Measures what a call, a plan and an all-gather take here, extrapolates by a model, and checks the model with as many
+clients as fit here; trains with every exchange in turns. `--out` writes exchanges.json and the picture
 exchanges.png there (needs matplotlib); the halves may be run apart: the file keeps the other one's figures. All of it
-takes about 15 minutes on 2 cores, the simulation alone 2.
+takes about 10 minutes on 2 cores, the simulation alone 1.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument(
         "--workers", default="2,4", metavar="W,…", help="numbers of workers to train with (default: 2,4)"
     )
+    parser.add_argument("--turns", type=int, default=1, metavar="N", help="trainings with each exchange (default: 1)")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--simulate-only", action="store_true", help="measure services and extrapolate, train nothing")
     half.add_argument("--train-only", action="store_true", help="train, extrapolate nothing")
@@ -42,18 +44,18 @@ def main() -> int:
     if not options.train_only:
         figures |= simulate(quick=options.quick)
     if not options.simulate_only:
-        figures["training"] = train(workers, quick=options.quick)
+        figures["training"] = train(workers, options.turns, quick=options.quick)
     if options.out is not None:
         figures = written(options.out, figures)
     print(json.dumps(figures) if options.json else readable(figures))
     return 0
 
 
-def train(workers: list[int], *, quick: bool) -> dict[str, Any]:
+def train(workers: list[int], turns: int, *, quick: bool) -> dict[str, Any]:
     """Train with one worker and with these numbers of them."""
     if quick:
         return exchange_training.measure(exchange_training.QUICK, workers, ["leased", "collective(8)"])
-    return exchange_training.measure(exchange_training.Shape(), [1, *workers])
+    return exchange_training.measure(exchange_training.Shape(turns=turns), [1, *workers])
 
 
 def simulate(*, quick: bool) -> dict[str, Any]:
