@@ -13,20 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Services",
-    "capacity",
-    "collective",
-    "epoch_costs",
-    "grid",
-    "leased",
-    "lindley",
-    "lockstep",
-    "md1_mean_wait",
-    "md1_p99_wait",
-    "readable",
-    "sync",
-]
+__all__ = ["Services", "capacity", "collective", "epoch_costs", "grid", "leased", "lindley", "lockstep"]
+__all__ += ["md1_mean_wait", "md1_p99_wait", "readable", "sync"]
 
 F64 = NDArray[np.float64]
 
@@ -34,7 +22,7 @@ ROW_BYTES = 32  # of the table
 _MESSAGE_BYTES = 96 << 10  # fullest message of `leased`
 _LINGER_S = 0.1  # what a smaller one waits for company
 _BACKLOG_BYTES = 64 << 20
-_JITTER = 0.05  # standard deviation of a forward pass, as a share of the step: an assumption
+_JITTER = 0.05  # standard deviation of a forward pass as a share of the step: assumed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +79,7 @@ def md1_p99_wait(rate: float, service_s: float, num: int = 200_000, seed: int = 
 def lindley(arrivals: F64, service_s: float) -> F64:
     """Return how long each of these arrivals, ascending along the last axis, waits before it is served."""
     served_before = service_s * np.arange(arrivals.shape[-1])
-    starts: F64 = np.maximum.accumulate(arrivals - served_before, axis=-1) + served_before
+    starts = np.maximum.accumulate(arrivals - served_before, axis=-1) + served_before
     return np.maximum(starts - arrivals, 0.0)  # no rounding below 0
 
 
@@ -171,7 +159,6 @@ def epoch_costs(services: Services, num_samples: int, shards: int) -> dict[str, 
         "shard_table_bytes": ROW_BYTES * num_samples / shards,
         "server_planning_bytes": services.plan_row_bytes * num_samples,
         "plan_s": services.plan_row_s * num_samples / shards + services.deal_row_s * num_samples,
-        "plan_shards_s": services.plan_row_s * num_samples / shards,
         "plan_server_s": services.deal_row_s * num_samples,
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import es_service as es
-from benchmarks.exchange_model import Services, report_bytes
+from benchmarks.exchange_model import Services, epoch_costs, report_bytes
 from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.exchange.base import Position
@@ -25,7 +25,7 @@ from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage import runs
 
-__all__ = ["BATCHES", "SELECTION", "measure", "readable"]
+__all__ = ["BATCHES", "SELECTION", "check_planning", "measure", "readable"]
 
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0), seed=0)
 PRUNING = es.Selection(es.methods.evolved(), ratio=0.25, prune_ratio=0.2, anneal=(0, 0), max_age=None, seed=0)
@@ -113,6 +113,19 @@ def planning(num_samples: int) -> dict[str, float]:
     }
 
 
+def check_planning(services: Services, num_samples: int) -> dict[str, float]:
+    """Return the seconds that planning so many rows takes with one shard, measured and by the model, and its error."""
+    found = planning(num_samples)
+    measured_s = num_samples * (found["plan_row_s"] + found["deal_row_s"])
+    predicted_s = epoch_costs(services, num_samples, 1)["plan_s"]
+    return {
+        "samples": num_samples,
+        "measured_s": measured_s,
+        "predicted_s": predicted_s,
+        "error": predicted_s / measured_s - 1.0,
+    }
+
+
 def all_gathers(num: int, worlds: tuple[int, ...]) -> list[dict[str, float]]:
     """Return the median seconds of gloo's all-gather, for some numbers of ranks on this machine and sizes."""
     context = multiprocessing.get_context("spawn")
@@ -156,7 +169,7 @@ def fit_gather(gathers: list[dict[str, float]]) -> tuple[float, float, float]:
     return float(a), float(b), float(np.abs(terms @ [a, b] / times - 1.0).max())
 
 
-def readable(services: Services, made_from: dict[str, Any]) -> str:
+def readable(services: Services, made_from: dict[str, Any], planned: dict[str, float]) -> str:
     """Return the services as text."""
     lines = ["measured: processor time, µs of a message", "     B   observe    report   on a replica"]
     lines += [
@@ -168,7 +181,9 @@ def readable(services: Services, made_from: dict[str, Any]) -> str:
         f"Ray's part of a call: {1e3 * services.call_s:.2f} ms at the server, "
         f"{1e3 * services.client_s:.2f} ms at the caller",
         f"planning 10^6 rows: {1e6 * services.plan_row_s:.2f} s at the shards together, "
-        f"{1e6 * services.deal_row_s:.2f} s at the server; {services.plan_row_bytes:.0f} bytes a row while it plans",
+        f"{1e6 * services.deal_row_s:.2f} s at the server; {services.plan_row_bytes:.0f} bytes a row while it plans; "
+        f"{planned['samples']:,} rows took {planned['measured_s']:.1f} s, {planned['predicted_s']:.1f} s predicted "
+        f"({100 * planned['error']:+.0f} %)",
         f"all-gather: (W - 1)·({1e3 * a:.2f} ms + {1e9 * b:.2f} ms per MB), "
         f"off by {100 * made_from['gather_fit_error']:.0f} % at most",
     ]

@@ -6,7 +6,7 @@
 Measures what a call, a plan and an all-gather take here, extrapolates by a model, and checks the model with as many
 clients as fit here; trains with every exchange in turns. `--out` writes exchanges.json and the picture
 exchanges.png there (needs matplotlib); the halves may be run apart: the file keeps the other one's figures. All of it
-takes about 10 minutes on 2 cores, the simulation alone 1.
+takes about 10 minutes on 2 cores, the simulation alone 2.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def simulate(*, quick: bool) -> dict[str, Any]:
         "measured": {**made_from, "clients": clients},
         "model": exchange_model.grid(services, RATE),
         "check": exchange_check.compare(clients, cores),
+        "planning_check": exchange_services.check_planning(services, 10**6 if quick else 5 * 10**7),
     }
 
 
@@ -93,7 +94,7 @@ def readable(figures: dict[str, Any]) -> str:
     if "model" in figures:
         services = exchange_model.Services.from_dict(figures["services"])
         parts += [
-            exchange_services.readable(services, figures["measured"]),
+            exchange_services.readable(services, figures["measured"], figures["planning_check"]),
             exchange_model.readable(figures["model"], RATE),
             exchange_check.readable(figures["check"]),
         ]

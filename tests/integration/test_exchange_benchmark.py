@@ -47,6 +47,7 @@ def test_services_are_measured_and_the_model_is_checked(figures: tuple[dict[str,
     assert row["clients"] == 2
     assert row["measured_p50_ms"] > 0
     assert row["predicted_p50_ms"] > 0
+    assert found["planning_check"]["measured_s"] > 0
 
 
 def test_the_figures_are_kept_and_drawn(figures: tuple[dict[str, Any], Path]) -> None:
