@@ -37,7 +37,8 @@ class Services:
         idle_s: what a call takes beside the processor times: the way there and back, processes that wake up.
         plan_row_s: of a shard, for a row of the table when an epoch is planned.
         deal_row_s: of the score server alone, for a row: joining, shuffling and dealing out what the shards planned.
-        plan_row_bytes: most memory that planning takes beside the table, for a row.
+        plan_row_bytes, deal_row_bytes: most memory beside the table, of a row, for planning with one shard; and for
+            dealing out alone.
         gather_s: (a, b) of an all-gather among W ranks: (W - 1)·(a + b·bytes), as in a ring.
     """
 
@@ -50,6 +51,7 @@ class Services:
     plan_row_s: float
     deal_row_s: float
     plan_row_bytes: float
+    deal_row_bytes: float
     gather_s: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,9 +157,10 @@ def collective(services: Services, workers: int, every: int, batch: int) -> dict
 
 def epoch_costs(services: Services, num_samples: int, shards: int) -> dict[str, float]:
     """Return memory, and seconds to plan an epoch, for a table of so many rows."""
+    planning = services.plan_row_bytes - services.deal_row_bytes
     return {
         "shard_table_bytes": ROW_BYTES * num_samples / shards,
-        "server_planning_bytes": services.plan_row_bytes * num_samples,
+        "server_planning_bytes": (services.deal_row_bytes + planning / shards) * num_samples,
         "plan_s": services.plan_row_s * num_samples / shards + services.deal_row_s * num_samples,
         "plan_server_s": services.deal_row_s * num_samples,
     }

@@ -5,6 +5,7 @@ Processor time where the work is computation, so that what else the machine does
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import multiprocessing
 import tempfile
@@ -21,6 +22,7 @@ from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection import plans
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage import runs
@@ -96,7 +98,7 @@ def planning(num_samples: int) -> dict[str, float]:
         plan_s = 0.0
         for _ in range(2):  # the first one touches memory that nobody touched before
             begin = time.thread_time()
-            server._shards.plan(0, (0,))  # what `open_epoch` asks of the shards
+            plan = server._shards.plan(0, (0,))  # what `open_epoch` asks of the shards
             plan_s = time.thread_time() - begin
         begin = time.thread_time()
         server.open_epoch(0, ATTEMPT, 0)
@@ -106,10 +108,17 @@ def planning(num_samples: int) -> dict[str, float]:
         server.open_epoch(0, "0b" * 16, 0)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+    parts = [dataclasses.replace(plan, ids=plan.ids[shard::2].copy()) for shard in range(2)]
+    tracemalloc.start()
+    whole = plans.shuffle(plans.joined(parts).ids, seed=0, epoch=0)
+    plans.split(whole, world_size=8, num_samples=num_samples, epoch=0)
+    most_dealing = tracemalloc.get_traced_memory()[1] + sum(part.ids.nbytes for part in parts)
+    tracemalloc.stop()
     return {
         "plan_row_s": plan_s / num_samples,
         "deal_row_s": max(0.0, whole_s - plan_s) / num_samples,
         "plan_row_bytes": most / num_samples,
+        "deal_row_bytes": most_dealing / num_samples,
     }
 
 
@@ -181,8 +190,9 @@ def readable(services: Services, made_from: dict[str, Any], planned: dict[str, f
         f"Ray's part of a call: {1e3 * services.call_s:.2f} ms at the server, "
         f"{1e3 * services.client_s:.2f} ms at the caller",
         f"planning 10^6 rows: {1e6 * services.plan_row_s:.2f} s at the shards together, "
-        f"{1e6 * services.deal_row_s:.2f} s at the server; {services.plan_row_bytes:.0f} bytes a row while it plans; "
-        f"{planned['samples']:,} rows took {planned['measured_s']:.1f} s, {planned['predicted_s']:.1f} s predicted "
+        f"{1e6 * services.deal_row_s:.2f} s at the server; {services.plan_row_bytes:.0f} bytes a row while it plans "
+        f"with one shard, {services.deal_row_bytes:.0f} to deal out what many planned",
+        f"  {planned['samples']:,} rows took {planned['measured_s']:.1f} s, {planned['predicted_s']:.1f} s predicted "
         f"({100 * planned['error']:+.0f} %)",
         f"all-gather: (W - 1)·({1e3 * a:.2f} ms + {1e9 * b:.2f} ms per MB), "
         f"off by {100 * made_from['gather_fit_error']:.0f} % at most",

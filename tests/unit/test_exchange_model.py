@@ -19,6 +19,7 @@ SERVICES = exchange_model.Services(
     plan_row_s=1e-7,
     deal_row_s=3e-8,
     plan_row_bytes=36.0,
+    deal_row_bytes=26.0,
     gather_s=(2e-4, 1e-9),
 )
 
