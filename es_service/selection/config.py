@@ -205,6 +205,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "kakurenbo": ("kakurenbo", {"anneal": (0.0, 0.0)}),
         "ucb": ("ucb", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
         "epsilon_greedy": ("epsilon_greedy", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
+        "threshold_closeness": ("threshold_closeness", {}),
+        "prediction_variance": ("prediction_variance", {}),
         "rho": ("rho", {"ratio": 0.1, "draw": "topk", "anneal": (0.0, 0.0)}),
     }
 )

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kakurenbo": ("kakurenbo", {"seed": 19}),
     "ucb": ("ucb", {"seed": 20, "anneal": (0.2, 0), "every": 2, "max_age": None}),
     "epsilon-greedy": ("epsilon_greedy", {"seed": 21, "anneal": (0, 0), "epsilon": 0.2, "max_age": 2}),
+    "closeness": ("threshold_closeness", {"seed": 23, "anneal": (0.2, 0)}),
+    "variance": ("prediction_variance", {"seed": 24, "anneal": (0, 0), "beta": 0.7}),
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
 }
 SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from es_service.selection.methods.active_bias import prediction_variance, threshold_closeness
 from es_service.selection.methods.bandit import epsilon_greedy, ucb
 from es_service.selection.methods.base import Method
 from es_service.selection.methods.evolved import ema, evolved, loss
@@ -26,10 +27,12 @@ __all__ = [
     "kakurenbo",
     "loss",
     "ordered",
+    "prediction_variance",
     "random",
     "random_subset",
     "rho",
     "selective_backprop",
+    "threshold_closeness",
     "ucb",
 ]
 
@@ -48,6 +51,8 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "ucb": ucb,
         "epsilon_greedy": epsilon_greedy,
         "rho": rho,
+        "threshold_closeness": threshold_closeness,
+        "prediction_variance": prediction_variance,
     }
 )
 """Factories by `Method.name`, for settings that come from a file or a command line."""
