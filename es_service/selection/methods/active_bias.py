@@ -63,7 +63,7 @@ class PredictionVariance(_ActiveBias):
     columns: ClassVar[tuple[str, ...]] = ("variance",)
 
     def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:  # noqa: ARG002 - the contract's argument
-        """Return s = β·s + (1-β)·p, variance = β·(variance + (1-β)·(p-s)²), w = √variance + ε; first s = p, variance 0."""
+        """Return s = β·s + (1-β)·p, v = β·(v + (1-β)·(p-s)²), w = √v + ε; first s = p, v = 0."""
         beta, p_B, first = np.float32(self.beta), np.exp(-np.abs(values_B)), old["visits"] == 0
         surprise_B = p_B - old["s"]
         mean_B = np.where(first, p_B, old["s"] + (1 - beta) * surprise_B)
