@@ -136,12 +136,15 @@ def start(
         "get_if_exists": True,
         "lifetime": "detached" if detached else None,
         "num_cpus": 0,
+        "memory": 1,  # a byte: an actor that asks for nothing at all Ray places without looking at the strategy
         "max_restarts": -1,
         "max_pending_calls": _MAX_PENDING_CALLS,
         "max_task_retries": 0,  # Ray would re-execute and reorder: clients retry, by sequence number
     }
     described = runs.config_to_dict(config)
-    server = _ServerActor.options(name=actor_name(run), scheduling_strategy=_place(run, 0, shards or 1), **options)
+    nodes = sorted(node["NodeID"] for node in _nodes() if node["Alive"])
+    place = _place(run, 0, nodes) if (shards or 1) > 1 else "DEFAULT"
+    server = _ServerActor.options(name=actor_name(run), scheduling_strategy=place, **options)
     actors = [server.remote(storage, run, described, shards or 1)]
     failure, place, count = _identity(actors[0])
     if failure is None:
@@ -156,7 +159,7 @@ def start(
                 "stop it first; it starts again from storage with any number"
             )
         for shard in range(1, count):
-            place = _place(run, shard, count)
+            place = _place(run, shard, nodes)
             actor = _ShardActor.options(name=actor_name(run, shard), scheduling_strategy=place, **options)
             actors.append(actor.remote(storage, run, described, shard, count))
     failures = [failure, *(_identity(actor)[0] for actor in actors[1:])]
@@ -169,17 +172,12 @@ def start(
     return actors
 
 
-def _place(run: str, shard: int, count: int) -> Any:
+def _place(run: str, shard: int, nodes: list[str]) -> Any:
     """Return where a shard should live: one node after the other, from one that the run's name picks.
 
-    Ray's own SPREAD looks at CPUs, of which a shard takes none, and puts most of them on one node. A node that is lost
-    is not insisted on.
+    A node that is lost is not insisted on.
     """
-    nodes = sorted(node["NodeID"] for node in _nodes() if node["Alive"])
-    if count == 1 or not nodes:
-        return "DEFAULT"
-    first = zlib.crc32(run.encode())
-    return NodeAffinitySchedulingStrategy(nodes[(first + shard) % len(nodes)], soft=True)
+    return NodeAffinitySchedulingStrategy(nodes[(zlib.crc32(run.encode()) + shard) % len(nodes)], soft=True)
 
 
 def stop(run: str) -> None:

@@ -265,7 +265,7 @@ def by_rank(steps: list[Any], world_size: int) -> list[list[Any]]:
     return [[(step[0], 0, *step[2:]) for step in steps if step[1] == rank] for rank in range(world_size)]
 
 
-@pytest.mark.parametrize(("world_size", "every"), [(1, 1), (2, 1), (3, 1), (2, 3), (3, 1000)])
+@pytest.mark.parametrize(("world_size", "every"), [(2, 1), (3, 4), (2, 1000)])
 @pytest.mark.parametrize(
     ("name", "scored"), [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
 )
@@ -541,7 +541,7 @@ def test_leased_serves_reordered_ids_and_refuses_foreign_ones(run: str, storage:
     mine, theirs = (next(step) for step in steps)
     draw = selectors[0].select(mine[::-1], LOSSES[0, mine[::-1]])
     assert set(draw.ids) <= set(mine)
-    with pytest.raises(es.IdError, match="not in rank 0's share"):
+    with pytest.raises(es.IdError, match="not in this rank's share"):
         selectors[0].select(theirs, LOSSES[0, theirs])
     for selector in selectors:
         selector.close()

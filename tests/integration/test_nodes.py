@@ -19,6 +19,7 @@ from es_service.actors import launch
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 for _ in range(2):
     cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
 selection = es.Selection(es.methods.evolved(), anneal=(0, 0), prune_ratio=0.25, seed=4)
 shape = {"num_samples": 100, "num_epochs": 2, "batch_size": 10}
