@@ -75,6 +75,6 @@ class Lease:
             raise errors.IdError(
                 f"id {ids_B[position]} at position {position} is not in this rank's share: without a call to the "
                 "server only ids from selector.epoch(e) can be drawn from; for a sampler of your own use "
-                "exchange='sync' and score every step"
+                "exchange='prefetch', or 'sync' and score every step"
             )
         return rows

@@ -160,7 +160,7 @@ def test_a_comparison_stopped_in_every_way_goes_on(
             wait_for_one_more(job, out, before=len(kept))
             workers = set(descendants(job.pid))
             os.kill(job.pid, number)
-            _, stderr = job.communicate(timeout=30)
+            _, stderr = job.communicate(timeout=120)
         assert job.returncode == status, stderr
         if number != signal.SIGKILL:
             assert "finished runs are kept" in stderr
