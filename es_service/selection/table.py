@@ -161,6 +161,10 @@ class ScoreTable:
         """Return a copy of the first records, by default of all: quick, so that an owner can do it under a lock."""
         return self._records[:num_rows].copy()
 
+    def copy_rows(self, out_n: NDArray[np.void], start: int, stop: int) -> None:
+        """Copy the rows from `start` to `stop` into the same place of out_n, records of this table's kind."""
+        out_n.view(self._blob)[start:stop] = self._records.view(self._blob)[start:stop]
+
     def load_records(self, records_n: NDArray[np.void]) -> None:
         """Replace the content by records[n], at most as many as there are rows; those behind them are blank."""
         self._records[: records_n.size] = records_n
