@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.picture_style import INK, STYLE
+
 __all__ = ["write"]
 
 COLOURS = {
@@ -24,25 +26,11 @@ COLOURS = {
     "topk": "#6b6b6b",
 }
 LABELS = {name: name.replace("_", "\n") for name in COLOURS}
-INK = "#222222"
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
     """Draw the figures of the benchmark into a PNG file."""
-    style = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(13.5, 4.6), width_ratios=[1.15, 1.0, 0.9], layout="constrained"
         )

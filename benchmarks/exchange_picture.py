@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.exchange_model import capacity
 from benchmarks.exchange_training import grouped
+from benchmarks.picture_style import INK, STYLE
 
 __all__ = ["write"]
 
@@ -25,25 +26,11 @@ COLOURS = {
     "collective": "#5b8c3a",
 }
 FADED = {1: 1.0, 4: 0.6, 16: 0.35, 64: 0.5}
-INK = "#222222"
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
     """Draw the figures of the benchmark into a PNG file."""
-    style = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(14.5, 5.0), width_ratios=[1.0, 1.25, 0.9], layout="constrained"
         )

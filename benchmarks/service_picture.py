@@ -12,29 +12,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.picture_style import INK, STYLE
+
 __all__ = ["write"]
 
 COLOURS = {"empty": "#6b6b6b", "sync": "#c1440e", "prefetch": "#d98e04", "leased": "#1b6ca8"}
-REACHED, MISSED, INK = "#1b6ca8", "#c1440e", "#222222"
+REACHED, MISSED = "#1b6ca8", "#c1440e"
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """Draw the results of the benchmark into a PNG file."""
-    style = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
     figures = [one for one in results["figures"] if one["value"] is not None]
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(15.0, 1.8 + 0.38 * len(figures)), layout="constrained")
         grid = figure.add_gridspec(2, 2, width_ratios=[1.0, 1.25])
         for row, pace in enumerate(("paced", "back to back")):
