@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import es_service
 from es_service import errors
-from es_service.cli import comparing, inspecting, training
+from es_service.cli import comparing, inspecting, serving, training
 
 __all__ = ["main"]
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_parser(commands)
     comparing.add_parser(commands)
     inspecting.add_parsers(commands)
+    serving.add_parser(commands)
     return parser
 
 

@@ -73,6 +73,11 @@ class RunStorage:
         self._filesystem, root = files.open_filesystem(storage)
         self.path = f"{root}/{run}"
 
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """What `path` lies on."""
+        return self._filesystem
+
     def exists(self) -> bool:
         """Return whether a run of this name has begun."""
         with files.storage_errors("look into", self.path):

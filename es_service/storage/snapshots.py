@@ -32,6 +32,7 @@ __all__ = [
     "encode_table",
     "finish_snapshot",
     "list_snapshots",
+    "read_ipc",
     "read_position",
     "read_snapshot",
     "read_table",
@@ -59,8 +60,13 @@ def encode_table(table: pa.Table) -> bytes:
 
 def decode_table(data: bytes, what: str) -> pa.Table:
     """Return the table of an Arrow IPC file; StorageError, naming `what`, where it is not one of our schema."""
+    return read_ipc(pa.BufferReader(data), what)
+
+
+def read_ipc(source: Any, what: str) -> pa.Table:
+    """Return the table of an Arrow IPC file that is open, as `decode_table` does; what is mapped stays mapped."""
     try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+        with pa.ipc.open_file(source) as reader:
             if not is_table_schema(reader.schema):
                 raise errors.StorageError(f"{what} has columns {reader.schema.names}, expected {SCHEMA.names}")
             return reader.read_all()
