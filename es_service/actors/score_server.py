@@ -10,13 +10,17 @@ starts from there; ranks that had joined get ServerRestartedError and join again
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
 from es_service import errors
+from es_service.actors.call_times import merged
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.shard_group import ShardGroup
 from es_service.selection import queries
@@ -26,6 +30,9 @@ from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import runs, snapshots
 
 __all__ = ["ScoreServer"]
+
+_log = logging.getLogger("es_service.epochs")
+_LOGGED = ("num_reports", "num_observed", "num_selected", "num_overlaps", "table_bytes")
 
 
 class ScoreServer(ScoreShard):
@@ -53,6 +60,7 @@ class ScoreServer(ScoreShard):
         self._num_rewinds = 0  # done in this attempt
         self._rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
         self._progress: dict[str, Any] = {}
+        self._epoch_begun_at = time.monotonic()
         super().__init__(storage, run, config, 0, count)
 
     def _begin_run(self, config: RunConfig) -> None:
@@ -94,6 +102,7 @@ class ScoreServer(ScoreShard):
             was_open = self._roster.open_epoch_number
             share = self._roster.open_epoch(Caller(rank, attempt), epoch, streamed=streamed)
             if was_open is None and self._roster.open_epoch_number is not None:
+                self._epoch_begun_at = time.monotonic()
                 self._shards.all("open_steps", self._roster.open_steps)
             return share
 
@@ -115,7 +124,28 @@ class ScoreServer(ScoreShard):
                 self._roster.go_to(*self._storage.position())
                 raise
             self._behind = False
+            self._log_epoch(epoch)
             return True
+
+    def _log_epoch(self, epoch: int) -> None:
+        """Say in one line of JSON what an epoch was; counts are since this process began."""
+        counts = self._shards.all("counts")
+        sums = {name: sum(one[name] for one in counts) for name in _LOGGED}
+        starts, now = self._roster.epoch_starts, time.monotonic()
+        line = {
+            "event": "epoch_finished",
+            "run": self._storage.run,
+            "epoch": epoch,
+            "finished_epochs": self._roster.finished_epochs,
+            "num_epochs": self._config.num_epochs,
+            "run_step": starts[-1],
+            "steps": starts[-1] - starts[-2],
+            "world_size": self._roster.world_size,
+            "shards": self._shards.count,
+            "seconds": round(now - self._epoch_begun_at, 3),
+            **sums,
+        }
+        _log.info("%s", json.dumps(line))
 
     def _write_snapshot(self) -> None:
         beside = self._storage.begin_snapshot(self._roster.finished_epochs)
@@ -216,6 +246,7 @@ class ScoreServer(ScoreShard):
         """Return where the run stands, as plain values (group `read`)."""
         self._ready()
         shards = self._shards.all("counts")
+        calls = merged([shard.pop("calls") for shard in shards])
         return {
             "run": self._storage.run,
             "storage": self._place,
@@ -226,6 +257,7 @@ class ScoreServer(ScoreShard):
             "shards": len(shards),
             **{name: sum(shard[name] for shard in shards) for name in shards[0]},
             "pid": self.pid(),
+            "calls": calls,
             "progress": self._progress,
         }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +26,11 @@ MakeConfig = Callable[..., RunConfig]
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 
 FIRST, SECOND = "0a" * 16, "0b" * 16
+
+
+def counted(server: ScoreServer) -> dict[str, Any]:
+    """What the server says of itself, but for how long its calls took."""
+    return {name: value for name, value in server.stats().items() if name != "calls"}
 
 
 class Worker:
@@ -182,11 +189,11 @@ def test_a_repeated_step_changes_nothing_and_gets_the_same_answer(
     share, _ = worker.open(0)
     message = worker.message(share[:6], losses_of(share[:6], 0), 0)
     answer = server.observe(message)
-    before, stats = table(server), server.stats()
+    before, stats = table(server), counted(server)
     for _ in range(3):
         assert server.observe(message) == answer
     assert table(server) == before
-    assert server.stats() == stats
+    assert counted(server) == stats
 
 
 def test_repeated_reports_change_nothing(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
@@ -264,13 +271,13 @@ def test_bad_input_changes_nothing(
     worker = Worker(server, config)
     worker.train(0, losses_of)
     worker.open(1)
-    before, stats = table(server), server.stats()
+    before, stats = table(server), counted(server)
     call = {"ids": [0, 1, 2, 3, 4, 5], "losses": [1, 2, 3, 4, 5, 6], **change}
     bad = worker.message(call["ids"], call["losses"], 4, selected=call.get("selected", [0, 1]))
     with pytest.raises(kind):
         getattr(server, by)(bad)
     assert table(server) == before
-    assert server.stats() == stats
+    assert counted(server) == stats
     worker.seq -= 1  # nothing was applied, so the number is still free
     ids = np.arange(6)
     getattr(server, by)(worker.message(ids, np.ones(6), 4, selected=[1]))
@@ -683,3 +690,40 @@ def test_a_snapshot_is_a_copy(make_server: MakeServer, config: RunConfig, losses
     before = repr(snapshot.to_pydict())
     Worker(server, config).train(0, losses_of)
     assert repr(snapshot.to_pydict()) == before
+
+
+# -- what it says of itself ----------------------------------------------------------------------------------------
+
+
+def test_it_counts_its_calls_by_how_long_they_took(make_config: MakeConfig, losses_of: Losses, tmp_path: Path) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "run", runs.config_to_dict(config))
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    calls = server.stats()["calls"]
+    assert {name: sum(one["counts"]) for name, one in calls.items() if name != "copy_records"} == {
+        "observe": 4,
+        "report": 1,
+        "write_part": 1,
+    }
+    for one in calls.values():
+        assert len(one["counts"]) == len(one["edges_s"]) + 1
+        lowest = sum(num * edge for num, edge in zip(one["counts"], [0.0, *one["edges_s"]], strict=True))
+        assert lowest <= one["total_s"]
+
+
+def test_an_epoch_is_one_line_of_json_in_its_log(
+    make_config: MakeConfig, losses_of: Losses, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "run", runs.config_to_dict(config))
+    worker = Worker(server, config)
+    with caplog.at_level(logging.INFO, logger="es_service.epochs"):
+        worker.train(0, losses_of)
+        worker.train(1, losses_of)
+    first, second = (json.loads(record.getMessage()) for record in caplog.records)
+    assert first["event"] == "epoch_finished"
+    assert (first["run"], first["epoch"], first["steps"], first["run_step"]) == ("run", 0, 4, 4)
+    assert (first["num_reports"], first["num_observed"], first["num_selected"]) == (5, 24, 12)
+    assert (second["epoch"], second["run_step"], second["num_observed"]) == (1, 8, 48)
+    assert 0 <= first["seconds"] < 60
