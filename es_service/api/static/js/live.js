@@ -6,7 +6,7 @@ import { get, route, ServerAway } from "./api.js";
 const POLL_MS = 3000;
 const MOST_MS = 20_000;
 const TELL_AGAIN_MS = 30_000; // between tries to be told instead of asking
-const ENDED_MS = 15_000; // how often to look whether the server of a finished run is still there
+const ENDED_MS = 8000; // how often to look whether the server of a finished run is still there
 
 /**
  * Follow a run until the page goes.
