@@ -28,6 +28,7 @@ __all__ = ["LiveRuns", "LiveTable"]
 
 _STATS_EVERY_S = 1.0
 _CONNECT_EVERY_S = 5.0
+_PATIENCE_S = 15.0  # a server that has not answered for so long counts as away
 _STATS_DEADLINE_S = 10.0
 _TABLE_DEADLINE_S = 90.0
 _WAITED_FOR = 2.5  # times refresh_s: a table older than that is not shown while there is a newer one to be had
@@ -66,6 +67,7 @@ class LiveRuns:
         self._failure: str | None = None
         self._stats: dict[str, dict[str, Any]] = {}
         self._stats_at = -_STATS_EVERY_S
+        self._heard_at: dict[str, float] = {}
         self._pids: dict[str, int] = {}
         self.restarts: dict[str, int] = {}
         self._tables: dict[str, LiveTable] = {}
@@ -147,11 +149,15 @@ class LiveRuns:
             try:
                 found = process.ask("runs", _STATS_DEADLINE_S)["runs"]
             except errors.ServerUnavailableError as error:
-                self._failure, found = str(error), {}
+                self._failure, found = str(error), {run: {"error": str(error)} for run in self._stats}
+            self._stats_at = now = time.monotonic()
+            for run, stats in found.items():
+                if self._is_ours(stats):
+                    self._heard_at[run] = now
+                    self._count_restart(run, stats)
+                elif "error" in stats and now - self._heard_at.get(run, -_PATIENCE_S) < _PATIENCE_S:
+                    found[run] = self._stats.get(run, stats)  # busy or restarting: what it said last still holds
             self._stats = {run: stats for run, stats in found.items() if self._is_ours(stats)}
-            self._stats_at = time.monotonic()
-            for run, stats in self._stats.items():
-                self._count_restart(run, stats)
             return self._stats
 
     def _is_ours(self, stats: dict[str, Any]) -> bool:
@@ -179,13 +185,17 @@ class LiveRuns:
             return held
         if held is not None and age <= _WAITED_FOR * self._refresh_s:
             if lock.acquire(blocking=False):
-                self._in_background(lambda: self._refresh(run), lock)
+                self._in_background(lambda: self._refresh_if_old(run), lock)
             return held
         with lock:
-            held = self._tables.get(run)
-            if held is None or time.monotonic() - held.checked_at > self._refresh_s:
-                self._refresh(run)
+            self._refresh_if_old(run)
         return self._tables.get(run)
+
+    def _refresh_if_old(self, run: str) -> None:
+        """Refresh it unless somebody else has meanwhile; the caller holds the run's lock."""
+        held = self._tables.get(run)
+        if held is None or time.monotonic() - held.checked_at > self._refresh_s:
+            self._refresh(run)
 
     def _in_background(self, work: Callable[[], None], lock: threading.Lock) -> None:
         def run() -> None:

@@ -49,13 +49,15 @@ class ReaderProcess:
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._last_id = 0
+        self._listener: threading.Thread | None = None
         assert self._process.stdout is not None
         first = self._process.stdout.readline()
         said = json.loads(first) if first else {"failed": "the process that asks Ray ended at once"}
         if "ready" not in said:
             self.close()
             raise errors.ServerUnavailableError(f"cannot connect to the Ray cluster at {address}: {said['failed']}")
-        threading.Thread(target=self._listen, name="es-service-ray", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="es-service-ray", daemon=True)
+        self._listener.start()
 
     @property
     def is_up(self) -> bool:
@@ -115,3 +117,7 @@ class ReaderProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._listener is not None:
+            self._listener.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()

@@ -130,7 +130,8 @@ def _data_map(view: TableView, points: int, mask: NDArray[np.bool_] | None) -> d
     axes: list[dict[str, Any]] = []
     for name, values in (("loss_mean", x), ("loss_std", y)):
         low = float(values.min(initial=np.inf)) if values.size else 0.0
-        high = float(np.partition(values, place)[place]) if (place := int(_CLIP * (values.size - 1))) >= 0 else 0.0
+        place = int(_CLIP * (values.size - 1))
+        high = float(np.partition(values, place)[place]) if values.size else 0.0
         clipped = int((values > high).sum())
         if not binned and values.size:
             high, clipped = float(values.max()), 0

@@ -86,7 +86,10 @@ def _manifest_path(run_path: str, finished_epochs: int) -> str:
 
 def _open(filesystem: fs.FileSystem, path: str, size: int) -> pa.Table:
     with files.storage_errors("read", path):
-        if filesystem.get_file_info(path).size != size:
+        info = filesystem.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(path)
+        if info.size != size:
             raise errors.StorageError(f"{path} is damaged: its size is not the one in the manifest, {size:,} bytes")
     if isinstance(filesystem, fs.LocalFileSystem):
         return map_table(path)
