@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +207,25 @@ def test_a_run_that_is_not_there_is_said_not_to_be(page: Any) -> None:
     page.expected.append(r"/v1/runs/nothing - Failed to load resource.*404")
     page.open("/runs/nothing")
     assert "No such run" in page.text("main")
+
+
+def test_two_runs_are_compared(
+    serve: Callable[..., Any], open_page: Callable[..., Any], finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").symlink_to(finished / "clothes")
+    (tmp_path / "other").symlink_to(finished / "clothes")
+    (tmp_path / "smaller").symlink_to(finished / "everything")
+    server = serve(tmp_path)
+    page = open_page(server).open("/runs/one")
+    page.one("#compare-panel")
+    assert [option.text for option in page.all("#other option")] == ["choose a run", "other"]
+    page.one("#other").find_element(By.CSS_SELECTOR, "option[value=other]").click()
+    page.one("#compare .figures")
+    shown = dict(zip(page.texts("#compare dt"), page.texts("#compare dd:not(.note)"), strict=True))
+    told = server.get("compare", a="one", b="other")
+    assert shown["Rank correlation"] == f"{told['rank_correlation']:.3f}" == "1.000"
+    assert shown["Heaviest 1 % shared"] == "100.0 %"
+    assert "compare=other" in page.path
 
 
 def test_the_table_can_be_taken_along(page: Any, server: Any) -> None:

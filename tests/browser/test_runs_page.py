@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from selenium.webdriver.common.by import By
+
+from es_service.cli import build_parser
+
+ROOT = Path(__file__).parents[2]
 
 
 def names(page: Any) -> list[str]:
@@ -81,3 +88,19 @@ def test_an_empty_folder_says_what_to_do(
     page = open_page(serve(tmp_path)).open("/")
     assert "No runs yet" in page.text("#list")
     assert f"--storage {tmp_path}" in page.text("#list code")
+
+
+def test_the_command_in_the_readme_opens_the_run_that_it_names(
+    serve: Callable[..., Any], open_page: Callable[..., Any], finished: Path, tmp_path: Path
+) -> None:
+    """As it stands there, but for the port, which is one that is free."""
+    text = (ROOT / "README.md").read_text()
+    [(command, url)] = re.findall(r"^es-service (serve [^#\n]*)# then open (\S+)$", text, flags=re.MULTILINE)
+    options = build_parser().parse_args(shlex.split(command))
+    assert urlsplit(url).netloc == f"{options.host}:{options.port}"
+    storage = tmp_path / options.storage
+    storage.mkdir()
+    (storage / "demo").symlink_to(finished / "clothes")
+    page = open_page(serve(storage)).open(urlsplit(url).path)
+    assert page.text("h1") == "demo"
+    page.one(".sample")

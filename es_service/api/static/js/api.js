@@ -10,12 +10,13 @@ export class ApiError extends Error {
   }
 }
 
-/** The server did not answer, or something between us did. */
+/** The server did not answer, or what stands before it did, or it said that it cannot at present. */
 export class ServerAway extends Error {
-  constructor(cause) {
+  constructor(cause, detail = null) {
     super("the server does not answer");
     this.name = "ServerAway";
     this.cause = cause;
+    this.detail = detail; // what it said itself, where it answered that it cannot
   }
 }
 
@@ -62,9 +63,10 @@ async function fetched(url, accept, signal) {
     location.assign(`/login?${new URLSearchParams({ next: location.pathname + location.search })}`);
     throw new ApiError(401, { title: "sign in first" });
   }
-  if (response.status >= 502 && response.status <= 504) throw new ServerAway(new Error(String(response.status)));
-  if (!response.ok) throw new ApiError(response.status, await response.json().catch(() => ({})));
-  return response;
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  if (response.status >= 502 && response.status <= 504) throw new ServerAway(new Error(String(response.status)), problem.detail ?? null);
+  throw new ApiError(response.status, problem);
 }
 
 function failure(error, signal) {

@@ -44,6 +44,22 @@ export function empty(title, text, command = null) {
   return h("div", { class: "empty" }, h("h3", {}, title), h("p", {}, text), command && h("code", {}, command));
 }
 
+/** A table behind "The same as a table": `update` replaces its rows, and leaves open what the reader has opened. */
+export class TableBelow {
+  constructor(label, header) {
+    this.body = h("tbody");
+    const head = h("thead", {}, h("tr", {}, header.map((name) => h("th", { scope: "col", class: "number" }, name))));
+    const scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, head, this.body));
+    this.element = h("details", { hidden: true }, h("summary", {}, "The same as a table"), scroll);
+  }
+
+  /** @param rows lists of texts; without any, there is nothing to open. */
+  update(rows) {
+    this.element.hidden = rows.length === 0;
+    show(this.body, rows.map((row) => h("tr", {}, row.map((text) => h("td", { class: "number" }, text)))));
+  }
+}
+
 /** Set a notice ("old" or "away"), or clear it with null; the same text is not announced twice. */
 export function notice(element, kind, text) {
   const before = element.textContent;

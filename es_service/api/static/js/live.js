@@ -9,23 +9,23 @@ const TELL_AGAIN_MS = 30_000; // between tries to be told instead of asking
 const ENDED_MS = 8000; // how often to look whether the server of a finished run is still there
 
 /**
- * Follow a run until the page goes.
+ * Follow a run until the page goes; `first` is what is known of it, or null.
  *
  * onRun(run)                     what `/v1/runs/{run}` says, whenever it changed
  * onLink(kind, sinceMs, detail)  "told" or "asking": all is well; "away": nobody answers, or the server says that what it
  *                                answers from has gone; since when, and what it said of it
  */
-export function follow(run, { onRun, onLink }) {
+export function follow(run, first, { onRun, onLink }) {
   let source = null;
   let timer = 0;
   let awaySince = null;
   let wait = POLL_MS;
   let triedAt = 0;
-  let last = null;
+  let last = first && identity(first);
   let ended = false;
 
   const take = (found) => {
-    const text = JSON.stringify({ ...found, age_s: null, table: { ...found.table, age_s: null } });
+    const text = identity(found);
     if (text !== last) onRun(found);
     last = text;
   };
@@ -66,7 +66,7 @@ export function follow(run, { onRun, onLink }) {
     } catch (error) {
       if (error instanceof ServerAway) {
         awaySince ??= Date.now();
-        onLink("away", awaySince, null);
+        onLink("away", awaySince, error.detail);
       }
       wait = ended ? POLL_MS : Math.min(MOST_MS, wait * 1.5);
     }
@@ -87,4 +87,9 @@ export function follow(run, { onRun, onLink }) {
   addEventListener("pagehide", stop);
   addEventListener("pageshow", (event) => event.persisted && listen());
   listen();
+}
+
+/** Equal as long as nothing but time has passed. */
+function identity(run) {
+  return JSON.stringify({ ...run, age_s: null, table: run.table && { ...run.table, age_s: null } });
 }

@@ -4,6 +4,7 @@ import { address, runOfPage } from "./address.js";
 import { ApiError, get, isAborted, ServerAway } from "./api.js";
 import { byId, empty, show } from "./dom.js";
 import { follow } from "./live.js";
+import { ComparePanel } from "./panels/compare.js";
 import { DistributionPanel } from "./panels/distribution.js";
 import { showExtras } from "./panels/extras.js";
 import { Filters } from "./panels/filters.js";
@@ -19,6 +20,7 @@ const name = runOfPage();
 let run = null;
 let receivedMs = null;
 let away = null;
+let refused = null;
 let busy = false;
 let waiting = false;
 
@@ -28,19 +30,26 @@ const pick = (id, neighbours) => dialog.open(run, id, neighbours);
 const map = new MapPanel(filters, pick);
 const samples = new SamplesPanel(filters, pick);
 const labels = new LabelsPanel(filters);
+const compare = new ComparePanel(pick);
 const ledger = new LedgerPanel();
 const distribution = new DistributionPanel(name);
+
+function fresh() {
+  showFreshness(run, receivedMs, away, refused);
+}
 
 /** Run a refresh; what the server did not answer becomes the notice at the top. */
 async function guarded(call) {
   try {
     await call();
+    refused = null;
   } catch (error) {
     if (isAborted(error)) return;
-    if (error instanceof ServerAway) away ??= { sinceMs: Date.now(), detail: null };
-    else if (error instanceof ApiError) away = { sinceMs: Date.now(), detail: [error.message, error.hint].filter(Boolean).join(": ") };
+    if (error instanceof ServerAway) away ??= { sinceMs: Date.now(), detail: error.detail };
+    else if (error instanceof ApiError) refused = [error.message, error.hint].filter(Boolean).join(": ");
     else throw error;
-    showFreshness(run, receivedMs, away);
+  } finally {
+    fresh();
   }
 }
 
@@ -50,28 +59,29 @@ async function refresh() {
     return;
   }
   busy = true;
-  await guarded(async () => {
-    showHead(run);
-    showExtras(run);
-    const told = await get(["runs", name, "ledger"]);
-    ledger.update(told);
-    byId("verdict").textContent = verdict(run, told);
-    byId("panels").hidden = run.table === null;
-    if (run.table === null) {
-      showFigures(run, told, null, null);
-      return;
-    }
-    const [coverage, effective] = await Promise.all([get(["runs", name, "coverage"]), get(["runs", name, "effective_sample_size"])]);
-    showFigures(run, told, coverage, effective);
-    filters.render(run.labels);
-    labels.update(coverage);
-    await Promise.all([distribution.refresh(), map.refresh(run), samples.follow(run)]);
-  });
-  busy = false;
+  await guarded(showAll).finally(() => (busy = false));
   if (waiting) {
     waiting = false;
     refresh();
   }
+}
+
+async function showAll() {
+  showHead(run);
+  showExtras(run);
+  const told = await get(["runs", name, "ledger"]);
+  ledger.update(told);
+  byId("verdict").textContent = verdict(run, told);
+  byId("panels").hidden = run.table === null;
+  if (run.table === null) {
+    showFigures(run, told, null, null);
+    return;
+  }
+  const [coverage, effective] = await Promise.all([get(["runs", name, "coverage"]), get(["runs", name, "effective_sample_size"])]);
+  showFigures(run, told, coverage, effective);
+  filters.render(run.labels);
+  labels.update(coverage);
+  await Promise.all([distribution.refresh(), map.refresh(run), samples.follow(run), compare.refresh(run)]);
 }
 
 function received(found) {
@@ -90,6 +100,13 @@ function gone(error) {
   );
 }
 
+// What a click asked for and did not get ends here too.
+addEventListener("unhandledrejection", (event) => {
+  if (!isAborted(event.reason) && !(event.reason instanceof ServerAway) && !(event.reason instanceof ApiError)) return;
+  event.preventDefault();
+  guarded(() => Promise.reject(event.reason));
+});
+
 async function begin() {
   byId("name").textContent = name;
   greet();
@@ -102,19 +119,19 @@ async function begin() {
     }
     away = { sinceMs: Date.now(), detail: null };
   }
-  follow(name, {
+  follow(name, run, {
     onRun: received,
     onLink: (kind, sinceMs, detail) => {
       away = kind === "away" ? { sinceMs, detail } : null;
-      showFreshness(run, receivedMs, away);
+      fresh();
     },
   });
-  showFreshness(run, receivedMs, away);
-  setInterval(() => showFreshness(run, receivedMs, away), 5000);
+  fresh();
+  setInterval(fresh, 5000);
   address.watch(() => {
     if (run === null || run.table === null) return;
     filters.render(run.labels);
-    guarded(() => Promise.all([distribution.refresh(), map.refresh(run), samples.refresh(run), labels.render(), dialog.follow(run)]));
+    guarded(() => Promise.all([distribution.refresh(), map.refresh(run), samples.refresh(run), labels.render(), compare.refresh(run), dialog.follow(run)]));
   });
 }
 

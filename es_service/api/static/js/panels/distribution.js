@@ -3,7 +3,7 @@
 import { address } from "../address.js";
 import { get, isAborted, Latest } from "../api.js";
 import { ridges } from "../charts/ridges.js";
-import { byId, drawn, empty, h, show } from "../dom.js";
+import { byId, drawn, empty, h, show, TableBelow } from "../dom.js";
 import * as format from "../format.js";
 
 const BINS = 48;
@@ -31,6 +31,9 @@ export class DistributionPanel {
       address.set({ column: select.value === "w" ? null : select.value });
       this.refresh();
     });
+    this.chart = h("div");
+    this.table = new TableBelow("Quantiles as a table", ["Epoch", "Mean", "5 %", "25 %", "Median", "75 %", "95 %"]);
+    show(byId("distribution"), this.chart, this.table.element);
     this.redraw = drawn(byId("distribution"), (width) => this.#draw(width));
   }
 
@@ -53,12 +56,12 @@ export class DistributionPanel {
   }
 
   #draw(width) {
-    const place = byId("distribution");
     if (this.answer === null) return;
     const { column, edges, epochs, scale } = this.answer;
     const name = COLUMNS[column] ?? column;
     if (epochs.length === 0 || epochs.every((one) => one.counts.every((count) => count === 0))) {
-      show(place, empty("Nothing to count yet", `No sample has a value of ${name}.`));
+      this.table.update([]);
+      show(this.chart, empty("Nothing to count yet", `No sample has a value of ${name}.`));
       return;
     }
     const rows = epochs.map((one) => ({
@@ -74,29 +77,16 @@ export class DistributionPanel {
       last.below > 0 && `${format.plural(last.below, "sample")} at 0 or below are not drawn`,
       last.num_missing > 0 && `${format.plural(last.num_missing, "sample")} without a value`,
     ].filter(Boolean);
+    this.table.update(epochs.map(cells));
     show(
-      place,
+      this.chart,
       h("div", { class: "chart" }, ridges(width, rows, { title, log: scale === "log" })),
       h("p", { class: "small muted" }, `Heights are square roots of counts, the tick is the median${scale === "log" ? ", the axis is logarithmic" : ""}.`, apart.length > 0 && ` ${apart.join("; ")}.`),
-      table(epochs),
     );
   }
 }
 
-function table(epochs) {
-  const quantiles = ["0.05", "0.25", "0.5", "0.75", "0.95"];
-  return h(
-    "details",
-    {},
-    h("summary", {}, "The same as a table"),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Quantiles as a table" },
-      h("table", {},
-        h("thead", {}, h("tr", {}, ["Epoch", "Mean", "5 %", "25 %", "Median", "75 %", "95 %"].map((name) => h("th", { scope: "col", class: "number" }, name)))),
-        h("tbody", {}, epochs.map((one) => h("tr", {},
-          h("td", { class: "number" }, one.source === "live" ? "now" : String(one.epoch)),
-          h("td", { class: "number" }, format.value(one.mean)),
-          quantiles.map((quantile) => h("td", { class: "number" }, format.value(one.quantiles?.[quantile]))),
-        ))),
-      )),
-  );
+function cells(one) {
+  const quantiles = ["0.05", "0.25", "0.5", "0.75", "0.95"].map((quantile) => format.value(one.quantiles?.[quantile]));
+  return [one.source === "live" ? "now" : String(one.epoch), format.value(one.mean), ...quantiles];
 }

@@ -3,13 +3,17 @@
 import { route } from "../api.js";
 import { byId, h, show } from "../dom.js";
 
+const FORMATS = { parquet: "Parquet", arrow: "Arrow", csv: "CSV" };
+
+/** Show them, or what has changed of them: a link that has the focus keeps it. */
 export function showExtras(run) {
-  const formats = { parquet: "Parquet", arrow: "Arrow", csv: "CSV" };
-  show(byId("export"), Object.entries(formats).map(([format, title]) => h("a", { class: "button", href: route(["runs", run.run, "export"], { format }), download: true }, title)));
+  const links = byId("export");
+  if (links.childElementCount === 0) {
+    show(links, Object.entries(FORMATS).map(([format, title]) => h("a", { class: "button", href: route(["runs", run.run, "export"], { format }), download: true }, title)));
+    byId("settings").append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Settings" }, h("table", {}, h("tbody"))));
+  }
   const rows = flat({ ...run.config, training: run.training, server: run.server });
-  const table = h("table", {}, h("tbody", {}, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("code", {}, String(value)))))));
-  const place = byId("settings");
-  show(place, place.querySelector("summary"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Settings" }, table));
+  show(byId("settings").querySelector("tbody"), rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("code", {}, String(value))))));
 }
 
 function flat(values, prefix = "") {

@@ -37,14 +37,19 @@ function epochs(run) {
  * @param run what the server said last, or null.
  * @param receivedMs when it did.
  * @param away null, or {sinceMs, detail}
+ * @param refused null, or what the server had to say against a request.
  */
-export function showFreshness(run, receivedMs, away) {
+export function showFreshness(run, receivedMs, away, refused) {
   const place = byId("notice");
   if (away !== null) {
     const since = new Date(away.sinceMs).toLocaleTimeString();
-    const what = away.detail ? `The server cannot reach its source since ${since}: ${away.detail}.` : `The server does not answer since ${since}.`;
+    const what = away.detail ? `Since ${since} the server cannot answer: ${away.detail.replace(/\.$/, "")}.` : `The server does not answer since ${since}.`;
     const data = receivedMs === null ? "" : ` What you see is from ${new Date(receivedMs).toLocaleTimeString()}.`;
     notice(place, "away", `${what}${data} This page keeps trying.`);
+    return;
+  }
+  if (refused !== null) {
+    notice(place, "away", `The server refused a part of what this page asked for: ${refused}`);
     return;
   }
   if (run === null) return;

@@ -2,7 +2,7 @@
 
 import { stackedBars } from "../charts/bars.js";
 import { lineChart } from "../charts/line.js";
-import { byId, drawn, empty, h, s, show } from "../dom.js";
+import { byId, drawn, empty, h, s, show, TableBelow } from "../dom.js";
 import * as format from "../format.js";
 
 const PARTS = { train: "training", score: "scoring", exchange: "exchange", data: "data", rest: "rest" };
@@ -10,6 +10,9 @@ const PARTS = { train: "training", score: "scoring", exchange: "exchange", data:
 export class LedgerPanel {
   constructor() {
     this.ledger = null;
+    this.chart = h("div");
+    this.table = new TableBelow("Epochs as a table", ["Epoch", "Seconds", "Trained", "Scored", "Accuracy", "Saved time so far"]);
+    show(byId("ledger"), this.chart, this.table.element);
     this.redraw = [drawn(byId("ledger"), (width) => this.#drawLedger(width)), drawn(byId("accuracy"), (width) => this.#drawAccuracy(width))];
   }
 
@@ -22,11 +25,11 @@ export class LedgerPanel {
   }
 
   #drawLedger(width) {
-    const place = byId("ledger");
     if (this.ledger === null) return;
     const epochs = byEpoch(this.ledger);
+    this.table.update(epochs.map(cells));
     if (!this.ledger.seconds) {
-      show(place, empty("No ledger yet", "The run tells of its time at the end of its first epoch. A loop of your own tells nothing: see selector.ledger there."));
+      show(this.chart, empty("No ledger yet", "The run tells of its time at the end of its first epoch. A loop of your own tells nothing: see selector.ledger there."));
       return;
     }
     const drawnEpochs = epochs.map((one) => ({
@@ -36,11 +39,10 @@ export class LedgerPanel {
       text: `epoch ${one.epoch}: ${format.seconds(one.seconds)}, trained on ${format.count(one.trained)} samples`,
     }));
     show(
-      place,
+      this.chart,
       sections(this.ledger, width),
       epochs.length > 0 && h("div", { class: "chart" }, stackedBars(width, drawnEpochs, ["rest", "train"], `Seconds of each of ${epochs.length} epochs`)),
       epochs.length > 0 && epochLegend(epochs),
-      table(epochs),
     );
   }
 
@@ -125,19 +127,7 @@ function epochLegend(epochs) {
   );
 }
 
-function table(epochs) {
-  if (epochs.length === 0) return null;
-  const header = ["Epoch", "Seconds", "Trained", "Scored", "Accuracy", "Saved time so far"];
-  return h(
-    "details",
-    {},
-    h("summary", {}, "The same as a table"),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Epochs as a table" },
-      h("table", {},
-        h("thead", {}, h("tr", {}, header.map((name) => h("th", { scope: "col", class: "number" }, name)))),
-        h("tbody", {}, epochs.map((one) => h("tr", {},
-          [one.epoch, one.seconds.toFixed(1), format.count(one.trained), format.count(one.scored), one.accuracy === null ? "–" : one.accuracy.toFixed(4), format.percent(one.saving?.seconds)]
-            .map((text) => h("td", { class: "number" }, text))))),
-      )),
-  );
+function cells(one) {
+  const accuracy = one.accuracy === null ? "–" : one.accuracy.toFixed(4);
+  return [String(one.epoch), one.seconds.toFixed(1), format.count(one.trained), format.count(one.scored), accuracy, format.percent(one.saving?.seconds)];
 }
