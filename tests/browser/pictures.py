@@ -35,8 +35,8 @@ def main() -> None:
     driver = webdriver.Chrome(options=chrome, service=webdriver.ChromeService(shutil.which("chromedriver")))
     page = f"{options.server}/runs/{options.run}"
     try:
-        look(driver, DESKTOP, 1240, "light")
-        take(driver, page, ".sample", "main", options.folder / "dashboard-run.png", height=1205)
+        look(driver, DESKTOP, 1290, "light")
+        take(driver, page, ".sample", "body", options.folder / "dashboard-run.png", height=1290)
         look(driver, DESKTOP, 1500, "light")
         take(driver, f"{page}?view=suspects", ".sample", "#map", options.folder / "dashboard-suspects.png", height=1140)
         look(driver, PHONE, 780, "dark", scale=2)

@@ -58,7 +58,7 @@ export class LedgerPanel {
     }
     const last = points.at(-1);
     const title = `Accuracy over ${points.length} epochs: from ${points[0].y.toFixed(4)} to ${last.y.toFixed(4)}`;
-    show(place, h("div", { class: "chart" }, lineChart(width, points, { title, tick: (value) => value.toFixed(2), height: 320 })));
+    show(place, h("div", { class: "chart" }, lineChart(width, points, { title, tick: (value) => value.toFixed(2), height: 360 })));
   }
 }
 
