@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Path, Query, Request
 from starlette.responses import Response
 
-from es_service.api import filters, models, problems
+from es_service.api import filters, problems
 from es_service.api.catalogue import Catalogue
 from es_service.api.problems import Problem
 from es_service.api.tables import TableView
@@ -49,7 +49,7 @@ Conditions: TypeAlias = Annotated[
 Columns: TypeAlias = Annotated[
     str | None,
     Query(
-        pattern=r"^[a-z_]{1,20}(,[a-z_]{1,20}){0,31}$",
+        pattern=filters.SOME_COLUMNS,
         description="columns, separated by commas; all by default",
         openapi_examples={"some": {"value": "id,w,visits"}},
     ),
@@ -67,7 +67,6 @@ def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
         slugs = [slug for slug, (of_slug, _) in problems.TITLES.items() if of_slug == status]
         schema = {"$ref": "#/components/schemas/ProblemBody"}
         found[status] = {"description": ", ".join(slugs), "content": {problems.MEDIA_TYPE: {"schema": schema}}}
-    found[422]["model"] = models.ProblemBody  # which puts it among the components
     return found
 
 

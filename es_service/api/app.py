@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from es_service.api import problems, routes_runs, routes_samples, routes_service, routes_table
+from es_service.api import models, problems, routes_runs, routes_samples, routes_service, routes_table
 from es_service.api.auth import Auth
 from es_service.api.catalogue import Catalogue
 from es_service.api.guard import Guard
@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _secure(schema: dict[str, Any]) -> None:
     """Say in the OpenAPI document how readers show who they are, and which routes do not ask."""
+    schema["components"]["schemas"]["ProblemBody"] = models.ProblemBody.model_json_schema()
     schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["token"] = {"type": "http", "scheme": "bearer", "description": "the service's token, where it has one"}
     schema["security"] = [{"token": []}]

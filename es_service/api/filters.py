@@ -17,12 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.api.tables import TableView
+from es_service.api.tables import COLUMNS, TableView
 
-__all__ = ["CONDITION", "Order", "Page", "parse_columns", "parse_order", "select", "select_page"]
+__all__ = [
+    "CONDITION",
+    "ORDER",
+    "SOME_COLUMNS",
+    "Order",
+    "Page",
+    "parse_columns",
+    "parse_order",
+    "select",
+    "select_page",
+]
 
-CONDITION = r"^[a-z_]{1,20}(>=|<=|!=|>|<|=)[^\x00-\x1f]{1,100}$"
+_ANY = "|".join(COLUMNS)
+CONDITION = rf"^({_ANY})(>=|<=|!=|>|<|=)[^\x00-\x1f]{{1,100}}$"
 """What a condition looks like, as a regular expression."""
+ORDER = rf"^-?({'|'.join(name for name in COLUMNS if name != 'label')})$"
+SOME_COLUMNS = rf"^({_ANY})(,({_ANY})){{0,{len(COLUMNS)}}}$"
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
     {
@@ -81,7 +94,7 @@ def select(view: TableView, conditions: Sequence[str]) -> NDArray[np.bool_] | No
 
 
 def _meets(view: TableView, condition: str) -> NDArray[np.bool_]:
-    if not re.match(CONDITION, condition):
+    if not re.match(r"^[a-z_]+(>=|<=|!=|>|<|=).", condition):
         raise errors.ConfigError(
             f"where={condition!r} is not <column><op><value> with op one of {' '.join(_OPERATORS)}"
         )

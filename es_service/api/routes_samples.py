@@ -38,7 +38,7 @@ def samples(
     request: Request,
     run: RunName,
     where: Conditions = [],  # noqa: B006
-    order: Annotated[str, Query(pattern="^-?[a-z_]{1,20}$", description="a column, - before it for descending")] = "-w",
+    order: Annotated[str, Query(pattern=filters.ORDER, description="a column, - before it for descending")] = "-w",
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]{1,200}$", description="`next` of a page")] = None,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,

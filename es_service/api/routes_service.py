@@ -23,6 +23,11 @@ __all__ = ["STATIC", "router"]
 STATIC = Path(__file__).parent / "static"
 _VENDORED = {"vendor/plotly.min.js": ("plotly", "package_data/plotly.min.js")}
 
+_EVENT = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+    "required": ["event", "data"],
+}
 router = APIRouter()
 pages = APIRouter(include_in_schema=False)
 
@@ -70,7 +75,7 @@ def session(request: Request) -> Response:
     "/v1/runs/{run}/events",
     tags=["runs"],
     response_class=StreamingResponse,
-    responses={**errors_of(404), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**errors_of(404), 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
 )
 def run_events(request: Request, run: RunName) -> Response:
     """Stream the run's row whenever it changes; ends with the run."""

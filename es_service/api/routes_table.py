@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import models, statistics
+from es_service.api import filters, models, statistics
 from es_service.api.answers import (
     Bins,
     Conditions,
@@ -25,7 +25,7 @@ from es_service.api.tables import TableView
 __all__ = ["router"]
 
 router = APIRouter(tags=["table"])
-_Column = Annotated[str, Query(pattern="^[a-z_]{1,20}$", description="a column with numbers")]
+_Column = Annotated[str, Query(pattern=filters.ORDER.replace("-?", ""), description="a column with numbers")]
 
 
 def _from_table(request: Request, run: str, work: Callable[[TableView], dict[str, Any]]) -> Response:

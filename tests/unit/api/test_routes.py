@@ -107,7 +107,7 @@ def test_runs_can_be_searched_sorted_and_paged(client: TestClient) -> None:
     assert get(client, "/v1/runs?status=stale&status=unreadable")["runs"] == []
     assert [row["run"] for row in get(client, "/v1/runs?order=-run&limit=2&offset=1")["runs"]] == ["half", "fresh"]
     assert get(client, "/v1/runs?order=-accuracy&limit=1")["runs"][0]["run"] == "done"
-    assert "did you mean 'accuracy'" in get(client, "/v1/runs?order=acuracy", 400)["detail"]
+    assert "accuracy" in get(client, "/v1/runs?order=acuracy", 422)["detail"]
 
 
 def test_a_run_interrupted_long_ago_is_stale_and_a_damaged_one_hides_no_other(
@@ -268,14 +268,14 @@ def test_an_export_takes_conditions_and_columns(file_format: str, client: TestCl
         ("/v1/runs/fresh/samples", 409, "no-table-yet"),
         ("/v1/runs/done/samples/60", 404, "no-such-sample"),
         ("/v1/runs/done/samples/60/history", 404, "no-such-sample"),
-        ("/v1/runs/done/samples?where=ww=1", 400, "bad-query"),
+        ("/v1/runs/done/samples?where=label=hut", 400, "bad-query"),
         ("/v1/runs/done/samples?where=w", 422, "invalid-parameter"),
         ("/v1/runs/done/samples?limit=0", 422, "invalid-parameter"),
         ("/v1/runs/done/samples?limit=1001", 422, "invalid-parameter"),
         ("/v1/runs/done/samples?cursor=abc", 400, "bad-query"),
-        ("/v1/runs/done/samples?order=label", 400, "bad-query"),
+        ("/v1/runs/done/samples?order=confidence", 400, "bad-query"),
         ("/v1/runs/done/distribution?bins=1001", 422, "invalid-parameter"),
-        ("/v1/runs/done/distribution?column=label", 400, "bad-query"),
+        ("/v1/runs/done/distribution?column=label", 422, "invalid-parameter"),
         ("/v1/runs/done/map?points=5001", 422, "invalid-parameter"),
         ("/v1/runs/..%2Fother", 404, "no-such-route"),
         ("/v1/runs/.hidden", 422, "invalid-parameter"),
