@@ -30,8 +30,8 @@ class Limits:
         body_bytes: of one request.
     """
 
-    per_second: float = 200.0
-    burst: int = 400
+    per_second: float = 500.0
+    burst: int = 2000
     concurrent: int = 128
     streams: int = 100
     logins_per_minute: int = 10

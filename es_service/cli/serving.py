@@ -80,8 +80,11 @@ def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens there."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512)
     except (OSError, OverflowError) as error:
         raise errors.ConfigError(
             f"cannot listen on {host}, port {port}: {error}; take another --host or --port"
         ) from error
+    # Accepted sockets inherit it; asyncio sets it only on those made as TCP's, and without it answers wait for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
