@@ -44,10 +44,10 @@ def history(catalogue: Catalogue, run: str, sample_id: int) -> dict[str, Any]:
 
 def _points(catalogue: Catalogue, run: str, sample_id: int) -> tuple[dict[str, list[Any]] | None, bool]:
     """Return the journal's observations of a sample, None where the run keeps none; and whether there were more."""
-    read = getattr(RunStorage(catalogue.storage, run), "history", None)
-    if read is None:
+    storage = RunStorage(catalogue.storage, run)
+    if not storage.history_epochs():
         return None, False
-    table = read(sample_id)
+    table = storage.history(sample_id)
     more = table.num_rows > _MOST_POINTS
     table = table.slice(max(0, table.num_rows - _MOST_POINTS))
     return {

@@ -45,7 +45,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "es_service_server_restarts_total": "restarts of the server that this service saw",
         "es_service_server_call_seconds": "seconds of the server's calls, waiting for its table included",
         "es_service_server_snapshot_age_seconds": "seconds since the newest snapshot was written",
-        "es_service_server_journal_lag_seconds": "seconds since the journal was last flushed, 0 with nothing to flush",
+        "es_service_server_journal_lag_records": "records of the journal that are not on storage yet",
+        "es_service_server_storage_failing": "1 while the server cannot write its storage",
         "es_service_selection_effective_sample_ratio": "effective sample size of the weights / samples",
         "es_service_selection_seen_ratio": "share of the samples that were observed",
         "es_service_selection_picked_ratio": "share of the samples that were back-propagated",
@@ -132,8 +133,10 @@ class Metrics:
         yield _counter("es_service_server_restarts_total", ("run",), restarts)
         table_bytes = {(run,): one["table_bytes"] for run, one in stats.items()}
         yield _gauge("es_service_server_table_bytes", ("run",), table_bytes)
-        lags = {(run,): one["journal_lag_s"] for run, one in stats.items() if one.get("journal_lag_s") is not None}
-        yield _gauge("es_service_server_journal_lag_seconds", ("run",), lags)
+        lags = {(run,): one["num_undurable"] for run, one in stats.items()}
+        yield _gauge("es_service_server_journal_lag_records", ("run",), lags)
+        failing = {(run,): float(one["storage_failure"] is not None) for run, one in stats.items()}
+        yield _gauge("es_service_server_storage_failing", ("run",), failing)
         ages = {(run,): self._catalogue.snapshot_age_s(run) for run in stats}
         yield _gauge(
             "es_service_server_snapshot_age_seconds",

@@ -4,7 +4,8 @@
     snapshots/<epochs finished, 8 digits>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
 
 A snapshot is written in a folder beside, each shard its own file, and renamed into place, so one that is there is
-whole. It can be read for any number of shards.
+whole. It can be read for any number of shards. What a shard notes with its file (how far its journal was) only means
+something to a shard of the same place and number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
-from es_service.storage import files
+from es_service.storage import files, spreads
 
 __all__ = [
     "begin_snapshot",
@@ -33,6 +34,7 @@ __all__ = [
     "finish_snapshot",
     "list_snapshots",
     "read_ipc",
+    "read_note",
     "read_position",
     "read_snapshot",
     "read_table",
@@ -41,7 +43,8 @@ __all__ = [
     "write_snapshot",
 ]
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # 1: without notes
 Files = dict[str, dict[str, Any]]
 
 
@@ -92,17 +95,25 @@ def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: in
     with files.storage_errors("write the snapshot", beside):
         if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
             filesystem.delete_dir(beside)
-        filesystem.create_dir(beside, recursive=True)
+    files.make_folder(filesystem, beside)
     return beside
 
 
-def write_part(filesystem: fs.FileSystem, beside: str, records: NDArray[np.void], shard: Shard) -> Files:
-    """Write a shard's rows; return the file's entry in the manifest."""
+def write_part(
+    filesystem: fs.FileSystem,
+    beside: str,
+    records: NDArray[np.void],
+    shard: Shard,
+    note: dict[str, Any] | None = None,
+) -> Files:
+    """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too.
+
+    It also says how the rows' columns spread, which goes into a file of its own.
+    """
     data = encode_table(records_to_arrow(records, shard))
-    path = f"{beside}/{_file(shard.index)}"
-    with files.storage_errors("write the snapshot", path), filesystem.open_output_stream(path) as file:
-        file.write(data)
-    return {_file(shard.index): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    files.write_file(filesystem, f"{beside}/{_file(shard.index)}", data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "note": note}
+    return {_file(shard.index): {**entry, "spreads": spreads.spreads_of(records)}}
 
 
 def finish_snapshot(
@@ -123,6 +134,8 @@ def finish_snapshot(
     """
     place, finished_epochs = beside.partition(".partial-")[0], len(epoch_starts) - 1
     run_path = place.rpartition("/snapshots/")[0]
+    spread = spreads.merged([entry["spreads"] for entry in parts.values()])
+    parts = {name: {key: entry[key] for key in entry if key != "spreads"} for name, entry in parts.items()}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "finished_epochs": finished_epochs,
@@ -141,7 +154,9 @@ def finish_snapshot(
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
         drop_snapshots_after(filesystem, run_path, finished_epochs)
+        spreads.write_spreads(filesystem, run_path, finished_epochs, spread)
         filesystem.move(beside, place)
+        files.sync_folder(filesystem, os.path.dirname(place))
         for seq in list_snapshots(filesystem, run_path):
             if seq <= finished_epochs - keep:
                 filesystem.delete_dir(_folder(run_path, seq))
@@ -153,6 +168,7 @@ def drop_snapshots_after(filesystem: fs.FileSystem, run_path: str, finished_epoc
         for seq in list_snapshots(filesystem, run_path):
             if seq > finished_epochs:
                 filesystem.delete_dir(_folder(run_path, seq))
+    spreads.drop_after(filesystem, run_path, finished_epochs)
 
 
 def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:
@@ -166,7 +182,7 @@ def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:
 def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> dict[str, Any]:
     folder = _folder(run_path, finished_epochs)
     manifest = files.read_json(filesystem, f"{folder}/manifest.json")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in _READABLE:
         raise errors.StorageError(
             f"{folder} has format {manifest.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
         )
@@ -174,15 +190,25 @@ def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) ->
 
 
 def _entries(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> Files:
-    """Return what the manifest vouches for: bytes and sha256 by file."""
+    """Return what the manifest vouches for: sha256 and note by file."""
     manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
-        entries = {str(name): {"sha256": str(entry["sha256"])} for name, entry in manifest["files"].items()}
+        entries = {
+            str(name): {"sha256": str(entry["sha256"]), "note": entry.get("note")}
+            for name, entry in manifest["files"].items()
+        }
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json names no files") from error
     if sorted(entries) != sorted(_file(index) for index in range(len(entries))) or not entries:
         raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json does not name {_file(0)} …")
     return entries
+
+
+def read_note(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard) -> dict[str, Any] | None:
+    """Return what this very shard noted with its file; None where it noted nothing or others wrote the snapshot."""
+    entries = _entries(filesystem, run_path, finished_epochs)
+    note = entries[_file(shard.index)]["note"] if len(entries) == shard.count else None
+    return note if isinstance(note, dict) else None
 
 
 def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str | None:
@@ -222,16 +248,19 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
 
 
-def read_position(filesystem: fs.FileSystem, run_path: str) -> tuple[int, tuple[int, ...]]:
-    """Return the epochs that the newest snapshot has behind it, and their starts; (0, (0,)) where there is none."""
-    epochs = list_snapshots(filesystem, run_path)
-    if not epochs:
+def read_position(
+    filesystem: fs.FileSystem, run_path: str, finished_epochs: int | None = None
+) -> tuple[int, tuple[int, ...]]:
+    """Return the epochs that a snapshot has behind it, the newest by default, and their starts; (0, (0,)) for none."""
+    if finished_epochs is None:
+        finished_epochs = max(list_snapshots(filesystem, run_path), default=0)
+    if not finished_epochs:
         return 0, (0,)
     try:
-        starts = _manifest(filesystem, run_path, epochs[-1])["epoch_starts"]
-        return epochs[-1], tuple(int(start) for start in starts)
+        starts = _manifest(filesystem, run_path, finished_epochs)["epoch_starts"]
+        return finished_epochs, tuple(int(start) for start in starts)
     except (KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"the manifest of epoch {epochs[-1]} in {run_path} is damaged") from error
+        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
 
 
 def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:
