@@ -247,7 +247,9 @@ class AtEpoch(_Model):
     """A column's spread at one epoch's end, or now."""
 
     epoch: int = Field(description="epochs finished")
-    source: Literal["live", "storage"]
+    source: Literal["live", "storage", "summary"] = Field(
+        description="summary: about right, from what is kept of an epoch whose snapshot is gone"
+    )
     counts: list[int]
     below: int
     num_missing: int

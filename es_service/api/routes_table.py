@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import filters, models, statistics
+from es_service.api import earlier, filters, models, statistics
 from es_service.api.answers import (
     Bins,
     Conditions,
@@ -21,6 +21,7 @@ from es_service.api.answers import (
     of_table,
 )
 from es_service.api.tables import TableView
+from es_service.storage.runs import RunStorage
 
 __all__ = ["router"]
 
@@ -59,7 +60,7 @@ def distribution(
 def distribution_over_epochs(
     request: Request, run: RunName, column: _Column = "w", bins: Bins = 50, scale: Scale = "linear"
 ) -> Response:
-    """Return how a column spread at the end of each epoch that the storage still holds, and now."""
+    """Return how a column spread at the end of each epoch, and now; early epochs about, from what is kept of them."""
     catalogue = catalogue_of(request)
     now = catalogue.view(run)
     views = [catalogue.view_at(run, epoch) for epoch in catalogue.snapshots(run)]
@@ -69,7 +70,11 @@ def distribution_over_epochs(
     if (unchanged := not_modified(request, tag)) is not None:
         return unchanged
     now.check_column(column, numeric=True)
-    between = statistics.common_range(views, column, is_log=scale == "log")
+    is_log = scale == "log"
+    before = earlier.spreads_before(RunStorage(catalogue.storage, run), column, min(view.epoch for view in views))
+    range_now = statistics.common_range(views, column, is_log=is_log)
+    outer = [*earlier.ends(list(before.values()), is_log=is_log), *range_now]
+    between = (min(outer), max(outer))
     found = [statistics.distribution(view, column, bins, scale=scale, between=between) for view in views]
     names = ("counts", "below", "num_missing", "mean", "quantiles")
     return answer(
@@ -80,8 +85,11 @@ def distribution_over_epochs(
             "scale": scale,
             "edges": found[0]["edges"],
             "epochs": [
-                {"epoch": view.epoch, "source": view.source, **{name: one[name] for name in names}}
-                for view, one in zip(views, found, strict=True)
+                *earlier.rows(before, found[0]["edges"], is_log=is_log),
+                *(
+                    {"epoch": view.epoch, "source": view.source, **{name: one[name] for name in names}}
+                    for view, one in zip(views, found, strict=True)
+                ),
             ],
         },
         tag,

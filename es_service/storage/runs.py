@@ -206,7 +206,7 @@ class RunStorage:
         """Return the epochs at whose end it is kept how the table's columns spread, ascending."""
         return spreads.list_spreads(self._filesystem, self.path)
 
-    def spreads(self, finished_epochs: int) -> dict[str, spreads.Spread]:
+    def spreads_at(self, finished_epochs: int) -> dict[str, spreads.Spread]:
         """Return how each column spread at the end of an epoch; StorageError where that is not kept."""
         return spreads.read_spreads(self._filesystem, self.path, finished_epochs)
 

@@ -24,7 +24,8 @@ __all__ = ["COLUMNS", "Spread", "drop_after", "list_spreads", "merged", "read_sp
 FORMAT = 1
 COLUMNS = ("s", "w", "last_loss", "loss_mean", "loss_std", "visits", "selected", "picked_share")
 _SHIFT = 20  # bits of a float32 that are left out
-_BLOCK = 1 << 20  # rows at a time: what is worked out on the way stays small
+_FIRST_OF_NO_NUMBER = 0x7F800000 >> _SHIFT  # the bins of infinity and NaN
+_BLOCK = 1 << 16  # rows at a time: what is worked out on the way stays in the cache, and other threads get their turn
 Spreads = dict[str, dict[str, Any]]
 
 
@@ -35,7 +36,7 @@ class Spread:
     Attributes:
         edges: float64[bins + 1] of the bins that are not empty and those between them; the lowest edge is above 0.
         counts: int64[bins].
-        num_below: values of 0 or less.
+        num_below: values of 0 or less (or below 1e-38).
         num_missing: samples without a value.
         total: sum of all values.
     """
@@ -80,7 +81,8 @@ class Spread:
         if not is_log and self.num_below:
             at[asked <= 0] = 0.0
         at[0], at[-1] = 0.0, below[-1]
-        return np.diff(np.rint(at).astype(np.int64))
+        counts: NDArray[np.int64] = np.diff(np.rint(at).astype(np.int64)).astype(np.int64)
+        return counts
 
     def quantile(self, share: float) -> float | None:
         """Return about the value below which this share of them lies."""
@@ -107,17 +109,22 @@ def _values(records: NDArray[np.void]) -> Iterator[tuple[str, NDArray[np.float32
 
 def spreads_of(records: NDArray[np.void]) -> Spreads:
     """Return how each column of records[n] spreads, as plain values."""
-    counts = {name: np.zeros(1 << (31 - _SHIFT), dtype=np.int64) for name in COLUMNS}
-    rest: dict[str, list[float]] = {name: [0, 0, 0.0] for name in COLUMNS}  # below, missing, sum
+    counts = {name: np.zeros(1 << (32 - _SHIFT), dtype=np.int64) for name in COLUMNS}
+    totals = dict.fromkeys(COLUMNS, 0.0)
     for start in range(0, records.size, _BLOCK):
         for name, values in _values(records[start : start + _BLOCK]):
-            finite = values[np.isfinite(values)]
-            above = finite[finite > 0]
-            bins = above.view(np.uint32) >> np.uint32(_SHIFT)
-            counts[name] += np.bincount(bins, minlength=counts[name].size)
-            below, missing, total = finite.size - above.size, values.size - finite.size, finite.sum(dtype=np.float64)
-            rest[name] = [rest[name][0] + below, rest[name][1] + missing, rest[name][2] + float(total)]
-    return {name: _plain(counts[name], *rest[name]) for name in COLUMNS}
+            values = np.ascontiguousarray(values, dtype=np.float32)
+            counts[name] += np.bincount(values.view(np.uint32) >> np.uint32(_SHIFT), minlength=counts[name].size)
+            totals[name] += float(values.sum(dtype=np.float64, where=np.isfinite(values)))
+    return {name: _sorted(counts[name], totals[name]) for name in COLUMNS}
+
+
+def _sorted(counts: NDArray[np.int64], total: float) -> dict[str, Any]:
+    """Tell the bins of numbers above 0 from the others: bin 0 has 0 itself, the upper half what is negative."""
+    above, below = counts[: counts.size // 2], counts[counts.size // 2 :]
+    missing = int(above[_FIRST_OF_NO_NUMBER:].sum() + below[_FIRST_OF_NO_NUMBER:].sum())
+    num_below = int(above[0] + below[:_FIRST_OF_NO_NUMBER].sum())
+    return _plain(np.concatenate([[0], above[1:_FIRST_OF_NO_NUMBER]]), num_below, missing, total)
 
 
 def _plain(counts: NDArray[np.int64], below: float, missing: float, total: float) -> dict[str, Any]:

@@ -208,7 +208,8 @@ def test_the_history_shows_each_epoch_that_is_kept(client: TestClient) -> None:
 
 def test_the_distribution_moves_over_epochs_on_one_scale(client: TestClient) -> None:
     found = get(client, "/v1/runs/done/distribution/epochs?column=s&bins=8")
-    assert [one["epoch"] for one in found["epochs"]] == [2, 3, 4]
+    told = [(one["epoch"], one["source"]) for one in found["epochs"]]
+    assert told == [(1, "summary"), (2, "storage"), (3, "storage"), (4, "storage")]
     assert all(sum(one["counts"]) == 60 for one in found["epochs"])
     assert len(found["edges"]) == 9
     assert len({json.dumps(one["counts"]) for one in found["epochs"]}) > 1

@@ -13,11 +13,12 @@ export function count(value) {
   return missing(value) ? NONE : whole.format(value);
 }
 
-/** 56.2 % */
+/** 56.2 %; a half goes to the even digit, as the command line has it. */
 export function percent(share, digits = 1) {
   if (missing(share)) return NONE;
-  const text = (100 * share).toFixed(digits);
-  return `${Number(text) === 0 ? (0).toFixed(digits) : text}${GAP}%`;
+  const scaled = 100 * share * 10 ** digits;
+  const rounded = Math.abs(scaled % 1) === 0.5 ? 2 * Math.round(scaled / 2) : Math.round(scaled);
+  return `${((rounded || 0) / 10 ** digits).toFixed(digits)}${GAP}%`;
 }
 
 /** Four digits that say something: 0.8860, 12.35, 1.2e-7 */
