@@ -31,13 +31,13 @@ CONTENT_SECURITY_POLICY = (
 _HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer a browser says "Origin: null" of our own form
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-OPEN_PATHS = ("/-/healthz", "/login", "/static/login.css")
+OPEN_PATHS = ("/-/healthz", "/login", "/static/login.css", "/static/login.js", "/static/icon.svg")
 """What may be read without a token."""
 
 _log = logging.getLogger("es_service.api")

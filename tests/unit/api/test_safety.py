@@ -267,7 +267,7 @@ def test_every_answer_has_the_security_headers(path: str, client: TestClient) ->
     headers = client.get(path).headers
     assert headers["content-security-policy"] == CONTENT_SECURITY_POLICY
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert "cache-control" in headers
     assert "access-control-allow-origin" not in headers
