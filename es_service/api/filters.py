@@ -157,7 +157,8 @@ def select_page(
         rows = np.ones(view.num_rows, dtype=bool) if mask is None else mask.copy()
         if after is not None:
             rows &= _is_after(view.column(order.column), np.arange(view.num_rows), order, after)
-        ids, _ = _first(view, order, rows, wanted)
+        with view.looking():
+            ids, _ = _first(view, order, rows, wanted)
     ids = ids[offset:]
     more = ids.size > limit
     ids = ids[:limit]

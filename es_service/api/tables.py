@@ -6,10 +6,11 @@ kept in it, so that it is paid once a state, however many ask.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,7 +34,10 @@ COLUMNS = (
 """Every column that a sample may have here, in the order they are shown."""
 
 _WHOLE_NUMBERS = ("id", "visits", "selected", "last_step", "age")
-_MOST_KEPT = 48
+_MOST_KEPT = 64
+_MOST_KEPT_BYTES = 512 << 20  # of one table
+_LARGE = 1_000_000  # rows, from which on only a few looks at all of them may be under way
+_large_looks, _held = threading.BoundedSemaphore(4), threading.local()
 
 
 class Labels:
@@ -97,6 +101,7 @@ class TableView:
             if name in self._own or name in _DERIVED or (name == "label" and self.labels is not None)
         )
         self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._kept_bytes = 0
         self._lock = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
 
@@ -114,13 +119,28 @@ class TableView:
             with self._lock:
                 if key in self._kept:
                     return self._kept[key]  # type: ignore[no-any-return]
-            value = work()
+            with self.looking():
+                value = work()
             with self._lock:
                 self._kept[key] = value
+                self._kept_bytes += _size(value)
                 self._locks.pop(key, None)
-                while len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
+                while len(self._kept) > _MOST_KEPT or (self._kept_bytes > _MOST_KEPT_BYTES and len(self._kept) > 1):
+                    self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
             return value
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Hold one of a few places for a look at all rows of a large table: each takes memory in proportion to them."""
+        if self.num_rows < _LARGE or getattr(_held, "is_looking", False):
+            yield
+            return
+        with _large_looks:
+            _held.is_looking = True
+            try:
+                yield
+            finally:
+                _held.is_looking = False
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -250,6 +270,11 @@ def present(name: str, values: NDArray[Any]) -> NDArray[np.bool_] | None:
         found: NDArray[np.bool_] = values >= 0
         return found
     return np.isfinite(values) if values.dtype.kind == "f" else None
+
+
+def _size(value: Any) -> int:
+    """Return the bytes that keeping a value costs: a view of the mapped file costs none."""
+    return int(value.nbytes) if isinstance(value, np.ndarray) and value.flags.owndata else 0
 
 
 def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -28,7 +28,7 @@ from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["EXCHANGES", "TrainJob", "train"]
+__all__ = ["EXCHANGES", "TrainJob", "note_samples", "train"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
 
@@ -150,7 +150,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     if job.exchange != "embedded":
         _reach_ray(job.exchange)
     storage.begin(config, training)  # what cannot be written shows before any worker starts
-    _note_samples(storage, task)
+    note_samples(storage, task)
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
         metrics = _fit_here(storage, config, settings, task, prepared, watch)
@@ -172,10 +172,15 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     return result
 
 
-def _note_samples(storage: RunStorage, task: Task) -> None:
+def note_samples(storage: RunStorage, task: Task) -> None:
     """Write down what the task says of its samples, for those who look at the run without the task."""
     shown = getattr(task, "preview", None)
-    preview = None if shown is None else "text/plain" if isinstance(shown(0), str) else "image/png"
+    first = None if shown is None else shown(0)
+    if not isinstance(first, str | bytes | None):
+        raise errors.ConfigError(
+            f"preview() of the task {task.name!r} must return a PNG file as bytes, or a str, got {type(first).__name__}"
+        )
+    preview = None if first is None else "text/plain" if isinstance(first, str) else "image/png"
     labels.write_notes(storage, task.labels, task.label_names, preview)
 
 
