@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import mimetypes
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,6 @@ from es_service.storage.runs import list_runs
 __all__ = ["STATIC", "router"]
 
 STATIC = Path(__file__).parent / "static"
-_VENDORED = {"vendor/plotly.min.js": ("plotly", "package_data/plotly.min.js")}
 
 _EVENT = {
     "type": "object",
@@ -143,9 +141,8 @@ def front_page(request: Request) -> Response:
 
 
 @pages.get("/runs/{run}")
-def run_page(request: Request, run: RunName) -> Response:
-    """Show one run."""
-    catalogue_of(request).row(run)  # a problem where there is none
+def run_page(request: Request, run: RunName) -> Response:  # noqa: ARG001 - the page reads its own address
+    """Show one run; of one that is not there the page says so."""
     return _file(request, "run.html")
 
 
@@ -160,27 +157,17 @@ def static(
 
 
 def _file(request: Request, name: str) -> Response:
-    path = _vendored(name) if name in _VENDORED else _own(name)
+    path = _own(name)
     if path is None:
         raise Problem("no-such-route", f"nothing at {request.url.path}", "docs/api.md and /openapi.json list it all")
     media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    headers = {"Cache-Control": "private, max-age=86400" if name in _VENDORED else "no-cache, private"}
-    return FileResponse(path, media_type=media_type, headers=headers)
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache, private"})
 
 
 def _own(name: str) -> Path | None:
     """Return the file of that name below `static`, None where there is none, or it would lie elsewhere."""
     path = (STATIC / name).resolve() if "\0" not in name else STATIC
     return path if path.is_file() and path.is_relative_to(STATIC.resolve()) else None
-
-
-def _vendored(name: str) -> Path | None:
-    package, inside = _VENDORED[name]
-    spec = importlib.util.find_spec(package)
-    for place in (spec.submodule_search_locations if spec is not None else None) or ():
-        if (path := Path(place) / inside).is_file():
-            return path
-    return None
 
 
 router.include_router(pages)
