@@ -1,6 +1,6 @@
 """The HTTP service at 10⁷ samples, and what 50 readers cost a live run, each figure beside its target.
 
-    python -m benchmarks.api [--json] [--out FILE] [--rows 1e7] [--no-live]
+    python -m benchmarks.api [--json] [--out FILE] [--rows 1e7] [--no-live | --only-live]
 
 Writes a finished run of that many samples into a folder of its own (10⁷: 500 MB), starts `es-service serve` on it as a
 user would, and asks over loopback. The live part trains on Ray with readers and without, in turns. About two minutes.
@@ -132,17 +132,18 @@ def watched(service: Service) -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def measure(num_rows: int, *, live: bool = True) -> dict[str, Any]:
-    """Measure all of it."""
+def measure(num_rows: int, *, live: bool = True, finished: bool = True) -> dict[str, Any]:
+    """Measure all of it, or one of the two parts."""
     found: dict[str, Any] = {"rows": num_rows, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    with tempfile.TemporaryDirectory(prefix="es-bench-") as storage:
-        with Progress(f"writing a run of {num_rows:,} samples"):
-            write_run(storage, num_rows)
-        service = Service(storage, "--no-ray")
-        try:
-            found |= _finished(service, num_rows)
-        finally:
-            service.close()
+    if finished:
+        with tempfile.TemporaryDirectory(prefix="es-bench-") as storage:
+            with Progress(f"writing a run of {num_rows:,} samples"):
+                write_run(storage, num_rows)
+            service = Service(storage, "--no-ray")
+            try:
+                found |= _finished(service, num_rows)
+            finally:
+                service.close()
     if live:
         with Progress("a live run, with readers and without, in turns"):
             found["live"] = api_live.measure(Service, get)
@@ -199,16 +200,17 @@ def _export(service: Service, connection: HTTPConnection, path: str) -> dict[str
 
 
 def _figures(found: dict[str, Any]) -> list[Figure]:
-    note = f"{found['rows']:,} samples"
-    figures = [
-        Figure("a sample, p99", found["point"]["p99_ms"], "ms", 20.0, note=note),
-        Figure("the top 100, p99", found["top_100"]["p99_ms"], "ms", 250.0, note=note),
-    ]
-    for file_format, one in found["export"].items():
-        rise = one["rise_bytes"]["anonymous"] / 1e6
-        figures.append(Figure(f"memory of an export to {file_format}, above rest", rise, "MB", 300.0, note=note))
-    pages = sum(found["again_s"].values())
-    figures.append(Figure("what a page asks for when it opens", pages, "s", 1.0, note=note))
+    note, figures = f"{found['rows']:,} samples", []
+    if "point" in found:
+        figures = [
+            Figure("a sample, p99", found["point"]["p99_ms"], "ms", 20.0, note=note),
+            Figure("the top 100, p99", found["top_100"]["p99_ms"], "ms", 250.0, note=note),
+        ]
+        for file_format, one in found["export"].items():
+            rise = one["rise_bytes"]["anonymous"] / 1e6
+            figures.append(Figure(f"memory of an export to {file_format}, above rest", rise, "MB", 300.0, note=note))
+        pages = sum(found["again_s"].values())
+        figures.append(Figure("what a page asks for when it opens, again", pages, "s", 1.0, note=note))
     live = found.get("live")
     for exchange, one in (live or {}).get("exchanges", {}).items():
         note = f"{exchange}, {live['readers']} readers"
@@ -218,14 +220,16 @@ def _figures(found: dict[str, Any]) -> list[Figure]:
 
 def readable(found: dict[str, Any]) -> str:
     """Return the measurement as text."""
-    lines = [f"{found['rows']:,} samples, {found['machine']}", "", "  first ms  again ms  route"]
-    for path, seconds in found["first_s"].items():
-        lines.append(f"  {1e3 * seconds:8.1f}  {1e3 * found['again_s'][path]:8.1f}  {path}")
-    for name in ("point", "top_100", "top_100_filtered"):
+    lines = [f"{found['rows']:,} samples, {found['machine']}", ""]
+    if "first_s" in found:
+        lines.append("  first ms  again ms  route")
+        for path, seconds in found["first_s"].items():
+            lines.append(f"  {1e3 * seconds:8.1f}  {1e3 * found['again_s'][path]:8.1f}  {path}")
+    for name in (name for name in ("point", "top_100", "top_100_filtered") if name in found):
         one = found[name]
         first = f", the first {one['first_ms']:.0f} ms" if "first_ms" in one else ""
         lines.append(f"{name}: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms{first}")
-    for file_format, one in found["export"].items():
+    for file_format, one in found.get("export", {}).items():
         rise = one["rise_bytes"]
         lines.append(
             f"export {file_format}: {one['bytes'] / 1e6:,.0f} MB in {one['seconds']:.1f} s; memory rose by "
@@ -250,10 +254,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=float, default=1e7)
     parser.add_argument("--no-live", action="store_true", help="leave out the part that needs Ray")
+    parser.add_argument("--only-live", action="store_true", help="leave out all but that")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", metavar="FILE", help="write the results there as JSON")
     options = parser.parse_args()
-    found = measure(int(options.rows), live=not options.no_live)
+    found = measure(int(options.rows), live=not options.no_live, finished=not options.only_live)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found) if options.json else readable(found))

@@ -50,6 +50,7 @@ def read(port: int, run: str) -> None:
         time.sleep(index * _EVERY_S / _READERS)  # pages are not opened at one instant
         while not ended.is_set():
             if not wanted.wait(0.2):
+                connection.close()  # the service closes one that is idle; the next request opens it again
                 continue
             for path in _paths(run):
                 connection.request("GET", path)

@@ -13,7 +13,6 @@ The first line it writes is {"ready": address} or {"failed": why}.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -33,9 +32,9 @@ def main() -> None:
     os.dup2(2, 1)  # whatever Ray prints must not end up between our lines
     lock = threading.Lock()
     try:
-        import ray
+        from es_service.actors.cluster import ensure_ray
 
-        ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        ensure_ray()
     except Exception as error:  # whatever it was, the service says it and goes on without Ray
         _say(answers, lock, {"failed": f"{type(error).__name__}: {error}"[:500]})
         return

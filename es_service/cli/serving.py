@@ -66,6 +66,7 @@ def serve_command(options: argparse.Namespace) -> int:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=30,
     )
     with _listening(options.host, options.port) as listener:
         shown = f"[{options.host}]" if ":" in options.host else options.host

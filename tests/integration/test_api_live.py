@@ -232,6 +232,43 @@ def test_a_live_run_answers_like_a_finished_one(service: Service, training: Trai
     assert after["epoch"] == 1
 
 
+def test_the_history_of_a_sample_is_the_journals(service: Service, training: Training, run: str) -> None:
+    for _ in range(2):
+        training.step()
+        training.finish_epoch()
+    path = f"/v1/runs/{run}/samples/3/history"
+    found = eventually(
+        lambda: service.status(path) == 200 and len((one := service.get(path))["points"]["epoch"]) == 2 and one
+    )
+    assert found["source"] == "journal"
+    assert found["points"]["epoch"] == [0, 1]
+    assert found["points"]["loss"] == [1.03, 1.03]
+    first, second = found["points"]["run_step"]
+    assert 0 <= first < 10 <= second < 20
+    at_end = found["snapshots"][-1]
+    assert at_end["epoch"] == 2
+    assert sum(found["points"]["selected"]) == at_end["selected"]
+    assert at_end["visits"] == 2
+
+
+def test_each_epoch_is_a_line_of_json_in_the_servers_log(training: Training, run: str) -> None:
+    import ray
+
+    training.step()
+    training.finish_epoch()
+    pid = call(launch.find(run).pid.remote(), 10.0, "ask for its pid")
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    lines = eventually(
+        lambda: [
+            json.loads(line)
+            for path in folder.glob(f"worker-*-{pid}.err")
+            for line in path.read_text().splitlines()
+            if line.startswith('{"event": "epoch_finished"')
+        ]
+    )
+    assert [(one["run"], one["epoch"], one["num_observed"]) for one in lines] == [(run, 0, 400)]
+
+
 def test_events_tell_what_changes(service: Service, training: Training, run: str) -> None:
     training.step()
     eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
