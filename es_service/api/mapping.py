@@ -76,6 +76,12 @@ def _axis(values: NDArray[Any], name: str, bins: int) -> dict[str, Any]:
     return {"column": name, "min": low_shown, "max": high_shown, "bins": bins, "clipped": clipped}
 
 
+def _along(values: NDArray[Any], axis: dict[str, Any]) -> NDArray[np.int64]:
+    """Return the bin of each value; they are equally wide in its square root, since losses pile up near 0."""
+    low, high = (math.sqrt(max(axis[end], 0.0)) for end in ("min", "max"))
+    return positions(np.sqrt(np.maximum(values, 0)), low, high, axis["bins"])
+
+
 def _per_cell(
     view: TableView, seen: NDArray[np.bool_], axes: Sequence[dict[str, Any]]
 ) -> tuple[list[F64], NDArray[np.int64], NDArray[np.int64]]:
@@ -89,8 +95,7 @@ def _per_cell(
     for start in range(0, view.num_rows, BLOCK):
         rows = np.flatnonzero(seen[start : start + BLOCK])
         x, y, share, weights = (view.block(name, start, start + BLOCK)[rows] for name in (*_AXES, "picked_share", "w"))
-        cells = positions(x, axes[0]["min"], axes[0]["max"], axes[0]["bins"]) * axes[1]["bins"]
-        cells += positions(y, axes[1]["min"], axes[1]["max"], axes[1]["bins"])
+        cells = _along(x, axes[0]) * axes[1]["bins"] + _along(y, axes[1])
         counts += np.bincount(cells, minlength=num_cells)
         for total, values in zip(sums, (x, y, share), strict=True):
             total += np.bincount(cells, weights=values, minlength=num_cells)

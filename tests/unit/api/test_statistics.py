@@ -78,7 +78,7 @@ def test_the_data_map_bins_every_sample_that_was_seen(make_view: MakeView) -> No
     assert len(set(points["id"])) == ids.size
     # Each example lies in its bin, and none in it is heavier.
     x, y = found["x"], found["y"]
-    edges_x, edges_y = (np.linspace(one["min"], one["max"], one["bins"] + 1) for one in (x, y))
+    edges_x, edges_y = (np.linspace(one["min"] ** 0.5, one["max"] ** 0.5, one["bins"] + 1) ** 2 for one in (x, y))
 
     def cell(rows: np.ndarray) -> np.ndarray:
         across = np.clip(np.digitize(view.column("loss_mean")[rows], edges_x) - 1, 0, x["bins"] - 1)
