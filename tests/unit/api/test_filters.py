@@ -105,6 +105,29 @@ def test_a_page_is_what_filtering_and_sorting_gives(
     assert page.matching == len(expected(view, wanted, "id"))
 
 
+@pytest.mark.parametrize("op", list(OPERATORS))
+@pytest.mark.parametrize("column", [*ORDERED, "last_step"])
+def test_a_sample_without_a_value_meets_no_condition_on_it(column: str, op: str, make_view: MakeView) -> None:
+    view = make_view(80)
+    for word in ("0", "1", "2.5", "30"):
+        mask = filters.select(view, [f"{column}{op}{word}"])
+        assert mask is not None
+        shown = view.rows(np.arange(80), [column])
+        assert not any(mask[place] for place, row in enumerate(shown) if row[column] is None)
+        assert mask.sum() == len(expected(view, [f"{column}{op}{word}"], "id"))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_block_of_a_column_is_that_part_of_it(shards: int, make_view: MakeView) -> None:
+    view = make_view(53, shards=shards)
+    for name in view.columns:
+        whole = view.column(name)
+        for start, stop in ((0, 53), (1, 4), (7, 8), (13, 40), (50, 70), (53, 53)):
+            assert np.array_equal(view.block(name, start, stop), whole[start:stop], equal_nan=whole.dtype.kind == "f")
+        ids = np.array([52, 0, 7, 7, 31])
+        assert np.array_equal(view.at(name, ids), whole[ids], equal_nan=whole.dtype.kind == "f")
+
+
 @pytest.mark.parametrize("order", ["-w", "w", "-loss_mean", "visits", "id", "-id"])
 def test_what_lies_beyond_the_rows_kept_sorted_is_found_too(order: str, make_view: MakeView) -> None:
     """More rows than `_EXTREMES`, so that late pages and rare matches take the long way."""
