@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-selenium = pytest.importorskip("selenium", reason="the browser tests need selenium: make setup")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -174,8 +173,6 @@ class Page:
 
     def until(self, condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
         """Wait until a condition holds, and return it; an element that was replaced meanwhile is looked for again."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
         wait = WebDriverWait(self.driver, limit_s, 0.05, ignored_exceptions=[StaleElementReferenceException])
         return wait.until(lambda _: condition(), f"waited in vain for {what}; {self.path}; {self.server.log()[-2000:]}")
 
