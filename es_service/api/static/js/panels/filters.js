@@ -86,7 +86,7 @@ export class Filters {
 }
 
 /** The two ends of "0.5..2", each "" where open; null where it is none. */
-export function bounds(text) {
+function bounds(text) {
   const parts = (text ?? "").split("..");
   if (parts.length !== 2 || parts.every((part) => part === "")) return null;
   if (parts.some((part) => part !== "" && !Number.isFinite(Number(part)))) return null;

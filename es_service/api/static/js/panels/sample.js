@@ -121,7 +121,7 @@ export class SampleDialog {
 }
 
 /** The observations of a history, or what snapshots say where there is no journal. */
-export function pointsOf(history) {
+function pointsOf(history) {
   const { epoch, loss, selected } = history.points;
   if (loss.length > 0) {
     return loss.map((value, index) => ({

@@ -9,7 +9,7 @@ import { kindOf, preview } from "./preview.js";
 const PAGE = 24;
 const COLUMNS = "id,label,w,last_loss,loss_mean,loss_std,visits,selected,picked_share,suspicion,age";
 
-export const VIEWS = {
+const VIEWS = {
   weighted: { title: "Most weighted", order: "-w", where: [], meaning: "The highest weights now: what selection goes for." },
   suspects: {
     title: "Suspects",
