@@ -93,11 +93,9 @@ function received(found) {
 }
 
 function gone(error) {
-  show(
-    byId("main"),
-    byId("name").parentElement,
-    empty(error.status === 404 ? "No such run" : "This run cannot be shown", [error.message, error.hint].filter(Boolean).join(": ")),
-  );
+  const missing = error.status === 404;
+  const text = missing ? "There is none of this name here. All that there are stand on the page of runs." : [error.message, error.hint].filter(Boolean).join(": ");
+  show(byId("main"), byId("name").parentElement, empty(missing ? "No such run" : "This run cannot be shown", text));
 }
 
 // What a click asked for and did not get ends here too.
