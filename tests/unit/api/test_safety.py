@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from es_service import errors
 from es_service.api import settings
 from es_service.api.auth import COOKIE, Auth, safe_next
+from es_service.api.deployed import build_app
 from es_service.api.guard import CONTENT_SECURITY_POLICY, OPEN_PATHS
 from es_service.api.limits import Buckets, Slots
 from es_service.api.settings import Limits, Settings, read_token
@@ -300,3 +301,17 @@ def test_settings_are_checked() -> None:
     with pytest.raises(errors.ConfigError, match="burst"):
         Limits(burst=0)
     assert os.environ.get(settings.TOKEN_VARIABLE) is None
+
+
+def test_an_application_made_from_the_environment_needs_a_token(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.TOKEN_VARIABLE, raising=False)
+    with pytest.raises(errors.ConfigError, match="set ES_SERVICE_TOKEN"):
+        build_app()
+    monkeypatch.setenv(settings.TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv("ES_SERVICE_STORAGE", str(storage))
+    monkeypatch.setenv("ES_SERVICE_HOSTS", "scores.example, other.example")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with TestClient(build_app(), base_url="http://scores.example") as client:
+        assert client.get("/v1/runs").status_code == 401
+        assert client.get("/v1/runs", headers=BEARER).json()["total"] == 4
+        assert client.get("/v1/runs", headers={**BEARER, "Host": "evil.example"}).status_code == 421
