@@ -244,6 +244,7 @@ class Catalogue:
         key = (run, "live", live.version)
         view = self._known_view(key)
         if view is None:
+            finished, starts = RunStorage(self.storage, run).position()
             view = self._keep_view(
                 key,
                 TableView(
@@ -253,6 +254,7 @@ class Catalogue:
                     epoch=live.stats["finished_epochs"],
                     open_epoch=live.stats["open_epoch"],
                     as_of=live.as_of,
+                    epoch_starts=starts if finished == live.stats["finished_epochs"] else None,
                     labels=self._labels_of(run, described),
                 ),
             )

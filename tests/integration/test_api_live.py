@@ -226,6 +226,11 @@ def test_a_live_run_answers_like_a_finished_one(service: Service, training: Trai
     assert f'es_service_selection_seen_ratio{{run="{run}"}} 0.5' in metrics
     assert re.search(rf'es_service_server_call_seconds_bucket{{call="\w+",le="\+Inf",run="{run}"}} [1-9]', metrics)
     training.finish_epoch()
+    training.step(2)
+    eventually(lambda: service.get(f"/v1/runs/{run}")["table"]["step"] == 11)
+    stale = service.get(f"/v1/runs/{run}/staleness")
+    assert stale["older_than_epoch"] == 0  # all were observed since the first epoch began
+    assert stale["max"] >= 2
     launch.stop(run)
     after = eventually(lambda: (found := service.get(f"/v1/runs/{run}"))["server"] is None and found)
     assert after["table"]["source"] == "storage"
