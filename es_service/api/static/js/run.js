@@ -70,7 +70,7 @@ async function showAll() {
   showHead(run);
   showExtras(run);
   const told = await get(["runs", name, "ledger"]);
-  ledger.update(told);
+  ledger.update(told, run.num_samples);
   byId("verdict").textContent = verdict(run, told);
   byId("panels").hidden = run.table === null;
   if (run.table === null) {

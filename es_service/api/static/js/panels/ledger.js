@@ -16,17 +16,19 @@ export class LedgerPanel {
     this.redraw = [drawn(byId("ledger"), (width) => this.#drawLedger(width)), drawn(byId("accuracy"), (width) => this.#drawAccuracy(width))];
   }
 
-  update(ledger) {
+  /** @param numSamples that an epoch has, if it is trained in full. */
+  update(ledger, numSamples) {
     const text = JSON.stringify(ledger);
     if (text === this.text) return;
     this.text = text;
     this.ledger = ledger;
+    this.numSamples = numSamples;
     for (const redraw of this.redraw) redraw();
   }
 
   #drawLedger(width) {
     if (this.ledger === null) return;
-    const epochs = byEpoch(this.ledger);
+    const epochs = byEpoch(this.ledger, this.numSamples);
     this.table.update(epochs.map(cells));
     if (!this.ledger.seconds) {
       show(this.chart, empty("No ledger yet", "The run tells of its time at the end of its first epoch. A loop of your own tells nothing: see selector.ledger there."));
@@ -63,8 +65,9 @@ export class LedgerPanel {
 }
 
 /** What each epoch alone took: the history counts from the run's beginning. In full, all would take the same. */
-function byEpoch({ history, seconds, saving }) {
-  const full = history.length > 0 ? fullSeconds(seconds?.total, saving) : null;
+function byEpoch({ history, samples, seconds, saving }, numSamples) {
+  const soFar = fullSeconds(seconds?.total, saving); // the epoch under way is in it, too
+  const full = soFar === null || !samples?.full ? null : soFar * (numSamples / samples.full);
   let before = { trained: 0, scored: 0, seconds: 0 };
   return history.map((one) => {
     const found = {
@@ -72,7 +75,7 @@ function byEpoch({ history, seconds, saving }) {
       trained: one.trained - before.trained,
       scored: one.scored - before.scored,
       seconds: one.seconds - before.seconds,
-      full: full === null ? null : full / history.length,
+      full,
       accuracy: one.accuracy,
       saving: one.saving,
     };
