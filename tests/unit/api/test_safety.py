@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,10 @@ def test_other_hosts_need_a_token(
     host: str, storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(settings.TOKEN_VARIABLE, raising=False)
-    assert main(["serve", "--storage", str(storage), "--host", host]) == 2
+    everywhere = ("::", 0)
+    with socket.create_server(everywhere, family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        port = str(taken.getsockname()[1])  # were it not refused, it would fail to listen rather than serve
+        assert main(["serve", "--storage", str(storage), "--host", host, "--port", port]) == 2
     assert "--token-file" in capsys.readouterr().err
 
 
