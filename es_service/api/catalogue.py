@@ -26,6 +26,8 @@ _ROWS_EVERY_S = 1.0
 _FILES_EVERY_S = 0.2
 _SIGN_OF_LIFE_S = 120.0  # files of a run that changed this recently: somebody trains it
 _MOST_VIEWS = 16
+_FEW_VIEWS = 4  # a run's newest epochs and what it is now
+_MOST_ROWS = 50_000_000  # of all views together, beyond those few: what is worked out of them is kept with them
 _NOTES = ("run.json", "result.json", "progress.json", "samples.json")
 
 
@@ -274,9 +276,14 @@ class Catalogue:
             if key[1] == "live":  # the one before is of no use to anybody else
                 for old in [one for one in self._views if one[:2] == key[:2] and one != key]:
                     del self._views[old]
-            while len(self._views) > _MOST_VIEWS:
+            while len(self._views) > _MOST_VIEWS or (
+                len(self._views) > _FEW_VIEWS and self._rows_viewed() > _MOST_ROWS
+            ):
                 self._views.popitem(last=False)
             return view
+
+    def _rows_viewed(self) -> int:
+        return sum(view.num_rows for view in self._views.values())
 
     def _labels_of(self, run: str, described: _Described) -> Labels | None:
         if not described.notes.has_labels:
