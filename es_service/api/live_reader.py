@@ -69,7 +69,8 @@ def _runs() -> dict[str, Any]:
 
     prefix = launch.actor_name("x")[:-1]
     listed = ray.util.list_named_actors(all_namespaces=True)
-    names = {one["name"].removeprefix(prefix) for one in listed if one["namespace"] == launch.NAMESPACE}
+    servers = [one["name"] for one in listed if one["namespace"] == launch.NAMESPACE and one["name"].startswith(prefix)]
+    names = {name.removeprefix(prefix) for name in servers}
     found: dict[str, Any] = {}
     asked = {}
     for run in sorted(name for name in names if ":" not in name):
