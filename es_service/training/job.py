@@ -53,6 +53,7 @@ class TrainJob:
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: go on with a run of this name; otherwise the name must be new.
+        search: name of the search that the run is a trial of, None where it is none's.
     """
 
     run: str
@@ -73,6 +74,7 @@ class TrainJob:
     irreducible: str | None = None
     seed: int = 0
     resume: bool = False
+    search: str | None = None
 
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
@@ -148,7 +150,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         )
     if job.exchange != "embedded":
         _reach_ray(job.exchange)
-    storage.begin(config, training)  # what cannot be written shows before any worker starts
+    storage.begin(config, training, search=job.search)  # what cannot be written shows before any worker starts
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
         metrics = _fit_here(storage, config, settings, task, prepared, watch)

@@ -151,6 +151,16 @@ class Domain:
         low, _ = self._ends()
         return min(max(self._tidy(value), low), self.last)
 
+    def holds(self, value: Any) -> bool:
+        """Return whether this value is one that the domain can give."""
+        if self.kind in _OF_VALUES:
+            return value in self.values
+        if isinstance(value, bool) or not isinstance(value, int if self.is_integer else (int, float)):
+            return False
+        low, _ = self._ends()
+        on_step = self.step is None or abs((value - low) / self.step - round((value - low) / self.step)) < 1e-9
+        return low <= value <= self.last and on_step
+
     def _num_steps(self) -> int:
         low, high = self._ends()
         return int((high - low) / (self.step or 1) + 1e-9)

@@ -108,6 +108,14 @@ class Space:
         listed = [domain.listed or () for domain in self.domains.values()]
         return [dict(zip(self.domains, values, strict=True)) for values in itertools.product(*listed)]
 
+    def usual(self) -> dict[str, Any] | None:
+        """Return the preset's own values of what is searched, None where they lie outside or are the task's."""
+        selection = self.selection({}, 0).to_dict()
+        known = {**selection, **selection["settings"]}
+        values = {name: known.get(name) for name in self.domains}
+        inside = all(name in known and domain.holds(values[name]) for name, domain in self.domains.items())
+        return values if inside else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, JSON-ready."""
         return {
