@@ -2,9 +2,10 @@
 
 <out>/search.json           what is searched; another search is refused
 <out>/trials.jsonl          the journal, see `trials.Journal`
-<out>/references.jsonl      the same of the full runs that trials are compared with
+<out>/references.json       how long the full runs are that trials are compared with, once that is decided
+<out>/references.jsonl      the journal of these
 <out>/runs/<run>/           every trial and every full run, as `es-service runs --storage <out>/runs` lists them
-<out>/results.json, trials.parquet, best.yaml, report.html, pictures/
+<out>/results.json, trials.parquet, history.parquet, best.yaml, report.html, pictures/
 """
 
 from __future__ import annotations
@@ -66,6 +67,16 @@ class Folder:
         with _CLAIM.held(self.path, search.identity()):
             self.runs.mkdir(exist_ok=True)
             yield
+
+    def lengths(self) -> list[int] | None:
+        """Return how many epochs the full runs have, None while that is not decided."""
+        if not (self.path / "references.json").exists():
+            return None
+        return [int(one) for one in files.read_json(_LOCAL, str(self.path / "references.json"))["epochs"]]
+
+    def write_lengths(self, lengths: list[int]) -> None:
+        """Keep them: a search that goes on compares with the same runs."""
+        files.write_json(_LOCAL, str(self.path / "references.json"), {"epochs": lengths})
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""

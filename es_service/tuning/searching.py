@@ -204,10 +204,13 @@ def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
 
 def _references(described: Search, folder: Folder, trials: Sequence[Trial], progress: Any) -> list[Trial]:
     """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
-    costs = sorted(one.cost for one in trials if one.status == FINISHED)
-    shares = {costs[0], costs[len(costs) // 2]}
-    lengths = sorted({min(max(math.ceil(described.epochs * one - 1e-9), 1), described.epochs) for one in shares})
-    points = [{"epochs": epochs} for epochs in sorted({*lengths, described.epochs}, reverse=True)]
+    lengths = folder.lengths()
+    if lengths is None:
+        costs = sorted(one.cost for one in trials if one.status == FINISHED)
+        as_short = (math.ceil(described.epochs * one - 1e-9) for one in (costs[0], costs[len(costs) // 2]))
+        lengths = sorted({described.epochs, *(min(max(one, 1), described.epochs) for one in as_short)}, reverse=True)
+        folder.write_lengths(lengths)
+    points = [{"epochs": epochs} for epochs in lengths]
     names = [
         f"{'full' if point['epochs'] == described.epochs else 'short-full'}-{point['epochs']}-s{seed}"
         for seed in described.seeds
@@ -248,7 +251,7 @@ def _run(
         whole=described.whole,
         places=described.places,
         epochs=described.epochs,
-        early=early,
+        early=tuner.early_stopping(described.epochs, described.space.domains) if early else None,
         metric=described.objective.metric,
         restored=restored,
         tell=(lambda _: None) if progress is None else progress.show,

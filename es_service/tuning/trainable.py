@@ -89,9 +89,10 @@ def run_trial(assignment: Assignment, report: Report, *, storage: str, search: s
     kept = RunStorage(storage, spec.run)
     if not places.on_ray_train:
         torch.set_num_threads(max(1, math.floor(places.cpus)))
-    job: Any = dataclasses.replace(
+    exchange: Any = places.exchange  # checked where the job is made
+    job = dataclasses.replace(
         train_job(spec, storage),
-        exchange=places.exchange,
+        exchange=exchange,
         num_workers=places.workers,
         resume=kept.exists(),
         search=search,
