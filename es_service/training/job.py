@@ -273,6 +273,7 @@ def _fit_on_ray(
         data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
         derived=job.derived,
         irreducible=prepared["path"],
+        stoppable=job.search is not None,
     )
     return ray_train.fit_with_ray(ray_job, watch)
 

@@ -73,6 +73,8 @@ def trainable(config: dict[str, Any], *, storage: str, search: str, whole: int, 
 
     try:
         run_trial(assignment, report, storage=storage, search=search, whole=whole, places=places)
+    except errors.StoppedError:
+        report({"stopped": True})
     except Exception as error:  # a user's own task may raise anything, and the search goes on
         _LOG.exception("trial %d failed", assignment.number)
         own = isinstance(error, errors.EsServiceError)
@@ -97,6 +99,10 @@ def run_trial(assignment: Assignment, report: Report, *, storage: str, search: s
         resume=kept.exists(),
         search=search,
     )
+    if places.on_ray_train and kept.exists():
+        from es_service.training.ray_train import ask_to_stop
+
+        ask_to_stop(storage, spec.run, asked=False)  # an earlier session was
     told = _Told(assignment, report, lambda: kept.read_note("prepared") or {}, whole)
     result = train(job, lambda stats: told.up_to(stats, last=spec.epochs - 1))
     told.history(result["history"], last=spec.epochs)

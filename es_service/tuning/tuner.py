@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = ["Tell", "early_stopping", "run_trials"]
 Tell = Callable[[Trial], None]
 _REDUCTION = 3
 _CHEAPENING = {"anneal", "ratio", "prune_ratio", "r", "score_every", "interrupt"}
+_PATIENCE_S = 30.0  # for trials to end in order once somebody asked to stop
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -72,12 +74,12 @@ def early_stopping(epochs: int, searched: Iterable[str]) -> Any:
 class _Source(Searcher):
     """Hands out the queue's trials."""
 
-    def __init__(self, queue: Queue, spec: Callable[[Trial], RunSpec]) -> None:
+    def __init__(self, queue: Queue, spec: Callable[[Trial], RunSpec], stop: _Stop) -> None:
         super().__init__()
-        self._queue, self._spec = queue, spec
+        self._queue, self._spec, self._stop = queue, spec, stop
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - the contract's argument
-        trial = self._queue.next()
+        trial = None if self._stop.signal is not None else self._queue.next()
         if trial is None:
             return Searcher.FINISHED
         spec = self._spec(trial).to_dict()
@@ -96,16 +98,19 @@ class _Source(Searcher):
 class _Conductor(FIFOScheduler):
     """Tells the queue what trials report, and stops those that are done or fall behind."""
 
-    def __init__(self, queue: Queue, asha: Any, epochs: int, metric: str, tell: Tell, storage: Path) -> None:
+    def __init__(
+        self, queue: Queue, asha: Any, epochs: int, metric: str, tell: Tell, storage: Path, places: Places
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._queue, self._asha, self._epochs, self._compared, self._tell = queue, asha, epochs, metric, tell
-        self._storage = str(storage)
+        self._storage, self._places = str(storage), places
+        self._live: dict[int, bool] = {}  # trials that Ray Tune knows and that have not ended -> was it asked to stop?
         self._ended: list[Trial] = []
 
     def tidy_up(self) -> None:
-        for trial in self._ended:
+        for trial in [one for one in self._ended if one.number not in self._live]:
             drop_checkpoints(self._storage, trial.run)
-        self._ended.clear()
+            self._ended.remove(trial)
 
     def go_through_journal(self) -> None:
         self._queue.restore(self._replay)
@@ -118,14 +123,15 @@ class _Conductor(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         ours = self._queue.trials[trial.config["number"]]
+        self._live[ours.number] = False
         if not ours.epochs:
             self._expect(ours)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         number = result["number"]
         ours = self._queue.trials[number]
-        if ours.status != RUNNING:
-            return str(TrialScheduler.STOP)  # Ray Tune repeats the last report when a trial returns
+        if ours.status != RUNNING or "stopped" in result:
+            return self._when_ended(number, result)
         if "failed" in result:
             return self._end(ours, FAILED, result["failed"])
         entry = {name: result[name] for name in ENTRY}
@@ -133,11 +139,49 @@ class _Conductor(FIFOScheduler):
         if result["last"]:
             return self._end(ours, FINISHED)
         if self._is_behind(ours, entry):
-            return self._end(ours, PRUNED)
+            decision = self._end(ours, PRUNED)
+            return self._ask_to_stop(ours) if self._places.on_ray_train else decision
         return str(TrialScheduler.CONTINUE)
+
+    def _when_ended(self, number: int, result: dict[str, Any]) -> str:
+        """Return what to do with a trial that has ended for us, and reports once more.
+
+        One in its own process has nothing left to do: Ray Tune repeats the last report when it returns. One that trains
+        with Ray Train is let come to its end, which it reports.
+        """
+        if (
+            self._places.on_ray_train
+            and not any(name in result for name in ("stopped", "failed"))
+            and (not result.get("last") and not result.get("done"))
+        ):
+            return str(TrialScheduler.CONTINUE)
+        self._live.pop(number, None)
+        return str(TrialScheduler.STOP)
+
+    def _ask_to_stop(self, trial: Trial) -> str:
+        """Have a trial's Ray Train job end in order, and go on hearing of it until it has."""
+        from es_service.training.ray_train import ask_to_stop
+
+        self._live[trial.number] = True
+        ask_to_stop(self._storage, trial.run)
+        return str(TrialScheduler.CONTINUE)
+
+    def ask_all_to_stop(self) -> bool:
+        """Ask all Ray Train jobs to end; return whether none is left."""
+        for number, asked in list(self._live.items()) if self._places.on_ray_train else []:
+            trial = self._queue.trials[number]
+            if not (Path(self._storage) / trial.run / "run.json").exists():
+                continue  # it has not begun; Ray Tune ends its process
+            if not asked:
+                self._ask_to_stop(trial)
+        begun = [self._queue.trials[number].run for number in self._live]
+        return not self._places.on_ray_train or not any(
+            (Path(self._storage) / run / "run.json").exists() for run in begun
+        )
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         ours = self._queue.trials[trial.config["number"]]
+        self._live.pop(ours.number, None)
         error = trial.get_error()
         lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
         self._end(ours, FAILED, f"its process ended: {lines[0] if lines else 'no message'}")
@@ -145,6 +189,7 @@ class _Conductor(FIFOScheduler):
     def _end(self, trial: Trial, status: str, error: str | None = None) -> str:
         if trial.status == RUNNING:
             self._queue.end(trial.number, status, error)
+            self._live.pop(trial.number, None)
             self.tidy_up()  # of those before: this one's process may be at its last checkpoint still
             self._ended.append(trial)
             self._tell(trial)
@@ -167,12 +212,18 @@ class _Stop(Stopper):
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.in_order: Callable[[], bool] = lambda: True
+        self._give_up: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - the contract's arguments
         return False
 
     def stop_all(self) -> bool:
-        return self.signal is not None
+        if self.signal is None:
+            return False
+        if self._give_up is None:
+            self._give_up = time.monotonic() + _PATIENCE_S
+        return self.in_order() or time.monotonic() > self._give_up
 
 
 def run_trials(
@@ -209,7 +260,7 @@ def run_trials(
     Raises:
         KeyboardInterrupt, SystemExit: somebody asked to stop. Trials under way are left to be gone on with.
     """
-    conductor = _Conductor(queue, early, epochs, metric, tell, storage)
+    conductor = _Conductor(queue, early, epochs, metric, tell, storage, places)
     conductor.go_through_journal()
     restored()
     left = num_trials - sum(one.status != RUNNING for one in queue.trials)
@@ -217,11 +268,12 @@ def run_trials(
         return
     scratch = storage.parent / "tune"
     stop = _Stop()
+    stop.in_order = conductor.ask_all_to_stop
     train = functools.partial(trainable, storage=str(storage), search=search, whole=whole, places=places)
     tuner = tune.Tuner(
         tune.with_resources(_named_function(train), _resources(places)),
         tune_config=tune.TuneConfig(
-            search_alg=_Source(queue, spec),
+            search_alg=_Source(queue, spec, stop),
             scheduler=conductor,
             num_samples=left,
             max_concurrent_trials=places.room(_cluster("CPU")),
