@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
-from es_service.exchange.base import Exchange, Position
+from es_service.exchange.base import Exchange, OnUnavailable, Position
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, suggest
@@ -41,6 +41,7 @@ def connect(
     world_size: int | None = None,
     attempt: str | None = None,
     deadline_s: float = 60.0,
+    on_unavailable: OnUnavailable = "raise",
 ) -> Selector:
     """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
 
@@ -74,7 +75,10 @@ def connect(
         world_size: number of ranks, likewise.
         attempt: any text that all ranks of one start of the group share and a restarted group does not; needed where
             several ranks were given by hand.
-        deadline_s: seconds that any wait for the server, or for other ranks, may take.
+        deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
+            back within them is not noticed: it knows what it knew, and is told again what it did not write in time.
+        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" on and log it, or "continue" to
+            train without it: from what this rank holds, else on uniform draws, with one loud warning.
 
     Raises:
         RunNameError, ConfigError: an argument cannot be used.
@@ -86,7 +90,7 @@ def connect(
     if not isinstance(selection, Selection):
         raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
     runs.check_run_name(run)
-    _check_exchange(exchange, shards, every)
+    _check_exchange(exchange, shards, every, on_unavailable)
     config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
     if config.grows and exchange not in ("sync", "prefetch"):
         raise errors.ConfigError(f"exchange {exchange!r} needs ids known beforehand: take 'prefetch' or 'sync'")
@@ -94,7 +98,10 @@ def connect(
     if exchange == "collective":
         connected = _collective(run, config, every, storage, rank, world_size, deadline_s)
     else:
-        connected = _remote(run, config, exchange, shards, storage, rank, world_size, attempt, deadline_s)
+        attended = _remote(
+            run, config, exchange, shards, storage, rank, world_size, attempt, deadline_s, on_unavailable
+        )
+        connected = attended if on_unavailable != "continue" else _unattended(attended)
     return Selector(
         selection,
         num_samples=num_samples,
@@ -105,12 +112,26 @@ def connect(
     )
 
 
-def _check_exchange(name: str, shards: int | None, every: int) -> None:
+def _unattended(inner: Remote) -> Exchange:
+    from es_service.exchange.unattended import Unattended
+
+    return Unattended(inner)
+
+
+def _check_exchange(name: str, shards: int | None, every: int, on_unavailable: str) -> None:
     if name not in get_args(ExchangeName):
         raise errors.ConfigError(f"unknown exchange {name!r}; {suggest(name, list(get_args(ExchangeName)))}")
     if as_integer("every", every, least=1) != 1 and name != "collective":
         raise errors.ConfigError(
             f"every={every} is a setting of exchange 'collective', the exchange is {name!r}: leave it out"
+        )
+    if on_unavailable not in get_args(OnUnavailable):
+        raise errors.ConfigError(
+            f"unknown on_unavailable={on_unavailable!r}; {suggest(on_unavailable, list(get_args(OnUnavailable)))}"
+        )
+    if on_unavailable != "raise" and name == "collective":
+        raise errors.ConfigError(
+            f"on_unavailable={on_unavailable!r} is about a score server, which exchange 'collective' has none of"
         )
     if shards is not None and name == "collective":
         raise errors.ConfigError(f"shards={shards} are of a score server, which exchange 'collective' has none of")
@@ -126,6 +147,7 @@ def _remote(
     world_size: int | None,
     attempt: str | None,
     deadline_s: float,
+    on_unavailable: OnUnavailable,
 ) -> Remote:
     """Return the exchange with the run's score server, which is started if absent."""
     from es_service.actors import launch
@@ -144,7 +166,7 @@ def _remote(
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
-    return kinds[exchange](run, config, position, group, deadline_s=deadline_s)
+    return kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)
 
 
 def _collective(

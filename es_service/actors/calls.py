@@ -1,7 +1,9 @@
-"""Waiting for an actor's answer: with a deadline, and with this package's errors instead of Ray's."""
+"""Waiting for an actor's answer: with a deadline, patience, and this package's errors instead of Ray's."""
 
 from __future__ import annotations
 
+import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +13,15 @@ from ray import exceptions
 
 from es_service import errors
 
-__all__ = ["DEADLINE_S", "call", "call_patiently"]
+__all__ = ["DEADLINE_S", "AwayError", "Patience", "call", "call_patiently"]
 
 DEADLINE_S = 60.0
-_PAUSE_S = 0.1
+_PAUSE_S = (0.05, 1.0)  # first and longest
+_log = logging.getLogger(__name__)
+
+
+class AwayError(errors.ServerUnavailableError):
+    """The actor is restarting; whether a call was done is open. Made again, it is done once."""
 
 
 def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
@@ -27,7 +34,8 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
 
     Raises:
         EsServiceError: whatever the actor raised of our own, as it was raised there.
-        ServerUnavailableError: no answer in time, or the actor is away or gone.
+        AwayError: the actor is restarting.
+        ServerUnavailableError: no answer in time, or the actor is gone for good.
     """
     try:
         return ray.get(reference, timeout=deadline_s)
@@ -44,29 +52,64 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
             f"cannot {doing}: the score server is gone for good ({error}); connect again, it starts from storage"
         ) from error
     except exceptions.RayActorError as error:
-        raise errors.ServerRestartedError(
-            f"cannot {doing}: the score server is restarting, what came after the last finished epoch is lost; "
-            "connect again and continue from the checkpoint of that epoch"
-        ) from error
+        raise AwayError(f"cannot {doing}: the score server is restarting, and did not come back in time") from error
 
 
-def call_patiently(ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str) -> Any:
+class Patience:
+    """How long somebody waits for the score server: pauses that grow, each of a random length, until the deadline.
+
+    Args:
+        deadline_s: seconds for all of it.
+        for_ever: past the deadline it is only said, and waited on.
+    """
+
+    def __init__(self, deadline_s: float, *, for_ever: bool = False) -> None:
+        self.deadline_s, self._for_ever = deadline_s, for_ever
+        self._give_up = time.monotonic() + deadline_s
+        self._pause_s = _PAUSE_S[0]
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self._give_up - time.monotonic())
+
+    def pause(self, error: errors.ServerError) -> None:
+        """Let a moment go by before the next try; raise the error where the deadline does not leave one."""
+        if self.left_s <= self._pause_s:
+            self.overrun(error)
+        time.sleep(self._pause_s * random.uniform(0.5, 1.0))  # polling: Ray says nothing when an actor is back
+        self._pause_s = min(2 * self._pause_s, _PAUSE_S[1])
+
+    def overrun(self, error: errors.ServerError) -> None:
+        """Hear that the deadline is past: raise the error, or say it and begin anew."""
+        if not self._for_ever:
+            raise error
+        _log.warning("%s Waiting on, as on_unavailable='wait' has it.", error)
+        self._give_up = time.monotonic() + self.deadline_s
+
+
+def call_patiently(
+    ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str, *, for_ever: bool = False
+) -> Any:
     """Return the answer of a call that may as well be made again: a server that is restarting is waited for.
 
     Args:
         ask: makes the call.
         deadline_s: seconds for all of it.
         doing: as in `call`.
+        for_ever: as in `Patience`.
 
     Raises:
-        ServerRestartedError: it was still restarting at the deadline.
+        AwayError: it was still restarting at the deadline.
         EsServiceError: as `call`.
     """
-    give_up = time.monotonic() + deadline_s
+    patience = Patience(deadline_s, for_ever=for_ever)
+    reference = ask()
     while True:
         try:
-            return call(ask(), max(0.0, give_up - time.monotonic()), doing)
-        except errors.ServerRestartedError:
-            if time.monotonic() + _PAUSE_S > give_up:
-                raise
-        time.sleep(_PAUSE_S)  # polling: Ray says nothing when an actor is back
+            return call(reference, patience.left_s, doing)
+        except AwayError as error:
+            patience.pause(error)
+            reference = ask()
+        except errors.ServerUnavailableError as error:
+            patience.overrun(error)

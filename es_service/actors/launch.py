@@ -24,10 +24,11 @@ Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remot
 NAMESPACE = "es_service"
 READ_GROUP = "read"
 _START_DEADLINE_S = 60.0
+_FINISH_DEADLINE_S = 20.0
 _MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
 # What the score server asks of other shards on its readers' behalf:
-_READS = {"answer", "counts", "copy_records", "num_samples", "talk"}
-_OF_RESTARTS = {"begin", "go_to_snapshot", "load_records"}  # may be asked again: a shard that restarts is waited for
+_READS = {"answer", "counts", "copy_records", "num_samples", "storage_failure", "talk"}
+_ONCE = {"answer", "talk"}  # the others may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out
 _nodes: Any = ray.nodes  # it has none
@@ -60,9 +61,9 @@ def _asker(run: str) -> Callable[..., Callable[[], Any]]:
 
         def wait() -> Any:
             try:
-                if method in _OF_RESTARTS:
-                    return call_patiently(lambda: asked.pop() if asked else bound.remote(*args), DEADLINE_S, doing)
-                return call(asked[0], DEADLINE_S, doing)
+                if method in _ONCE:
+                    return call(asked[0], DEADLINE_S, doing)
+                return call_patiently(lambda: asked.pop() if asked else bound.remote(*args), DEADLINE_S, doing)
             except errors.ServerUnavailableError:
                 handles.pop(index, None)  # it may be gone for good, and another started under its name
                 raise
@@ -76,7 +77,7 @@ class _Server(ScoreServer):
     """A score server that finds its other shards on Ray."""
 
     def __init__(self, storage: str, run: str, config: dict[str, Any], count: int) -> None:
-        super().__init__(storage, run, config, count, _asker(run))
+        super().__init__(storage, run, config, count, _asker(run), ray.get_runtime_context().get_actor_id())
 
 
 _ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)
@@ -181,12 +182,23 @@ def _place(run: str, shard: int, nodes: list[str]) -> Any:
 
 
 def stop(run: str) -> None:
-    """End the run's score server and all its shards; their snapshots stay. RunNotFoundError where none is running."""
+    """End the run's score server and all its shards, once all they know is on storage.
+
+    It names the run, and so ends the server of whoever started it.
+
+    Raises:
+        RunNotFoundError: none is running.
+    """
     server = find(run)
     listed = ray.util.list_named_actors(all_namespaces=True)
-    names = {one["name"] for one in listed if one["namespace"] == NAMESPACE}
-    for name in names:
+    others = {one["name"] for one in listed if one["namespace"] == NAMESPACE}
+    actors = [server]
+    for name in others:
         if name.startswith(f"{actor_name(run)}:"):
             with contextlib.suppress(ValueError):  # it ended by itself
-                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-    ray.kill(server)
+                actors.append(ray.get_actor(name, namespace=NAMESPACE))
+    finishing = [actor.finish.options(concurrency_group=READ_GROUP).remote() for actor in actors]
+    for actor, finished in zip(actors, finishing, strict=True):
+        with contextlib.suppress(errors.ServerError):  # it does not answer: its journal is what there is
+            call(finished, _FINISH_DEADLINE_S, "finish")
+        ray.kill(actor)

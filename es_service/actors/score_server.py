@@ -3,13 +3,17 @@
 A run's table may be spread over S shards. Ranks speak to each shard for its rows (see `score_shard`), and to the
 server alone to join, to open and close epochs, to save and to go back; it then tells the other shards.
 
-What is durable is the state at the end of the last finished epoch, in the run's storage. A restarted server or shard
-starts from there; ranks that had joined get ServerRestartedError and join again, which takes all shards back to it.
+Where the ranks are, and the plan of the open epoch, is in the journal before a rank hears of it, so that a server that
+restarts goes on where it was. Where its journal cannot be read it starts from the last finished epoch; ranks that had
+joined get ServerRestartedError and join again, which takes all shards back to it.
+
+A call that changes the roster may be made again with the same `turn`, any text of the caller's: it is done once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +21,22 @@ from typing import Any
 import pyarrow as pa
 
 from es_service import errors
+from es_service.actors import shard_journal
+from es_service.actors.plan_codec import decode_plan, encode_plan
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.shard_group import ShardGroup
 from es_service.selection import queries
+from es_service.selection.plans import Plan
 from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import runs, snapshots
+from es_service.storage.journal import Record
+from es_service.storage.ownership import Ownership
 
 __all__ = ["ScoreServer"]
+
+_log = logging.getLogger(__name__)
 
 
 class ScoreServer(ScoreShard):
@@ -37,6 +48,7 @@ class ScoreServer(ScoreShard):
         config: `runs.config_to_dict` of the run.
         count: S, how many shards there are.
         ask: how the other shards are called, see `ShardGroup`; a server that is alone needs none.
+        actor: names this server over restarts of its process, so that no two of them write a run; None does not look.
     """
 
     def __init__(
@@ -46,19 +58,86 @@ class ScoreServer(ScoreShard):
         config: dict[str, Any],
         count: int = 1,
         ask: Callable[..., Callable[[], Any]] | None = None,
+        actor: str | None = None,
     ) -> None:
+        self._actor = actor
+        self._ownership: Ownership | None = None
         self._roster_lock = threading.Lock()
         self._shards = ShardGroup(self, ask, count)
         self._behind = count > 1  # the other shards may stand elsewhere than the last snapshot
         self._num_rewinds = 0  # done in this attempt
         self._rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
+        self._turns: dict[int, str] = {}  # the last change that each rank asked for
+        self._plan_read: Plan | None = None  # of the journal, for the roster that comes next
         self._progress: dict[str, Any] = {}
         super().__init__(storage, run, config, 0, count)
 
     def _begin_run(self, config: RunConfig) -> None:
         self._storage.begin(config)
+        if self._actor is not None:
+            self._ownership = self._storage.ownership(self._actor)
+            self._ownership.claim()
+        self._storage.begin_journals(self._shards.count)
         self._roster = Roster(config, self._shards.plan)
-        self._roster.go_to(*self._storage.position())
+
+    def _may_write(self) -> None:
+        if self._ownership is not None:
+            try:
+                self._ownership.renew()
+            except errors.RunExistsError as error:
+                raise errors.StorageError(str(error)) from error
+
+    def _ready(self) -> None:
+        super()._ready()
+        if self._ownership is not None:
+            self._ownership.check()
+
+    # -- where the journal left it -------------------------------------------------------------------------------------
+
+    def _load(self, finished_epochs: int, note: dict[str, Any]) -> None:
+        super()._load(finished_epochs, note)
+        if "roster" in note:
+            self._take_up(note["roster"], None)
+        else:
+            self._roster.go_to(*self._storage.position(finished_epochs))
+
+    def _replay(self, record: Record) -> None:
+        if record.kind == "plan":
+            self._plan_read = decode_plan(record.payload)
+        elif record.kind == "roster":
+            self._take_up(shard_journal.from_json(record.payload), self._plan_read)
+        else:
+            super()._replay(record)
+
+    def _take_up(self, values: dict[str, Any], plan: Plan | None) -> None:
+        self._roster.take_up(values, plan)
+        try:
+            self._num_rewinds = int(values["num_rewinds"])
+            self._rewinds = {int(rank): int(num) for rank, num in values["rewinds"].items()}
+            self._turns = {int(rank): str(turn) for rank, turn in values["turns"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"the roster in the journal is damaged: {error!r}") from error
+
+    def _roster_values(self) -> dict[str, Any]:
+        return {
+            **self._roster.to_dict(),
+            "num_rewinds": self._num_rewinds,
+            "rewinds": {str(rank): num for rank, num in self._rewinds.items()},
+            "turns": {str(rank): turn for rank, turn in self._turns.items()},
+        }
+
+    def _note(self) -> dict[str, Any]:
+        return {**super()._note(), "roster": self._roster_values()}
+
+    def _keep_roster(self, *, plan: Plan | None = None) -> None:
+        """Write where everybody is to the journal; it is on storage when this returns, if it can be written."""
+        with self._lock:
+            if plan is not None:
+                self._journal.append("plan", encode_plan(plan))
+            self._journal.append("roster", shard_journal.to_json(self._roster_values()))
+        self._flush()
+
+    # -- for ranks -----------------------------------------------------------------------------------------------------
 
     def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> int:
         """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
@@ -75,15 +154,20 @@ class ScoreServer(ScoreShard):
         self._config.check_world(world_size, rank)
         with self._roster_lock:
             if not self._roster.knows(attempt):
-                if self._behind or self._roster.open_epoch_number is not None:
-                    self._go_to(*self._storage.position())
+                if self._shards.count > 1 or self._roster.open_epoch_number is not None:
+                    self._go_back()  # another shard may stand elsewhere
                 self._shards.all("begin", attempt)
                 self._rewinds.clear()
+                self._turns.clear()
                 self._num_rewinds = 0
             self._roster.join(Caller(rank, attempt), world_size)
-            return self._rewinds.setdefault(rank, 0)
+            asked = self._rewinds.setdefault(rank, 0)
+            self._keep_roster()
+            return asked
 
-    def open_epoch(self, rank: int, attempt: str, epoch: int, streamed: bool = False) -> Share | list[int]:
+    def open_epoch(
+        self, rank: int, attempt: str, epoch: int, streamed: bool = False, turn: str = ""
+    ) -> Share | list[int]:
         """Open an epoch; return the rank's share, or the ranks still in the epoch before.
 
         Raises:
@@ -91,13 +175,28 @@ class ScoreServer(ScoreShard):
         """
         self._check_restart()
         with self._roster_lock:
+            caller = Caller(rank, attempt)
+            if self._is_repeated(caller, turn) and epoch == self._roster.open_epoch_number:
+                opened = self._roster.has_opened(rank)
+                if opened is not None:
+                    return opened
             was_open = self._roster.open_epoch_number
-            share = self._roster.open_epoch(Caller(rank, attempt), epoch, streamed=streamed)
-            if was_open is None and self._roster.open_epoch_number is not None:
+            share = self._roster.open_epoch(caller, epoch, streamed=streamed)
+            if isinstance(share, list):
+                return share
+            is_new = was_open is None
+            if is_new:
                 self._shards.all("open_steps", self._roster.open_steps)
+            self._turns[rank] = turn
+            self._keep_roster(plan=self._roster.plan if is_new else None)
             return share
 
-    def close_epoch(self, rank: int, attempt: str, epoch: int, num_steps: int = 0) -> bool:
+    def _is_repeated(self, caller: Caller, turn: str) -> bool:
+        """Return whether the rank makes a call again that was done."""
+        self._roster.check(caller)
+        return bool(turn) and self._turns.get(caller.rank) == turn
+
+    def close_epoch(self, rank: int, attempt: str, epoch: int, num_steps: int = 0, turn: str = "") -> bool:
         """Close an epoch for one rank; the last one writes the snapshot, and gets True once it is on storage.
 
         Raises:
@@ -105,16 +204,24 @@ class ScoreServer(ScoreShard):
         """
         self._check_restart()
         with self._roster_lock:
-            if not self._roster.close_epoch(Caller(rank, attempt), epoch, num_steps):
+            caller = Caller(rank, attempt)
+            if self._is_repeated(caller, turn) and self._roster.has_closed(rank, epoch):
+                return epoch < self._roster.finished_epochs
+            before = self._roster.to_dict(), self._roster.plan
+            if not self._roster.close_epoch(caller, epoch, num_steps):
+                self._turns[rank] = turn
+                self._keep_roster()
                 return False
-            self._behind = self._shards.count > 1  # until the epoch is on storage: a shard may lose it before
+            turns, self._turns = self._turns, {**self._turns, rank: turn}
             try:
                 self._shards.all("open_steps", range(0))
                 self._write_snapshot()
-            except errors.ServerError:  # one of them has: the epoch is not finished
-                self._roster.go_to(*self._storage.position())
+            except errors.ServerError:  # a shard is away: the rank comes again
+                self._roster.take_up(*before)
+                self._turns = turns
                 raise
-            self._behind = False
+            finally:
+                self._keep_roster()
             return True
 
     def _write_snapshot(self) -> None:
@@ -122,6 +229,7 @@ class ScoreServer(ScoreShard):
         num_samples = self._shards.num_samples()
         parts = self._shards.all("write_part", beside, num_samples)
         self._storage.finish_snapshot(beside, self._roster.epoch_starts, num_samples, parts)
+        self._shards.all("snapshot_done", self._roster.finished_epochs)
 
     def rewind(
         self,
@@ -157,12 +265,14 @@ class ScoreServer(ScoreShard):
                 )
             if ordinal <= self._num_rewinds:
                 self._rewinds[rank] = ordinal
+                self._keep_roster()
                 return True
             if table is not None:
                 state = self._decoded(finished_epochs, starts, sha256, table)
                 self._roster.go_to(finished_epochs, starts)
                 self._behind = self._shards.count > 1
                 self._shards.load(state.records)
+                self._storage.forget_after(finished_epochs)
                 self._write_snapshot()
                 self._behind = False
             elif finished_epochs == 0 or self._storage.holds(finished_epochs, sha256):
@@ -172,6 +282,7 @@ class ScoreServer(ScoreShard):
                 return False
             self._shards.all("open_steps", range(0))
             self._num_rewinds = self._rewinds[rank] = ordinal
+            self._keep_roster()
             return True
 
     def state(self) -> tuple[bytes, int, tuple[int, ...]]:
@@ -190,7 +301,7 @@ class ScoreServer(ScoreShard):
                 )
             if self._roster.attempt is None:
                 if self._behind:
-                    self._go_to(*self._storage.position())
+                    self._go_back()
             elif self._shards.count > 1:  # one that restarted may stand elsewhere
                 self._shards.all("check_begun")
             table = records_to_arrow(self._shards.records())
@@ -225,6 +336,7 @@ class ScoreServer(ScoreShard):
             "world_size": self._roster.world_size,
             "shards": len(shards),
             **{name: sum(shard[name] for shard in shards) for name in shards[0]},
+            "storage_failure": next(filter(None, self._shards.all("storage_failure")), None),
             "pid": self.pid(),
             "progress": self._progress,
         }
@@ -241,6 +353,25 @@ class ScoreServer(ScoreShard):
         records = arrow_to_records(decoded, num_samples)
         self._engine.check_records(records[:: self._shards.count])
         return RunState(records, finished_epochs, tuple(starts))
+
+    def _go_back(self) -> None:
+        """Take roster and shards to the end of the last epoch whose snapshot all of them can read."""
+        epochs = self._storage.snapshot_epochs() or [0]
+        while True:
+            finished = epochs.pop()
+            try:
+                self._go_to(*self._storage.position(finished))
+                return
+            except errors.StorageError as error:
+                if not epochs:
+                    raise
+                _log.error("%s; going back to the epoch before", error)
+
+    def finish(self) -> None:
+        """See `ScoreShard.finish`; all shards do it, and the run is nobody's afterwards."""
+        super().finish()
+        if self._ownership is not None:
+            self._ownership.release()
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:
         """Take roster and shards to an epoch's end that is on storage, or to the beginning."""

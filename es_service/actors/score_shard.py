@@ -7,12 +7,14 @@ A call that returns has been applied. A call that raises has changed nothing. A 
 been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
 
 Reports are taken from the current attempt, for steps of the open epoch; which those are the score server says, by
-`begin` and `open_steps`. A shard that restarted stands where the last snapshot left it, and takes no reports before a
-new attempt begins.
+`begin` and `open_steps`. What it takes it writes to a journal, about a second later, and says with every answer how
+far that is. A shard that restarts stands where its journal ends (see `shard_journal`); ranks send again what came
+after. Where the journal cannot be read it stands at the end of an epoch, and takes no reports before a new attempt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.actors import wire
+from es_service.actors import chronicle, shard_journal, wire
 from es_service.actors.intake import Intake
 from es_service.actors.overlaps import Overlaps
 from es_service.selection import observations, queries
@@ -35,6 +37,7 @@ from es_service.selection.plans import Plan
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 from es_service.storage import runs
+from es_service.storage.journal import Record
 
 __all__ = ["ScoreShard"]
 
@@ -66,17 +69,74 @@ class ScoreShard:
         self._overlaps = Overlaps()
         self._talks: dict[str, Agreed[Any]] = {}  # what is being agreed on with the other shards
         self._num_reports = self._num_observed = self._num_selected = 0
+        self._writing_history: threading.Thread | None = None
         try:
             self._storage = runs.RunStorage(storage, run)
             self._config = described = runs.config_from_dict(config)
             self._begin_run(described)
             self._engine = Engine(described.selection, described.num_samples, self._shard, grows=described.grows)
-            self.go_to_snapshot(self._storage.finished_epochs())
+            last, whole = shard_journal.recover(self._storage, self._shard, self._load, self._replay)
+            if not whole:
+                self._intake.begin(None)
+            self._journal = self._storage.open_journal(self._shard, last, self._may_write)
         except errors.EsServiceError as error:
             self._failure = error
 
     def _begin_run(self, config: RunConfig) -> None:
         """Nothing to do: the score server has begun the run."""
+
+    def _may_write(self) -> None:
+        """Nothing to ask: the score server sees to it that there is one."""
+
+    # -- where the journal left it -------------------------------------------------------------------------------------
+
+    def _load(self, finished_epochs: int, note: dict[str, Any]) -> None:
+        """Take up a snapshot and what was noted with it; an empty table for 0."""
+        self._load_rows(finished_epochs)
+        if "intake" in note:
+            self._intake.take_up(note["intake"])
+        else:
+            self._intake.begin(None)
+
+    def _load_rows(self, finished_epochs: int) -> None:
+        state = self._storage.snapshot(finished_epochs, self._shard) if finished_epochs else None
+        with self._lock:
+            if state is None:
+                self._engine.clear()
+            else:
+                self._engine.load_records(state.records)
+
+    def _replay(self, record: Record) -> None:
+        """Take up a record of the journal."""
+        if record.kind == "reports":
+            try:
+                for report in wire.decode_reports(record.payload):
+                    checked = self._checked(report)
+                    self._make_room(checked)
+                    self._apply(checked, record.number)
+            except (errors.InputError, KeyError) as error:
+                raise errors.StorageError(
+                    f"record {record.number} of the journal cannot be applied: {error}"
+                ) from error
+        elif record.kind == "state":
+            values = shard_journal.from_json(record.payload)
+            if "go_to" in values:
+                self._load_rows(values["go_to"])
+            self._intake.take_up(values)
+            if values.get("loading"):
+                self._intake.begin(None)
+        else:
+            raise errors.StorageError(f"the journal holds a record of the unknown kind {record.kind!r}")
+
+    def _keep_state(self, **more: Any) -> None:
+        """Write who may report what to the journal; it is on storage when this returns, if it can be written."""
+        with self._lock:
+            self._journal.append("state", shard_journal.to_json({**self._intake.to_dict(), **more}))
+        self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(errors.StorageError):  # receipts and `stats` say so; training goes on
+            self._journal.flush()
 
     def ping(self) -> None:
         """Do nothing: the price of a call."""
@@ -91,7 +151,29 @@ class ScoreShard:
         """Return the seq of this rank's last report here, 0 before the first; it counts on."""
         self._check_restart()
         with self._lock:
-            return self._intake.enter(rank, attempt)
+            is_new = not self._intake.has(rank)
+            seq = self._intake.enter(rank, attempt)
+        if is_new:
+            self._keep_state()
+        return seq
+
+    def settle(self, rank: int, attempt: str, seq: int) -> bytes:
+        """Return a receipt once this rank's reports up to `seq` are on storage, if that can be written.
+
+        Raises:
+            ServerRestartedError: some of them went down with a process; they have to be sent again.
+        """
+        self._check_restart()
+        with self._lock:
+            self._intake.check(rank, attempt)
+            self._intake.check_has(rank, seq)
+        self._flush()
+        with self._lock:
+            return self._receipt(rank)
+
+    def _receipt(self, rank: int) -> bytes:
+        durable = self._intake.durable(rank, self._journal.durable)
+        return wire.encode_receipt(wire.Receipt(self._intake.seq(rank), durable, self._journal.failure is not None))
 
     def lease(self, rank: int, attempt: str, ids_m: I64) -> dict[str, NDArray[Any]]:
         """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`."""
@@ -116,11 +198,12 @@ class ScoreShard:
             return wire.encode_rows(self._intake.seq(caller.rank), num_overlaps, self._engine.lease(ids_B))
 
     def observe(self, message: bytes) -> bytes:
-        """Apply one report; return the packed weights it gave. The last report, repeated, gets its answer again.
+        """Apply one report; return a receipt and the weights it gave. Repeated, one of the last step gets them again.
 
         Raises:
             ShapeError, IdError, LossError: the report cannot be used.
-            EpochOrderError: a report is missing before it, or its rank is superseded or has no epoch open.
+            ServerRestartedError: a report before it is missing.
+            EpochOrderError: its rank is superseded or has no epoch open.
         """
         self._check_restart()
         reports = [self._checked(report) for report in wire.decode_reports(message)]
@@ -128,15 +211,16 @@ class ScoreShard:
             raise errors.ShapeError(f"one report at a time is answered with weights, got {len(reports)}")
         [report] = reports
         with self._lock:
-            last, answer = self._intake.last(report)
-            if report.seq == last > 0:
-                return answer
+            last = self._intake.last(report)
+            if 1 <= report.seq <= last:
+                return self._receipt(report.caller.rank) + self._intake.answer(report)
             self._intake.check_follows(report, last)
             self._make_room(report)
-            return self._apply(report)
+            answer = self._apply(report, self._journal.append("reports", message))
+            return self._receipt(report.caller.rank) + answer
 
-    def report(self, message: bytes) -> int:
-        """Apply reports, all of them or none; those applied before change nothing. Return the last one's seq.
+    def report(self, message: bytes) -> bytes:
+        """Apply reports, all of them or none; those applied before change nothing. Return a receipt.
 
         Raises:
             As `observe` does.
@@ -146,15 +230,18 @@ class ScoreShard:
         if not reports or any(report.caller != reports[0].caller for report in reports):
             raise errors.ShapeError("a message is the reports of one rank, at least one")
         with self._lock:
-            last = self._intake.last(reports[0])[0]
+            last = self._intake.last(reports[0])
             new = [report for report in reports if not 1 <= report.seq <= last]
             for ahead, report in enumerate(new):
                 self._intake.check_follows(report, last + ahead)
             for report in new:
                 self._make_room(report)
+            if new:
+                whole = len(new) == len(reports)
+                number = self._journal.append("reports", message if whole else b"".join(map(wire.encode_report, new)))
             for report in new:
-                self._apply(report)
-        return reports[-1].seq
+                self._apply(report, number)
+            return self._receipt(reports[0].caller.rank)
 
     def _checked(self, report: wire.Report) -> wire.Report:
         """Return the report with arrays that have been looked at, or raise what is wrong with them."""
@@ -184,11 +271,11 @@ class ScoreShard:
             if ids.size:
                 self._engine.make_room(ids)
 
-    def _apply(self, report: wire.Report) -> bytes:
+    def _apply(self, report: wire.Report, number: int) -> bytes:
         weights = self._engine.record(report.ids, report.seen, report.selected, report.run_step)
         self._overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)
-        self._intake.applied(report, answer)
+        self._intake.applied(report, answer, number)
         self._num_reports += 1
         self._num_observed += report.ids.size
         self._num_selected += report.selected.size
@@ -202,6 +289,7 @@ class ScoreShard:
         with self._lock:
             self._intake.begin(attempt)
             self._overlaps.clear()
+        self._keep_state()
 
     def open_steps(self, steps: range) -> None:
         """Take reports of these run steps; none closes the epoch."""
@@ -209,6 +297,7 @@ class ScoreShard:
             self._check_restart()
             self._intake.open_steps(steps)
             self._overlaps.clear()
+        self._keep_state()
 
     def check_begun(self) -> None:
         """Raise ServerRestartedError where this shard restarted since the current attempt began."""
@@ -288,23 +377,48 @@ class ScoreShard:
     def write_part(self, beside: str, num_samples: int) -> dict[str, dict[str, Any]]:
         """Write the rows of ids below `num_samples` into a snapshot under way; return its entry in the manifest."""
         self._check_restart()
-        return self._storage.write_part(beside, self.copy_records(num_samples), self._shard)
+        with self._lock:
+            note = {"journal": self._journal.last, **self._note()}
+        part = self._storage.write_part(beside, self.copy_records(num_samples), self._shard, note)
+        self._copied = note["journal"]
+        return part
+
+    def _note(self) -> dict[str, Any]:
+        """Return what is to stand in the manifest beside this shard's file."""
+        return {"intake": self._intake.to_dict()}
+
+    def snapshot_done(self, finished_epochs: int) -> None:
+        """Hear that the snapshot is in place: what the journal has up to it becomes history, and is dropped in time."""
+        self._journal.skip_to(self._copied)
+        if self._writing_history is not None:
+            self._writing_history.join()
+        self._writing_history = threading.Thread(
+            target=chronicle.write_history,
+            args=(self._storage, self._shard, self._config.selection.signals, finished_epochs),
+            name="es-service-history",
+            daemon=True,
+        )
+        self._writing_history.start()
 
     def go_to_snapshot(self, finished_epochs: int) -> None:
         """Go back to the rows of this epoch's end; 0 forgets every observation."""
         self._ready()
-        state = self._storage.snapshot(finished_epochs, self._shard) if finished_epochs else None
-        with self._lock:
-            if state is None:
-                self._engine.clear()
-            else:
-                self._engine.load_records(state.records)
+        self._load_rows(finished_epochs)
+        self._keep_state(go_to=finished_epochs)
 
     def load_records(self, records: NDArray[np.void]) -> None:
-        """Replace the rows by those of a checkpoint."""
+        """Replace the rows by those of a checkpoint, which a snapshot has to hold next."""
         self._ready()
         with self._lock:
             self._engine.load_records(records)
+        self._keep_state(loading=True)
+
+    def finish(self) -> None:
+        """Write what is left to write: the process is about to be ended (group `read`)."""
+        if self._failure is None:
+            self._journal.close()
+            if self._writing_history is not None:
+                self._writing_history.join()
 
     def counts(self) -> dict[str, int]:
         """Return what came in since this process began, and the bytes of the table (group `read`)."""
@@ -313,8 +427,13 @@ class ScoreShard:
             "num_observed": self._num_observed,
             "num_selected": self._num_selected,
             "num_overlaps": self._overlaps.total,
+            "num_undurable": self._journal.last - self._journal.durable,
             "table_bytes": self._engine.table.nbytes,
         }
+
+    def storage_failure(self) -> str | None:
+        """Return why the storage cannot be written at the moment, None while it can (group `read`)."""
+        return None if self._journal.failure is None else str(self._journal.failure)
 
     def pid(self) -> int:
         """Return the id of the process it lives in (group `read`)."""

@@ -1,7 +1,8 @@
 """Messages between a rank and its score server, packed: one bytes object costs Ray a third less than two arrays.
 
     report   header | ids int64[B] | float32[B] for each signal, if any | selected int64[b]
-    weights  float32[B]
+    receipt  seq of the rank's last report, seq up to which they are on storage, 1 where storage fails
+    weights  receipt | float32[B]
     request  rank, attempt, run step | ids int64[B]                for rows that the rank will observe in that step
     rows     seq of the rank's last report, overlaps | 4 bytes [B] for each column, in the order both sides know
 
@@ -26,11 +27,14 @@ from es_service.selection.signals import SIGNALS
 
 __all__ = [
     "MAX_BYTES",
+    "Receipt",
     "Report",
+    "decode_receipt",
     "decode_reports",
     "decode_request",
     "decode_rows",
     "decode_weights",
+    "encode_receipt",
     "encode_report",
     "encode_request",
     "encode_rows",
@@ -44,6 +48,7 @@ MAX_BYTES = 96 << 10
 _HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, attempt, seq, run step, B, b
 _REQUEST = struct.Struct("<I16sI")
 _ROWS = struct.Struct("<QI")
+_RECEIPT = struct.Struct("<QQB")
 _MAGIC = 0xE5A2
 _SIGNAL_BITS = {name: 1 << place for place, name in enumerate(SIGNALS)}
 _KNOWN_BITS = sum(_SIGNAL_BITS.values())
@@ -127,6 +132,36 @@ def decode_reports(message: bytes) -> Iterator[Report]:
         ids = take("<i8", num_ids)
         seen = {name: take("<f4", num_ids) for name in names}
         yield Report(Caller(rank, attempt.hex()), seq, run_step, ids, seen or None, take("<i8", num_selected))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a shard has of a rank.
+
+    Attributes:
+        seq: of the rank's last report that was applied.
+        durable: seq of the last one that is on storage: those after it have to be kept, and sent again after a crash.
+        failing: the storage cannot be written at the moment.
+    """
+
+    seq: int
+    durable: int
+    failing: bool
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Pack a receipt."""
+    return _RECEIPT.pack(receipt.seq, receipt.durable, receipt.failing)
+
+
+def decode_receipt(message: bytes) -> tuple[Receipt, bytes]:
+    """Unpack a receipt; return it with the bytes behind it. ShapeError where there is none."""
+    if len(message) < _RECEIPT.size:
+        raise errors.ShapeError(
+            f"answer of {len(message)} bytes is no receipt: do client and server run the same es_service?"
+        )
+    seq, durable, failing = _RECEIPT.unpack_from(message)
+    return Receipt(seq, durable, bool(failing)), message[_RECEIPT.size :]
 
 
 def encode_weights(weights_B: NDArray[np.float32]) -> bytes:

@@ -1,6 +1,8 @@
 """What `leased` and `prefetch` share: observations flow back in the background, and an epoch's end waits for them.
 
 training thread ── _put ──► backlog of each shard ──► its reporting thread, one call at a time ──► shard
+
+A shard that dies and comes back is noticed by the reporting thread alone, which sends again what went down with it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.actors.calls import Patience
 from es_service.exchange.backlog import Backlog
 from es_service.exchange.base import SavedState
 from es_service.exchange.remote import NO_IDS, Remote
@@ -32,17 +35,28 @@ class Background(Remote):
         if self._failure is not None:
             raise self._failure
         if self._backlogs is None:
-            shards = range(len(self._shards))
-            self._backlogs = [Backlog(self._sender(shard), self._deadline_s) for shard in shards]
-        try:
-            for shard, _, message in self._reports(step, ids_B, seen, selected_b):
-                self._backlogs[shard].put(message)
-        except errors.ServerError as error:  # a report is lost, and those behind it would be refused
-            self._failure = error
-            raise
+            patience, shards = super()._patience, range(len(self._shards))
+            self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]
+        for shard, _, message in self._reports(step, ids_B, seen, selected_b):
+            try:
+                self._backlogs[shard].put(self._seqs[shard], message)
+            except errors.ServerUnavailableError:
+                self._seqs[shard] -= 1  # it was not taken
+                raise
+            except errors.ServerError as error:  # a report is lost, and those behind it would be refused
+                self._failure = error
+                raise
 
-    def _sender(self, shard: int) -> Callable[[bytes], object]:
-        return lambda message: self._call("report", message, shard=shard)
+    def _sender(self, shard: int) -> Callable[[int, int, bytes], object]:
+        def send(first: int, last: int, message: bytes) -> None:
+            delivery = self._deliveries[shard]
+            delivery.answer(delivery.post(first, last, "report", message))
+
+        return send
+
+    def _patience(self) -> Patience:
+        """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
+        return Patience(self.deadline_s, for_ever=self._on_unavailable != "raise")
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; waits until the backlog is empty."""

@@ -1,7 +1,7 @@
 """The backlog: messages on their way to the score server, sent by a thread of its own.
 
 Lifecycle     running → failed (a call raised; every later call here raises the same) → closed
-Invariant     messages leave in the order they came, each once; what is held never exceeds the limit
+Invariant     reports leave in the order they came, each once; what is held never exceeds the limit
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable
 
 from es_service import errors
+from es_service.actors.calls import Patience
 
 __all__ = ["Backlog"]
 
 _MAX_BYTES = 64 << 20
 _MESSAGE_BYTES = 96 << 10  # above 100 KB Ray sends an argument through its object store, at three times the price
+_CLOSE_S = 5.0  # that closing waits for a send under way
 _LINGER_S = 0.1  # how long a small message waits for company
 
 
@@ -23,14 +25,15 @@ class Backlog:
     """See the module's text.
 
     Args:
-        send: delivers one message and returns once it has been applied; called by the reporting thread only.
-        deadline_s: seconds that `put` waits for room and `flush` for the rest, before they give up.
+        send: (first seq, last seq, message) -> None; returns once the reports have been applied; the reporting thread
+            alone calls it.
+        patience: makes one for each wait: how long `put` waits for room and `flush` for the rest.
     """
 
-    def __init__(self, send: Callable[[bytes], object], deadline_s: float) -> None:
+    def __init__(self, send: Callable[[int, int, bytes], object], patience: Callable[[], Patience]) -> None:
         self._send = send
-        self._deadline_s = deadline_s
-        self._waiting: collections.deque[bytes] = collections.deque()
+        self._patience = patience
+        self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
         self._num_bytes = 0  # waiting and in flight
         self._failure: Exception | None = None
         self._hurry = False
@@ -39,7 +42,7 @@ class Backlog:
         self._thread = threading.Thread(target=self._run, name="es-service-backlog", daemon=True)
         self._thread.start()
 
-    def put(self, report: bytes) -> None:
+    def put(self, seq: int, report: bytes) -> None:
         """Hand over a report; waits only while the backlog is full.
 
         Raises:
@@ -52,7 +55,7 @@ class Backlog:
             self._wait(
                 lambda: self._num_bytes + len(report) <= _MAX_BYTES or not self._num_bytes, "make room in the backlog"
             )
-            self._waiting.append(report)
+            self._waiting.append((seq, report))
             self._num_bytes += len(report)
             if self._num_bytes >= _MESSAGE_BYTES:
                 self._changed.notify_all()
@@ -76,32 +79,34 @@ class Backlog:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(self._deadline_s)
+        self._thread.join(_CLOSE_S)
 
     def _wait(self, ready: Callable[[], bool], doing: str) -> None:
-        done = self._changed.wait_for(lambda: self._failure is not None or ready(), self._deadline_s)
+        patience = self._patience()
+        while not self._changed.wait_for(lambda: self._failure is not None or ready(), patience.left_s):
+            patience.overrun(
+                errors.ServerUnavailableError(
+                    f"could not {doing} within {patience.deadline_s:g} s: "
+                    f"{self._num_bytes:,} bytes still wait for the score server"
+                )
+            )
         if self._failure is not None:
             raise self._failure
-        if not done:
-            raise errors.ServerUnavailableError(
-                f"could not {doing} within {self._deadline_s:g} s: "
-                f"{self._num_bytes:,} bytes still wait for the score server"
-            )
 
     def _run(self) -> None:
         while (message := self._next()) is not None:
             try:
-                self._send(message)
+                self._send(*message)
             except Exception as error:  # kept and raised to the training thread, whatever it is
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._num_bytes -= len(message)
+                self._num_bytes -= len(message[2])
                 self._changed.notify_all()
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> tuple[int, int, bytes] | None:
         """Wait for a message's worth of reports, or a moment longer than one; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._hurry or self._num_bytes >= _MESSAGE_BYTES, _LINGER_S)
@@ -109,9 +114,10 @@ class Backlog:
                 self._changed.wait(_LINGER_S)
             if self._closed:
                 return None
-            parts = [self._waiting.popleft()]
-            size = len(parts[0])
-            while self._waiting and size + len(self._waiting[0]) <= _MESSAGE_BYTES:
-                parts.append(self._waiting.popleft())
-                size += len(parts[-1])
-            return b"".join(parts)
+            first, report = self._waiting.popleft()
+            last, parts, size = first, [report], len(report)
+            while self._waiting and size + len(self._waiting[0][1]) <= _MESSAGE_BYTES:
+                last, report = self._waiting.popleft()
+                parts.append(report)
+                size += len(report)
+            return first, last, b"".join(parts)

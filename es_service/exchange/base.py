@@ -9,7 +9,7 @@ Inputs are checked before they get here: ids int64[B] in range and distinct, sig
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,12 @@ from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig, Share
 
-__all__ = ["Exchange", "Position", "SavedState"]
+__all__ = ["Exchange", "OnUnavailable", "Position", "SavedState"]
 
 I64 = NDArray[np.int64]
+
+OnUnavailable: TypeAlias = Literal["raise", "wait", "continue"]
+"""What to do when the score server has not answered before the deadline."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

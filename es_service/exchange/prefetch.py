@@ -11,10 +11,10 @@ reported yet. Shards count these, and the rank warns of the first. Nothing is lo
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from es_service.actors import wire
@@ -40,7 +40,8 @@ class Prefetch(Background):
         names = leased_columns(self.config.selection)
         self._dtypes = {name: _DTYPES.get(name, _FLOAT) for name in names}
         self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
-        self._asked: tuple[I64, list[tuple[int, I64 | slice, ray.ObjectRef[bytes]]]] | None = None
+        self._fetching: tuple[I64, list[tuple[int, I64 | slice, Callable[[], bytes]]]] | None = None
+        self._confirmed = [0] * len(self._shards)  # seq that a shard was last known to have
         self._unconfirmed = [Unconfirmed() for _ in self._shards]
         self.num_overlaps = 0
         return super().open_epoch(epoch, streamed=streamed)
@@ -50,14 +51,14 @@ class Prefetch(Background):
 
     def expect(self, step: int, ids_B: I64) -> None:
         """See `Exchange.expect`; asks for their rows."""
-        self._held = self._asked = None
+        self._held = self._fetching = None
         run_step = self._share.first_step + step
         asked = [
-            (shard, where, self._ask(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
+            (shard, where, self._asked(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
             for shard, cut in enumerate(self._pieces(ids_B) if self._dtypes else [])
             for where in cut
         ]
-        self._asked = (ids_B, asked)
+        self._fetching = (ids_B, asked)
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
@@ -95,22 +96,32 @@ class Prefetch(Background):
         """Return the leased columns of these ids as they are when all that this rank has said is applied."""
         if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
             return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
-        if self._asked is None or places(self._asked[0], ids_B).min() < 0:
+        if self._fetching is None or places(self._fetching[0], ids_B).min() < 0:
             self.expect(step, ids_B)
-        assert self._asked is not None
-        fetched = self._asked[0]
+        assert self._fetching is not None
+        fetched = self._fetching[0]
         rows = {name: np.empty(fetched.size, dtype=dtype) for name, dtype in self._dtypes.items()}
-        for shard, where, reference in self._asked[1]:
-            answer = self._wait(reference, "fetch")
-            seq, num_overlaps, columns = wire.decode_rows(answer, fetched[where].size, self._dtypes)
+        for shard, where, wait in self._fetching[1]:
+            seq, num_overlaps, columns = wire.decode_rows(wait(), fetched[where].size, self._dtypes)
+            if seq < self._confirmed[shard]:  # it restarted, and has lost reports that made these rows
+                self._recover(shard)
+                return self._rows(step, ids_B)
+            self._confirmed[shard] = seq
             self._warn(num_overlaps)
             current = {name: values.copy() for name, values in columns.items()}
             self._unconfirmed[shard].put_on(seq, fetched[where], current)
             for name, values in current.items():
                 rows[name][where] = values
-        self._asked, self._held = None, (fetched, rows)
+        self._fetching, self._held = None, (fetched, rows)
         found = places(fetched, ids_B)  # all of them, but where some were not finite
         return {name: values[found] for name, values in rows.items()}
+
+    def _recover(self, shard: int) -> None:
+        """Bring back to a shard what it lost, and ask anew for the rows of the step."""
+        if self._backlogs is not None:
+            self._backlogs[shard].flush()
+        self._settle(shard)
+        self._confirmed[shard], self._fetching = 0, None
 
     def _report(self, step: int, ids_B: I64, seen: Columns, selected_b: I64, new: dict[str, NDArray[Any]]) -> None:
         """Report, and keep what the rows now are until the server is known to have it."""

@@ -6,10 +6,12 @@ With an epoch a rank gets its share and a lease: copies of the columns it needs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from ray import exceptions
 
 from es_service import errors
 from es_service.actors import launch, wire
-from es_service.actors.calls import DEADLINE_S, call
-from es_service.exchange.base import Position, SavedState
+from es_service.actors.calls import DEADLINE_S, Patience, call, call_patiently
+from es_service.exchange.base import OnUnavailable, Position, SavedState
+from es_service.exchange.delivery import Delivery, Line, Posted
 from es_service.exchange.lease import Lease
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
@@ -46,6 +49,7 @@ class Remote:
         position: this rank.
         attempt: 32 hexadecimal digits, the same on all ranks of one life of the group.
         deadline_s: seconds that any wait may take.
+        on_unavailable: past it, "raise" or "wait" on.
 
     It joins the run when it first opens an epoch, loads or resets; until then it only looks, and disturbs nobody.
 
@@ -54,13 +58,22 @@ class Remote:
     """
 
     def __init__(
-        self, run: str, config: RunConfig, position: Position, attempt: str, *, deadline_s: float = DEADLINE_S
+        self,
+        run: str,
+        config: RunConfig,
+        position: Position,
+        attempt: str,
+        *,
+        deadline_s: float = DEADLINE_S,
+        on_unavailable: OnUnavailable = "raise",
     ) -> None:
         self.run = run
         self.config = config
         self.position = position
         self._caller = Caller(position.rank, attempt)
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
+        self._on_unavailable: OnUnavailable = on_unavailable
+        self._turns: dict[tuple[str, int], str] = {}
         self._share = Share(ids=NO_IDS, first_step=0)
         self._lease = Lease(config.selection, config.batch_size, self._share, {})
         self._joined = False
@@ -68,6 +81,7 @@ class Remote:
         self._failure: errors.ServerError | None = None
         self._shards = launch.find_shards(run)
         self._seqs = [0] * len(self._shards)
+        self._deliveries = [Delivery(self._line(shard)) for shard in range(len(self._shards))]
         self._piece = wire.max_ids(len(config.selection.signals))
         self._methods: dict[tuple[int, str], Any] = {}
 
@@ -78,7 +92,8 @@ class Remote:
             self.config,
             self.position,
             self._caller.attempt,
-            self._deadline_s,
+            self.deadline_s,
+            self._on_unavailable,
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -100,13 +115,54 @@ class Remote:
             ) from error
         return reference
 
-    def _wait(self, reference: ray.ObjectRef[Any], method: str) -> Any:
-        return call(
-            reference, self._deadline_s, f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
-        )
+    def _wait(self, reference: ray.ObjectRef[Any], method: str, deadline_s: float | None = None) -> Any:
+        return call(reference, self.deadline_s if deadline_s is None else deadline_s, self._doing(method))
+
+    def _doing(self, method: str) -> str:
+        return f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
 
     def _call(self, method: str, *args: Any, shard: int = 0, group: str | None = None) -> Any:
-        return self._wait(self._ask(shard, method, *args, group=group), method)
+        """Call a shard and wait for its answer, over a restart of it too: what is called may be called again."""
+        return call_patiently(
+            lambda: self._ask(shard, method, *args, group=group),
+            self.deadline_s,
+            self._doing(method),
+            for_ever=self._waits_on,
+        )
+
+    def _asked(self, shard: int, method: str, *args: Any) -> Callable[[], Any]:
+        """Begin a call that may be made again; return how to wait for its answer, as `_call` does."""
+        begun = [self._ask(shard, method, *args)]
+
+        def again() -> ray.ObjectRef[Any]:
+            return begun.pop() if begun else self._ask(shard, method, *args)
+
+        return lambda: call_patiently(again, self.deadline_s, self._doing(method), for_ever=self._waits_on)
+
+    @property
+    def _waits_on(self) -> bool:
+        return self._on_unavailable == "wait"
+
+    def _line(self, shard: int) -> Line:
+        """Return how this rank's reports get to a shard."""
+        return Line(
+            ask=functools.partial(self._ask, shard),
+            wait=lambda reference, deadline_s, method: self._wait(reference, method, deadline_s),
+            enter=lambda: self._call("enter", self.position.rank, self._caller.attempt, shard=shard),
+            patience=self._patience,
+            name=f"shard {shard} of run {self.run!r}",
+        )
+
+    def _patience(self) -> Patience:
+        return Patience(self.deadline_s, for_ever=self._waits_on)
+
+    def _once(self, method: str, epoch: int, *args: Any) -> Any:
+        """Let the score server change the roster: once, however often it has to be asked until it answers."""
+        turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
+        answer = self._call(method, self.position.rank, self._caller.attempt, epoch, *args, turn)
+        if not isinstance(answer, list):  # else it is not done yet
+            del self._turns[method, epoch]
+        return answer
 
     def _join(self) -> None:
         """Enter the run, once; from then on an older attempt's ranks are refused."""
@@ -121,6 +177,7 @@ class Remote:
         """Hear from every shard which of this rank's reports was its last."""
         caller = (self.position.rank, self._caller.attempt)
         self._seqs = [self._call("enter", *caller, shard=shard) for shard in range(len(self._shards))]
+        self._deliveries = [Delivery(self._line(shard)) for shard in range(len(self._shards))]
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -160,13 +217,15 @@ class Remote:
         """
         if self._failure is not None:
             raise self._failure
-        under_way = []
+        under_way: list[tuple[int, NDArray[np.int64] | slice, Posted]] = []
         try:
             for shard, where, message in reports:
-                under_way.append((shard, where, self._ask(shard, method, message)))
-            return [(where, self._wait(reference, method)) for _, where, reference in under_way]
+                seq = self._seqs[shard]
+                under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
+            return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
         except errors.ServerError as error:
-            self._failure = error
+            if not self._goes_on or not isinstance(error, errors.ServerUnavailableError):
+                self._failure = error
             raise
         except errors.EsServiceError as error:
             if len(under_way) == 1:
@@ -181,18 +240,22 @@ class Remote:
             )
             raise
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the caller trains on without the server: what is kept for it is sent when it is back."""
+        return self._on_unavailable == "continue"
+
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
         self._join()
-        give_up = time.monotonic() + self._deadline_s
+        give_up = time.monotonic() + self.deadline_s
         pause_s = _POLL_S[0]
-        caller = (self.position.rank, self._caller.attempt)
-        while isinstance(answer := self._call("open_epoch", *caller, epoch, streamed), list):
+        while isinstance(answer := self._once("open_epoch", epoch, streamed), list):
             if time.monotonic() > give_up:
                 raise errors.ServerUnavailableError(
-                    f"rank {self.position.rank} waited {self._deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
+                    f"rank {self.position.rank} waited {self.deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
                     f"have not finished epoch {epoch - 1}; did they leave their loop early, or die?"
                 )
             time.sleep(pause_s)
@@ -211,12 +274,12 @@ class Remote:
         if self._leases() and leased_columns(self.config.selection) and share.ids.size:
             caller, num = (self.position.rank, self._caller.attempt), share.ids.size
             asked = [
-                (where, self._ask(shard, "lease", *caller, share.ids[where]))
+                (where, self._asked(shard, "lease", *caller, share.ids[where]))
                 for shard, cut in enumerate(pieces(share.ids, len(self._shards), num))
                 for where in cut
             ]
-            for where, reference in asked:
-                for name, values in self._wait(reference, "lease").items():
+            for where, wait in asked:
+                for name, values in wait().items():
                     columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
         return Lease(self.config.selection, self.config.batch_size, share, columns)
 
@@ -248,7 +311,22 @@ class Remote:
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""
-        self._call("close_epoch", self.position.rank, self._caller.attempt, epoch, num_steps)
+        for shard in range(len(self._shards)):
+            self._settle(shard)
+        self._once("close_epoch", epoch, num_steps)
+
+    def _settle(self, shard: int) -> None:
+        """See to it that a shard has all of this rank's reports on storage: it may have lost some that it took."""
+        caller = (self.position.rank, self._caller.attempt)
+        patience = Remote._patience(self)
+        while True:
+            try:
+                answer = self._call("settle", *caller, self._seqs[shard], shard=shard)
+                self._deliveries[shard].received(wire.decode_receipt(answer)[0])
+                return
+            except errors.ServerRestartedError as error:
+                patience.pause(error)
+                self._deliveries[shard].send_again(error)
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
@@ -303,6 +381,12 @@ class Remote:
 
 
 def _rejoin(
-    kind: type[Remote], run: str, config: RunConfig, position: Position, attempt: str, deadline_s: float
+    kind: type[Remote],
+    run: str,
+    config: RunConfig,
+    position: Position,
+    attempt: str,
+    deadline_s: float,
+    on_unavailable: OnUnavailable,
 ) -> Remote:
-    return kind(run, config, position, attempt, deadline_s=deadline_s)
+    return kind(run, config, position, attempt, deadline_s=deadline_s, on_unavailable=on_unavailable)

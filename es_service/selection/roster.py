@@ -13,6 +13,7 @@ It knows nothing of scores: whoever holds the table, or its shards, gives it the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Roster:
         self._opened: set[int] = set()
         self._closed: set[int] = set()
         self._shares: list[Share] | None = None
+        self.plan: Plan | None = None  # of the open epoch
         self._num_streamed: int | None = None  # steps of the open epoch as far as said, None where it is planned
 
     @property
@@ -101,7 +103,7 @@ class Roster:
             if self._attempt is not None:
                 self._retired.add(self._attempt)
             self._attempt, self._world_size = caller.attempt, world_size
-            self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
+            self._leave_epoch()
         elif world_size != self._world_size:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} joined with world_size={world_size}, the ranks before it with "
@@ -136,7 +138,9 @@ class Roster:
                 self.config.check_streams()
             if self.config.grows and not streamed:
                 raise errors.ConfigError("ids are not known beforehand: iterate selector.stream(epoch, batches)")
-            self._shares = self._without_plan(epoch) if streamed else self._deal(epoch)
+            plan = None if streamed else self._plan(epoch, self._starts)
+            self._shares = self._without_plan(epoch) if plan is None else self._dealt(epoch, plan)
+            self.plan = plan
             self._num_streamed = 0 if streamed else None
         elif streamed != (self._num_streamed is not None):
             raise errors.EpochOrderError(
@@ -156,9 +160,8 @@ class Roster:
         del self._starts[epoch + 1 :]
         return [Share(ids=np.empty(0, dtype=np.int64), first_step=self._starts[epoch])] * self._world_size
 
-    def _deal(self, epoch: int) -> list[Share]:
+    def _dealt(self, epoch: int, plan: Plan) -> list[Share]:
         config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
-        plan = self._plan(epoch, self._starts)
         end = first_step + plans.num_steps(plan.ids.size, world_size, config.batch_size)
         if end > _MAX_STEPS:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
@@ -200,7 +203,7 @@ class Roster:
         if self._num_streamed is not None:
             self._starts.append(self._starts[epoch] + self._num_streamed)
         self.finished_epochs += 1
-        self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
+        self._leave_epoch()
         return True
 
     def go_to(self, finished_epochs: int, epoch_starts: Sequence[int], *, open_share: Share | None = None) -> None:
@@ -220,11 +223,64 @@ class Roster:
             )
         self.finished_epochs = finished_epochs
         self._starts = list(epoch_starts)
-        self._opened, self._closed, self._shares, self._num_streamed = set(), set(), None, None
+        self._leave_epoch()
         if open_share is not None:
             steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
             self._starts.append(self._starts[-1] + steps)
             self._shares = [open_share]
+
+    def _leave_epoch(self) -> None:
+        self._opened, self._closed, self._shares, self.plan, self._num_streamed = set(), set(), None, None, None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return where everybody is as plain values, but for the plan of the open epoch: what `take_up` takes."""
+        return {
+            "attempt": self._attempt,
+            "retired": sorted(self._retired),
+            "world_size": self._world_size,
+            "finished_epochs": self.finished_epochs,
+            "starts": self._starts,
+            "is_open": self._shares is not None,
+            "opened": sorted(self._opened),
+            "closed": sorted(self._closed),
+            "num_streamed": self._num_streamed,
+        }
+
+    def take_up(self, values: dict[str, Any], plan: Plan | None) -> None:
+        """Stand where `to_dict` was called.
+
+        Args:
+            values: of `to_dict`.
+            plan: of the epoch that was open; None where it was a stream, or none was.
+
+        Raises:
+            StorageError: the values are not that.
+        """
+        try:
+            retired = {str(attempt) for attempt in values["retired"]}
+            starts = [int(start) for start in values["starts"]]
+            opened, closed = ({int(rank) for rank in values[name]} for name in ("opened", "closed"))
+            finished, world_size = int(values["finished_epochs"]), int(values["world_size"])
+            is_open, num_streamed, attempt = values["is_open"], values["num_streamed"], values["attempt"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"the roster in the journal is damaged: {error!r}") from error
+        plan = plan if is_open and num_streamed is None else None
+        if is_open and plan is None and num_streamed is None:
+            raise errors.StorageError(f"the journal says that epoch {finished} is open, and has no plan of it")
+        self._attempt, self._retired, self._world_size = attempt, retired, world_size
+        self.finished_epochs, self._starts = finished, starts
+        self._leave_epoch()
+        if is_open:
+            self._shares = self._without_plan(finished) if plan is None else self._dealt(finished, plan)
+            self._opened, self._closed, self.plan, self._num_streamed = opened, closed, plan, num_streamed
+
+    def has_opened(self, rank: int) -> Share | None:
+        """Return the share of a rank that has opened the epoch that is open, whether or not it closed it since."""
+        return self._shares[rank] if self._shares is not None and rank in self._opened else None
+
+    def has_closed(self, rank: int, epoch: int) -> bool:
+        """Return whether a rank of the current attempt has closed an epoch."""
+        return epoch < self.finished_epochs or (epoch == self.finished_epochs and rank in self._closed)
 
     def check(self, caller: Caller) -> None:
         """Raise EpochOrderError unless the caller belongs to the current attempt."""

@@ -1,18 +1,38 @@
-"""Reading and writing whole files through pyarrow.fs, with this package's errors."""
+"""Reading and writing whole files through pyarrow.fs, with this package's errors.
+
+What is written on a local disk is readable by its owner alone (files 0600, folders 0700), and on the disk before it is
+said to be there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from es_service import errors
 
-__all__ = ["absolute", "open_filesystem", "read_bytes", "read_json", "storage_errors", "write_atomically", "write_json"]
+__all__ = [
+    "absolute",
+    "make_folder",
+    "open_filesystem",
+    "read_bytes",
+    "read_json",
+    "register_filesystem",
+    "storage_errors",
+    "sync_folder",
+    "write_atomically",
+    "write_file",
+    "write_json",
+]
+
+_KNOWN_FAILURES = (OSError, pa.ArrowException)
+_registered: dict[str, Callable[[], fs.FileSystem]] = {}
 
 
 @contextlib.contextmanager
@@ -22,16 +42,31 @@ def storage_errors(doing: str, path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise errors.StorageError(f"cannot {doing} {path}: no such file or folder") from error
-    except OSError as error:
+    except _KNOWN_FAILURES as error:
         raise errors.StorageError(
             f"cannot {doing} {path}: {error}; check its permissions and free space, or name another --storage"
         ) from error
 
 
+def register_filesystem(scheme: str, make: Callable[[], fs.FileSystem]) -> None:
+    """Let URIs of a scheme, "mine" in mine://folder, name places on a filesystem that pyarrow does not know by itself.
+
+    Every process that is to use it has to register it: with Ray, by a worker_process_setup_hook.
+
+    Args:
+        scheme: of the URIs.
+        make: the filesystem, for instance a pyarrow.fs.PyFileSystem around an fsspec one.
+    """
+    _registered[scheme] = make
+
+
 def open_filesystem(storage: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem and the path on it that a storage folder names: a local path, or a URI such as s3://…"""
+    scheme, _, rest = storage.partition("://")
     try:
-        if "://" in storage:
+        if rest and scheme in _registered:
+            filesystem, path = _registered[scheme](), rest
+        elif "://" in storage:
             filesystem, path = fs.FileSystem.from_uri(storage)
         else:
             filesystem, path = fs.LocalFileSystem(), absolute(storage)
@@ -54,13 +89,56 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
         return data
 
 
-def write_atomically(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+def make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Make a folder, and those above it, unless it is there; on a local disk for its owner alone."""
+    with storage_errors("make the folder", path):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            missing = []
+            while not os.path.isdir(path):
+                missing.append(path)
+                path = os.path.dirname(path)
+            for folder in reversed(missing):
+                with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+                    os.mkdir(folder, mode=0o700)
+        else:
+            filesystem.create_dir(path, recursive=True)
+
+
+def write_file(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
+    """Write a whole file where it stands; on a local disk it is there, for its owner alone, when this returns."""
+    with storage_errors("write", path):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+
+
+def write_atomically(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
     """Write a whole file beside its place and rename it there: a reader sees the old one or the new one."""
     beside = f"{path}.partial-{os.getpid()}"
-    with storage_errors("write", path):
-        with filesystem.open_output_stream(beside) as file:
-            file.write(data)
-        filesystem.move(beside, path)
+    try:
+        write_file(filesystem, beside, data)
+        with storage_errors("write", path):
+            filesystem.move(beside, path)
+            sync_folder(filesystem, os.path.dirname(path))
+    except errors.StorageError:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(beside)
+        raise
+
+
+def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Bring a local folder's entries, what was just renamed into it, to the disk."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:

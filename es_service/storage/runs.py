@@ -3,7 +3,10 @@
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
 <storage>/<run>/progress.json  how far it is, where there is no score server to ask
+<storage>/<run>/owner.json     which score server writes here
 <storage>/<run>/snapshots/     see snapshots.py
+<storage>/<run>/journal/<i>-of-<S>/  see journal.py
+<storage>/<run>/history/       see history.py
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,8 @@ from es_service import errors
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE, Shard
-from es_service.storage import files, snapshots
+from es_service.storage import files, history, journal, snapshots
+from es_service.storage.ownership import Ownership
 
 __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
 
@@ -94,8 +98,7 @@ class RunStorage:
         if self.exists():
             check_same(self.run, self.config(), config)
             return
-        with files.storage_errors("make the folder", self.path):
-            self._filesystem.create_dir(self.path, recursive=True)
+        files.make_folder(self._filesystem, self.path)
         description = {"format": FORMAT, "run": self.run, "config": config_to_dict(config), "training": training}
         if search is not None:
             description["search"] = search
@@ -154,9 +157,11 @@ class RunStorage:
         """Begin a snapshot that shards write together; return where."""
         return snapshots.begin_snapshot(self._filesystem, self.path, finished_epochs)
 
-    def write_part(self, beside: str, records: NDArray[np.void], shard: Shard) -> snapshots.Files:
+    def write_part(
+        self, beside: str, records: NDArray[np.void], shard: Shard, note: dict[str, Any] | None = None
+    ) -> snapshots.Files:
         """Write a shard's rows into a snapshot under way; return what the manifest is to say of them."""
-        return snapshots.write_part(self._filesystem, beside, records, shard)
+        return snapshots.write_part(self._filesystem, beside, records, shard, note)
 
     def finish_snapshot(
         self, beside: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[snapshots.Files]
@@ -169,9 +174,19 @@ class RunStorage:
         """Return the state at this epoch's end, with the rows of one shard."""
         return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs, shard)
 
-    def position(self) -> tuple[int, tuple[int, ...]]:
-        """Return the epochs behind the newest snapshot and the run step at which each, and the next one, begins."""
-        return snapshots.read_position(self._filesystem, self.path)
+    def snapshot_epochs(self) -> list[int]:
+        """Return the epochs at whose end there is a snapshot, ascending."""
+        return snapshots.list_snapshots(self._filesystem, self.path)
+
+    def note_of(self, finished_epochs: int, shard: Shard) -> dict[str, Any] | None:
+        """Return what this very shard noted in a snapshot, None where it wrote none of it."""
+        return snapshots.read_note(self._filesystem, self.path, finished_epochs, shard)
+
+    def position(self, finished_epochs: int | None = None) -> tuple[int, tuple[int, ...]]:
+        """Return the epochs behind a snapshot, the newest by default, and the run step at which each, and the next one,
+        begins; (0, (0,)) where there is none.
+        """
+        return snapshots.read_position(self._filesystem, self.path, finished_epochs)
 
     def holds(self, finished_epochs: int, sha256: str) -> bool:
         """Return whether there is a whole snapshot of this epoch with this very table, in one file."""
@@ -186,13 +201,91 @@ class RunStorage:
         return True
 
     def forget_after(self, finished_epochs: int) -> None:
-        """Drop the snapshots of later epochs: the run went back to an earlier one."""
+        """Drop the snapshots and the history of later epochs: the run went back to an earlier one."""
         snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs)
+        history.drop_history_from(self._filesystem, self.path, finished_epochs)
 
     def finished_epochs(self) -> int:
         """Return how many epochs the newest snapshot has behind it, 0 where there is none."""
         epochs = snapshots.list_snapshots(self._filesystem, self.path)
         return epochs[-1] if epochs else 0
+
+    def ownership(self, actor: str) -> Ownership:
+        """Return the right to write this run, not yet claimed; see ownership.py."""
+        return Ownership(self._filesystem, self.path, actor)
+
+    # -- the journal of a shard, and the history made of it ------------------------------------------------------------
+
+    def _journal_folder(self, shard: Shard) -> str:
+        return f"{self.path}/journal/{shard.index}-of-{shard.count}"
+
+    def begin_journals(self, num_shards: int) -> None:
+        """Forget journals that another number of shards left: their rows were cut otherwise."""
+        with files.storage_errors("clear the journal of", self.path):
+            infos = self._filesystem.get_file_info(fs.FileSelector(f"{self.path}/journal", allow_not_found=True))
+            for info in infos:
+                if not info.base_name.endswith(f"-of-{num_shards}"):
+                    self._filesystem.delete_dir(info.path)
+
+    def open_journal(self, shard: Shard, last: int, allowed: Callable[[], None] = lambda: None) -> journal.Journal:
+        """Return the writing end of a shard's journal, whose records go on behind number `last`."""
+        return journal.Journal(self._filesystem, self._journal_folder(shard), last, allowed=allowed)
+
+    def write_base(self, shard: Shard, finished_epochs: int, number: int) -> None:
+        """Note that a shard's journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
+        files.make_folder(self._filesystem, self._journal_folder(shard))
+        base = {"format": journal.FORMAT, "finished_epochs": finished_epochs, "journal": number}
+        files.write_json(self._filesystem, f"{self._journal_folder(shard)}/base.json", base)
+
+    def base(self, shard: Shard, finished_epochs: int) -> int | None:
+        """Return the number of `write_base`, None where the journal did not begin anew at this snapshot."""
+        base = self.read_note(f"journal/{shard.index}-of-{shard.count}/base")
+        if base is None or base.get("finished_epochs") != finished_epochs or not isinstance(base.get("journal"), int):
+            return None
+        return int(base["journal"])
+
+    def segments(self, shard: Shard) -> list[int]:
+        """Return the numbers of the first records of the segments that a shard's journal has, ascending."""
+        return [one.first for one in journal.list_segments(self._filesystem, self._journal_folder(shard))]
+
+    def records(self, shard: Shard, after: int) -> Iterator[journal.Record]:
+        """Yield the records of a shard's journal behind number `after`, see `journal.read_records`."""
+        return journal.read_records(self._filesystem, self._journal_folder(shard), after)
+
+    def set_records_aside(self, shard: Shard, after: int) -> list[str]:
+        """Rename the segments behind record `after`, which cannot be used; return their names."""
+        return journal.set_aside(self._filesystem, self._journal_folder(shard), after)
+
+    def drop_records(self, shard: Shard, upto: int) -> None:
+        """Delete segments of a shard's journal that no snapshot needs any more."""
+        journal.drop_segments(self._filesystem, self._journal_folder(shard), upto)
+
+    def write_history(self, epoch: int, shard: Shard, rows: pa.Table) -> None:
+        """Write what a shard observed in an epoch, see history.py."""
+        history.write_epoch(self._filesystem, self.path, epoch, shard, rows)
+
+    def has_history(self, epoch: int, shard: Shard) -> bool:
+        """Return whether this shard has written its part of an epoch's history."""
+        return history.has_part(self._filesystem, self.path, epoch, shard)
+
+    def history_epochs(self) -> list[int]:
+        """Return the epochs of which there is a history, ascending; the oldest go where it would grow too large."""
+        return history.list_history(self._filesystem, self.path)
+
+    def history(self, sample_id: int) -> pa.Table:
+        """Return when a sample was observed: run_step int32, epoch int32, loss float32, selected bool; in order.
+
+        A loss is NaN where the sample was picked without its loss having been seen.
+        """
+        return history.read_sample(self._filesystem, self.path, sample_id)
+
+    def observations(self, epoch: int) -> pa.Table:
+        """Return all that was observed in an epoch, by step, rank and id; for its columns see history.py.
+
+        Raises:
+            StorageError: there is no whole history of this epoch.
+        """
+        return history.read_epoch(self._filesystem, self.path, epoch)
 
     def table(self) -> pa.Table:
         """Return the newest snapshot's table; RunNotFoundError or StorageError where there is none."""

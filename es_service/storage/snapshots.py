@@ -4,7 +4,8 @@
     snapshots/<epochs finished, 8 digits>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
 
 A snapshot is written in a folder beside, each shard its own file, and renamed into place, so one that is there is
-whole. It can be read for any number of shards.
+whole. It can be read for any number of shards. What a shard notes with its file (how far its journal was) only means
+something to a shard of the same place and number.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "encode_table",
     "finish_snapshot",
     "list_snapshots",
+    "read_note",
     "read_position",
     "read_snapshot",
     "read_table",
@@ -40,7 +42,8 @@ __all__ = [
     "write_snapshot",
 ]
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # 1: without notes
 Files = dict[str, dict[str, Any]]
 
 
@@ -86,17 +89,21 @@ def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: in
     with files.storage_errors("write the snapshot", beside):
         if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
             filesystem.delete_dir(beside)
-        filesystem.create_dir(beside, recursive=True)
+    files.make_folder(filesystem, beside)
     return beside
 
 
-def write_part(filesystem: fs.FileSystem, beside: str, records: NDArray[np.void], shard: Shard) -> Files:
-    """Write a shard's rows; return the file's entry in the manifest."""
+def write_part(
+    filesystem: fs.FileSystem,
+    beside: str,
+    records: NDArray[np.void],
+    shard: Shard,
+    note: dict[str, Any] | None = None,
+) -> Files:
+    """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too."""
     data = encode_table(records_to_arrow(records, shard))
-    path = f"{beside}/{_file(shard.index)}"
-    with files.storage_errors("write the snapshot", path), filesystem.open_output_stream(path) as file:
-        file.write(data)
-    return {_file(shard.index): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    files.write_file(filesystem, f"{beside}/{_file(shard.index)}", data)
+    return {_file(shard.index): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "note": note}}
 
 
 def finish_snapshot(
@@ -136,6 +143,7 @@ def finish_snapshot(
             filesystem.delete_dir(place)
         drop_snapshots_after(filesystem, run_path, finished_epochs)
         filesystem.move(beside, place)
+        files.sync_folder(filesystem, os.path.dirname(place))
         for seq in list_snapshots(filesystem, run_path):
             if seq <= finished_epochs - keep:
                 filesystem.delete_dir(_folder(run_path, seq))
@@ -160,7 +168,7 @@ def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:
 def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> dict[str, Any]:
     folder = _folder(run_path, finished_epochs)
     manifest = files.read_json(filesystem, f"{folder}/manifest.json")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in _READABLE:
         raise errors.StorageError(
             f"{folder} has format {manifest.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
         )
@@ -168,15 +176,25 @@ def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) ->
 
 
 def _entries(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> Files:
-    """Return what the manifest vouches for: bytes and sha256 by file."""
+    """Return what the manifest vouches for: sha256 and note by file."""
     manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
-        entries = {str(name): {"sha256": str(entry["sha256"])} for name, entry in manifest["files"].items()}
+        entries = {
+            str(name): {"sha256": str(entry["sha256"]), "note": entry.get("note")}
+            for name, entry in manifest["files"].items()
+        }
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json names no files") from error
     if sorted(entries) != sorted(_file(index) for index in range(len(entries))) or not entries:
         raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json does not name {_file(0)} …")
     return entries
+
+
+def read_note(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard) -> dict[str, Any] | None:
+    """Return what this very shard noted with its file; None where it noted nothing or others wrote the snapshot."""
+    entries = _entries(filesystem, run_path, finished_epochs)
+    note = entries[_file(shard.index)]["note"] if len(entries) == shard.count else None
+    return note if isinstance(note, dict) else None
 
 
 def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str | None:
@@ -216,16 +234,19 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
 
 
-def read_position(filesystem: fs.FileSystem, run_path: str) -> tuple[int, tuple[int, ...]]:
-    """Return the epochs that the newest snapshot has behind it, and their starts; (0, (0,)) where there is none."""
-    epochs = list_snapshots(filesystem, run_path)
-    if not epochs:
+def read_position(
+    filesystem: fs.FileSystem, run_path: str, finished_epochs: int | None = None
+) -> tuple[int, tuple[int, ...]]:
+    """Return the epochs that a snapshot has behind it, the newest by default, and their starts; (0, (0,)) for none."""
+    if finished_epochs is None:
+        finished_epochs = max(list_snapshots(filesystem, run_path), default=0)
+    if not finished_epochs:
         return 0, (0,)
     try:
-        starts = _manifest(filesystem, run_path, epochs[-1])["epoch_starts"]
-        return epochs[-1], tuple(int(start) for start in starts)
+        starts = _manifest(filesystem, run_path, finished_epochs)["epoch_starts"]
+        return finished_epochs, tuple(int(start) for start in starts)
     except (KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"the manifest of epoch {epochs[-1]} in {run_path} is damaged") from error
+        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
 
 
 def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:

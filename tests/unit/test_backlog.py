@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from es_service import errors
+from es_service.actors.calls import Patience
 from es_service.exchange.backlog import Backlog
 
 LONG_S = 30.0  # a deadline that is never reached
@@ -20,12 +22,14 @@ class Server:
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
+        self.seqs: list[tuple[int, int]] = []
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
         self.failure: Exception | None = None
 
-    def send(self, message: bytes) -> None:
+    def send(self, first: int, last: int, message: bytes) -> None:
+        self.seqs.append((first, last))
         self.entered.set()
         assert self.go_on.wait(LONG_S)
         if self.failure is not None:
@@ -44,25 +48,31 @@ def server() -> Iterator[Server]:
     made.go_on.set()
 
 
+def put(backlog: Backlog, report: bytes) -> None:
+    backlog.put(1, report)
+
+
 def numbered(count: int) -> list[bytes]:
     return [struct.pack("<I", number) for number in range(count)]
 
 
 def test_everything_arrives_once_and_in_order(server: Server) -> None:
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     reports = numbered(5000)
-    for report in reports:
-        backlog.put(report)
+    for seq, report in enumerate(reports):
+        backlog.put(seq, report)
     backlog.flush()
     assert server.content == b"".join(reports)
+    assert (server.seqs[0][0], server.seqs[-1][1]) == (0, 4999)
+    assert all(last + 1 == first for (_, last), (first, _) in itertools.pairwise(server.seqs))
     backlog.close()
 
 
 def test_flushing_between_puts_keeps_the_order(server: Server) -> None:
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     reports = numbered(60)
     for number, report in enumerate(reports):
-        backlog.put(report)
+        put(backlog, report)
         if number % 7 == 0:
             backlog.flush()
             assert server.content == b"".join(reports[: number + 1])
@@ -72,7 +82,7 @@ def test_flushing_between_puts_keeps_the_order(server: Server) -> None:
 
 
 def test_flushing_an_empty_backlog_returns(server: Server) -> None:
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     backlog.flush()
     assert server.messages == []
     backlog.close()
@@ -80,9 +90,9 @@ def test_flushing_an_empty_backlog_returns(server: Server) -> None:
 
 def test_small_reports_travel_together_and_stay_below_the_message_size(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     for _ in range(300):
-        backlog.put(b"x" * 1000)
+        put(backlog, b"x" * 1000)
     server.go_on.set()
     backlog.flush()
     assert len(server.content) == 300_000
@@ -92,9 +102,9 @@ def test_small_reports_travel_together_and_stay_below_the_message_size(server: S
 
 
 def test_a_report_larger_than_a_message_goes_alone(server: Server) -> None:
-    backlog = Backlog(server.send, LONG_S)
-    backlog.put(b"a" * (200 << 10))
-    backlog.put(b"b")
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    put(backlog, b"a" * (200 << 10))
+    put(backlog, b"b")
     backlog.flush()
     assert [message[:1] for message in server.messages] == [b"a", b"b"]
     backlog.close()
@@ -102,13 +112,13 @@ def test_a_report_larger_than_a_message_goes_alone(server: Server) -> None:
 
 def test_what_is_held_is_bounded_and_a_full_backlog_says_so(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, SHORT_S)
+    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
     large = b"x" * (16 << 20)
     for _ in range(4):
-        backlog.put(large)
+        put(backlog, large)
     assert server.entered.wait(LONG_S)
     with pytest.raises(errors.ServerUnavailableError, match=r"make room .* within 0\.05 s: 67,108,864 bytes"):
-        backlog.put(b"one more")
+        put(backlog, b"one more")
     server.go_on.set()
     patient = threading.Thread(target=backlog.close)
     patient.start()
@@ -119,14 +129,14 @@ def test_what_is_held_is_bounded_and_a_full_backlog_says_so(server: Server) -> N
 
 def test_room_made_lets_a_waiting_put_go_on(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     large = b"x" * (32 << 20)
-    backlog.put(large)
-    backlog.put(large)
+    put(backlog, large)
+    put(backlog, large)
     done = threading.Event()
 
     def put_one_more() -> None:
-        backlog.put(b"last")
+        put(backlog, b"last")
         done.set()
 
     assert server.entered.wait(LONG_S)
@@ -142,8 +152,8 @@ def test_room_made_lets_a_waiting_put_go_on(server: Server) -> None:
 
 def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, SHORT_S)
-    backlog.put(b"12345")
+    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
+    put(backlog, b"12345")
     with pytest.raises(errors.ServerUnavailableError, match=r"flush the backlog within 0\.05 s: 5 bytes still wait"):
         backlog.flush()
     assert server.entered.wait(LONG_S)
@@ -163,14 +173,14 @@ def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -
 )
 def test_a_failed_send_is_raised_at_the_next_call_and_at_every_one_after(server: Server, failure: Exception) -> None:
     server.failure = failure
-    backlog = Backlog(server.send, LONG_S)
-    backlog.put(b"a")
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    put(backlog, b"a")
     for _ in range(2):
         with pytest.raises(type(failure)) as caught:
             backlog.flush()
         assert caught.value is failure
         with pytest.raises(type(failure)):
-            backlog.put(b"b")
+            put(backlog, b"b")
     assert server.messages == []
     backlog.close()
 
@@ -178,13 +188,13 @@ def test_a_failed_send_is_raised_at_the_next_call_and_at_every_one_after(server:
 def test_a_failure_reaches_a_put_that_waits_for_room(server: Server) -> None:
     server.go_on.clear()
     server.failure = errors.ServerUnavailableError("no answer")
-    backlog = Backlog(server.send, LONG_S)
-    backlog.put(b"x" * (64 << 20))
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    put(backlog, b"x" * (64 << 20))
     caught: list[Exception] = []
 
     def put_one_more() -> None:
         try:
-            backlog.put(b"y")
+            put(backlog, b"y")
         except errors.EsServiceError as error:
             caught.append(error)
 
@@ -197,14 +207,14 @@ def test_a_failure_reaches_a_put_that_waits_for_room(server: Server) -> None:
 
 
 def test_nothing_is_sent_after_a_failure(server: Server) -> None:
-    backlog = Backlog(server.send, LONG_S)
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
     server.failure = errors.ServerRestartedError("gone")
-    backlog.put(b"a")
+    put(backlog, b"a")
     with pytest.raises(errors.ServerRestartedError):
         backlog.flush()
     server.failure = None
     with pytest.raises(errors.ServerRestartedError):
-        backlog.put(b"b")
+        put(backlog, b"b")
     backlog.close()
     assert server.messages == []
 
@@ -212,11 +222,11 @@ def test_nothing_is_sent_after_a_failure(server: Server) -> None:
 def test_close_ends_the_thread_and_drops_what_waits(server: Server) -> None:
     server.go_on.clear()
     others = set(threading.enumerate())
-    backlog = Backlog(server.send, SHORT_S)
+    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
     (thread,) = set(threading.enumerate()) - others
-    backlog.put(b"x" * (96 << 10))
+    put(backlog, b"x" * (96 << 10))
     assert server.entered.wait(LONG_S)
-    backlog.put(b"dropped")
+    put(backlog, b"dropped")
     backlog.close()  # gives up waiting for the send that hangs
     assert thread.is_alive()
     server.go_on.set()

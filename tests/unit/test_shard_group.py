@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,24 @@ Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 FIRST, SECOND = "0a" * 16, "0b" * 16
 
 
+_groups: list[Group] = []
+
+
+@pytest.fixture(autouse=True)
+def _ended_groups() -> Iterator[None]:
+    yield
+    while _groups:
+        for shard in _groups.pop().shards:
+            shard.finish()
+
+
 class Group:
     """The shards of a run, each an object that calls reach by its index, so that one can be replaced."""
 
     def __init__(self, storage: str, config: RunConfig, count: int) -> None:
         self.config, self.count, self._storage = config, count, storage
         self.shards: list[Any] = [None] * count
+        _groups.append(self)
         for index in reversed(range(count)):
             self.restart(index)
 
@@ -40,8 +54,16 @@ class Group:
         assert isinstance(server, ScoreServer)
         return server
 
-    def restart(self, index: int) -> None:
-        """Start a shard anew, as Ray does after it died."""
+    def restart(self, index: int, *, journal_lost: bool = False) -> None:
+        """Start a shard anew, as Ray does after it died; its journal may be gone, as one of an older version is."""
+        if self.shards[index] is not None:
+            self.shards[index].finish()
+        if journal_lost:
+            shutil.rmtree(Path(self._storage) / "mine" / "journal" / f"{index}-of-{self.count}")
+            for path in (Path(self._storage) / "mine" / "snapshots").glob("*/manifest.json"):
+                manifest = json.loads(path.read_text())
+                manifest["files"][f"shard-{index}.arrow"]["note"] = None
+                path.write_text(json.dumps(manifest))
         where = (self._storage, "mine", runs.config_to_dict(self.config))
         self.shards[index] = (
             ScoreShard(*where, index, self.count) if index else ScoreServer(*where, self.count, self._ask)
@@ -67,7 +89,8 @@ class Worker:
                 report = wire.Report(
                     self.caller, self.seqs[shard], run_step, ids[where], {"loss": losses[where]}, ids[where][:1]
                 )
-                weights[where] = wire.decode_weights(self.group.shards[shard].observe(wire.encode_report(report)))
+                answer = self.group.shards[shard].observe(wire.encode_report(report))
+                weights[where] = wire.decode_weights(wire.decode_receipt(answer)[1])
         return weights
 
     def open(self, epoch: int) -> Share:
@@ -117,7 +140,34 @@ def test_a_run_over_shards_is_the_run_over_one(
 
 @pytest.mark.parametrize("killed", [0, 1, 2])
 @pytest.mark.parametrize("when", ["between epochs", "inside an epoch", "before the last close"])
-def test_a_shard_that_restarts_takes_the_run_back_to_the_last_finished_epoch(
+def test_a_shard_that_restarts_goes_on_where_it_was(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str], killed: int, when: str
+) -> None:
+    group = Group(str(tmp_path), config, 3)
+    worker = Worker(group)
+    drawn = [worker.train(epoch, losses_of) for epoch in range(2)]
+    if when == "between epochs":
+        group.restart(killed)
+        drawn.append(worker.train(2, losses_of))
+    else:
+        share, steps = worker.open(2), []
+        for step in range(3):
+            if step == 1 and when == "inside an epoch":
+                group.restart(killed)
+            ids, run_step = share.ids[6 * step : 6 * step + 6], share.first_step + step
+            weights = worker.observe(ids, losses_of(ids, run_step), run_step)
+            steps.append(choose(config.selection, ids, weights, 3, run_step).ids.tolist())
+        if when == "before the last close":
+            group.restart(killed)
+        group.server.close_epoch(0, FIRST, 2)
+        drawn.append(steps)
+    drawn.append(worker.train(3, losses_of))
+    assert (drawn, table(group)) == undisturbed
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+@pytest.mark.parametrize("when", ["between epochs", "inside an epoch", "before the last close"])
+def test_a_shard_without_its_journal_takes_the_run_back_to_the_last_finished_epoch(
     tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str], killed: int, when: str
 ) -> None:
     group = Group(str(tmp_path), config, 3)
@@ -128,7 +178,7 @@ def test_a_shard_that_restarts_takes_the_run_back_to_the_last_finished_epoch(
         for step in range(1 if when == "inside an epoch" else 3):
             ids = share.ids[6 * step : 6 * step + 6]
             worker.observe(ids, losses_of(ids, share.first_step + step), share.first_step + step)
-    group.restart(killed)
+    group.restart(killed, journal_lost=True)
     acts: dict[str, Callable[[], Any]] = {
         "between epochs": lambda: worker.open(2),
         "inside an epoch": lambda: worker.observe(np.arange(6), np.ones(6, np.float32), share.first_step + 1),
@@ -183,11 +233,11 @@ def test_no_checkpoint_is_taken_of_shards_that_stand_in_different_places(
         group.server.join(rank, FIRST, 2, described)
         group.server.open_epoch(rank, FIRST, 0)
     group.server.close_epoch(0, FIRST, 0)
-    group.restart(1)
+    group.restart(1, journal_lost=True)
     with pytest.raises(errors.ServerRestartedError):
         group.server.close_epoch(1, FIRST, 0)
     assert group.server.stats()["finished_epochs"] == 0
-    with pytest.raises(errors.ServerRestartedError):
+    with pytest.raises(errors.EpochOrderError, match="epoch 0 is open"):
         group.server.state()
     Worker(group, SECOND).train(0, losses_of)
     assert group.server.state()[1] == 1
@@ -202,7 +252,7 @@ def test_a_server_that_restarts_alone_gives_the_state_of_the_last_snapshot(
     before = group.server.state()
     share = worker.open(1)
     worker.observe(share.ids[:6], losses_of(share.ids[:6], 4), 4)
-    group.restart(0)
+    group.restart(0, journal_lost=True)
     assert group.server.state() == before
 
 
@@ -215,7 +265,7 @@ def test_a_shard_that_restarts_after_a_snapshot_failed_mixes_no_epochs(
     with pytest.raises(errors.StorageError):
         worker.train(0, losses_of)
     (tmp_path / "mine" / "snapshots").unlink()
-    group.restart(1)
+    group.restart(1, journal_lost=True)
     again = Worker(group, SECOND)
     assert group.server.stats()["finished_epochs"] == 0
     assert ([again.train(epoch, losses_of) for epoch in range(4)], table(group)) == undisturbed

@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.selection.run import RunState
+from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable, records_to_arrow
 from es_service.storage import snapshots
 
@@ -168,11 +169,38 @@ def test_a_manifest_with_a_part_damaged_is_refused(tmp_path: Path, changes: dict
         read(tmp_path, 1)
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1"])
+def test_a_snapshot_of_the_format_before_can_be_read(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    change_manifest(tmp_path, 1, format=1)
+    assert read(tmp_path, 1).finished_epochs == 1
+    assert snapshots.read_note(LOCAL, str(tmp_path), 1, WHOLE) is None
+
+
+def test_what_a_shard_notes_comes_back_to_that_shard_alone(tmp_path: Path) -> None:
+    beside = snapshots.begin_snapshot(LOCAL, str(tmp_path), 1)
+    parts: dict[str, Any] = {}
+    for index in range(2):
+        shard = Shard(index, 2)
+        parts |= snapshots.write_part(LOCAL, beside, state_of(1).records[index::2], shard, {"journal": 7 + index})
+    snapshots.finish_snapshot(LOCAL, beside, (0, 5), 11, parts)
+    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(1, 2)) == {"journal": 8}
+    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(0, 2)) == {"journal": 7}
+    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(1, 3)) is None
+    assert snapshots.read_note(LOCAL, str(tmp_path), 1, WHOLE) is None
+
+
+def test_files_are_their_owners_alone(tmp_path: Path) -> None:
+    write(tmp_path / "run", 1)
+    places = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_file()} == {0o600}
+
+
+@pytest.mark.parametrize("version", [3, 0, None, "1"])
 def test_another_format_is_refused_with_advice(tmp_path: Path, version: Any) -> None:
     write(tmp_path, 1)
     change_manifest(tmp_path, 1, format=version)
-    with pytest.raises(errors.StorageError, match=f"has format {version!r}, this version reads 1: upgrade es_service"):
+    with pytest.raises(errors.StorageError, match=f"has format {version!r}, this version reads 2: upgrade es_service"):
         read(tmp_path, 1)
 
 

@@ -1,0 +1,127 @@
+"""From reports to history: which sample was observed when, with what loss, and whether it was picked.
+
+A report may name what was picked of an earlier one (with `sync` it always does): a pick belongs to the last observation
+of its sample before it. One that has none, because nothing was scored, becomes a row without a loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.actors.shard_journal import from_json, journal_at
+from es_service.actors.wire import Report
+from es_service.selection.shards import Shard
+from es_service.storage.runs import RunStorage
+
+__all__ = ["history_of", "write_history"]
+
+I64 = NDArray[np.int64]
+_MAX_ROWS = 20_000_000  # of one shard and epoch: they are sorted in memory
+_log = logging.getLogger(__name__)
+
+
+def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
+    """Return the rows that these reports make, see `storage.history`.
+
+    Args:
+        reports: of one shard and one epoch, in the order they were applied in.
+        signals: names of what the method observes, "loss" among them.
+    """
+    seen_ids, seen_in = _flat([report.ids for report in reports])
+    picked_ids, picked_in = _flat([report.selected for report in reports])
+    selected, blind = _matched(seen_ids, seen_in, picked_ids, picked_in)
+    steps = np.array([report.run_step for report in reports], dtype=np.int32)
+    ranks = np.array([report.caller.rank for report in reports], dtype=np.int32)
+    rows_in = np.concatenate([seen_in, picked_in[blind]])
+    without = np.full(np.count_nonzero(blind), np.nan, dtype=np.float32)
+    values = {
+        name: np.concatenate([*(report.seen[name] for report in reports if report.seen is not None), without])
+        for name in signals
+    }
+    return pa.table(
+        {
+            "id": np.concatenate([seen_ids, picked_ids[blind]]),
+            "run_step": steps[rows_in],
+            "rank": ranks[rows_in],
+            "loss": values.pop("loss"),
+            "selected": np.concatenate([selected, np.ones(without.size, dtype=bool)]),
+            **values,
+        }
+    )
+
+
+def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:
+    """Return all the ids one behind the other, and for each in which report it stands."""
+    sizes = [one.size for one in ids]
+    return np.concatenate([*ids, np.empty(0, dtype=np.int64)]), np.repeat(np.arange(len(ids)), sizes)
+
+
+def _matched(
+    seen_ids: I64, seen_in: I64, picked_ids: I64, picked_in: I64
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which observations were picked, and which picks belong to no observation."""
+    num_seen = seen_ids.size
+    ids, where = np.concatenate([seen_ids, picked_ids]), np.concatenate([seen_in, picked_in])
+    is_pick = np.arange(ids.size) >= num_seen
+    order = np.lexsort((is_pick, where, ids))  # by sample, then by report; observed before picked
+    places = np.arange(ids.size)
+    last_seen = np.maximum.accumulate(np.where(is_pick[order], -1, places)) if ids.size else places
+    picks = places[is_pick[order]]
+    found = last_seen[picks]
+    known = (found >= 0) & (ids[order[found]] == ids[order[picks]])
+    known[1:] &= ~((found[1:] == found[:-1]) & known[:-1])  # the second pick of one observation is a blind one
+    selected, blind = np.zeros(num_seen, dtype=bool), np.ones(picked_ids.size, dtype=bool)
+    selected[order[found[known]]] = True
+    blind[order[picks[known]] - num_seen] = False
+    return selected, blind
+
+
+def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], finished_epochs: int) -> None:
+    """Write the history of the last finished epochs that have none yet, and drop the journal that is not needed for it.
+
+    Args:
+        storage: of the run.
+        shard: whose journal it is.
+        signals: names of what the method observes.
+        finished_epochs: at whose end there is a snapshot.
+    """
+    try:
+        epochs = storage.snapshot_epochs()
+        numbers = {epoch: journal_at(storage, shard, epoch) for epoch in (0, *epochs)}
+        for epoch in epochs:
+            begin, end = numbers.get(epoch - 1), numbers[epoch]
+            if begin is None or end is None or epoch > finished_epochs or storage.has_history(epoch - 1, shard):
+                continue
+            reports = _reports(storage, shard, begin, end)
+            if reports is not None:
+                storage.write_history(epoch - 1, shard, history_of(reports, signals))
+        if epochs and (oldest := numbers[epochs[0]]) is not None:
+            storage.drop_records(shard, oldest)
+    except errors.EsServiceError as error:
+        _log.warning("no history of epoch %d: %s", finished_epochs - 1, error)
+
+
+def _reports(storage: RunStorage, shard: Shard, after: int, upto: int) -> list[Report] | None:
+    """Return the reports that an epoch came to in the end, None where they are too many."""
+    reports: list[Report] = []
+    num_rows = 0
+    for record in storage.records(shard, after):
+        if record.number > upto:
+            break
+        if record.kind == "state" and "go_to" in from_json(record.payload):
+            reports, num_rows = [], 0
+        if record.kind == "reports":
+            new = list(wire.decode_reports(record.payload))
+            reports += new
+            num_rows += sum(report.ids.size for report in new)
+            if num_rows > _MAX_ROWS:
+                _log.warning("no history of an epoch with more than %d observations at one shard", _MAX_ROWS)
+                return None
+    return reports

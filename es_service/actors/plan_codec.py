@@ -1,0 +1,69 @@
+"""An epoch's plan as bytes, for the journal: its ids as a bitmap, compressed (a full plan takes a few bytes)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.selection.plans import Plan
+
+__all__ = ["decode_plan", "encode_plan"]
+
+_SCHEMA = pa.schema(
+    [
+        ("ids", pa.large_binary()),  # a bit for each id up to the highest
+        ("hidden", pa.large_binary()),
+        ("scale", pa.large_binary()),  # float32 of each id, or null
+        ("ratio", pa.float64()),
+        ("learning_rate_factor", pa.float64()),
+    ]
+)
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """Pack a plan."""
+    scale = None if plan.scale is None else plan.scale.astype("<f4").tobytes()
+    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor]
+    batch = pa.record_batch([pa.array([v], f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def decode_plan(data: bytes) -> Plan:
+    """Unpack a plan; StorageError where the bytes are not one."""
+    try:
+        with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
+            table = reader.read_all()
+    except pa.ArrowException as error:
+        raise errors.StorageError(f"the journal holds a plan that is damaged: {error}") from error
+    if not table.schema.equals(_SCHEMA) or table.num_rows != 1:
+        raise errors.StorageError(f"the journal holds no plan: {table.num_rows} rows of {table.schema.names}")
+    [row] = table.to_pylist()
+    if row["ids"] is None or row["hidden"] is None or row["learning_rate_factor"] is None:
+        raise errors.StorageError("the journal holds a plan without ids")
+    ids = _ids(row["ids"])
+    scale = None if row["scale"] is None else np.frombuffer(row["scale"], dtype="<f4")
+    if scale is not None and scale.size != ids.size:
+        raise errors.StorageError(f"the journal holds a plan of {ids.size} ids with {scale.size} scales")
+    return Plan(
+        ids=ids,
+        scale=scale,
+        ratio=row["ratio"],
+        hidden=_ids(row["hidden"]),
+        learning_rate_factor=row["learning_rate_factor"],
+    )
+
+
+def _bits(ids: NDArray[np.int64]) -> bytes:
+    mask = np.zeros(int(ids[-1]) + 1 if ids.size else 0, dtype=bool)
+    mask[ids] = True
+    return np.packbits(mask).tobytes()
+
+
+def _ids(bits: bytes) -> NDArray[np.int64]:
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, dtype=np.uint8)))

@@ -1,0 +1,133 @@
+"""A shard's journal as it uses it: which records there are, and the way back to where it was.
+
+    reports   the packed reports of a message, as far as they were new                 applied again
+    state     who may report what (`Intake.to_dict`), as JSON; with "go_to": k the     taken up; the rows of snapshot k
+              rows went back to a snapshot; with "loading" they were being replaced     are loaded; nothing is certain
+    roster    where the ranks are (`Roster.to_dict`), as JSON; the score server's      taken up
+    plan      of the epoch that the next roster has open; the score server's           kept for it
+
+Recovery = the newest snapshot that can be read, and every record behind the one that the shard noted with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from es_service import errors
+from es_service.selection.shards import Shard
+from es_service.storage.journal import Record
+from es_service.storage.runs import RunStorage
+
+__all__ = ["from_json", "journal_at", "recover", "to_json"]
+
+_log = logging.getLogger(__name__)
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    """Pack plain values."""
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def from_json(payload: bytes) -> dict[str, Any]:
+    """Unpack plain values; StorageError where the bytes are not an object."""
+    try:
+        values = json.loads(payload)
+    except ValueError as error:
+        raise errors.StorageError(f"the journal holds a record that is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise errors.StorageError(f"the journal holds a JSON {type(values).__name__}, expected an object")
+    return values
+
+
+def recover(
+    storage: RunStorage,
+    shard: Shard,
+    load: Callable[[int, dict[str, Any]], None],
+    replay: Callable[[Record], None],
+) -> tuple[int, bool]:
+    """Bring a shard to where it was when its journal was last written.
+
+    Args:
+        storage: of the run.
+        shard: which one.
+        load: (finished epochs, the shard's note) -> None; takes up a snapshot, or for 0 an empty table.
+        replay: takes up a record.
+
+    Returns:
+        The number of the last record, and whether all that is known to have been written was found.
+
+    Raises:
+        StorageError: there are snapshots, and none of them can be read.
+    """
+    failure = errors.StorageError("nothing can be loaded")
+    epochs = [*reversed(storage.snapshot_epochs()), 0]
+    for finished in epochs:
+        try:
+            note = _note(storage, shard, finished, is_only=len(epochs) == 1)
+            if note is None:
+                continue
+            load(finished, note)
+            last = int(note["journal"])
+            for record in storage.records(shard, last):
+                replay(record)
+                last = record.number
+            _set_aside(storage, shard, last)
+            return last, True
+        except errors.StorageError as error:
+            _log.error("%s; trying what was written before it", error)
+    for finished in epochs[:-1] or epochs:
+        try:
+            load(finished, {})
+        except errors.StorageError as error:
+            failure = error
+            continue
+        behind = 1 + max([*storage.segments(shard), *(_number(storage, shard, one) for one in epochs)])
+        _set_aside(storage, shard, 0)
+        storage.write_base(shard, finished, behind)  # behind a gap: nothing older is ever joined to what comes now
+        return behind, False
+    raise failure
+
+
+def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = False) -> dict[str, Any] | None:
+    """Return what the shard noted with a snapshot; None where its journal does not go on from there."""
+    begun_anew = storage.base(shard, finished)
+    if finished == 0:
+        segments = storage.segments(shard)
+        if begun_anew is None and (segments[:1] == [1] or (not segments and is_only)):
+            return {"journal": 0}
+    else:
+        note = storage.note_of(finished, shard)
+        if note is not None and not isinstance(note.get("journal"), int):
+            raise errors.StorageError(f"the manifest of epoch {finished} does not say how far the journal was")
+        if note is not None and (begun_anew is None or begun_anew < note["journal"]):
+            return note
+    return None if begun_anew is None else {"journal": begun_anew}
+
+
+def journal_at(storage: RunStorage, shard: Shard, finished: int) -> int | None:
+    """Return the number of the last record that a snapshot holds; None where this shard's journal does not go on there.
+
+    Args:
+        storage: of the run.
+        shard: which one.
+        finished: epochs that the snapshot has behind it, 0 for an empty table.
+    """
+    note = _note(storage, shard, finished)
+    return None if note is None else int(note["journal"])
+
+
+def _number(storage: RunStorage, shard: Shard, finished: int) -> int:
+    """Return how far the journal was at a snapshot, 0 where nobody can say."""
+    with contextlib.suppress(errors.StorageError):
+        return journal_at(storage, shard, finished) or 0
+    return 0
+
+
+def _set_aside(storage: RunStorage, shard: Shard, after: int) -> None:
+    aside = storage.set_records_aside(shard, after)
+    if aside:
+        _log.error("what cannot be used of the journal is kept beside it: %s", ", ".join(aside))

@@ -1,0 +1,149 @@
+"""Reports on their way from a rank to a shard: in order, each applied once, whatever becomes of the shard meanwhile.
+
+    post ──► under way ── answer ──► applied ── receipt says so ──► durable, and let go of
+
+What is not known to be on storage is kept. When the shard comes back from a crash the rank asks which of its reports it
+has, and sends the rest again; what it has already it takes no second time.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from es_service import errors
+from es_service.actors import wire
+from es_service.actors.calls import AwayError, Patience
+
+__all__ = ["Delivery", "Line", "Posted"]
+
+_MAX_KEPT_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """How a rank speaks to one shard.
+
+    Attributes:
+        ask: (method, arguments) -> reference of the call under way.
+        wait: (reference, seconds, method) -> answer.
+        enter: -> seq of the rank's last report that the shard has; waits for a shard that is restarting.
+        patience: makes a new one.
+        name: of the shard, for messages.
+    """
+
+    ask: Callable[..., ray.ObjectRef[Any]]
+    wait: Callable[[ray.ObjectRef[Any], float, str], Any]
+    enter: Callable[[], int]
+    patience: Callable[[], Patience]
+    name: str
+
+
+@dataclasses.dataclass(slots=True)
+class Posted:
+    """A message under way or applied.
+
+    Attributes:
+        first: seq of its first report.
+        last: seq of its last one.
+        method: "observe" or "report".
+        message: packed reports.
+        reference: of the call that is to bring it there.
+    """
+
+    first: int
+    last: int
+    method: str
+    message: bytes
+    reference: ray.ObjectRef[Any]
+
+
+class Delivery:
+    """See the module's text. One thread uses it."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._kept: collections.deque[Posted] = collections.deque()
+        self._num_bytes = 0
+        self._waiting: list[Posted] = []  # for their answers
+        self._warned = False
+
+    def post(self, first: int, last: int, method: str, message: bytes) -> Posted:
+        """Send the reports with these seqs; `answer` has to be called for each message, in order."""
+        posted = Posted(first, last, method, message, self._line.ask(method, message))
+        self._waiting.append(posted)
+        self._kept.append(posted)
+        self._num_bytes += len(message)
+        while self._num_bytes > _MAX_KEPT_BYTES and self._kept[0] not in self._waiting:
+            self._num_bytes -= len(self._kept.popleft().message)  # a crash now takes the run back to an epoch's end
+        return posted
+
+    def answer(self, posted: Posted) -> bytes:
+        """Return what the shard answers behind its receipt, once the message is applied.
+
+        Raises:
+            ServerUnavailableError: the shard did not come back in time.
+            ServerRestartedError: it came back without reports that this rank does not have any more either.
+            EsServiceError: the message was refused, and changed nothing.
+        """
+        patience = self._line.patience()
+        try:
+            while True:
+                try:
+                    answer = self._line.wait(posted.reference, patience.left_s, posted.method)
+                    break
+                except (AwayError, errors.ServerRestartedError) as error:
+                    patience.pause(error)
+                    self._send_again(error)
+                except errors.ServerUnavailableError as error:
+                    patience.overrun(error)
+                except errors.EsServiceError:
+                    self._kept.remove(posted)
+                    self._num_bytes -= len(posted.message)
+                    raise
+        finally:
+            self._waiting.remove(posted)
+        receipt, rest = wire.decode_receipt(answer)
+        self.received(receipt)
+        return rest
+
+    def received(self, receipt: wire.Receipt) -> None:
+        """Let go of what is on storage by now."""
+        while self._kept and self._kept[0].last <= receipt.durable and self._kept[0] not in self._waiting:
+            self._num_bytes -= len(self._kept.popleft().message)
+        if receipt.failing and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._line.name} cannot write its storage (es-service runs, or the server's stats, say why): "
+                "training goes on, but a crash of the server would take it back to its last finished epoch. Told once",
+                stacklevel=2,
+            )
+
+    def send_again(self, cause: errors.ServerError) -> None:
+        """Bring back to the shard what it has lost of this rank's reports; all of them have been answered before.
+
+        Raises:
+            As `answer`.
+        """
+        again = list(self._kept)
+        self._waiting += again
+        self._send_again(cause)
+        for posted in again:
+            self.answer(posted)
+
+    def _send_again(self, cause: errors.ServerError | None) -> None:
+        """Find out what the shard has, and post everything else once more."""
+        has = self._line.enter()
+        if self._kept and self._kept[0].first > has + 1:
+            raise errors.ServerRestartedError(
+                f"{self._line.name} came back with {has} of this rank's reports, of which those from "
+                f"{self._kept[0].first} on are kept here: connect again and continue from the last checkpoint"
+            ) from cause
+        for posted in self._kept:
+            if posted.last > has or posted in self._waiting:
+                posted.reference = self._line.ask(posted.method, posted.message)

@@ -1,0 +1,206 @@
+"""unattended: a training goes on while its score server is away (`on_unavailable="continue"`).
+
+What cannot be asked is made up for, and said once, loudly:
+
+    open_epoch   all samples, shuffled and split by rank: what an epoch without pruning would be
+    step, draw   with a score server that stopped answering: uniform draws; what was seen is kept and sent later
+    record       kept and sent later, dropped where the backlog is full
+
+With `leased` none of it is needed inside an epoch: a rank draws from what it holds. An epoch that opened without the
+server stays without it; the next one asks again, and tells the server of those it has missed. The selection is then
+not that of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.exchange.base import SavedState
+from es_service.exchange.remote import Remote
+from es_service.selection import plans
+from es_service.selection.engine import Draw, choose
+from es_service.selection.methods.base import Columns
+from es_service.selection.queries import Distribution
+from es_service.selection.run import Share
+
+__all__ = ["Unattended"]
+
+I64 = NDArray[np.int64]
+_ASK_AGAIN_S = 10.0  # between two tries inside an epoch
+_SHORT_S = 0.5  # that such a try may take
+
+
+class Unattended:
+    """An exchange with a score server that the training does not depend on.
+
+    Args:
+        inner: the exchange as it is while the server answers; made with on_unavailable="continue".
+    """
+
+    def __init__(self, inner: Remote) -> None:
+        self._inner = inner
+        self._patient_s = inner.deadline_s
+        self._missed: list[int] = []  # epochs that the server knows nothing of
+        self._unclosed: tuple[int, int] | None = None  # one that it knows of, but not that it is over, and its steps
+        self._alone = False  # the open epoch is one of them
+        self._try_at = 0.0
+        self._first_step = self._steps = 0
+        self._warned = False
+        self.num_made_up = self.num_dropped = 0
+        self.config, self.position = inner.config, inner.position
+
+    def _says(self, error: errors.ServerError) -> None:
+        """Tell of it, once, and wait no longer than a moment from now on."""
+        self._inner.deadline_s = _SHORT_S
+        self._try_at = time.monotonic() + _ASK_AGAIN_S
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the score server of run {self._inner.run!r} is away ({error}): training goes on without it, on "
+                "uniform draws where it has to be asked, so that this run is no longer exactly repeatable. Told once",
+                stacklevel=3,
+            )
+
+    def _is_back(self) -> None:
+        self._inner.deadline_s, self._try_at = self._patient_s, 0.0
+
+    def _may_ask(self) -> bool:
+        return not self._alone and time.monotonic() >= self._try_at
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
+        """See `Exchange.open_epoch`."""
+        try:
+            self._catch_up(streamed)
+            share = self._inner.open_epoch(epoch, streamed=streamed)
+            self._is_back()
+            self._alone, self._first_step, self._steps = False, share.first_step, self._num_steps(share)
+        except errors.ServerUnavailableError as error:
+            self._says(error)
+            self._missed.append(epoch)
+            self._alone = True
+            self._first_step += self._steps
+            share = Share(ids=self._everything(epoch, streamed), first_step=self._first_step)
+            self._steps = self._num_steps(share)
+        return share
+
+    def _catch_up(self, streamed: bool) -> None:
+        """Tell the server of the epochs that were made without it."""
+        while self._unclosed is not None or self._missed:
+            if self._unclosed is None:
+                share = self._inner.open_epoch(self._missed[0], streamed=streamed)
+                self._unclosed = self._missed.pop(0), self._num_steps(share)
+            self._inner.close_epoch(*self._unclosed)
+            self._unclosed = None
+
+    def _num_steps(self, share: Share) -> int:
+        return -(-share.ids.size // self.config.batch_size)
+
+    def _everything(self, epoch: int, streamed: bool) -> I64:
+        if streamed or self.config.grows:
+            return np.empty(0, dtype=np.int64)
+        config = self.config
+        order = plans.shuffle(np.arange(config.num_samples), seed=config.selection.seed, epoch=epoch)
+        parts = plans.split(order, world_size=self.position.world_size, num_samples=config.num_samples, epoch=epoch)
+        return parts[self.position.rank]
+
+    def expect(self, step: int, ids_B: I64) -> None:
+        """See `Exchange.expect`."""
+        if self._may_ask():
+            self._inner.expect(step, ids_B)
+
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
+        """See `Exchange.step`."""
+        if self._may_ask():
+            try:
+                draw = self._inner.step(step, ids_B, seen, num)
+                self._is_back()
+                return draw
+            except errors.ServerUnavailableError as error:
+                self._says(error)
+        else:
+            self.num_dropped += ids_B.size
+        return self._uniform(step, ids_B, num)
+
+    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
+        """See `Exchange.draw`."""
+        if self._may_ask():
+            try:
+                return self._inner.draw(step, ids_B, num)
+            except errors.ServerUnavailableError as error:
+                self._says(error)
+        return self._uniform(step, ids_B, num)
+
+    def _uniform(self, step: int, ids_B: I64, num: int) -> Draw:
+        self.num_made_up += 1
+        ones = np.ones(ids_B.size, dtype=np.float32)
+        return choose(self.config.selection, ids_B, ones, num, self._first_step + step)
+
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
+        """See `Exchange.record`."""
+        self._told(ids_B.size, lambda: self._inner.record(step, ids_B, seen, positions_b))
+
+    def refresh(self, step: int, ids_B: I64, seen: Columns) -> None:
+        """See `Exchange.refresh`."""
+        self._told(ids_B.size, lambda: self._inner.refresh(step, ids_B, seen))
+
+    def _told(self, num: int, tell: Any) -> None:
+        if self._may_ask():
+            try:
+                tell()
+                return
+            except errors.ServerUnavailableError as error:
+                self._says(error)
+        self.num_dropped += num
+
+    def close_epoch(self, epoch: int, num_steps: int) -> None:
+        """See `Exchange.close_epoch`."""
+        if self._alone:
+            return
+        try:
+            self._inner.close_epoch(epoch, num_steps)
+        except errors.ServerUnavailableError as error:
+            self._says(error)
+            self._unclosed = epoch, num_steps
+
+    def table(self) -> pa.Table:
+        """See `Exchange.table`."""
+        return self._inner.table()
+
+    def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
+        """See `Exchange.top`."""
+        return self._inner.top(column, num, lowest=lowest)
+
+    def distribution(self, column: str, bins: int) -> Distribution:
+        """See `Exchange.distribution`."""
+        return self._inner.distribution(column, bins)
+
+    def save(self) -> SavedState:
+        """See `Exchange.save`."""
+        return self._inner.save()
+
+    def load(self, state: SavedState) -> None:
+        """See `Exchange.load`."""
+        self._missed, self._unclosed, self._alone = [], None, False
+        self._inner.load(state)
+
+    def reset(self) -> None:
+        """See `Exchange.reset`."""
+        self._missed, self._unclosed, self._alone = [], None, False
+        self._inner.reset()
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """See `Exchange.publish`."""
+        self._inner.publish(progress)
+
+    def close(self) -> None:
+        """See `Exchange.close`."""
+        self._inner.close()

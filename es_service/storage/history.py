@@ -1,0 +1,192 @@
+"""The history of a run: what was observed of each sample and when it was picked, epoch by epoch.
+
+    history/<epoch, 8 digits>/<i>-of-<S>-<crc32 of the file, 8 hex digits>.arrow
+
+One row an observation, ordered by sample id and then by step, so that one sample's rows are found without reading the
+rest. It is made of the journal when an epoch is finished; where it would grow beyond its limit the oldest epochs go.
+
+    id        int64
+    run_step  int32     counted over the whole run
+    rank      int32
+    loss      float32   NaN where the sample was picked without its loss having been seen
+    selected  bool      back-propagated
+    correct, confidence, grad_norm, irreducible_loss   float32, those that the method observes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs
+
+from es_service import errors
+from es_service.selection.shards import Shard
+from es_service.selection.signals import SIGNALS
+from es_service.storage import files
+
+__all__ = ["drop_history_from", "has_part", "list_history", "read_epoch", "read_sample", "write_epoch"]
+
+FORMAT = 1
+_MAX_BYTES = 1 << 30
+_BATCH_ROWS = 1 << 16
+_COLUMNS = {"id": pa.int64(), "run_step": pa.int32(), "rank": pa.int32(), "loss": pa.float32(), "selected": pa.bool_()}
+_NAME = re.compile(r"([0-9]+)-of-([0-9]+)-([0-9a-f]{8})\.arrow")
+_EPOCH = re.compile(r"[0-9]{8}")
+_SAMPLE = pa.schema([("run_step", pa.int32()), ("epoch", pa.int32()), ("loss", pa.float32()), ("selected", pa.bool_())])
+
+
+def _folder(run_path: str, epoch: int) -> str:
+    return f"{run_path}/history/{epoch:08d}"
+
+
+def _is_schema(schema: pa.Schema) -> bool:
+    signals = [name for name in schema.names if name not in _COLUMNS]
+    expected = [*_COLUMNS.items(), *((name, pa.float32()) for name in signals)]
+    return set(signals) <= set(SIGNALS) and bool(schema.equals(pa.schema(expected)))
+
+
+def write_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int, shard: Shard, table: pa.Table) -> None:
+    """Write what one shard has of an epoch, in any order; what was there of it before is replaced.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    table = table.sort_by([("id", "ascending"), ("run_step", "ascending")]).combine_chunks()
+    batches = table.to_batches(max_chunksize=_BATCH_ROWS)
+    first_ids = json.dumps([batch.column(0)[0].as_py() for batch in batches])
+    schema = table.schema.with_metadata({"format": str(FORMAT), "first_ids": first_ids})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    data = sink.getvalue()
+    folder = _folder(run_path, epoch)
+    files.make_folder(filesystem, folder)
+    before = [path for path, own, _ in _parts(filesystem, folder) if own == shard]
+    path = f"{folder}/{shard.index}-of-{shard.count}-{zlib.crc32(data):08x}.arrow"
+    files.write_atomically(filesystem, path, data)
+    with files.storage_errors("clear the history in", folder):
+        for old in before:
+            if old != path:
+                filesystem.delete_file(old)
+    _keep_within_limit(filesystem, run_path, epoch)
+
+
+def _parts(filesystem: fs.FileSystem, folder: str) -> list[tuple[str, Shard, str]]:
+    with files.storage_errors("list", folder):
+        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    named = [(info.path, _NAME.fullmatch(info.base_name)) for info in infos]
+    return sorted((path, Shard(int(n[1]), int(n[2])), n[3]) for path, n in named if n and int(n[1]) < int(n[2]))
+
+
+def has_part(filesystem: fs.FileSystem, run_path: str, epoch: int, shard: Shard) -> bool:
+    """Return whether a shard's part of an epoch is there."""
+    return any(own == shard for _, own, _ in _parts(filesystem, _folder(run_path, epoch)))
+
+
+def _keep_within_limit(filesystem: fs.FileSystem, run_path: str, newest: int) -> None:
+    """Delete the oldest epochs while there is more than the limit; the newest stays."""
+    with files.storage_errors("clear the history in", run_path):
+        infos = filesystem.get_file_info(fs.FileSelector(f"{run_path}/history", recursive=True, allow_not_found=True))
+        total = sum(info.size or 0 for info in infos if info.type == fs.FileType.File)
+        for epoch in list_history(filesystem, run_path):
+            if total <= _MAX_BYTES or epoch >= newest:
+                return
+            folder = _folder(run_path, epoch)
+            total -= sum(info.size or 0 for info in infos if info.path.startswith(f"{folder}/"))
+            filesystem.delete_dir(folder)
+
+
+def list_history(filesystem: fs.FileSystem, run_path: str) -> list[int]:
+    """Return the epochs of which there is a history, ascending."""
+    with files.storage_errors("list", run_path):
+        infos = filesystem.get_file_info(fs.FileSelector(f"{run_path}/history", allow_not_found=True))
+    return sorted(int(info.base_name) for info in infos if _EPOCH.fullmatch(info.base_name))
+
+
+def drop_history_from(filesystem: fs.FileSystem, run_path: str, epoch: int) -> None:
+    """Delete the history of this epoch and of later ones: the run went back, and they will be others."""
+    with files.storage_errors("clear the history in", run_path):
+        for one in list_history(filesystem, run_path):
+            if one >= epoch:
+                filesystem.delete_dir(_folder(run_path, one))
+
+
+def _open(data: bytes, path: str, crc32: str) -> pa.ipc.RecordBatchFileReader:
+    if zlib.crc32(data) != int(crc32, 16):
+        raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(data))
+    except pa.ArrowException as error:
+        raise errors.StorageError(f"{path} is damaged: {error}") from error
+    version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
+    if version != str(FORMAT):
+        raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
+    if not _is_schema(reader.schema):
+        raise errors.StorageError(f"{path} is no history: its columns are {reader.schema.names}")
+    return reader
+
+
+def _whole(filesystem: fs.FileSystem, run_path: str, epoch: int) -> list[tuple[str, Shard, str]]:
+    """Return the files of an epoch, one a shard; none where they are not complete."""
+    parts = _parts(filesystem, _folder(run_path, epoch))
+    for count in {own.count for _, own, _ in parts}:
+        found = [part for part in parts if part[1].count == count]
+        if sorted(own.index for _, own, _ in found) == list(range(count)):
+            return found
+    return []
+
+
+def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int) -> pa.Table:
+    """Return all rows of an epoch in the order they were reported in: by step, then rank, then id.
+
+    Raises:
+        StorageError: there is no whole history of this epoch, or a file of it is damaged.
+    """
+    parts = _whole(filesystem, run_path, epoch)
+    if not parts:
+        raise errors.StorageError(f"{run_path} holds no history of epoch {epoch}")
+    tables = []
+    for path, _, crc32 in parts:
+        with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+            tables.append(reader.read_all().replace_schema_metadata(None))
+    whole = pa.concat_tables(tables)
+    return whole.sort_by([("run_step", "ascending"), ("rank", "ascending"), ("id", "ascending")])
+
+
+def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int) -> pa.Table:
+    """Return one sample's rows of all epochs there are, in order: run_step, epoch, loss, selected."""
+    found = [_SAMPLE.empty_table()]
+    for epoch in list_history(filesystem, run_path):
+        for path, own, crc32 in _whole(filesystem, run_path, epoch):
+            if sample_id % own.count != own.index:
+                continue
+            with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+                for batch in _batches(reader, sample_id, path):
+                    rows = batch.filter(pc.equal(batch.column("id"), sample_id))
+                    epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))
+                    columns = [rows.column("run_step"), epochs, rows.column("loss"), rows.column("selected")]
+                    found.append(pa.Table.from_arrays(columns, schema=_SAMPLE))
+    return pa.concat_tables(found).combine_chunks()
+
+
+def _batches(reader: pa.ipc.RecordBatchFileReader, sample_id: int, path: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches that may hold a sample."""
+    try:
+        first_ids = [int(one) for one in json.loads((reader.schema.metadata or {})[b"first_ids"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.StorageError(f"{path} is damaged: it does not say where its batches begin") from error
+    if len(first_ids) != reader.num_record_batches:
+        raise errors.StorageError(
+            f"{path} is damaged: it has {reader.num_record_batches} batches, not {len(first_ids)}"
+        )
+    for place, first in enumerate(first_ids):
+        ends_before = place + 1 < len(first_ids) and first_ids[place + 1] < sample_id
+        if first <= sample_id and not ends_before:
+            yield reader.get_batch(place)

@@ -1,0 +1,92 @@
+"""One writer of a run at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from es_service import errors
+from es_service.storage import ownership
+from es_service.storage.ownership import Ownership
+
+LOCAL = fs.LocalFileSystem()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "_STALE_S", 0.4)
+
+
+def owner(folder: Path, actor: str = "one") -> Ownership:
+    return Ownership(LOCAL, str(folder), actor)
+
+
+def test_a_free_run_is_claimed_and_released(tmp_path: Path) -> None:
+    one = owner(tmp_path)
+    one.claim()
+    one.renew()
+    one.check()
+    assert (tmp_path / "owner.json").exists()
+    one.release()
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_second_one_is_refused_while_the_first_renews(tmp_path: Path) -> None:
+    first = owner(tmp_path)
+    first.claim()
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.wait(0.02):
+            first.renew()
+
+    alive = threading.Thread(target=live)
+    alive.start()
+    try:
+        with pytest.raises(errors.RunExistsError, match=r"another score server \(process \d+ on .*\) writes"):
+            owner(tmp_path, "two").claim()
+    finally:
+        stop.set()
+        alive.join()
+    first.check()
+
+
+def test_one_that_is_silent_is_taken_over_from_and_writes_no_more(tmp_path: Path) -> None:
+    first, second = owner(tmp_path), owner(tmp_path, "two")
+    first.claim()
+    second.claim()
+    with pytest.raises(errors.RunExistsError):
+        first.renew()
+    with pytest.raises(errors.RunExistsError):
+        first.check()
+    second.renew()
+    first.release()  # it is not its own any more
+    assert (tmp_path / "owner.json").exists()
+
+
+def test_the_same_actor_started_again_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "_STALE_S", 3600.0)
+    owner(tmp_path).claim()
+    owner(tmp_path).claim()
+
+
+def test_a_process_that_has_ended_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "_STALE_S", 3600.0)
+    owner(tmp_path).claim()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    values = json.loads((tmp_path / "owner.json").read_text())
+    (tmp_path / "owner.json").write_text(json.dumps({**values, "pid": ended.pid}))
+    owner(tmp_path, "two").claim()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
+def test_a_damaged_file_is_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / "owner.json").write_text(content)
+    owner(tmp_path).claim()

@@ -1,0 +1,77 @@
+"""From reports to history: a pick belongs to the last observation of its sample before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from es_service.actors.chronicle import history_of
+from es_service.actors.wire import Report
+from es_service.selection.run import Caller
+
+
+def report(seq: int, step: int, ids: list[int], selected: list[int], rank: int = 0, **signals: list[float]) -> Report:
+    seen = {name: np.array(values, dtype=np.float32) for name, values in signals.items()} or None
+    return Report(Caller(rank, "0a" * 16), seq, step, np.array(ids, np.int64), seen, np.array(selected, np.int64))
+
+
+def rows(*reports: Report, signals: tuple[str, ...] = ("loss",)) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in history_of(reports, signals).to_pylist()]
+
+
+def test_what_is_picked_with_its_observation_is_marked() -> None:
+    assert rows(report(1, 4, [7, 3], [3], loss=[0.5, 1.5])) == [(7, 4, 0, 0.5, False), (3, 4, 0, 1.5, True)]
+
+
+def test_what_is_picked_a_step_later_belongs_to_the_step_before() -> None:
+    found = rows(
+        report(1, 0, [1, 2], [], loss=[1.0, 2.0]), report(2, 1, [3], [2], loss=[3.0]), report(3, 0, [], [3], rank=0)
+    )
+    assert found == [(1, 0, 0, 1.0, False), (2, 0, 0, 2.0, True), (3, 1, 0, 3.0, True)]
+
+
+def test_a_sample_seen_twice_is_marked_where_it_was_picked() -> None:
+    found = rows(
+        report(1, 0, [1], [], loss=[1.0]), report(2, 1, [1], [1], rank=2, loss=[2.0]), report(3, 2, [1], [], loss=[3.0])
+    )
+    assert found == [(1, 0, 0, 1.0, False), (1, 1, 2, 2.0, True), (1, 2, 0, 3.0, False)]
+
+
+def test_what_is_picked_unseen_has_no_loss() -> None:
+    found = rows(
+        report(1, 0, [], [5, 4]), report(2, 1, [5], [], loss=[1.0]), report(3, 2, [], [5]), report(4, 3, [], [5])
+    )
+    assert found[0] == (5, 1, 0, 1.0, True)
+    assert [(row[0], row[1], row[4]) for row in found[1:]] == [(5, 0, True), (4, 0, True), (5, 3, True)]
+    assert all(np.isnan(row[3]) for row in found[1:])
+
+
+def test_signals_come_along() -> None:
+    found = rows(report(1, 0, [5, 6], [6], loss=[1.0, 2.0], correct=[0.0, 1.0]), signals=("loss", "correct"))
+    assert found == [(5, 0, 0, 1.0, False, 0.0), (6, 0, 0, 2.0, True, 1.0)]
+
+
+def test_nothing_makes_an_empty_history() -> None:
+    assert rows() == []
+
+
+def test_it_is_what_a_plain_loop_makes_of_random_reports() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        reports, rows_of, last = [], [], {}
+        for seq in range(12):
+            ids = rng.choice(6, size=rng.integers(0, 5), replace=False)
+            selected = rng.choice(6, size=rng.integers(0, 3), replace=False)
+            losses = rng.random(ids.size).astype(np.float32)
+            reports.append(report(seq, seq, ids.tolist(), selected.tolist(), **({"loss": losses} if ids.size else {})))
+            for one, loss in zip(ids.tolist(), losses.tolist(), strict=True):
+                last[one] = [one, seq, loss, False]
+                rows_of.append(last[one])
+            for one in selected.tolist():
+                if one in last and not last[one][3]:
+                    last[one][3] = True
+                else:
+                    rows_of.append([one, seq, -1.0, True])
+        found = [[row[0], row[1], -1.0 if np.isnan(row[3]) else row[3], row[4]] for row in rows(*reports)]
+        assert sorted(found) == sorted(rows_of)
