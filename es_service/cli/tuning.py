@@ -13,6 +13,8 @@ from es_service import errors
 from es_service.cli import text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.selection.config import PRESETS
+from es_service.selection.settings import as_integer
+from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.tuning.domains import KINDS
 from es_service.tuning.objectives import OBJECTIVES
 from es_service.tuning.space import Space, default_space, parse_flags, read_space
@@ -42,8 +44,15 @@ def add_parser(commands: Any) -> None:
     )
     flag("--space", metavar="F.yaml", help="a file of settings and what they may be; --search wins over it")
     flag("--samples", type=int, default=16, metavar="N", help="settings to try (default: %(default)s; a grid: all)")
-    flag("--out", required=True, metavar="DIR", help="where runs, tables and the report go")
+    flag("--out", metavar="DIR", help="where runs, tables and the report go; needed, but with --from")
     flag("--resume", action="store_true", help="go on with the search in --out")
+    flag(
+        "--from",
+        dest="replayed",
+        metavar="RUN",
+        help="train nothing: rank settings by how differently they would have picked in this finished run",
+    )
+    flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
     flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
     flag("--target", type=float, metavar="A", help="accuracy to reach, of the objectives cost and time")
     flag("--algorithm", help="grid, random or optuna (default: optuna, or grid where every setting is a grid)")
@@ -78,6 +87,10 @@ def add_parser(commands: Any) -> None:
 
 def tune_command(options: argparse.Namespace) -> int:
     """Search settings of a method with Ray Tune: each trial is a real training. Say what the search itself cost."""
+    if options.replayed is not None:
+        return _replay(options)
+    if options.out is None:
+        raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
     from es_service.tuning.objectives import Objective
     from es_service.tuning.progress import Progress
     from es_service.tuning.search import Places
@@ -121,6 +134,44 @@ def tune_command(options: argparse.Namespace) -> int:
             progress.say("es-service: stopped; the same command with --resume goes on from there")
             raise
     print(json.dumps(results) if options.json else _summary(results, options.out))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    """Replay a finished run; needs neither Ray nor torch."""
+    from es_service.tuning.replay import replay
+
+    if options.out is not None or options.resume:
+        raise errors.ConfigError("--from trains nothing and writes nothing: leave --out and --resume out")
+    if not options.space and not options.search:
+        raise errors.ConfigError('--from needs settings to replay: --search "beta1=grid(0, 0.2, 0.5)" say')
+    as_integer("samples", options.samples, least=1)
+    as_integer("seed", options.seed, least=0, end=2**63)
+    found = replay(
+        RunStorage(options.storage, options.replayed), _space(options), samples=options.samples, seed=options.seed
+    )
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    names = list(found["rows"][0]["settings"])
+    header = (*names, "other picks", "loss of the picked", "samples picked")
+    rows = [
+        (
+            *(row["settings"][name] for name in names),
+            text.percent(row["differs"]),
+            f"{row['lift']:.3f}",
+            text.percent(row["coverage"]),
+        )
+        for row in found["rows"]
+    ]
+    own = found["own"]
+    print(text.grid(header, rows))
+    print(
+        f"\n{found['run']} itself: loss of the picked {own['lift']:.3f} of the mean, {text.percent(own['coverage'])} "
+        f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would be others.\n"
+        "Settings that pick alike need no trial each. Which of them trains better only trials tell: the losses are\n"
+        "those of this run's model."
+    )
     return 0
 
 
