@@ -92,7 +92,9 @@ class Domain:
 
     def __str__(self) -> str:
         if self.kind in _OF_VALUES:
-            return f"{self.kind}({', '.join(map(_shown, self.values))})"
+            words = ", ".join(map(str, self.values))
+            alone = len(self.values) == 1 and isinstance(self.values[0], list)
+            return f"{self.kind}([{words}])" if alone else f"{self.kind}({words})"
         return f"{self.kind}({', '.join(str(one) for one in (self.low, self.high, self.step) if one is not None)})"
 
     @property
@@ -230,7 +232,3 @@ def _value(node: ast.expr) -> Any:
 
 def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)

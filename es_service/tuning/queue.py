@@ -82,13 +82,15 @@ class Queue:
 
     def next(self) -> Trial | None:
         """Return the trial to train now: one that was not ended, else a new one, None where there are no more."""
-        if self._to_do:
-            return self._to_do.pop(0)
-        trial = self._begin()
-        if trial is not None:
-            named = {name: getattr(trial, name) for name in ("setting", "settings", "seed", "run")}
-            self._journal.write("begun", trial.number, **named)
-        return trial
+        while self._to_do:
+            trial = self._to_do.pop(0)
+            if trial.status == RUNNING:
+                return trial
+        begun = self._begin()
+        if begun is not None:
+            named = {name: getattr(begun, name) for name in ("setting", "settings", "seed", "run")}
+            self._journal.write("begun", begun.number, **named)
+        return begun
 
     def epoch(self, number: int, entry: dict[str, Any]) -> Trial:
         """Take an epoch of a trial; one that was told before changes nothing."""

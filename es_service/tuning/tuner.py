@@ -99,11 +99,20 @@ class _Conductor(FIFOScheduler):
     """Tells the queue what trials report, and stops those that are done or fall behind."""
 
     def __init__(
-        self, queue: Queue, asha: Any, epochs: int, metric: str, tell: Tell, storage: Path, places: Places
+        self,
+        queue: Queue,
+        spec: Callable[[Trial], RunSpec],
+        asha: Any,
+        epochs: int,
+        metric: str,
+        tell: Tell,
+        storage: Path,
+        places: Places,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._queue, self._asha, self._epochs, self._compared, self._tell = queue, asha, epochs, metric, tell
-        self._storage, self._places = str(storage), places
+        self._spec, self._storage, self._places = spec, str(storage), places
+        self._behind: set[int] = set()
         self._live: dict[int, bool] = {}  # trials that Ray Tune knows and that have not ended -> was it asked to stop?
         self._ended: list[Trial] = []
 
@@ -114,12 +123,17 @@ class _Conductor(FIFOScheduler):
 
     def go_through_journal(self) -> None:
         self._queue.restore(self._replay)
+        for trial in self._queue.trials:  # what was decided and not written down before the end of the last session
+            if trial.status == RUNNING and len(trial.epochs) == self._spec(trial).epochs:
+                self._end(trial, FINISHED)
+            elif trial.status == RUNNING and trial.number in self._behind:
+                self._end(trial, PRUNED)
 
     def _replay(self, kind: str, trial: Trial, event: Mapping[str, Any]) -> None:
         if kind == "begun":
             self._expect(trial)
-        elif kind == "epoch":
-            self._is_behind(trial, event)
+        elif kind == "epoch" and self._is_behind(trial, event):
+            self._behind.add(trial.number)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         ours = self._queue.trials[trial.config["number"]]
@@ -260,7 +274,7 @@ def run_trials(
     Raises:
         KeyboardInterrupt, SystemExit: somebody asked to stop. Trials under way are left to be gone on with.
     """
-    conductor = _Conductor(queue, early, epochs, metric, tell, storage, places)
+    conductor = _Conductor(queue, spec, early, epochs, metric, tell, storage, places)
     conductor.go_through_journal()
     restored()
     left = num_trials - sum(one.status != RUNNING for one in queue.trials)

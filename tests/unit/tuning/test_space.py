@@ -38,6 +38,8 @@ def test_a_file_may_write_domains_as_mappings() -> None:
     assert domain_of({"choice": ["race", "topk"]}) == parse_domain("choice(race, topk)")
     assert domain_of({"choice": [[0, 0], [0.05, 0.05]]}) == parse_domain("choice([0, 0], (0.05, 0.05))")
     assert domain_of({"grid_search": [1, 2]}) == parse_domain("grid([1, 2])")
+    alone = parse_domain("grid([[0, 0]])")  # grid([0, 0]) would name 0 twice
+    assert (alone.values, parse_domain(str(alone))) == (([0, 0],), alone)
     assert domain_of(0.5) is None
     assert domain_of([0, 0]) is None
     assert domain_of("race") is None
