@@ -91,9 +91,9 @@ def tune_command(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.out is None:
         raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
+    from es_service.tuning.described import Places
     from es_service.tuning.objectives import Objective
     from es_service.tuning.progress import Progress
-    from es_service.tuning.search import Places
     from es_service.tuning.searching import search
 
     places = Places(

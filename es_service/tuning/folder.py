@@ -20,7 +20,7 @@ from pyarrow import fs
 from es_service import errors
 from es_service.evidence.claims import Claim
 from es_service.storage import files
-from es_service.tuning.search import Search
+from es_service.tuning.described import Search
 from es_service.tuning.trials import Journal
 
 __all__ = ["Folder"]

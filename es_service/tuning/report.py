@@ -15,9 +15,9 @@ import pyarrow as pa
 from es_service import errors
 from es_service.evidence import tables
 from es_service.evidence.look import save
+from es_service.tuning.described import Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.pictures import PICTURES
-from es_service.tuning.search import Search
 from es_service.tuning.space import OF_THE_RUN
 from es_service.tuning.trainable import ENTRY
 from es_service.tuning.trials import FAILED, Trial

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from es_service.evidence.statistics import spread
+from es_service.tuning.described import Search
 from es_service.tuning.importance import importance
-from es_service.tuning.search import Search
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
 __all__ = ["results"]

@@ -11,11 +11,11 @@ from es_service import errors
 from es_service.evidence.comparison import RunSpec
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
+from es_service.tuning.described import Places, Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Listed, proposals_for
 from es_service.tuning.queue import Queue
-from es_service.tuning.search import Places, Search
 from es_service.tuning.space import Space, read_space
 from es_service.tuning.trials import FINISHED, RUNNING, Trial
 

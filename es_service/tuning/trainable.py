@@ -19,7 +19,7 @@ from es_service import errors
 from es_service.evidence.comparison import RunSpec
 from es_service.evidence.jobs import train_job
 from es_service.storage.runs import RunStorage
-from es_service.tuning.search import Places
+from es_service.tuning.described import Places
 
 __all__ = ["ENTRY", "Assignment", "drop_checkpoints", "run_trial", "trainable"]
 

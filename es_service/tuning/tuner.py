@@ -28,8 +28,8 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from es_service.evidence.comparison import RunSpec
+from es_service.tuning.described import Places
 from es_service.tuning.queue import Queue
-from es_service.tuning.search import Places
 from es_service.tuning.trainable import ENTRY, drop_checkpoints, trainable
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 

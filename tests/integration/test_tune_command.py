@@ -163,7 +163,7 @@ def test_a_search_stopped_in_every_way_becomes_what_an_undisturbed_one_is(
 def test_after_many_trials_of_every_end_nothing_is_left(
     few_images: Path, ray_cluster: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]], tmp_path: Path
 ) -> None:
-    from es_service.tuning.searching import search
+    from es_service.tuning import search
 
     killed: list[int] = []
     stop = threading.Event()
@@ -226,8 +226,8 @@ TWO_CPUS = """
 import json, sys
 import ray
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-from es_service.tuning.search import Places
-from es_service.tuning.searching import search
+from es_service.tuning.described import Places
+from es_service.tuning import search
 results = search(
     "fashion", {"beta1": "grid(0.0, 0.5)"}, data=sys.argv[1], out=sys.argv[2], epochs=2, batch_size=32,
     derived={"limit": 64}, references=False, places=Places(exchange="leased", max_concurrent=2),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from es_service.tuning.described import Search
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import proposals_for
 from es_service.tuning.queue import Queue
-from es_service.tuning.search import Search
 from es_service.tuning.space import read_space
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, Journal, Trial
 
