@@ -27,6 +27,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from es_service import errors
 from es_service.evidence.comparison import RunSpec
 from es_service.tuning.described import Places
 from es_service.tuning.queue import Queue
@@ -124,10 +125,10 @@ class _Conductor(FIFOScheduler):
     def go_through_journal(self) -> None:
         self._queue.restore(self._replay)
         for trial in self._queue.trials:  # what was decided and not written down before the end of the last session
-            if trial.status == RUNNING and len(trial.epochs) == self._spec(trial).epochs:
-                self._end(trial, FINISHED)
-            elif trial.status == RUNNING and trial.number in self._behind:
-                self._end(trial, PRUNED)
+            decided = FINISHED if len(trial.epochs) == self._spec(trial).epochs else PRUNED
+            if trial.status == RUNNING and (decided == FINISHED or trial.number in self._behind):
+                self._queue.end(trial.number, decided)
+                self._ended.append(trial)
 
     def _replay(self, kind: str, trial: Trial, event: Mapping[str, Any]) -> None:
         if kind == "begun":
@@ -272,6 +273,7 @@ def run_trials(
         tell: called with each trial that ended.
 
     Raises:
+        ConfigError: a trial asks for more CPUs than there are.
         KeyboardInterrupt, SystemExit: somebody asked to stop. Trials under way are left to be gone on with.
     """
     conductor = _Conductor(queue, spec, early, epochs, metric, tell, storage, places)
@@ -280,6 +282,10 @@ def run_trials(
     left = num_trials - sum(one.status != RUNNING for one in queue.trials)
     if left == 0:
         return
+    if not places.on_ray_train and places.cpus > _cluster("CPU"):
+        raise errors.ConfigError(
+            f"--cpus-per-trial {places.cpus:g}: this Ray has {_cluster('CPU'):g} CPUs, so no trial could ever start"
+        )
     scratch = storage.parent / "tune"
     stop = _Stop()
     stop.in_order = conductor.ask_all_to_stop

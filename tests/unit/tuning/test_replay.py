@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from es_service import errors
+from es_service.cli import main
 from es_service.selection import methods
 from es_service.selection.config import Selection
 from es_service.selection.engine import Engine
@@ -109,3 +111,25 @@ def test_a_run_without_its_whole_history_is_refused(tmp_path: Path) -> None:
         replay(recorded(tmp_path / "none", epochs=0), space, samples=1)
     with pytest.raises(errors.RunNotFoundError):
         replay(RunStorage(str(tmp_path), "nowhere"), space, samples=1)
+
+
+def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+    recorded(tmp_path)
+    words = ["tune", "--from", "run", "--storage", str(tmp_path), "--search", "beta1=grid(0.2, 0.9)"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["settings"] for row in found["rows"]] == [{"beta1": 0.2}, {"beta1": 0.9}]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["beta1", "other", "picks", "loss", "of", "the", "picked", "samples", "picked"]
+    assert lines[1].split()[:3] == ["0.2", "0.0", "%"]
+    assert "at random 75.0 % would be others" in "\n".join(lines)
+    for more, message in (
+        (["--out", "x"], "leave --out"), (["--resume"], "leave --out"), (["--samples", "0"], "samples must be"),
+    ):  # fmt: skip
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(words[:-2]) == 2
+    assert "needs settings to replay" in capsys.readouterr().err
+    assert main(["tune"]) == 2
+    assert "Name a folder with --out" in capsys.readouterr().err
