@@ -138,7 +138,7 @@ def _parallel(results: Results) -> Figure | None:
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.1, len(names) - 1 + 0.35)
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=colours), ax=axes)
-    bar.set_label(results["objective"]["words"])
+    bar.set_label(_counted(results))
     bar.outline.set_visible(False)
     return figure
 
@@ -153,7 +153,7 @@ def _importance(results: Results) -> Figure | None:
     axes.set_yticks(range(len(ordered)), ordered)
     axes.set_xlim(0, 100)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"share of the variance of {results['objective']['words']} that it explains by itself, %")
+    axes.set_xlabel(f"share of the variance of {_counted(results)} that it explains by itself, %")
     return figure
 
 
@@ -194,6 +194,12 @@ PICTURES: Mapping[str, Picture] = MappingProxyType(
     }
 )
 """File name (without .png) -> picture, in the order of the report."""
+
+
+def _counted(results: Results) -> str:
+    """Return what `value` of a row is, in words: of a front, its first number."""
+    objective = results["objective"]
+    return str(objective["metric"].replace("_", " ") if objective["name"] == "front" else objective["words"])
 
 
 def _two_listed(results: Results) -> list[tuple[str, Sequence[Any]]] | None:
