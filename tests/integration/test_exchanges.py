@@ -352,53 +352,81 @@ def test_a_restart_between_epochs_changes_nothing(
     first[0].close()
 
 
-@pytest.mark.parametrize("exchange", ["sync", "leased"])
-def test_a_killed_server_comes_back_with_the_last_epoch(exchange: str, run: str, storage: str) -> None:
+@pytest.mark.parametrize(
+    ("exchange", "name", "shards", "killed"),
+    [
+        ("sync", "es", 1, 0),
+        ("leased", "kakurenbo", 1, 0),
+        ("prefetch", "es", 1, 0),
+        ("sync", "eswp", 3, 0),
+        ("leased", "eswp", 3, 1),
+        ("prefetch", "infobatch", 3, 2),
+    ],
+)
+def test_a_server_killed_inside_an_epoch_and_between_two_is_not_noticed(
+    exchange: str, name: str, shards: int, killed: int, run: str, storage: str
+) -> None:
+    from es_service.actors import launch
+    from es_service.actors.calls import call_patiently
+
+    selection = SELECTIONS[name]
+    expected = train(reference := embedded(selection, 1), range(NUM_EPOCHS))
+    [selector] = remote(run, storage, exchange, selection, 1, shards)
+
+    def kill() -> None:
+        ask = launch.find_shards(run)[killed].pid.options(concurrency_group="read")
+        os.kill(call_patiently(ask.remote, 30.0, "ask for its pid"), signal.SIGKILL)
+
+    drawn = train([selector], range(1))
+    kill()  # nobody asks anything of it at the moment
+    drawn += train([selector], range(1, 2))
+    steps: list[Any] = []
+    for number, ids in enumerate(selector.epoch(2)):
+        if number in (1, 3):
+            kill()
+        if selector.wants_scores:
+            draw = selector.select(ids, observed(2, ids))
+        else:
+            draw = selector.select(ids)
+            selector.observe(observed(2, draw.ids))
+        steps.append((2, 0, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+    kill()  # what the steps said may be under way
+    for ids in selector.hidden_batches():
+        selector.refresh(ids, observed(2, ids))
+        steps.append((2, 0, "hidden", ids.tolist(), selector.learning_rate_factor))
+    drawn += steps + train([selector], range(3, NUM_EPOCHS))
+    assert drawn == expected
+    assert same(finish([selector]), finish(reference))
+
+
+def test_a_server_whose_storage_is_lost_with_it_is_told_apart(run: str, storage: str, tmp_path: Any) -> None:
+    """It comes back with less than its rank has let go of: the rank has to start again from a checkpoint."""
     from es_service.actors import launch
     from es_service.actors.calls import call
 
     selection = SELECTIONS["es"]
-    reference = embedded(selection, 1)
-    expected = train(reference, range(NUM_EPOCHS))
-    first = remote(run, storage, exchange, selection, 1)
-    before = train(first, range(2))
-    state = first[0].state_dict()
-    halfway = first[0].epoch(2)
-    ids = next(halfway)
-    first[0].select(ids, LOSSES[2, ids])
-    os.kill(call(launch.find(run).stats.remote(), 10.0, "ask for its pid")["pid"], signal.SIGKILL)
-    with pytest.raises(es.ServerError):
-        go_on(first[0], halfway, 2)
-    first[0].close()
-
-    second = remote(run, storage, exchange, selection, 1)
-    assert second[0].load_state_dict(state) == 2
-    assert before + train(second, range(2, NUM_EPOCHS)) == expected
-    assert same(finish(second), finish(reference))
-
-
-@pytest.mark.parametrize(("exchange", "killed"), [("sync", 0), ("leased", 1), ("sync", 2)])
-def test_one_killed_shard_comes_back_with_the_last_epoch(exchange: str, killed: int, run: str, storage: str) -> None:
-    from es_service.actors import launch
-    from es_service.actors.calls import call
-
-    selection = SELECTIONS["eswp"]
     expected = train(reference := embedded(selection, 1), range(NUM_EPOCHS))
-    first = remote(run, storage, exchange, selection, 1, 3)
-    before = train(first, range(2))
-    state = first[0].state_dict()
-    halfway = first[0].epoch(2)
+    [first] = remote(run, storage, "sync", selection, 1)
+    before = train([first], range(2))
+    state = first.state_dict()
+    halfway = first.epoch(2)
     ids = next(halfway)
-    first[0].select(ids, LOSSES[2, ids])
-    os.kill(call(launch.find_shards(run)[killed].pid.remote(), 10.0, "ask for its pid"), signal.SIGKILL)
-    with pytest.raises(es.ServerError):
-        go_on(first[0], halfway, 2)
-    first[0].close()
-
-    second = remote(run, storage, exchange, selection, 1)  # takes the three shards that are there
-    assert second[0].load_state_dict(state) == 2
-    assert before + train(second, range(2, NUM_EPOCHS)) == expected
-    assert same(finish(second), finish(reference))
+    first.select(ids, observed(2, ids))
+    server = launch.find(run)
+    call(server.settle.remote(0, first.exchange._caller.attempt, 1), 10.0, "settle")
+    ids = next(halfway)
+    first.select(ids, observed(2, ids))
+    pid = call(server.pid.remote(), 10.0, "ask for its pid")
+    for segment in sorted((tmp_path / "runs" / run / "journal" / "0-of-1").glob("*.arrow"))[-2:]:
+        segment.write_bytes(b"gone bad")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(es.ServerRestartedError, match=r"connect again and continue from the (last )?checkpoint"):
+        go_on(first, halfway, 2)
+    first.close()
+    [second] = remote(run, storage, "sync", selection, 1)
+    assert second.load_state_dict(state) == 2
+    assert before + train([second], range(2, NUM_EPOCHS)) == expected
+    assert same(finish([second]), finish(reference))
 
 
 @pytest.mark.parametrize(("shards", "then"), [(1, 3), (4, 2), (3, 1)])

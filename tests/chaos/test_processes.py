@@ -1,0 +1,172 @@
+"""Servers that freeze or die, and what a training does meanwhile: `on_unavailable`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import driving
+import pytest
+
+import es_service as es
+from es_service.actors import launch
+from es_service.actors.calls import call_patiently
+from es_service.storage.snapshots import encode_table
+
+
+@pytest.fixture
+def frozen(run: str) -> Iterator[list[int]]:
+    """Processes that were stopped; they go on, at the latest, when the test ends."""
+    stopped: list[int] = []
+    yield stopped
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+
+
+def freeze(run: str, stopped: list[int]) -> None:
+    pid = driving.pid_of(run)
+    stopped.append(pid)
+    os.kill(pid, signal.SIGSTOP)
+
+
+def thaw(stopped: list[int]) -> None:
+    while stopped:
+        os.kill(stopped.pop(), signal.SIGCONT)
+
+
+def test_a_frozen_server_is_an_error_past_the_deadline_by_default(run: str, tmp_path: Path, frozen: list[int]) -> None:
+    selection = driving.selection_of("es", seed=1)
+    selectors = driving.connect(run, str(tmp_path), selection, "sync", deadline_s=2.0)
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (0, 3):
+            freeze(run, frozen)
+
+    begin = time.monotonic()
+    with pytest.raises(es.ServerUnavailableError, match="no answer from the score server within"):
+        driving.train(selectors, hook=disturb)
+    assert time.monotonic() - begin < 60
+    thaw(frozen)
+    selectors[0].close()
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+def test_a_training_that_waits_ends_as_if_nothing_had_been(
+    exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    selection = driving.selection_of("eswp", seed=2)
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="wait")
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 3):
+            freeze(run, frozen)
+            waited = threading.Thread(target=_thaw_when_said, args=(caplog, frozen))
+            waited.start()
+
+    drawn = driving.train(selectors, hook=disturb)
+    assert "Waiting on, as on_unavailable='wait' has it" in caplog.text
+    assert driving.outcome(selectors, drawn) == driving.undisturbed(selection)
+
+
+def _thaw_when_said(caplog: pytest.LogCaptureFixture, stopped: list[int]) -> None:
+    for _ in range(6000):
+        if "Waiting on" in caplog.text:
+            break
+        time.sleep(0.01)  # polling a log
+    thaw(stopped)
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
+def test_a_training_that_continues_loses_no_step_and_comes_back(
+    exchange: str, run: str, tmp_path: Path, frozen: list[int]
+) -> None:
+    """Away from inside epoch 1 to the beginning of epoch 3: epoch 2 is trained without the server."""
+    selection = driving.selection_of("es", seed=3)
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="continue")
+    server = launch.find(run)
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 3):
+            freeze(run, frozen)
+        if (epoch, step) == (3, -1):
+            thaw(frozen)
+            driving.pid_of(run)  # it answers again
+            selectors[0].exchange._is_back()  # type: ignore[attr-defined]
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        drawn = driving.train(selectors, hook=disturb)
+    said = [str(one.message) for one in warned if "training goes on without it" in str(one.message)]
+    assert len(said) == 1
+    steps = [(epoch, step) for epoch, step, _, _ in drawn]
+    assert steps == [(epoch, step) for epoch in range(4) for step in range(19)]
+    assert all(len(set(ids)) == len(ids) for *_, ids in drawn)
+    expected = driving.undisturbed(selection).drawn
+    assert drawn[:22] == expected[:22]  # until it was away
+    stats = call_patiently(server.stats.remote, 30.0, "ask how it is")
+    assert stats["finished_epochs"] == 4
+    visits = selectors[0].table().column("visits").to_pylist()
+    assert 2 <= max(visits) <= 4
+    selectors[0].close()
+
+
+def test_a_worker_that_dies_costs_its_epoch_and_nothing_else(run: str, tmp_path: Path) -> None:
+    """A second life of the group, after a SIGKILL of both the ranks' process and the server."""
+    selection = driving.selection_of("eswp", seed=4)
+    first = driving.connect(run, str(tmp_path), selection, "leased", 2)
+    drawn = driving.train(first, 0, 2)
+    state = first[0].state_dict()
+    halfway = [selector.epoch(2) for selector in first]
+    for selector, steps in zip(first, halfway, strict=True):
+        ids = next(steps)
+        selector.select(ids, driving.losses_of(4, 2, ids))
+    driving.kill(run)
+    second = driving.connect(run, str(tmp_path), selection, "leased", 2)
+    for selector in second:
+        assert selector.load_state_dict(state) == 2
+    drawn += driving.train(second, 2)
+    assert driving.outcome(second, drawn) == driving.undisturbed(selection, 2)
+    for selector in first:
+        selector.close()
+
+
+def test_a_second_server_for_a_run_is_refused(run: str, tmp_path: Path) -> None:
+    """One of another cluster, or a hand-made one: whoever is not the actor that writes the run."""
+    from es_service.actors.score_server import ScoreServer
+    from es_service.storage import runs
+
+    selection = driving.selection_of("es", seed=6)
+    selectors = driving.connect(run, str(tmp_path), selection, "sync")
+    driving.train(selectors, 0, 1)
+    second = ScoreServer(str(tmp_path), run, runs.config_to_dict(selectors[0].config), actor="another")
+    failure = second.identity()[0]
+    assert isinstance(failure, es.RunExistsError)
+    assert f"another score server (process {driving.pid_of(run)} on " in str(failure)
+    drawn = driving.train(selectors, 1)
+    assert [one[0] for one in drawn[::19]] == [1, 2, 3]
+    selectors[0].close()
+
+
+def test_a_server_that_was_taken_for_dead_writes_no_more(run: str, tmp_path: Path, frozen: list[int]) -> None:
+    """It was frozen, another took its place; when it wakes it refuses its ranks instead of spoiling the run's files."""
+    from es_service.actors.score_server import ScoreServer
+    from es_service.storage import runs
+
+    selection = driving.selection_of("es", seed=7)
+    selectors = driving.connect(run, str(tmp_path), selection, "sync", deadline_s=20.0)
+    driving.train(selectors, 0, 1)
+    freeze(run, frozen)
+    second = ScoreServer(str(tmp_path), run, runs.config_to_dict(selectors[0].config), actor="another")
+    assert second.identity()[0] is None
+    before = second.snapshot()
+    thaw(frozen)
+    with pytest.raises(es.EsServiceError, match="another score server"):
+        driving.train(selectors, 1)
+    assert encode_table(second.snapshot()) == encode_table(before)
+    second.finish()
+    selectors[0].close()
