@@ -62,8 +62,8 @@ def search(
     from es_service.actors.cluster import ensure_ray
     from es_service.tuning import report, results
 
-    ensure_ray()
     with folder.open(described):
+        ensure_ray()
         trials = _trials(described, folder, progress)
         if all(one.status != FINISHED for one in trials):
             first = next((one for one in trials if one.error is not None), trials[0])
