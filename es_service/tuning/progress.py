@@ -24,7 +24,7 @@ class Progress:
         self._objective: Objective | None = None
 
     def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
-        """Take note of how many trials there are, and how many of them ended in an earlier session."""
+        """Take note of how many trials there are, and how many of them ended before this command."""
         self._total += total
         self._ended += ended
         self._objective = objective

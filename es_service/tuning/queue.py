@@ -44,7 +44,7 @@ class Queue:
         self._proposals, self._seeds, self._objective, self._journal = proposals, seeds, objective, journal
         self._name = name
         self.trials: list[Trial] = []
-        self._to_do: list[Trial] = []  # begun in an earlier session, and not ended
+        self._to_do: list[Trial] = []  # begun by an earlier command, and not ended
         self._settings: list[dict[str, Any]] = []
         self._waiting: list[tuple[int, int]] = []  # (setting, seed) to come before further settings
         if seed_major:
@@ -53,7 +53,7 @@ class Queue:
             self._waiting = [(k, seed) for seed in seeds for k in range(len(self._settings))]
 
     def restore(self, tell: Callable[[str, Trial, Mapping[str, Any]], None]) -> None:
-        """Go through the journal of an earlier session, as if it all happened again.
+        """Go through the journal of an earlier command, as if it all happened again.
 
         Args:
             tell: called with ("begun" | "epoch" | "ended", trial, the event), in the order in which they came.

@@ -236,7 +236,7 @@ def _run(
     *,
     early: bool,
 ) -> list[Trial]:
-    from es_service.tuning import tuner
+    from es_service.tuning import conductor, tuner
 
     def restored() -> None:
         if progress is not None:
@@ -251,7 +251,7 @@ def _run(
         whole=described.whole,
         places=described.places,
         epochs=described.epochs,
-        early=tuner.early_stopping(described.epochs, described.space.domains) if early else None,
+        early=conductor.early_stopping(described.epochs, described.space.domains) if early else None,
         metric=described.objective.metric,
         restored=restored,
         tell=(lambda _: None) if progress is None else progress.show,

@@ -102,7 +102,7 @@ def run_trial(assignment: Assignment, report: Report, *, storage: str, search: s
     if places.on_ray_train and kept.exists():
         from es_service.training.ray_train import ask_to_stop
 
-        ask_to_stop(storage, spec.run, asked=False)  # an earlier session was
+        ask_to_stop(storage, spec.run, asked=False)  # an earlier command was
     told = _Told(assignment, report, lambda: kept.read_note("prepared") or {}, whole)
     result = train(job, lambda stats: told.up_to(stats, last=spec.epochs - 1))
     told.history(result["history"], last=spec.epochs)
