@@ -151,12 +151,14 @@ class Conductor(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Take what a trial reports; return whether it goes on."""
-        number = result["number"]
+        number = trial.config["number"]
         ours = self._queue.trials[number]
         if ours.status != RUNNING or "stopped" in result:
             return self._when_ended(number, result)
         if "failed" in result:
             return self._end(ours, FAILED, result["failed"])
+        if "epoch" not in result or (result.get("done") and not result["last"]):
+            return self._end(ours, FAILED, "its training returned before the last epoch")
         entry = {name: result[name] for name in ENTRY}
         self._queue.epoch(number, entry)
         if result["last"]:

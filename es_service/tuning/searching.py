@@ -196,7 +196,7 @@ def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
     proposals = proposals_for(
         described.algorithm, described.space, described.objective, described.samples, described.seed
     )
-    seed_major = described.algorithm != "optuna"
+    seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
     total = described.num_settings * len(described.seeds)
     return _run(described, folder, queue, described.spec, total, progress, early=described.early_stopping)

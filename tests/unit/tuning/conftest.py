@@ -43,7 +43,7 @@ def make_search(entries: dict[str, Any] | None = None, **changes: Any) -> Search
 def make_queue(search: Search, path: Path) -> Queue:
     proposals = proposals_for(search.algorithm, search.space, search.objective, search.samples, search.seed)
     return Queue(
-        proposals, search.seeds, search.objective, Journal(path), seed_major=search.algorithm != "optuna"
+        proposals, search.seeds, search.objective, Journal(path), seed_major=search.algorithm == "grid"
     )  # fmt: skip
 
 

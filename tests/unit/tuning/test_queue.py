@@ -93,6 +93,18 @@ def test_a_trial_under_way_is_gone_on_with_before_any_other(by_hand: Hand, tmp_p
     assert later.next() is None
 
 
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_more_samples_may_be_asked_for_later(algorithm: str, by_hand: Hand, tmp_path: Path) -> None:
+    few = by_hand["play"](by_hand["search"](algorithm=algorithm, samples=6), tmp_path / "one.jsonl")
+    queue = by_hand["queue"](by_hand["search"](algorithm=algorithm, samples=9), tmp_path / "one.jsonl")
+    queue.restore(nothing)
+    while (trial := queue.next()) is not None:
+        by_hand["train"](queue, trial)
+    assert queue.trials[: len(few)] == few
+    at_once = by_hand["play"](by_hand["search"](algorithm=algorithm, samples=9), tmp_path / "two.jsonl")
+    assert queue.trials == at_once
+
+
 def test_a_journal_of_another_search_or_a_damaged_one_is_refused(by_hand: Hand, tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     by_hand["play"](by_hand["search"](seed=1), path)
