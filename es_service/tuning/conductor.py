@@ -163,6 +163,7 @@ class Conductor(FIFOScheduler):
         self._queue.epoch(number, entry)
         if result["last"]:
             return self._end(ours, FINISHED)
+        self._tell(ours)
         if self._is_behind(ours, entry):
             decision = self._end(ours, PRUNED)
             return self._ask_to_stop(ours) if self._places.on_ray_train else decision

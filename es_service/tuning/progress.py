@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from es_service.tuning.objectives import Objective
-from es_service.tuning.trials import FAILED, PRUNED, Trial
+from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
 __all__ = ["Progress"]
 
@@ -22,6 +22,8 @@ class Progress:
         self._bar: Any = None
         self._total = self._ended = 0
         self._objective: Objective | None = None
+        self._highest: float | None = None
+        self._best = ""
 
     def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
         """Take note of how many trials there are, and how many of them ended before this command."""
@@ -41,13 +43,27 @@ class Progress:
             self.say(f"{ended} trial{'s' if ended != 1 else ''} ended before")
 
     def show(self, trial: Trial) -> None:
-        """Take note of a trial that ended."""
+        """Take note of an epoch of a trial, or of its end."""
+        if trial.status == RUNNING:
+            if self._bar is not None:
+                self._bar.set_postfix_str(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
+            return
         self._ended += 1
+        self._remember(trial)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._words(trial), refresh=False)
+            self._bar.set_postfix_str(f"{self._words(trial)}{self._best}", refresh=False)
             self._bar.update(1)
         else:
             self.say(f"{self._ended}/{self._total} {self._words(trial)}")
+
+    def _remember(self, trial: Trial) -> None:
+        """Keep the best trial in words, for the bar."""
+        if trial.status != FINISHED or self._objective is None or "epochs" in trial.settings:
+            return  # a full run is none of the search's
+        value = self._objective.values(trial.epochs)[0]
+        better = value if self._objective.directions[0] == "max" else -value
+        if self._highest is None or better > self._highest:
+            self._highest, self._best = better, f", best {value:.4f} by {trial.run}"
 
     def _words(self, trial: Trial) -> str:
         named = ", ".join(f"{name}={value}" for name, value in trial.settings.items())

@@ -70,7 +70,7 @@ def run_trials(
         early: what stops those that fall behind, see `early_stopping`; None for nothing.
         metric: what they are compared by then.
         restored: called once what was done before is known.
-        tell: called with each trial that ended.
+        tell: called with a trial after each of its epochs, and when it has ended.
 
     Raises:
         ConfigError: a trial asks for more CPUs than there are.

@@ -171,11 +171,12 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
 
 
 class Told:
-    def __init__(self) -> None:
+    def __init__(self, terminal: bool = False) -> None:
         self.text = ""
+        self.terminal = terminal
 
     def isatty(self) -> bool:
-        return False
+        return self.terminal
 
     def write(self, text: str) -> None:
         self.text += text
@@ -199,3 +200,22 @@ def test_progress_is_a_line_for_each_trial(by_hand: Hand, tmp_path: Path) -> Non
     assert lines[2].endswith("stopped after epoch 2")
     assert lines[-2].endswith("failed: loss nan")
     assert len(lines) == 10
+
+
+def test_progress_is_a_bar_on_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
+    search = by_hand["search"](samples=3)
+    trials = by_hand["play"](search, tmp_path / "trials.jsonl")
+    told = Told(terminal=True)
+    progress = Progress(told)
+    progress.expect(6, search.objective)
+    running = by_hand["queue"](search, tmp_path / "other.jsonl").next()
+    running.epochs.append(by_hand["entry"](0, 0.5, 0.1))
+    progress.show(running)
+    assert "0/6 trials" in told.text
+    assert "trial-0000, epoch 1" in told.text
+    for trial in trials:
+        progress.show(trial)
+    progress.close()
+    best = max((one for one in trials if one.status == "finished"), key=lambda one: one.epochs[-1]["accuracy"])
+    assert f"best {best.epochs[-1]['accuracy']:.4f} by {best.run}" in told.text
+    assert "6/6 trials" in told.text
