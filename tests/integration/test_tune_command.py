@@ -158,6 +158,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
 
     killed: list[int] = []
     stop = threading.Event()
+    betas = [k / 50 for k in range(13)]
 
     def kill_one() -> None:
         while not stop.wait(0.02) and not killed:
@@ -172,7 +173,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     try:
         results = search(
             "fashion",
-            {"learning_rate": "grid(0.0001, 0.1, 0.00011, 1e30)", "beta1": f"grid({', '.join(str(k / 50) for k in range(13))})"},
+            {"learning_rate": "grid(0.0001, 0.1, 0.00011, 1e30)", "beta1": f"grid({', '.join(map(str, betas))})"},
             data=str(few_images), out=str(tmp_path / "out"), epochs=2, batch_size=32, derived={"limit": 64},
             early_stopping=True, references=False,
         )  # fmt: skip
