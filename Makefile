@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data test check clean
+.PHONY: help setup demo data test check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,10 +31,19 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+	$(BIN)/pip check --disable-pip-version-check
 	$(BIN)/pytest -q tests/unit
 
 test: check data  ## everything: check, then the tests on a real Ray, real files and a real wheel
 	$(BIN)/pytest -q tests/integration
+	$(BIN)/pytest -q tests/chaos
+
+soak: setup  ## break things at random for MINUTES (10), SEED to do it again: prints what was broken and what held
+	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+audit: setup  ## hold the pinned dependencies against the advisories of PyPI (needs the network)
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:  ## remove what the targets above made, but no runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

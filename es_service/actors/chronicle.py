@@ -17,10 +17,12 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.actors.shard_journal import from_json, journal_at
 from es_service.actors.wire import Report
-from es_service.selection.shards import Shard
+from es_service.selection.methods.base import Columns
+from es_service.selection.run import Caller
+from es_service.selection.shards import WHOLE, Shard
 from es_service.storage.runs import RunStorage
 
-__all__ = ["history_of", "write_history"]
+__all__ = ["Chronicle", "history_of", "write_history"]
 
 I64 = NDArray[np.int64]
 _MAX_ROWS = 20_000_000  # of one shard and epoch: they are sorted in memory
@@ -55,6 +57,40 @@ def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
             **values,
         }
     )
+
+
+class Chronicle:
+    """The reports of an open epoch, kept in memory until it ends; of one that has too many, none.
+
+    Args:
+        storage: of the run, to write the history to.
+        signals: names of what the method observes.
+    """
+
+    def __init__(self, storage: RunStorage, signals: Sequence[str]) -> None:
+        self._storage, self._signals = storage, signals
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was said of the open epoch."""
+        self._reports: list[Report] = []
+        self._num_rows = 0
+
+    def add(self, caller: Caller, run_step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
+        """Keep copies of what a rank has seen and trained on."""
+        self._num_rows += ids_B.size
+        if self._num_rows > _MAX_ROWS:
+            self._reports = []
+            return
+        kept = None if seen is None else {name: values_B.copy() for name, values_B in seen.items()}
+        ids = ids_B.copy() if kept is not None else ids_B[:0]
+        self._reports.append(Report(caller, len(self._reports) + 1, run_step, ids, kept, selected_b.copy()))
+
+    def write(self, epoch: int) -> None:
+        """Write the history of the epoch that ends."""
+        if self._num_rows <= _MAX_ROWS:
+            self._storage.write_history(epoch, WHOLE, history_of(self._reports, self._signals))
+        self.clear()
 
 
 def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:

@@ -1,4 +1,4 @@
-"""An epoch's plan as bytes, for the journal: its ids as a bitmap, compressed (a full plan takes a few bytes)."""
+"""An epoch's plan as bytes, for the journal: its ids as a bitmap, an eighth of a byte for each sample."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def encode_plan(plan: Plan) -> bytes:
     values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor]
     batch = pa.record_batch([pa.array([v], f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_stream(sink, _SCHEMA) as writer:
         writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
@@ -39,7 +39,8 @@ def decode_plan(data: bytes) -> Plan:
     try:
         with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
             table = reader.read_all()
-    except pa.ArrowException as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
         raise errors.StorageError(f"the journal holds a plan that is damaged: {error}") from error
     if not table.schema.equals(_SCHEMA) or table.num_rows != 1:
         raise errors.StorageError(f"the journal holds no plan: {table.num_rows} rows of {table.schema.names}")
@@ -47,9 +48,11 @@ def decode_plan(data: bytes) -> Plan:
     if row["ids"] is None or row["hidden"] is None or row["learning_rate_factor"] is None:
         raise errors.StorageError("the journal holds a plan without ids")
     ids = _ids(row["ids"])
+    if row["scale"] is not None and len(row["scale"]) != 4 * ids.size:
+        raise errors.StorageError(
+            f"the journal holds a plan of {ids.size} ids with {len(row['scale'])} bytes of scales"
+        )
     scale = None if row["scale"] is None else np.frombuffer(row["scale"], dtype="<f4")
-    if scale is not None and scale.size != ids.size:
-        raise errors.StorageError(f"the journal holds a plan of {ids.size} ids with {scale.size} scales")
     return Plan(
         ids=ids,
         scale=scale,

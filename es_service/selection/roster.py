@@ -53,14 +53,15 @@ class Roster:
         self._world_size = 1
         self._opened: set[int] = set()
         self._closed: set[int] = set()
-        self._shares: list[Share] | None = None
-        self.plan: Plan | None = None  # of the open epoch
+        self._is_open = False
+        self.plan: Plan | None = None  # of the open epoch, None where it is a stream
+        self._dealt_out: list[Share] | None = None  # the shares of the open epoch, once somebody asked for one
         self._num_streamed: int | None = None  # steps of the open epoch as far as said, None where it is planned
 
     @property
     def open_epoch_number(self) -> int | None:
         """The epoch that is open, or None between two."""
-        return self.finished_epochs if self._shares is not None else None
+        return self.finished_epochs if self._is_open else None
 
     @property
     def epoch_starts(self) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class Roster:
     @property
     def open_steps(self) -> range:
         """The run steps of the open epoch, none between two."""
-        if self._shares is None:
+        if not self._is_open:
             return range(0)
         starts = self._starts[self.finished_epochs :]
         return range(starts[0], _MAX_STEPS if self._num_streamed is not None else starts[1])
@@ -133,35 +134,38 @@ class Roster:
                 f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "
                 "After a restart, connect again as a new attempt"
             )
-        if self._shares is None:
+        if not self._is_open:
             if streamed or self.config.grows:
                 self.config.check_streams()
             if self.config.grows and not streamed:
                 raise errors.ConfigError("ids are not known beforehand: iterate selector.stream(epoch, batches)")
-            plan = None if streamed else self._plan(epoch, self._starts)
-            self._shares = self._without_plan(epoch) if plan is None else self._dealt(epoch, plan)
-            self.plan = plan
-            self._num_streamed = 0 if streamed else None
+            self.plan = None if streamed else self._plan(epoch, self._starts)
+            self._dealt_out = self._deal(epoch, self.plan)
+            self._is_open, self._num_streamed = True, 0 if streamed else None
         elif streamed != (self._num_streamed is not None):
             raise errors.EpochOrderError(
                 f"rank {caller.rank} opens epoch {epoch} {'as a stream' if streamed else 'by its plan'}, the ranks "
                 "before it did not: every rank must iterate selector.epoch, or every rank selector.stream"
             )
         self._opened.add(caller.rank)
-        return self._shares[caller.rank]
+        return self._share_of(caller.rank)
 
     def share(self, caller: Caller) -> Share:
         """Return the rank's share of the open epoch; EpochOrderError where it has none open."""
         self.check_open(caller)
-        assert self._shares is not None
-        return self._shares[caller.rank]
+        return self._share_of(caller.rank)
 
-    def _without_plan(self, epoch: int) -> list[Share]:
-        del self._starts[epoch + 1 :]
-        return [Share(ids=np.empty(0, dtype=np.int64), first_step=self._starts[epoch])] * self._world_size
+    def _share_of(self, rank: int) -> Share:
+        if self._dealt_out is None:
+            self._dealt_out = self._deal(self.finished_epochs, self.plan)
+        return self._dealt_out[rank]
 
-    def _dealt(self, epoch: int, plan: Plan) -> list[Share]:
+    def _deal(self, epoch: int, plan: Plan | None) -> list[Share]:
+        """Return every rank's share of a plan, or of a stream, and note the step that the next epoch begins at."""
         config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
+        if plan is None:
+            del self._starts[epoch + 1 :]
+            return [Share(ids=np.empty(0, dtype=np.int64), first_step=first_step)] * world_size
         end = first_step + plans.num_steps(plan.ids.size, world_size, config.batch_size)
         if end > _MAX_STEPS:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
@@ -227,10 +231,11 @@ class Roster:
         if open_share is not None:
             steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
             self._starts.append(self._starts[-1] + steps)
-            self._shares = [open_share]
+            self._is_open, self._dealt_out = True, [open_share]
 
     def _leave_epoch(self) -> None:
-        self._opened, self._closed, self._shares, self.plan, self._num_streamed = set(), set(), None, None, None
+        self._opened, self._closed, self._is_open = set(), set(), False
+        self.plan, self._dealt_out, self._num_streamed = None, None, None
 
     def to_dict(self) -> dict[str, Any]:
         """Return where everybody is as plain values, but for the plan of the open epoch: what `take_up` takes."""
@@ -240,7 +245,7 @@ class Roster:
             "world_size": self._world_size,
             "finished_epochs": self.finished_epochs,
             "starts": self._starts,
-            "is_open": self._shares is not None,
+            "is_open": self._is_open,
             "opened": sorted(self._opened),
             "closed": sorted(self._closed),
             "num_streamed": self._num_streamed,
@@ -271,12 +276,12 @@ class Roster:
         self.finished_epochs, self._starts = finished, starts
         self._leave_epoch()
         if is_open:
-            self._shares = self._without_plan(finished) if plan is None else self._dealt(finished, plan)
-            self._opened, self._closed, self.plan, self._num_streamed = opened, closed, plan, num_streamed
+            self._opened, self._closed, self._is_open = opened, closed, True
+            self.plan, self._num_streamed = plan, num_streamed
 
     def has_opened(self, rank: int) -> Share | None:
         """Return the share of a rank that has opened the epoch that is open, whether or not it closed it since."""
-        return self._shares[rank] if self._shares is not None and rank in self._opened else None
+        return self._share_of(rank) if self._is_open and rank in self._opened else None
 
     def has_closed(self, rank: int, epoch: int) -> bool:
         """Return whether a rank of the current attempt has closed an epoch."""

@@ -115,13 +115,13 @@ class ScoreTable:
         return int(self._records.nbytes)
 
     def _blank(self, start: int) -> None:
-        record = np.zeros((), dtype=self.dtype)
+        record = np.zeros(1, dtype=self.dtype)
         for name in self.dtype.names[len(RECORD.names or ()) :] if self.dtype.names else ():
             record[name] = FURTHER_COLUMNS[name]
         record["s"] = record["w"] = self._initial_score
         record["last_loss"] = np.nan
         record["last_step"] = -1
-        self._records[start:] = record
+        self._records.view(self._blob)[start:] = record.view(self._blob)
 
     def clear(self) -> None:
         """Forget every observation."""

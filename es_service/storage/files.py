@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,6 +64,11 @@ def register_filesystem(scheme: str, make: Callable[[], fs.FileSystem]) -> None:
 def open_filesystem(storage: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem and the path on it that a storage folder names: a local path, or a URI such as s3://…"""
     scheme, _, rest = storage.partition("://")
+    if rest and urllib.parse.urlsplit(storage).password is not None:
+        raise errors.StorageError(
+            f"the URI {scheme}://… holds a password, and a storage place is written into descriptions and messages: "
+            "leave it out, and give it by the environment or the credentials file of the provider"
+        )
     try:
         if rest and scheme in _registered:
             filesystem, path = _registered[scheme](), rest

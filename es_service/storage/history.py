@@ -15,6 +15,7 @@ rest. It is made of the journal when an epoch is finished; where it would grow b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
@@ -118,13 +119,20 @@ def drop_history_from(filesystem: fs.FileSystem, run_path: str, epoch: int) -> N
                 filesystem.delete_dir(_folder(run_path, one))
 
 
+@contextlib.contextmanager
+def _opened(filesystem: fs.FileSystem, path: str, crc32: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """Open a file of the history; whatever goes wrong in the block is that file's damage."""
+    try:
+        with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+            yield reader
+    except (pa.ArrowException, OSError) as error:
+        raise errors.StorageError(f"{path} is damaged: {error}") from error
+
+
 def _open(data: bytes, path: str, crc32: str) -> pa.ipc.RecordBatchFileReader:
     if zlib.crc32(data) != int(crc32, 16):
         raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
-    try:
-        reader = pa.ipc.open_file(pa.BufferReader(data))
-    except pa.ArrowException as error:
-        raise errors.StorageError(f"{path} is damaged: {error}") from error
+    reader = pa.ipc.open_file(pa.BufferReader(data))
     version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
     if version != str(FORMAT):
         raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
@@ -154,7 +162,7 @@ def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int) -> pa.Table
         raise errors.StorageError(f"{run_path} holds no history of epoch {epoch}")
     tables = []
     for path, _, crc32 in parts:
-        with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+        with _opened(filesystem, path, crc32) as reader:
             tables.append(reader.read_all().replace_schema_metadata(None))
     whole = pa.concat_tables(tables)
     return whole.sort_by([("run_step", "ascending"), ("rank", "ascending"), ("id", "ascending")])
@@ -167,7 +175,7 @@ def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int) -> pa.
         for path, own, crc32 in _whole(filesystem, run_path, epoch):
             if sample_id % own.count != own.index:
                 continue
-            with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+            with _opened(filesystem, path, crc32) as reader:
                 for batch in _batches(reader, sample_id, path):
                     rows = batch.filter(pc.equal(batch.column("id"), sample_id))
                     epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))

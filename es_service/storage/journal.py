@@ -262,7 +262,7 @@ def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
                 raise errors.StorageError(f"{segment.path} is no segment of a journal: {reader.schema.names}")
             table = reader.read_all()
         table.validate(full=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise errors.StorageError(f"{segment.path} is damaged: {error}") from error
     kinds, payloads = table.column("kind").to_pylist(), table.column("payload").to_pylist()
     if None in kinds or None in payloads:

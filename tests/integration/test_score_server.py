@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -185,3 +186,30 @@ def test_ray_listens_on_loopback_only(
                     bound.add(listening[target[8:-1]])
     assert bound, "no listening socket found: the test looked in the wrong place"
     assert bound <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_client_without_the_token_is_told_so(mode: str, ray_cluster: object) -> None:
+    """None at all, or a wrong one."""
+    program = "import es_service.actors.cluster as c; c.ensure_ray()"
+    env = {**os.environ, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "00" * 32}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ServerUnavailableError: cannot connect to the Ray cluster at RAY_ADDRESS=" in done.stderr
+    assert "needs RAY_AUTH_MODE=token here too" in done.stderr
+    assert os.environ["RAY_AUTH_TOKEN"] not in done.stderr + done.stdout
+
+
+def test_no_secret_of_the_environment_reaches_a_runs_files(run: str, storage: str) -> None:
+    from pathlib import Path
+
+    secret = os.environ["RAY_AUTH_TOKEN"].encode()
+    selection = es.Selection(es.methods.evolved(), anneal=(0, 0))
+    selector = es.connect(run, selection, num_samples=40, num_epochs=1, batch_size=10, storage=storage)
+    for ids in selector.epoch(0):
+        selector.select(ids, np.ones(10, dtype=np.float32))
+    selector.close()
+    written = [path for path in Path(storage).rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"run.json", "manifest.json"}
+    assert not [path for path in written if secret in path.read_bytes()]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o600}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from es_service.actors.chronicle import history_of
 from es_service.actors.wire import Report
-from es_service.selection.run import Caller
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
+from es_service.selection import methods
+from es_service.selection.config import Selection
+from es_service.selection.run import Caller, RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
+from es_service.selector import Selector
+from es_service.storage.runs import RunStorage
 
 
 def report(seq: int, step: int, ids: list[int], selected: list[int], rank: int = 0, **signals: list[float]) -> Report:
@@ -75,3 +83,27 @@ def test_it_is_what_a_plain_loop_makes_of_random_reports() -> None:
                     rows_of.append([one, seq, -1.0, True])
         found = [[row[0], row[1], -1.0 if np.isnan(row[3]) else row[3], row[4]] for row in rows(*reports)]
         assert sorted(found) == sorted(rows_of)
+
+
+def test_an_embedded_run_keeps_its_history_and_so_does_one_that_was_reset(tmp_path: Path) -> None:
+    selection = Selection(methods.evolved(), ratio=0.5, anneal=(0, 0), seed=2)
+    config = RunConfig(selection=selection, num_samples=30, num_epochs=2, batch_size=10)
+    storage = RunStorage(str(tmp_path), "mine")
+    storage.begin(config)
+    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    selector = Selector(selection, num_samples=30, num_epochs=2, batch_size=10, exchange=exchange)
+    for ids in selector.epoch(0):
+        selector.select(ids, np.full(10, 9.0))
+        break
+    selector.reset()
+    picked: dict[int, list[int]] = {}
+    for epoch in range(2):
+        for ids in selector.epoch(epoch):
+            for one in selector.select(ids, (ids + epoch).astype(np.float32)).ids.tolist():
+                picked.setdefault(one, []).append(epoch)
+    assert storage.history_epochs() == [0, 1]
+    for one in range(30):
+        rows = storage.history(one)
+        assert rows.column("epoch").to_pylist() == [0, 1]
+        assert rows.column("loss").to_pylist() == [one, one + 1]
+        assert rows.filter(rows.column("selected")).column("epoch").to_pylist() == picked.get(one, [])

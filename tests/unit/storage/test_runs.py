@@ -237,3 +237,9 @@ def test_writing_leaves_nothing_beside_even_over_an_old_file(tmp_path: Path) -> 
     files.write_atomically(filesystem, f"{root}/y.json", b"[1]")
     with pytest.raises(errors.StorageError, match="expected an object"):
         files.read_json(filesystem, f"{root}/y.json")
+
+
+def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
+    with pytest.raises(errors.StorageError, match=r"s3://… holds a password") as caught:
+        runs.RunStorage("s3://key:hunter2@bucket/folder", "mine")
+    assert "hunter2" not in str(caught.value)

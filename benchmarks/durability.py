@@ -1,0 +1,213 @@
+"""What it costs that nothing is lost, each figure beside its target, all of them in one run.
+
+python -m benchmarks.durability [--json] [--rows 1e7] [--quick]
+
+journal at the server   reports applied a second by a shard that journals them to disk, the last byte of it included,
+                        and by one whose journal goes nowhere, in turns
+journal at the rank     seconds of a leased step's `select` with the journal and without, in turns, paced
+recovery                SIGKILL of a server with a table of so many rows inside an epoch, until it answers again,
+                        less what an empty actor takes to come back
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+
+import es_service as es
+from benchmarks.figures import Figure, Progress
+from es_service.actors import launch, wire
+from es_service.actors.calls import call_patiently
+from es_service.actors.cluster import ensure_ray
+from es_service.actors.score_server import ScoreServer
+from es_service.selection.run import Caller, RunConfig, Share
+from es_service.storage import runs
+from es_service.storage.journal import Journal
+
+__all__ = ["measure", "measure_recovery", "measure_server"]
+
+ATTEMPT = "0e" * 16
+BATCH = 1024
+STEP_S = 0.05
+SELECTION = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0), seed=1)
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[None]:
+    """Let journals begun in the block number what they are given, and drop it."""
+    append = Journal.append
+
+    def drop(self: Journal, kind: str, payload: bytes) -> int:
+        if kind != "reports":
+            return append(self, kind, payload)
+        self._last += 1
+        self._durable = self._last if not self._kinds else self._durable
+        return self._last
+
+    Journal.append = drop  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Journal.append = append  # type: ignore[method-assign]
+
+
+def _messages(num_rows: int, num_messages: int, first_seq: int) -> list[bytes]:
+    """Messages of one report of 6 × 1,024 observations each, as a backlog sends them."""
+    rng = np.random.default_rng(2)
+    messages = []
+    for number in range(num_messages):
+        parts = []
+        for piece in range(6):
+            ids = rng.choice(num_rows, BATCH, replace=False)
+            losses = {"loss": rng.exponential(size=BATCH).astype(np.float32)}
+            seq = first_seq + 6 * number + piece
+            parts.append(wire.encode_report(wire.Report(Caller(0, ATTEMPT), seq, 0, ids, losses, ids[: BATCH // 4])))
+        messages.append(b"".join(parts))
+    return messages
+
+
+def measure_server(folder: str, num_rows: int, num_messages: int, rounds: int = 4) -> dict[str, float]:
+    """Observations a second that a plain shard applies, journaled (until they are durable) and not."""
+    config = RunConfig(selection=SELECTION, num_samples=num_rows, num_epochs=10, batch_size=BATCH)
+    server = ScoreServer(folder, "flood", runs.config_to_dict(config))
+    server.join(0, ATTEMPT, 1, runs.config_to_dict(config))
+    seq = server.enter(0, ATTEMPT)
+    assert isinstance(server.open_epoch(0, ATTEMPT, 0), Share)
+    seconds: dict[str, list[float]] = {"journaled": [], "not": []}
+    for _ in range(rounds):
+        for kind in seconds:
+            messages = _messages(num_rows, num_messages, seq + 1)
+            seq += 6 * num_messages
+            with contextlib.nullcontext() if kind == "journaled" else _nowhere():
+                begin = time.perf_counter()
+                for message in messages:
+                    server.report(message)
+                if kind == "journaled":
+                    server.settle(0, ATTEMPT, seq)
+                seconds[kind].append(time.perf_counter() - begin)
+    server.finish()
+    num = 6 * BATCH * num_messages
+    return {kind: num / float(np.median(taken)) for kind, taken in seconds.items()}
+
+
+def measure_rank(folder: str, num_rows: int, num_steps: int) -> dict[str, float]:
+    """Median seconds of a leased and of an embedded `select`, at 20 steps a second."""
+    selector = es.connect(
+        "paced", SELECTION, num_samples=num_rows, num_epochs=4, batch_size=BATCH, storage=folder, exchange="leased"
+    )
+    losses = np.random.default_rng(3).exponential(size=BATCH).astype(np.float32)
+    alone = es.Selector(SELECTION, num_samples=num_rows, num_epochs=4, batch_size=BATCH)
+    taken: dict[str, list[float]] = {"leased": [], "embedded": []}
+    for step, (ids, same) in enumerate(zip(selector.epoch(0), alone.epoch(0), strict=True)):
+        for kind, one, batch in (("leased", selector, ids), ("embedded", alone, same)):
+            begin = time.perf_counter()
+            one.select(batch, losses)
+            taken[kind].append(time.perf_counter() - begin)
+        time.sleep(STEP_S)
+        if step == num_steps:
+            break
+    delivery: Any = selector.exchange
+    kept = delivery._deliveries[0]._num_bytes
+    selector.close()
+    launch.stop("paced")
+    return {**{kind: float(np.median(seconds)) for kind, seconds in taken.items()}, "kept_bytes": float(kept)}
+
+
+class _Empty:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def measure_recovery(folder: str, num_rows: int, num_steps: int) -> dict[str, float]:
+    """Seconds from a SIGKILL to the first answer: of a server with a table, and of an actor with nothing."""
+    remote: Any = ray.remote
+    empty = remote(_Empty).options(max_restarts=-1, num_cpus=0).remote()
+    selector = es.connect(
+        "killed", SELECTION, num_samples=num_rows, num_epochs=3, batch_size=4096, storage=folder, exchange="leased"
+    )
+    losses = np.random.default_rng(4).exponential(size=4096).astype(np.float32)
+    steps = selector.epoch(0)
+    for _, ids in zip(range(num_steps), steps, strict=False):
+        selector.select(ids, losses[: ids.size])
+    inner: Any = selector.exchange
+    for backlog in inner._backlogs:
+        backlog.flush()
+    inner._settle(0)
+    server = launch.find("killed")
+    seconds = {}
+    for name, actor in (("empty", empty), ("server", server)):
+        pid = call_patiently(actor.pid.remote, 60.0, "ask for its pid")
+        os.kill(pid, signal.SIGKILL)
+        begin = time.perf_counter()
+        while call_patiently(actor.pid.remote, 120.0, "ask for its pid") == pid:
+            pass
+        if name == "server":
+            call_patiently(server.stats.remote, 120.0, "ask how it is")
+        seconds[name] = time.perf_counter() - begin
+    selector.close()
+    launch.stop("killed")
+    ray.kill(empty)
+    return seconds
+
+
+def measure(num_rows: int, *, quick: bool = False) -> dict[str, Any]:
+    """Measure everything; return plain values, figures among them."""
+    ensure_ray()
+    with tempfile.TemporaryDirectory() as folder:
+        with Progress("journal at the server"):
+            flood = measure_server(folder, min(num_rows, 10**6), 20 if quick else 200)
+        with Progress("journal at the rank"):
+            paced = measure_rank(folder, 40 * BATCH if quick else 400 * BATCH, 20 if quick else 200)
+        with Progress("recovery"):
+            recovery = measure_recovery(folder, num_rows, 20 if quick else num_rows // 4096)
+    figures = [
+        Figure("durable at the server", flood["journaled"] / 1e6, "M observations/s", 1.0, at_most=False),
+        Figure("durable to not journaled, at the server", flood["journaled"] / flood["not"], "x", 0.5, at_most=False),
+        Figure("leased select to embedded, paced", paced["leased"] / paced["embedded"], "x", 1.5),
+        Figure(
+            "recovery beyond an empty actor",
+            recovery["server"] - recovery["empty"],
+            "s",
+            5.0,
+            note=f"{num_rows:,} rows",
+        ),
+    ]
+    return {
+        "server": flood,
+        "rank": paced,
+        "recovery": recovery,
+        "figures": [figure.to_dict() for figure in figures],
+    }
+
+
+def main() -> int:
+    """Measure and say it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--rows", type=float, default=1e7, help="of the table that is recovered")
+    parser.add_argument("--quick", action="store_true", help="small: structure, no figures")
+    arguments = parser.parse_args()
+    results = measure(10**5 if arguments.quick else int(arguments.rows), quick=arguments.quick)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    for figure in results["figures"]:
+        mark = "reached" if figure["reached"] else "missed"
+        print(f"{figure['name']:<42} {figure['value']:8.2f} {figure['unit']:<16} target {figure['target']:g}  {mark}")
+    print(json.dumps({key: results[key] for key in ("server", "rank", "recovery")}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
