@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
@@ -68,7 +69,8 @@ def _runs() -> dict[str, Any]:
 
     prefix = launch.actor_name("x")[:-1]
     listed = ray.util.list_named_actors(all_namespaces=True)
-    names = {one["name"].removeprefix(prefix) for one in listed if one["namespace"] == launch.NAMESPACE}
+    servers = [one["name"] for one in listed if one["namespace"] == launch.NAMESPACE and one["name"].startswith(prefix)]
+    names = {name.removeprefix(prefix) for name in servers}
     found: dict[str, Any] = {}
     asked = {}
     for run in sorted(name for name in names if ":" not in name):
@@ -76,9 +78,10 @@ def _runs() -> dict[str, Any]:
             asked[run] = launch.find(run).stats.options(concurrency_group=launch.READ_GROUP).remote()
         except errors.EsServiceError:  # it ended meanwhile
             continue
+    give_up = time.monotonic() + _STATS_DEADLINE_S  # for all together: one that hangs must not hold up the others
     for run, reference in asked.items():
         try:
-            found[run] = call(reference, _STATS_DEADLINE_S, "ask where the run stands")
+            found[run] = call(reference, max(0.1, give_up - time.monotonic()), "ask where the run stands")
         except errors.EsServiceError as error:
             found[run] = {"error": str(error)}
     return {"runs": found}
