@@ -26,6 +26,7 @@ from es_service.errors import (
     ServerRestartedError,
     ServerUnavailableError,
     ShapeError,
+    StoppedError,
     StorageError,
     TrainingError,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "ServerRestartedError",
     "ServerUnavailableError",
     "ShapeError",
+    "StoppedError",
     "StorageError",
     "TrainingError",
     "__version__",

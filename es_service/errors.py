@@ -15,6 +15,7 @@
     ├── StorageError           the storage folder cannot be read or written, or a file in it is damaged
     ├── DataError              a data set is missing or unreadable
     ├── TrainingError          the workers ended before the training did
+    ├── StoppedError           the training was asked to stop
     └── ServerError            the score server cannot answer
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
@@ -41,6 +42,7 @@ __all__ = [
     "ServerRestartedError",
     "ServerUnavailableError",
     "ShapeError",
+    "StoppedError",
     "StorageError",
     "TrainingError",
 ]
@@ -104,6 +106,10 @@ class DataError(EsServiceError):
 
 class TrainingError(EsServiceError):
     """The workers ended before the training did, for a reason that is not ours."""
+
+
+class StoppedError(EsServiceError):
+    """The training was asked to stop; it can be resumed from its last checkpoint."""
 
 
 class ServerError(EsServiceError):

@@ -31,6 +31,7 @@ from es_service.actors import chronicle, shard_journal, wire
 from es_service.actors.call_times import CallTimes, timed
 from es_service.actors.intake import Intake
 from es_service.actors.overlaps import Overlaps
+from es_service.actors.talks import Talks
 from es_service.selection import observations, queries
 from es_service.selection.agreement import Agreed
 from es_service.selection.engine import Engine
@@ -43,7 +44,6 @@ from es_service.storage.journal import Record
 __all__ = ["ScoreShard"]
 
 I64 = NDArray[np.int64]
-_MAX_TALKS = 8
 _BREATH_S = 1e-4
 _STRETCH = 1 << 15  # rows that are copied while reports wait: a megabyte, a quarter of a millisecond
 
@@ -69,7 +69,7 @@ class ScoreShard:
         self._intake = Intake(self._restarted)
         self._overlaps = Overlaps()
         self._times = CallTimes()
-        self._talks: dict[str, Agreed[Any]] = {}  # what is being agreed on with the other shards
+        self._talks = Talks()
         self._num_reports = self._num_observed = self._num_selected = 0
         self._writing_history: threading.Thread | None = None
         try:
@@ -324,9 +324,7 @@ class ScoreShard:
             "distribution": functools.partial(queries.distribution, self._engine),
         }
         with self._lock:
-            self._talks[token] = generators[about](*args)
-            while len(self._talks) > _MAX_TALKS:  # left behind by whoever asked
-                del self._talks[next(iter(self._talks))]
+            self._talks.begin(token, generators[about](*args))
         return self.answer(token, None)
 
     @property
@@ -337,22 +335,13 @@ class ScoreShard:
     def forget(self, token: str) -> None:
         """Drop a talk that came to nothing."""
         with self._lock:
-            self._talks.pop(token, None)
+            self._talks.forget(token)
 
     def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
         """Go on with what all shards said; return as `talk` does."""
         self._ready()
         with self._lock:
-            if token not in self._talks:  # it restarted in the middle, or so many others came between
-                raise errors.ServerRestartedError(f"shard {self._shard.index} has forgotten the question: ask again")
-            talk = self._talks[token]
-            try:
-                return next(talk) if answer is None else talk.send(answer)
-            except BaseException as end:
-                self._talks.pop(token, None)
-                if isinstance(end, StopIteration):
-                    return end.value
-                raise
+            return self._talks.answer(token, answer)
 
     def _plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Agreed[Plan]:
         self._check_restart()

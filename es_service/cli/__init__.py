@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import es_service
 from es_service import errors
-from es_service.cli import comparing, inspecting, serving, training
+from es_service.cli import comparing, inspecting, serving, training, tuning
 
 __all__ = ["main"]
 
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     training.add_parser(commands)
     comparing.add_parser(commands)
+    tuning.add_parser(commands)
     inspecting.add_parsers(commands)
     serving.add_parser(commands)
     return parser

@@ -57,8 +57,12 @@ def list_command(options: argparse.Namespace) -> int:
     if not found:
         print(f"no runs in {options.storage}")
         return 0
-    header = ("run", "method", "epochs", "samples", "state", "accuracy", "saved passes", "saved time")
-    print(text.grid(header, [_row(one) for one in found]))
+    header = ["run", "method", "epochs", "samples", "state", "accuracy", "saved passes", "saved time"]
+    rows = [_row(one) for one in found]
+    if any(one.get("search") for one in found):
+        header.append("search")
+        rows = [[*row, one.get("search")] for row, one in zip(rows, found, strict=True)]
+    print(text.grid(header, rows))
     return 0
 
 
@@ -76,12 +80,13 @@ def _describe(storage: RunStorage) -> dict[str, Any]:
         "state": "done" if result is not None else f"{done} of {config.num_epochs} epochs",
         "accuracy": (result or {}).get("accuracy"),
         "saving": (result or {}).get("saving"),
+        "search": storage.search(),
     }
 
 
-def _row(run: dict[str, Any]) -> tuple[Any, ...]:
+def _row(run: dict[str, Any]) -> list[Any]:
     saving, accuracy, num_samples = run.get("saving"), run.get("accuracy"), run.get("num_samples")
-    return (
+    return [
         run["run"],
         run.get("method"),
         run.get("epochs"),
@@ -90,7 +95,7 @@ def _row(run: dict[str, Any]) -> tuple[Any, ...]:
         None if accuracy is None else f"{accuracy:.4f}",
         None if saving is None else text.percent(saving["cost"]),
         None if saving is None else text.percent(saving["seconds"]),
-    )
+    ]
 
 
 def top_command(options: argparse.Namespace) -> int:

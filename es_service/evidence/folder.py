@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
+from es_service.evidence.claims import Claim
 from es_service.evidence.comparison import Comparison, RunSpec
 from es_service.evidence.outcomes import Outcome
 from es_service.storage import files
 
 __all__ = ["Folder"]
 
-_FORMAT = 1
 _LOCAL = fs.LocalFileSystem()
 
 
@@ -48,41 +47,12 @@ class Folder:
         Raises:
             ConfigError: it cannot be written, it holds something else, or somebody is at work in it.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._check_same(comparison)
-                self._hold(stack.enter_context((self.path / "lock").open("w")))
-                self.runs.mkdir(exist_ok=True)
-                self._write("comparison.json", {"format": _FORMAT, **comparison.identity()})
-            except (OSError, errors.StorageError) as error:
-                raise errors.ConfigError(f"--out {self.path} cannot be used: {error}") from error
+        claim = Claim(
+            kind="comparison", command="compare", may_change="methods and seeds may be added to one, for anything else"
+        )
+        with claim.held(self.path, comparison.identity()):
+            self.runs.mkdir(exist_ok=True)
             yield
-
-    def _hold(self, lock: Any) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.ConfigError(f"--out {self.path}: another es-service compare is at work there") from error
-
-    def _check_same(self, comparison: Comparison) -> None:
-        if not (self.path / "comparison.json").exists():
-            if any(entry.name != "lock" for entry in self.path.iterdir()):
-                raise errors.ConfigError(
-                    f"--out {self.path} holds files that are no comparison's: name a new folder, or an empty one"
-                )
-            return
-        before, now = self._read("comparison.json"), {"format": _FORMAT, **comparison.identity()}
-        differing = [
-            f"{name} there {before.get(name)!r}, here {now.get(name)!r}"
-            for name in now
-            if before.get(name) != now.get(name)
-        ]
-        if differing:
-            raise errors.ConfigError(
-                f"--out {self.path} holds another comparison ({'; '.join(differing)}): methods and seeds may be added "
-                "to one, for anything else name another folder"
-            )
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return what came of a run, None if it has not ended; ConfigError where its name had other settings then."""

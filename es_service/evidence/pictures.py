@@ -12,22 +12,19 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from es_service.evidence.contenders import FULL, RANDOM, SHORT_FULL
+from es_service.evidence.look import COLOURS, GREY, INK, MARKERS, WIDTH, new_figure, plain
 from es_service.evidence.tables import SECTION_NAMES
 
 __all__ = ["PICTURES", "Picture"]
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
-_INK, _GREY, _PALE = "#222222", "#8a8a8a", "#dddddd"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fbf", "#8c6d31")  # colour-blind safe
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h", "<", ">")
 _SECTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "prepare": ("#7a4fbf", "preparing"),
@@ -39,26 +36,25 @@ _SECTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 _MOST_LABELS = 30
-_WIDTH = 9.0
 
 
 def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
     del runs, history
     metric = results["metric"]
     rows = [row for row in results["rows"] if row[metric] is not None]
-    figure, axes = _figure(_WIDTH, 5.0)
+    figure, axes = new_figure(WIDTH, 5.0)
     line = sorted({(row["cost"], row[metric]["mean"], row["epochs"]): row for row in rows if _on_line(row)}.items())
     if line:
-        axes.plot([at[0] for at, _ in line], [at[1] for at, _ in line], color=_INK, linewidth=1.5, zorder=2)
+        axes.plot([at[0] for at, _ in line], [at[1] for at, _ in line], color=INK, linewidth=1.5, zorder=2)
     for (cost, mean, epochs), row in line:
         axes.errorbar(
-            cost, mean, _std(row[metric]), fmt="o", color=_INK, markersize=5, capsize=3, elinewidth=1.2, zorder=3
+            cost, mean, _std(row[metric]), fmt="o", color=INK, markersize=5, capsize=3, elinewidth=1.2, zorder=3
         )
         axes.annotate(
-            f"{epochs} ep.", (cost, mean), (5, -12), textcoords="offset points", fontsize=8, color=_INK, zorder=5
+            f"{epochs} ep.", (cost, mean), (5, -12), textcoords="offset points", fontsize=8, color=INK, zorder=5
         )
     handles: list[Any] = [
-        axes.plot([], [], color=_INK, marker="o", markersize=5, label="full, and with fewer epochs")[0]
+        axes.plot([], [], color=INK, marker="o", markersize=5, label="full, and with fewer epochs")[0]
     ]
     looks = _looks(results)
     for row in sorted((row for row in rows if not _on_line(row)), key=lambda row: -row[metric]["mean"]):
@@ -88,11 +84,11 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
 def _curves(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
     del runs
     shown = (results["metric"], "held_out_loss")
-    figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     looks = _looks(results)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, name in zip(panels, shown, strict=True):
-        _plain(axes)
+        plain(axes)
         for row in _compared(results):
             at = _mean_by_epoch(history, row["label"], name)
             if not at:
@@ -122,7 +118,7 @@ def _seconds(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | 
     rows = [row for row in _compared(results) if row["seconds"] is not None]
     if not rows:
         return None
-    figure, axes = _figure(_WIDTH, 1.2 + 0.38 * len(rows))
+    figure, axes = new_figure(WIDTH, 1.2 + 0.38 * len(rows))
     left = np.zeros(len(rows))
     for section in SECTION_NAMES:
         widths = np.array([_mean(runs, row["label"], f"{section}_s") for row in rows])
@@ -219,21 +215,6 @@ PICTURES: Mapping[str, Picture] = MappingProxyType(
 """File name (without .png) -> picture, in the order of the report."""
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.grid(color=_PALE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, color=_GREY)
-
-
 def _on_line(row: Mapping[str, Any]) -> bool:
     return bool(row["method"] == FULL or row["method"].split(":")[0] == SHORT_FULL)
 
@@ -246,11 +227,11 @@ def _compared(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _looks(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return colour and marker of each method, the same in every picture."""
-    looks = {FULL: (_INK, "o"), SHORT_FULL: (_INK, "."), RANDOM: (_GREY, "o")}
+    looks = {FULL: (INK, "o"), SHORT_FULL: (INK, "."), RANDOM: (GREY, "o")}
     for row in results["rows"]:
         if row["method"] not in looks and not _on_line(row):
             k = len(looks) - 3
-            looks[row["method"]] = (_COLOURS[k % len(_COLOURS)], _MARKERS[(k + 1) % len(_MARKERS)])
+            looks[row["method"]] = (COLOURS[k % len(COLOURS)], MARKERS[(k + 1) % len(MARKERS)])
     return looks
 
 
@@ -298,7 +279,7 @@ def _heat_map(
 ) -> Figure | None:
     if not rows or len(labels) > _MOST_LABELS:
         return None
-    figure = Figure(figsize=(_WIDTH, 1.6 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(values, norm=norm, cmap=colours, aspect="auto")
     axes.set_xticks(np.arange(len(labels)), labels, rotation=35, ha="right", fontsize=8)
@@ -315,6 +296,6 @@ def _heat_map(
                 shade = abs(float(norm(value)) - 0.5)
                 axes.text(
                     column, row, form.format(value), ha="center", va="center", fontsize=8,
-                    color="white" if shade > 0.33 else _INK,
+                    color="white" if shade > 0.33 else INK,
                 )  # fmt: skip
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,11 +14,11 @@ import jinja2
 from es_service.evidence import verdicts
 from es_service.evidence.contenders import FULL, SHORT_FULL
 from es_service.evidence.cores import MOST_WAITED
+from es_service.evidence.look import save
 from es_service.evidence.pictures import PICTURES, Rows
 
 __all__ = ["write"]
 
-_DPI = 150
 _DECISIONS = (verdicts.PAYS, verdicts.NO_DIFFERENT, verdicts.HURTS, verdicts.UNDECIDED)
 
 
@@ -67,9 +66,7 @@ def _draw(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         if figure is not None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script the font lacks
-                figure.savefig(path, dpi=_DPI, facecolor="white")
+            save(figure, path)
             drawn[name] = path
     return drawn
 

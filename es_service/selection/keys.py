@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     PRUNE = 2
     SHUFFLE = 3
     HALVES = 4
+    SEARCH = 16
 
 
 def _mix_int(z: int) -> int:

@@ -89,12 +89,13 @@ class RunStorage:
             info = self._filesystem.get_file_info(f"{self.path}/run.json")
         return bool(info.type == fs.FileType.File)
 
-    def begin(self, config: RunConfig, training: dict[str, Any] | None = None) -> None:
+    def begin(self, config: RunConfig, training: dict[str, Any] | None = None, *, search: str | None = None) -> None:
         """Write run.json, making the folder; a run that is there already must have the same config.
 
         Args:
             config: what the run is.
             training: how it is trained, as plain values, where this package trains it.
+            search: name of the search that it is a trial of, where it is one.
 
         Raises:
             RunMismatchError: it has another one; the message names what differs.
@@ -105,6 +106,8 @@ class RunStorage:
             return
         files.make_folder(self._filesystem, self.path)
         description = {"format": FORMAT, "run": self.run, "config": config_to_dict(config), "training": training}
+        if search is not None:
+            description["search"] = search
         files.write_json(self._filesystem, f"{self.path}/run.json", description)
 
     def config(self) -> RunConfig:
@@ -125,6 +128,12 @@ class RunStorage:
         self.config()
         training = files.read_json(self._filesystem, f"{self.path}/run.json").get("training")
         return training if isinstance(training, dict) else None
+
+    def search(self) -> str | None:
+        """Return the name of the search that the run is a trial of; None where it is none's."""
+        self.config()
+        search = files.read_json(self._filesystem, f"{self.path}/run.json").get("search")
+        return search if isinstance(search, str) else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

@@ -54,6 +54,7 @@ class TrainJob:
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: go on with a run of this name; otherwise the name must be new.
+        search: name of the search that the run is a trial of, None where it is none's.
     """
 
     run: str
@@ -74,6 +75,7 @@ class TrainJob:
     irreducible: str | None = None
     seed: int = 0
     resume: bool = False
+    search: str | None = None
 
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
@@ -149,7 +151,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         )
     if job.exchange != "embedded":
         _reach_ray(job.exchange)
-    storage.begin(config, training)  # what cannot be written shows before any worker starts
+    storage.begin(config, training, search=job.search)  # what cannot be written shows before any worker starts
     note_samples(storage, task)
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
@@ -290,6 +292,7 @@ def _fit_on_ray(
         data=_data(job),
         derived=job.derived,
         irreducible=prepared["path"],
+        stoppable=job.search is not None,
     )
     return ray_train.fit_with_ray(ray_job, watch)
 

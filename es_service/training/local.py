@@ -53,6 +53,9 @@ class LocalWorkers:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
             raise errors.StorageError(f"cannot write the checkpoint {place}: {error}") from error
 
+    def raise_if_stopped(self) -> None:
+        """See `Workers.raise_if_stopped`; whoever watches a training in this process can raise there."""
+
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
         """See `Workers.checkpoint`."""

@@ -216,6 +216,7 @@ class _Training:
         """Show watchers how far rank 0 is: the others take the same steps over as many samples."""
         self._published_at = time.monotonic()
         if self.workers.rank == 0:
+            self.workers.raise_if_stopped()
             ledger, world_size = self.selector.ledger, self.workers.world_size
             counts = {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full}
             self.selector.publish(

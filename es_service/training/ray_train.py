@@ -35,10 +35,11 @@ from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["RayJob", "RayWorkers", "fit_with_ray"]
+__all__ = ["RayJob", "RayWorkers", "ask_to_stop", "fit_with_ray"]
 
 _WATCH_EVERY_S = 0.5
 _MAX_FAILURES = 3
+_STOP = "stop"  # note in the run's folder
 _TAKEN_DEADLINE_S = 15.0
 _WORTH_ANOTHER_TRY = (errors.ServerError, errors.TrainingError, errors.EpochOrderError)
 
@@ -60,6 +61,7 @@ class RayJob:
         derived: what to make of its train set.
         irreducible: file of irreducible losses that every node sees, None where the method needs none.
         every: steps between two all-gathers of "collective".
+        stoppable: whether its rank 0 looks if somebody asked it to stop.
     """
 
     run: str
@@ -74,12 +76,28 @@ class RayJob:
     derived: Derived = dataclasses.field(default_factory=Derived)
     irreducible: str | None = None
     every: int = 1
+    stoppable: bool = False
+
+
+def ask_to_stop(storage: str, run: str, *, asked: bool = True) -> None:
+    """Ask a stoppable training to stop, or take that back.
+
+    Its workers, their placement group and its score server then end in order, which they do not where the process that
+    started it is killed: Ray Train keeps the placement group until its own watcher sees that, for
+    which it needs Ray's dashboard.
+    """
+    RunStorage(storage, run).write_note(_STOP, {"asked": asked})
 
 
 class RayWorkers:
-    """The group of Ray Train workers; see `Workers`."""
+    """The group of Ray Train workers; see `Workers`.
 
-    def __init__(self) -> None:
+    Args:
+        run: folder of a run that may be asked to stop, see `ask_to_stop`; None where nobody will ask.
+    """
+
+    def __init__(self, run: RunStorage | None = None) -> None:
+        self._run = run
         context = train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -113,6 +131,11 @@ class RayWorkers:
                 checkpoint = train.Checkpoint.from_directory(folder)
             train.report(metrics, checkpoint=checkpoint)
 
+    def raise_if_stopped(self) -> None:
+        """See `Workers.raise_if_stopped`; the group then ends, of which this is a failed worker."""
+        if self._run is not None and (self._run.read_note(_STOP) or {}).get("asked"):
+            raise errors.StoppedError(f"run {self._run.run!r} was asked to stop: --resume goes on with it")
+
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
         """See `Workers.checkpoint`."""
@@ -139,7 +162,8 @@ def _worker(config: dict[str, RayJob]) -> None:
         storage=job.storage,
     )
     try:
-        fit(build_task(job.task, job.data, job.derived), selector, job.settings, RayWorkers())
+        run = RunStorage(job.storage, job.run) if job.stoppable else None
+        fit(build_task(job.task, job.data, job.derived), selector, job.settings, RayWorkers(run))
     finally:
         selector.close()
 

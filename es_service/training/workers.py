@@ -35,6 +35,10 @@ class Workers(Protocol):
         """Report an epoch's metrics and store a checkpoint, which rank 0 writes with `save`; all ranks call it."""
         ...
 
+    def raise_if_stopped(self) -> None:
+        """Raise StoppedError where somebody asked this training to stop; rank 0 calls it about twice a second."""
+        ...
+
     def checkpoint(self) -> AbstractContextManager[Path | None]:
         """Open the folder of the last checkpoint, None where there is none."""
         ...

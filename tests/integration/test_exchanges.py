@@ -145,13 +145,21 @@ def finish(selectors: Sequence[es.Selector]) -> pa.Table:
     return table
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+EVERY = [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+SOME = [("es", True), ("eswp", False), ("infobatch", False), ("kakurenbo", False), ("ucb", False), ("backprop", False)]
+
+
 @pytest.mark.parametrize(
-    ("name", "scored"), [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+    ("exchange", "world_size", "name", "scored"),
+    [  # every method by both, with several ranks; some with one, and the other way round
+        *(("sync", 3, *case) for case in EVERY),
+        *(("leased", 2, *case) for case in EVERY),
+        *((exchange, 1, *case) for case in SOME for exchange in ("sync", "leased")),
+        *(("leased", 3, *case) for case in SOME),
+    ],
 )
-@pytest.mark.parametrize("exchange", ["sync", "leased"])
 def test_same_selection_and_table_as_in_process(
-    exchange: str, name: str, world_size: int, scored: bool, run: str, storage: str
+    exchange: str, world_size: int, name: str, scored: bool, run: str, storage: str
 ) -> None:
     selection = SELECTIONS[name]
     reference = embedded(selection, world_size)
@@ -265,9 +273,9 @@ def by_rank(steps: list[Any], world_size: int) -> list[list[Any]]:
     return [[(step[0], 0, *step[2:]) for step in steps if step[1] == rank] for rank in range(world_size)]
 
 
-@pytest.mark.parametrize(("world_size", "every"), [(2, 1), (3, 4), (2, 1000)])
 @pytest.mark.parametrize(
-    ("name", "scored"), [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+    ("world_size", "every", "name", "scored"),
+    [*((3, 4, *case) for case in EVERY), *((2, every, *case) for case in SOME for every in (1, 1000))],
 )
 def test_replicas_give_the_same_selection_and_table_as_one_process(
     name: str, scored: bool, world_size: int, every: int, ranks: Any, storage: str
@@ -322,8 +330,7 @@ def test_every_method_has_a_case_and_every_case_does_what_it_is_there_for() -> N
     assert sizes[:4] == [32, 16, 32, 16] or sizes[:4] == [16, 32, 16, 32]
 
 
-@pytest.mark.parametrize("exchange", ["sync", "leased"])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("exchange", "world_size"), [("sync", 2), ("leased", 1), ("leased", 2)])
 @pytest.mark.parametrize("name", ["eswp", "infobatch", "kakurenbo", "ucb", "backprop-stale"])
 def test_a_restart_between_epochs_changes_nothing(
     exchange: str, world_size: int, name: str, run: str, storage: str

@@ -105,10 +105,23 @@ def test_runs_as_json(storage: Path, capsys: pytest.CaptureFixture[str]) -> None
         "state": "done",
         "accuracy": 0.91234,
         "saving": RESULT["saving"],
+        "search": None,
     }
     assert newer["run"] == "newer"
     assert newer["finished_epochs"] == 2
     assert newer["accuracy"] is newer["saving"] is None
+
+
+def test_runs_of_a_search_name_it(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = RunStorage(str(storage), "trial-0000")
+    place.begin(RunStorage(str(storage), "older").config(), search="found")
+    assert main(["runs", "--storage", str(storage), "--json"]) == 0
+    found = {run["run"]: run["search"] for run in one_json(capsys.readouterr().out)["runs"]}
+    assert found == {"older": None, "newer": None, "trial-0000": "found"}
+    assert main(["runs", "--storage", str(storage)]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "search"
+    assert [row.split()[-1] == "found" for row in rows] == [row.startswith("trial") for row in rows]
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,13 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     assert storage.result() is None
 
 
+def test_a_run_may_be_a_trial_of_a_search(tmp_path: Path, make_config: MakeConfig) -> None:
+    trial, other = RunStorage(str(tmp_path), "trial-0001"), RunStorage(str(tmp_path), "other")
+    trial.begin(make_config(), search="found")
+    other.begin(make_config())
+    assert (trial.search(), other.search()) == ("found", None)
+
+
 def test_results_are_kept(tmp_path: Path, make_config: MakeConfig) -> None:
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(make_config())

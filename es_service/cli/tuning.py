@@ -1,0 +1,231 @@
+"""`es-service tune`: flags to a search, progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import warnings
+from typing import Any
+
+from es_service import errors
+from es_service.cli import text
+from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
+from es_service.selection.config import PRESETS
+from es_service.selection.settings import as_integer
+from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
+from es_service.tuning.domains import KINDS
+from es_service.tuning.objectives import OBJECTIVES
+from es_service.tuning.space import Space, default_space, parse_flags, read_space
+
+__all__ = ["add_parser"]
+
+_EPILOG = f"""what a setting may be: {", ".join(KINDS.values())}; a plain value is the same in all trials"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tune",
+        help="search the settings of a method with Ray Tune",
+        description=tune_command.__doc__,
+        epilog=_EPILOG,
+    )
+    flag = parser.add_argument
+    add_task_flags(flag)
+    flag("--method", default="es", help=f"{', '.join(PRESETS)} (default: es)")
+    flag(
+        "--search",
+        action="append",
+        default=[],
+        metavar="NAME=DOMAIN",
+        help='a setting and what it may be, "beta1=uniform(0,0.5)" say; repeatable (default: the usual ones)',
+    )
+    flag("--space", metavar="F.yaml", help="a file of settings and what they may be; --search wins over it")
+    flag("--samples", type=int, default=16, metavar="N", help="settings to try (default: %(default)s; a grid: all)")
+    flag("--out", metavar="DIR", help="where runs, tables and the report go; needed, but with --from")
+    flag("--resume", action="store_true", help="go on with the search in --out")
+    flag(
+        "--from",
+        dest="replayed",
+        metavar="RUN",
+        help="train nothing: rank settings by how differently they would have picked in this finished run",
+    )
+    flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
+    flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
+    flag("--target", type=float, metavar="A", help="accuracy to reach, of the objectives cost and time")
+    flag("--algorithm", help="grid, random or optuna (default: optuna, or grid where every setting is a grid)")
+    flag("--seeds", type=int, default=1, metavar="S", help="trainings of each setting (default: 1)")
+    flag("--seed", type=int, default=0, metavar="N", help="of what is drawn, and the first training's (default: 0)")
+    flag(
+        "--early-stopping",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="stop trials that fall behind, by ASHA (default: yes, but for a grid and for the objective front)",
+    )
+    flag(
+        "--references",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train in full, too, and for as long as trials cost, for the report (default: yes)",
+    )
+    flag("--epochs", type=int, metavar="E", help="of every trial (default: the task's)")
+    flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
+    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    flag("--max-concurrent", type=int, metavar="M", help="trials at a time (default: as many as there are CPUs for)")
+    flag("--cpus-per-trial", type=float, default=1.0, metavar="C", help="CPUs and threads of a trial (default: 1)")
+    flag(
+        "--exchange",
+        default="embedded",
+        help="embedded: a trial trains in its own process; else it is a job of Ray Train (default: embedded)",
+    )
+    flag("--workers", type=int, default=1, metavar="W", help="Ray Train workers of a trial (default: 1)")
+    flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
+    parser.set_defaults(run_command=tune_command)
+
+
+def tune_command(options: argparse.Namespace) -> int:
+    """Search settings of a method with Ray Tune: each trial is a real training. Say what the search itself cost."""
+    if options.replayed is not None:
+        return _replay(options)
+    if options.out is None:
+        raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
+    from es_service.tuning.described import Places
+    from es_service.tuning.objectives import Objective
+    from es_service.tuning.progress import Progress
+    from es_service.tuning.searching import search
+
+    places = Places(
+        exchange=options.exchange,
+        workers=options.workers,
+        cpus=options.cpus_per_trial,
+        max_concurrent=options.max_concurrent,
+    )
+    Objective(name=options.objective, target=options.target)
+    space = _space(options)
+    # Ray prints what its daemons have to say, and stdout is for the result alone.
+    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                results = search(
+                    options.task or DEFAULT_TASK,
+                    space,
+                    out=options.out,
+                    resume=options.resume,
+                    progress=progress,
+                    references=options.references,
+                    data=options.data,
+                    derived=derived_settings(vars(options)),
+                    objective=options.objective,
+                    target=options.target,
+                    algorithm=options.algorithm,
+                    samples=options.samples,
+                    num_seeds=options.seeds,
+                    seed=options.seed,
+                    early_stopping=options.early_stopping,
+                    epochs=options.epochs,
+                    batch_size=options.batch_size,
+                    learning_rate=options.learning_rate,
+                    places=places,
+                )
+        except (KeyboardInterrupt, SystemExit):
+            progress.say("es-service: stopped; the same command with --resume goes on from there")
+            raise
+    print(json.dumps(results) if options.json else _summary(results, options.out))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    """Replay a finished run; needs neither Ray nor torch."""
+    from es_service.tuning.replay import replay
+
+    if options.out is not None or options.resume:
+        raise errors.ConfigError("--from trains nothing and writes nothing: leave --out and --resume out")
+    if not options.space and not options.search:
+        raise errors.ConfigError('--from needs settings to replay: --search "beta1=grid(0, 0.2, 0.5)" say')
+    as_integer("samples", options.samples, least=1)
+    as_integer("seed", options.seed, least=0, end=2**63)
+    found = replay(
+        RunStorage(options.storage, options.replayed), _space(options), samples=options.samples, seed=options.seed
+    )
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    names = list(found["rows"][0]["settings"])
+    header = (*names, "other picks", "loss of the picked", "samples picked")
+    rows = [
+        (
+            *(row["settings"][name] for name in names),
+            text.percent(row["differs"]),
+            f"{row['lift']:.3f}",
+            text.percent(row["coverage"]),
+        )
+        for row in found["rows"]
+    ]
+    own = found["own"]
+    print(text.grid(header, rows))
+    print(
+        f"\n{found['run']} itself: loss of the picked {own['lift']:.3f} of the mean, {text.percent(own['coverage'])} "
+        f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would be others.\n"
+        "Settings that pick alike need no trial each. Which of them trains better only trials tell: the losses are\n"
+        "those of this run's model."
+    )
+    return 0
+
+
+def _space(options: argparse.Namespace) -> Space:
+    """Return the space of the file and the flags together, the usual one where neither says anything."""
+    entries = {**(_read_file(options.space) if options.space else {}), **parse_flags(options.search)}
+    if not options.space and not options.search:
+        weighs_cost = options.objective in ("cost", "time", "front")
+        entries = default_space(options.method, weighs_cost=weighs_cost)
+    return read_space(options.method, entries)
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise errors.ConfigError("--space needs PyYAML: pip install pyyaml") from error
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise errors.ConfigError(f"cannot read --space {path}: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise errors.ConfigError(f"--space {path} holds no settings by name: write `beta1: uniform(0, 0.5)`, say")
+    return values
+
+
+def _show_warning(message: Warning | str, category: Any = None, *_: Any, **__: Any) -> None:
+    if category is None or issubclass(category, UserWarning):  # what Ray deprecates is nothing to the user
+        print(f"es-service: warning: {message}", file=sys.stderr)
+
+
+def _summary(results: dict[str, Any], out: str) -> str:
+    metric = results["objective"]["metric"]
+    names = list(results["space"]["domains"])
+    header = (*names, metric.replace("_", " "), "± std", "cost", "above full, points", "status")
+    rows = [
+        (
+            *(row["settings"][name] for name in names),
+            None if row[metric] is None else f"{row[metric]['mean']:.4f}",
+            None if row[metric] is None or row[metric]["std"] is None else f"{row[metric]['std']:.4f}",
+            None if row["cost"] is None else f"{row['cost']:.3f}",
+            None if row["above_full"] is None else f"{100 * row['above_full']:+.2f}",
+            row["status"] if row["reached"] in (None, True) else "target not reached",
+        )
+        for row in results["rows"]
+    ]
+    best = results["best"]
+    found = "no setting finished with every seed"
+    if best is not None:
+        named = " ".join(f"{name}={value}" for name, value in best["settings"].items())
+        found = f"best for {results['objective']['words']}: {named} ({metric.replace('_', ' ')} {best[metric]:.4f})"
+    place = out.rstrip("/")
+    return "\n".join(
+        [text.grid(header, rows), "", found, results["cost_in_words"], f"report: {place}/report.html",
+         f"train it: es-service train --config {place}/best.yaml"]
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""What one search is, as plain values, and the runs it asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from es_service import errors
+from es_service.evidence.comparison import RunSpec
+from es_service.evidence.contenders import FULL, SHORT_FULL
+from es_service.selection.config import preset
+from es_service.selection.settings import as_integer, as_number
+from es_service.tuning.objectives import Objective
+from es_service.tuning.proposals import check_algorithm
+from es_service.tuning.space import Space
+from es_service.tuning.trials import Trial
+
+__all__ = ["Places", "Search"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where and how trials run.
+
+    Args:
+        exchange: "embedded" trains in the trial's own process; any other exchange of `es-service train` makes each
+            trial a Ray Train job, with a score server of its own where the exchange has one.
+        workers: of a trial.
+        cpus: CPUs of a trial, and its threads, where it trains in its own process.
+        max_concurrent: trials at a time; None for as many as there is room for.
+
+    Raises:
+        ConfigError: a count below 1, or workers that the exchange cannot have.
+    """
+
+    exchange: str = "embedded"
+    workers: int = 1
+    cpus: float = 1.0
+    max_concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        as_integer("workers", self.workers, least=1)
+        if not as_number("cpus-per-trial", self.cpus) > 0:
+            raise errors.ConfigError(f"cpus-per-trial must be above 0, got {self.cpus}")
+        if self.max_concurrent is not None:
+            as_integer("max-concurrent", self.max_concurrent, least=1)
+        if self.exchange == "embedded" and self.workers != 1:
+            raise errors.ConfigError(
+                f"exchange 'embedded' trains in the trial's process, so workers={self.workers} cannot share its table: "
+                "take --exchange leased"
+            )
+
+    @property
+    def on_ray_train(self) -> bool:
+        """Whether a trial is a job of Ray Train."""
+        return self.exchange != "embedded"
+
+    def room(self, cpus: float) -> int:
+        """Return how many trials may run at a time where there are this many CPUs."""
+        if self.max_concurrent is not None:
+            return self.max_concurrent
+        return max(1, int(cpus // (self.workers if self.on_ray_train else self.cpus)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search on one task.
+
+    Args:
+        name: what its runs say they belong to.
+        task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
+        num_samples: n of the train set.
+        epochs, batch_size, learning_rate: of every trial that does not search them.
+        space: what is searched.
+        objective: what for.
+        algorithm: one of ALGORITHMS.
+        samples: settings to try; of "grid", all there are.
+        seeds: of the trainings; every setting is trained with each.
+        seed: of what the search draws.
+        early_stopping: whether trials that fall behind are stopped.
+        places: where trials run.
+
+    Raises:
+        ConfigError: a count below 1, no seed, or an algorithm that does not fit.
+    """
+
+    name: str
+    task: str
+    data: str | None
+    derived: dict[str, Any]
+    num_samples: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    space: Space
+    objective: Objective
+    algorithm: str
+    samples: int
+    seeds: tuple[int, ...]
+    seed: int
+    early_stopping: bool
+    places: Places = dataclasses.field(default_factory=Places)
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "epochs", "batch_size", "samples"):
+            as_integer(name, getattr(self, name), least=1)
+        as_integer("seed", self.seed, least=0, end=2**32)  # Optuna takes no larger one
+        if not self.seeds:
+            raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
+        check_algorithm(self.algorithm, self.space)
+        if self.early_stopping and self.objective.name == "front":
+            raise errors.ConfigError(
+                "a front has no single number by which trials could be stopped early: give --no-early-stopping, or "
+                "another --objective"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what cannot change when a search is continued: all but the samples, and how many run at a time."""
+        names = ("task", "data", "derived", "num_samples", "epochs", "batch_size", "learning_rate")
+        values = {
+            **{name: getattr(self, name) for name in names},
+            "space": self.space.to_dict(),
+            "objective": dataclasses.asdict(self.objective),
+            "algorithm": self.algorithm,
+            "seeds": list(self.seeds),
+            "seed": self.seed,
+            "early_stopping": self.early_stopping,
+            "exchange": self.places.exchange,
+            "workers": self.places.workers,
+            "cpus": self.places.cpus,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+    @property
+    def num_settings(self) -> int:
+        """How many settings there are to try."""
+        return len(self.space.grid()) if self.algorithm == "grid" else self.samples
+
+    @property
+    def whole(self) -> int:
+        """Forward-equivalents of a full training: a forward pass 1, a backward pass 2."""
+        return 3 * self.num_samples * self.epochs
+
+    def spec(self, trial: Trial) -> RunSpec:
+        """Return the run of a trial."""
+        own = self.space.of_the_run({**self.space.fixed, **trial.settings})
+        return self._spec(
+            trial.run,
+            self.space.method,
+            self.space.selection(trial.settings, trial.seed).to_dict(),
+            epochs=self.epochs,
+            batch_size=own.get("batch_size", self.batch_size),
+            learning_rate=own.get("learning_rate", self.learning_rate),
+            seed=trial.seed,
+        )
+
+    def reference(self, run: str, epochs: int, seed: int) -> RunSpec:
+        """Return a run of full training that lasts this many epochs."""
+        return self._spec(
+            run,
+            FULL if epochs == self.epochs else SHORT_FULL,
+            preset(FULL, seed=seed).to_dict(),
+            epochs=epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=seed,
+        )
+
+    def _spec(self, run: str, label: str, selection: dict[str, Any], **training: Any) -> RunSpec:
+        return RunSpec(
+            run=run,
+            label=label,
+            task=self.task,
+            data=self.data,
+            derived=self.derived,
+            selection=json.loads(json.dumps(selection)),
+            **training,
+        )

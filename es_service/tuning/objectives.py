@@ -1,0 +1,104 @@
+"""What a search is for: one number of a trial, or two, from its epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from es_service import errors
+from es_service.selection.settings import as_number, suggest
+
+__all__ = ["OBJECTIVES", "Epochs", "Objective"]
+
+OBJECTIVES = ("accuracy", "balanced_accuracy", "cost", "time", "front")
+Epochs: TypeAlias = Sequence[Mapping[str, Any]]
+"""A run's epochs in order: each with epoch, accuracy, balanced_accuracy, cost and seconds, as of its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a search is for.
+
+        accuracy, balanced_accuracy   the highest after the last epoch
+        cost, time                    the least cost, or seconds in steps, until `target` is reached
+        front                         the highest accuracy and the least cost: none is better in both
+
+    Args:
+        name: one of OBJECTIVES.
+        target: accuracy to reach, of "cost" and "time".
+        metric: "accuracy" or "balanced_accuracy", what is looked at.
+
+    Raises:
+        ConfigError: an unknown name, or a target missing, out of range, or for an objective that has none.
+    """
+
+    name: str
+    target: float | None = None
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        if self.name not in OBJECTIVES:
+            raise errors.ConfigError(f"unknown objective {self.name!r}; {suggest(self.name, OBJECTIVES)}")
+        if self.name == "balanced_accuracy":
+            object.__setattr__(self, "metric", self.name)
+        if not self.to_target:
+            if self.target is not None:
+                raise errors.ConfigError(
+                    f"objective {self.name!r} has no target: leave {self.target} out, or take 'cost' or 'time'"
+                )
+            return
+        if self.target is None:
+            raise errors.ConfigError(
+                f"objective {self.name!r} is what it takes to reach an accuracy: give it, --target 0.85 say"
+            )
+        if not 0 < as_number("target", self.target) < 1:
+            raise errors.ConfigError(f"target is an accuracy, in (0, 1), got {self.target}")
+
+    @property
+    def to_target(self) -> bool:
+        """Whether it is about reaching an accuracy."""
+        return self.name in ("cost", "time")
+
+    @property
+    def weighs_cost(self) -> bool:
+        """Whether a cheaper trial of the same accuracy is better."""
+        return self.name in ("cost", "time", "front")
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """What is better, "max" or "min", of each number in `values`."""
+        return {"front": ("max", "min"), "cost": ("min",), "time": ("min",)}.get(self.name, ("max",))
+
+    def values(self, epochs: Epochs) -> tuple[float, ...]:
+        """Return what counts of a trial that has come so far.
+
+        A trial that has not reached the target counts as more than twice what it has spent, the more the farther away
+        it is: so that a search knows which way to go.
+        """
+        last = epochs[-1]
+        if self.name == "front":
+            return (float(last[self.metric]), float(last["cost"]))
+        if not self.to_target:
+            return (float(last[self.metric]),)
+        spent = "cost" if self.name == "cost" else "seconds"
+        reached = self.reached(epochs)
+        if reached is not None:
+            return (float(reached[spent]),)
+        nearest = max(one[self.metric] for one in epochs)
+        return (float(last[spent]) * (2 + float(self.target or 0) - float(nearest)),)
+
+    def reached(self, epochs: Epochs) -> Mapping[str, Any] | None:
+        """Return the first epoch with the target reached, None where none has."""
+        if self.target is None:
+            return None
+        return next((one for one in epochs if one[self.metric] >= self.target), None)
+
+    def describe(self) -> str:
+        """Return it in words."""
+        metric = self.metric.replace("_", " ")
+        if self.name == "front":
+            return f"{metric} against cost"
+        if self.to_target:
+            return f"{'cost' if self.name == 'cost' else 'seconds'} until {metric} {self.target}"
+        return metric

@@ -1,0 +1,88 @@
+"""How far a search is: a bar on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from es_service.tuning.objectives import Objective
+from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Tells how far the trials are.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._bar: Any = None
+        self._total = self._ended = 0
+        self._objective: Objective | None = None
+        self._highest: float | None = None
+        self._best = ""
+
+    def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
+        """Take note of how many trials there are, and how many of them ended before this command."""
+        self._total += total
+        self._ended += ended
+        self._objective = objective
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} trials [{elapsed}{postfix}]"
+                self._bar = tqdm(total=0, desc="searching", bar_format=layout, file=self._stream)
+            self._bar.total = self._total
+            self._bar.update(ended)
+            self._bar.refresh()
+        elif ended:
+            self.say(f"{ended} trial{'s' if ended != 1 else ''} ended before")
+
+    def show(self, trial: Trial) -> None:
+        """Take note of an epoch of a trial, or of its end."""
+        if trial.status == RUNNING:
+            if self._bar is not None:
+                self._bar.set_postfix_str(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
+            return
+        self._ended += 1
+        self._remember(trial)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._words(trial)}{self._best}", refresh=False)
+            self._bar.update(1)
+        else:
+            self.say(f"{self._ended}/{self._total} {self._words(trial)}")
+
+    def _remember(self, trial: Trial) -> None:
+        """Keep the best trial in words, for the bar."""
+        if trial.status != FINISHED or self._objective is None or "epochs" in trial.settings:
+            return  # a full run is none of the search's
+        value = self._objective.values(trial.epochs)[0]
+        better = value if self._objective.directions[0] == "max" else -value
+        if self._highest is None or better > self._highest:
+            self._highest, self._best = better, f", best {value:.4f} by {trial.run}"
+
+    def _words(self, trial: Trial) -> str:
+        named = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
+        what = f"{trial.run} ({named}, seed {trial.seed})"
+        if trial.status == FAILED:
+            return f"{what} failed: {trial.error}"
+        last = trial.epochs[-1]
+        metric = self._objective.metric if self._objective is not None else "accuracy"
+        words = f"{metric.replace('_', ' ')} {last[metric]:.4f}, cost {last['cost']:.3f}"
+        return f"{what}: {words}" + (f", stopped after epoch {last['epoch'] + 1}" if trial.status == PRUNED else "")
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.close()

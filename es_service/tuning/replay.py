@@ -1,0 +1,193 @@
+"""`tune --from RUN`: a finished run's losses once more, through other settings, without training.
+
+    history of the run ── (step, rank): ids, losses ──► a table for each setting ──► whom it would have picked
+                                                                                        │ compared with
+                       ── the run's own settings ────► whom they pick ─────────────────┘
+
+What it cannot tell: the losses are those of a model that was trained on the run's own picks. With other picks the
+model, and so the losses after the first steps, would have been others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.selection.config import Selection
+from es_service.selection.engine import Engine
+from es_service.storage.runs import RunStorage
+from es_service.tuning.proposals import random_points
+from es_service.tuning.space import Space
+
+__all__ = ["REPLAYED", "Replayed", "replay"]
+
+REPLAYED = ("draw", "power", "cap")
+"""Settings of `Selection` that a replay can vary, besides those of the method: others change who is scored at all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """What some settings would have done with a run's losses.
+
+    Args:
+        settings: that were tried.
+        differs: share of the picks that are not the picks of the run's own settings, with the same random numbers.
+        lift: mean loss of what is picked, over the mean loss of the meta-batch: 1 pays no heed to losses.
+        coverage: share of the observed samples that were picked at least once.
+    """
+
+    settings: dict[str, Any]
+    differs: float
+    lift: float
+    coverage: float
+
+
+def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) -> dict[str, Any]:
+    """Rank settings by how differently they would have picked, the nearest to the run's own first.
+
+    Args:
+        storage: of a finished run that went through a score server: that one keeps a history.
+        space: the method's own settings, draw, power and cap; a grid is taken whole.
+        samples: how many settings to draw from a space that is no grid.
+        seed: of what is drawn from it.
+
+    Returns:
+        run, picks (how many were compared), chance (`differs` of picks at random), own (the run's settings: lift and
+        coverage), reproduced (share of the recorded picks that they give again), rows (`Replayed`, as dictionaries).
+
+    Raises:
+        ConfigError: a setting that a replay cannot vary, or a method that goes by what was not recorded.
+        StorageError: the run has no history, or not of all its epochs.
+        RunNotFoundError: there is no such run.
+    """
+    config = storage.config()
+    own = config.selection
+    _check(space, own)
+    points = space.grid() if space.is_grid else random_points(space, samples, seed)
+    chosen = [space.selection(point, own.seed) for point in points]
+    for one in chosen:
+        _check_method(one, own)
+    players = [_Player(one, config.num_samples) for one in (own, *chosen)]
+    picks = num_same = 0
+    at_random = 0.0
+    for ids_B, seen, picked_B, run_step in _steps(storage, config.num_epochs, own.signals):
+        num = int(picked_B.sum())
+        drawn = [player.step(ids_B, seen, num, run_step) for player in players]
+        if num == ids_B.size:
+            continue  # everything was trained on: nothing to choose
+        picks += num
+        num_same += int(picked_B[drawn[0]].sum())
+        at_random += num * (1 - num / ids_B.size)
+        for player, positions in zip(players, drawn, strict=True):
+            player.compare(positions, drawn[0], ids_B, seen["loss"])
+    if not picks:
+        raise errors.ConfigError(f"run {storage.run!r} trained on everything: there are no picks to compare with")
+    rows = [player.result(point, picks) for player, point in zip(players[1:], points, strict=True)]
+    reference = players[0].result({}, picks)
+    return {
+        "run": storage.run,
+        "picks": picks,
+        "chance": at_random / picks,
+        "reproduced": num_same / picks,
+        "own": {"lift": reference.lift, "coverage": reference.coverage},
+        "rows": [dataclasses.asdict(row) for row in sorted(rows, key=lambda row: row.differs)],
+    }
+
+
+class _Player:
+    """One table, and what it picks."""
+
+    def __init__(self, selection: Selection, num_samples: int) -> None:
+        self._engine = Engine(selection, num_samples)
+        self._same = 0
+        self._picked_loss = self._mean_loss = 0.0
+        self._seen = np.zeros(num_samples, dtype=bool)
+        self._picked = np.zeros(num_samples, dtype=bool)
+
+    def step(
+        self, ids_B: NDArray[np.int64], seen: dict[str, NDArray[np.float32]], num: int, run_step: int
+    ) -> NDArray[np.int64]:
+        return self._engine.step(ids_B, seen, num, run_step).positions
+
+    def compare(
+        self,
+        positions: NDArray[np.int64],
+        reference: NDArray[np.int64],
+        ids_B: NDArray[np.int64],
+        losses_B: NDArray[np.float32],
+    ) -> None:
+        self._same += np.intersect1d(positions, reference, assume_unique=True).size
+        self._picked_loss += float(losses_B[positions].sum(dtype=np.float64))
+        self._mean_loss += positions.size * float(losses_B.mean(dtype=np.float64))
+        self._seen[ids_B] = True
+        self._picked[ids_B[positions]] = True
+
+    def result(self, settings: dict[str, Any], picks: int) -> Replayed:
+        return Replayed(
+            settings=settings,
+            differs=1 - self._same / picks,
+            lift=self._picked_loss / self._mean_loss if self._mean_loss else 1.0,
+            coverage=float(self._picked[self._seen].mean()),
+        )
+
+
+def _steps(
+    storage: RunStorage, num_epochs: int, signals: Sequence[str]
+) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.float32]], NDArray[np.bool_], int]]:
+    """Yield each meta-batch of a run in order: its ids, their signals, which were picked, and the step."""
+    epochs = storage.history_epochs()
+    if not epochs:
+        raise errors.StorageError(
+            f"run {storage.run!r} has no history: a run keeps one where a score server has its table, with --exchange "
+            "leased say; one trained with embedded or collective cannot be replayed"
+        )
+    if epochs != list(range(num_epochs)):
+        raise errors.StorageError(
+            f"run {storage.run!r} has {len(epochs)} of {num_epochs} epochs in its history: only a finished run that "
+            "kept all of them can be replayed"
+        )
+    for epoch in epochs:
+        table = storage.observations(epoch)
+        columns = {name: table.column(name).to_numpy() for name in ("id", "run_step", "rank", "selected", *signals)}
+        steps, ranks = columns["run_step"], columns["rank"]
+        starts = np.flatnonzero((np.diff(steps, prepend=-1) != 0) | (np.diff(ranks, prepend=-1) != 0))
+        for begin, end in zip(starts, [*starts[1:], steps.size], strict=True):
+            part = slice(int(begin), int(end))
+            if np.isnan(columns["loss"][part]).any():
+                raise errors.StorageError(
+                    f"run {storage.run!r} picked samples that were not scored in step {steps[begin]}: it cannot be "
+                    "replayed"
+                )
+            seen = {name: columns[name][part] for name in signals}
+            yield columns["id"][part], seen, columns["selected"][part], int(steps[begin])
+
+
+def _check(space: Space, own: Selection) -> None:
+    """Raise ConfigError where the space varies what a replay cannot."""
+    first = {name: domain.extremes()[0] for name, domain in space.domains.items()}
+    known = (*space.selection(first, own.seed).method.settings(), *REPLAYED)
+    for name in (*space.domains, *space.fixed):
+        if name not in known:
+            raise errors.ConfigError(
+                f"a replay cannot vary {name}: it has the losses of those that the run scored, in the run's own order. "
+                f"It can vary {', '.join(known)}; leave {name} to real trials"
+            )
+
+
+def _check_method(selection: Selection, own: Selection) -> None:
+    """Raise ConfigError where a method cannot be replayed, or goes by what the run did not observe."""
+    method = selection.method
+    if not method.selects or not method.needs_losses or method.window:
+        raise errors.ConfigError(
+            f"method {method.name!r} does not pick by the losses of the meta-batch alone: it cannot be replayed"
+        )
+    missing = [name for name in selection.signals if name not in own.signals]
+    if missing:
+        raise errors.ConfigError(
+            f"method {method.name!r} goes by {missing[0]!r}, which the run did not observe: it cannot be replayed"
+        )

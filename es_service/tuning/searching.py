@@ -1,0 +1,259 @@
+"""`search`: from a space to a report."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from es_service import errors
+from es_service.evidence.comparison import RunSpec
+from es_service.selection.settings import as_integer
+from es_service.storage.files import absolute
+from es_service.tuning.described import Places, Search
+from es_service.tuning.folder import Folder
+from es_service.tuning.objectives import Objective
+from es_service.tuning.proposals import Listed, proposals_for
+from es_service.tuning.queue import Queue
+from es_service.tuning.space import Space, read_space
+from es_service.tuning.trials import FINISHED, RUNNING, Trial
+
+__all__ = ["begin", "search"]
+
+Tell = Callable[[Trial], None]
+
+
+def search(
+    task: str,
+    space: Space | Mapping[str, Any],
+    *,
+    out: str,
+    method: str = "es",
+    resume: bool = False,
+    progress: Any = None,
+    references: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Search settings of a method on a task with Ray Tune; write the tables and the report, return results.json.
+
+    Args:
+        task: what to train, as `es-service train --task` names it.
+        space: a `Space`, or setting -> domain, "uniform(0, 0.5)" say; see `read_space`.
+        out: folder for runs, tables and the report.
+        method: of a space that is a mapping.
+        resume: go on with the search that is there.
+        progress: a `Progress` to show how far it is, None shows nothing.
+        references: also train in full, and for as long as the best trial costs, for the report.
+        settings: see `begin`.
+
+    Raises:
+        ConfigError: a setting, a space or a folder that cannot be used; before Ray starts.
+        TrainingError: every trial failed.
+
+    Example:
+        search("fashion", {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0.5, 0.99)"}, samples=16, out="search")
+    """
+    whole_space = space if isinstance(space, Space) else read_space(method, space)
+    folder = Folder(out)
+    folder.check(resume=resume)
+    described = begin(task, whole_space, name=folder.path.name, **settings)
+    check_extras()
+    from es_service.actors.cluster import ensure_ray
+    from es_service.tuning import report, results
+
+    with folder.open(described):
+        ensure_ray()
+        trials = _trials(described, folder, progress)
+        if all(one.status != FINISHED for one in trials):
+            first = next((one for one in trials if one.error is not None), trials[0])
+            raise errors.TrainingError(f"no trial finished; {first.run}: {first.error or 'stopped early'}")
+        full = _references(described, folder, trials, progress) if references else []
+        found = results.results(described, trials, full)
+        report.write(folder, described, found, trials, full)
+    return found
+
+
+def begin(
+    task: str,
+    space: Space,
+    *,
+    name: str = "search",
+    data: str | None = None,
+    derived: Mapping[str, Any] | None = None,
+    objective: Objective | str = "accuracy",
+    target: float | None = None,
+    algorithm: str | None = None,
+    samples: int = 16,
+    num_seeds: int = 1,
+    seed: int = 0,
+    early_stopping: bool | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    places: Places | None = None,
+) -> Search:
+    """Return the search with everything filled in that the task decides, having checked it.
+
+    Args:
+        task: what to train; `data` says where its data are.
+        space: what to search.
+        name: of the search.
+        data: None for what comes with a package.
+        derived: settings of `Derived`: label noise, a long tail, few samples.
+        objective: an `Objective`, or its name; `target` belongs to the latter. With a long tail accuracy says little
+            of the rare classes: "cost", "time" and "front" then look at balanced accuracy.
+        target: accuracy to reach.
+        algorithm: "grid", "random" or "optuna"; None takes a grid where every setting has one, else Optuna.
+        samples: settings to try.
+        num_seeds: trainings of each of them, with seeds from `seed` on.
+        seed: of what is drawn.
+        early_stopping: stop trials that fall behind; None for yes, but for a grid and a front.
+        epochs, batch_size, learning_rate: of the trials; None takes the task's.
+        places: where trials run.
+
+    Raises:
+        ConfigError: an unknown task, an objective that it cannot give, or a trial that could not begin.
+        DataError: the task's data are missing or damaged.
+    """
+    try:
+        from es_service.selection.run import RunConfig
+        from es_service.training.loop import TrainSettings
+        from es_service.training.tasks import build_task, check_signals
+        from es_service.training.tasks.derived import Derived
+    except ImportError as error:
+        raise errors.ConfigError(f"tuning needs torch: pip install 'es-service[tune]' ({error})") from error
+    as_integer("seeds", num_seeds, least=1)
+    as_integer("seed", seed, least=0, end=2**32)
+    wanted = Derived(**(derived or {}))
+    if isinstance(objective, str):
+        balanced = wanted.long_tail is not None and objective in ("cost", "time", "front")
+        metric = "balanced_accuracy" if balanced else "accuracy"
+        objective = Objective(name=objective, target=target, metric=metric)
+    algorithm = algorithm or ("grid" if space.is_grid else "optuna")
+    place = absolute(data) if data is not None and os.path.exists(data) else data
+    built = build_task(task, place, wanted)
+    if objective.metric == "balanced_accuracy" and built.held_out_labels is None:
+        raise errors.ConfigError(
+            f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
+        )
+    plain = Derived().to_dict()
+    if early_stopping is None:
+        early_stopping = algorithm != "grid" and objective.name != "front"
+    described = Search(
+        name=name,
+        task=task,
+        data=place,
+        derived={key: value for key, value in wanted.to_dict().items() if value != plain[key]},
+        num_samples=len(built.train_set),
+        epochs=built.defaults.epochs if epochs is None else epochs,
+        batch_size=built.defaults.batch_size if batch_size is None else batch_size,
+        learning_rate=built.defaults.learning_rate if learning_rate is None else learning_rate,
+        space=space,
+        objective=objective,
+        algorithm=algorithm,
+        samples=samples,
+        seeds=tuple(range(seed, seed + num_seeds)),
+        seed=seed,
+        early_stopping=early_stopping,
+        places=places or Places(),
+    )
+    for extreme in _extremes(space):
+        selection = space.selection(extreme, 0)
+        own = {**space.of_the_run(space.fixed), **space.of_the_run(extreme)}
+        check_signals(built, selection)
+        TrainSettings(learning_rate=own.get("learning_rate", described.learning_rate), seed=seed)
+        RunConfig(
+            selection=selection,
+            num_samples=described.num_samples,
+            num_epochs=described.epochs,
+            batch_size=own.get("batch_size", described.batch_size),
+        ).check_world(described.places.workers)
+    return described
+
+
+def _extremes(space: Space) -> list[dict[str, Any]]:
+    """Return settings with each of them at each of its extremes at least once."""
+    extremes = {name: domain.extremes() for name, domain in space.domains.items()}
+    longest = max(map(len, extremes.values()))
+    return [{name: values[k % len(values)] for name, values in extremes.items()} for k in range(longest)]
+
+
+def check_extras() -> None:
+    """Raise ConfigError where Ray Tune, or what draws the report, is not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"tuning needs Ray Tune, matplotlib and jinja2: pip install 'es-service[tune]' ({error})"
+        ) from error
+
+
+def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
+    """Run what is missing of the trials, and return all of them."""
+    proposals = proposals_for(
+        described.algorithm, described.space, described.objective, described.samples, described.seed
+    )
+    seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
+    queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
+    total = described.num_settings * len(described.seeds)
+    return _run(described, folder, queue, described.spec, total, progress, early=described.early_stopping)
+
+
+def _references(described: Search, folder: Folder, trials: Sequence[Trial], progress: Any) -> list[Trial]:
+    """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
+    lengths = folder.lengths()
+    if lengths is None:
+        costs = sorted(one.cost for one in trials if one.status == FINISHED)
+        as_short = (math.ceil(described.epochs * one - 1e-9) for one in (costs[0], costs[len(costs) // 2]))
+        lengths = sorted({described.epochs, *(min(max(one, 1), described.epochs) for one in as_short)}, reverse=True)
+        folder.write_lengths(lengths)
+    points = [{"epochs": epochs} for epochs in lengths]
+    names = [
+        f"{'full' if point['epochs'] == described.epochs else 'short-full'}-{point['epochs']}-s{seed}"
+        for seed in described.seeds
+        for point in points
+    ]
+    queue = Queue(
+        Listed(points), described.seeds, described.objective, folder.references, seed_major=True, name=names.__getitem__
+    )
+
+    def spec(trial: Trial) -> RunSpec:
+        return described.reference(trial.run, trial.settings["epochs"], trial.seed)
+
+    return _run(described, folder, queue, spec, len(names), progress, early=False)
+
+
+def _run(
+    described: Search,
+    folder: Folder,
+    queue: Queue,
+    spec: Callable[[Trial], RunSpec],
+    total: int,
+    progress: Any,
+    *,
+    early: bool,
+) -> list[Trial]:
+    from es_service.tuning import conductor, tuner
+
+    def restored() -> None:
+        if progress is not None:
+            progress.expect(total, described.objective, sum(one.status != RUNNING for one in queue.trials))
+
+    tuner.run_trials(
+        queue,
+        spec=spec,
+        num_trials=total,
+        storage=folder.runs,
+        search=described.name,
+        whole=described.whole,
+        places=described.places,
+        epochs=described.epochs,
+        early=conductor.early_stopping(described.epochs, described.space.domains) if early else None,
+        metric=described.objective.metric,
+        restored=restored,
+        tell=(lambda _: None) if progress is None else progress.show,
+    )
+    return queue.trials

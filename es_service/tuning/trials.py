@@ -1,0 +1,87 @@
+"""The trials of a search, and the journal that remembers them.
+
+Lifecycle of a trial    waiting → running → finished | pruned | failed
+Invariant               whoever reads the journal from its start knows all trials, in the order in which they came
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from es_service import errors
+
+__all__ = ["FAILED", "FINISHED", "PRUNED", "RUNNING", "Journal", "Trial"]
+
+RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trial:
+    """One training of a search.
+
+    Args:
+        number: its place in the order in which trials began.
+        setting: number of its settings: trials of several seeds share it.
+        settings: what is searched, with the values tried here.
+        seed: of the training and the selection.
+        run: name of its run in the search's storage.
+        status: RUNNING until it ends; of a stopped search, that is what is left to do.
+        epochs: of its run, see `objectives.Epochs`.
+        error: why it failed.
+    """
+
+    number: int
+    setting: int
+    settings: dict[str, Any]
+    seed: int
+    run: str
+    status: str = RUNNING
+    epochs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def cost(self) -> float:
+        """What it has spent, in full trainings."""
+        return float(self.epochs[-1]["cost"]) if self.epochs else 0.0
+
+
+class Journal:
+    """A search's events, a line of JSON each, in the order in which they happened.
+
+        {"event": "begun", "number", "setting", "settings", "seed", "run"}
+        {"event": "epoch", "number", "epoch", "accuracy", "cost", …}
+        {"event": "ended", "number", "status", "error"}
+
+    Args:
+        path: of the file; a last line that was cut short is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the events; StorageError where a line in between is damaged."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_bytes().split(b"\n")
+        whole, rest = lines[:-1], lines[-1]
+        if rest:  # written when the power went: it never happened
+            with self._path.open("r+b") as file:
+                file.truncate(sum(len(line) + 1 for line in whole))
+        for number, line in enumerate(whole):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise errors.StorageError(f"{self._path}, line {number + 1} is damaged: {error}") from error
+
+    def write(self, event: str, number: int, **values: Any) -> None:
+        """Append an event; it is on the disk when this returns."""
+        with self._path.open("ab") as file:
+            file.write(json.dumps({"event": event, "number": number, **values}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,301 @@
+"""`es-service tune` on a real Ray with real trainings: what it writes, how it stops and goes on, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+SMALL = ("--epochs", 2, "--batch-size", 32, "--json")
+ONE = (*SMALL, "--max-concurrent", 1, "--no-references")
+
+
+def command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "es_service.cli", *map(str, words)]
+
+
+def tune(data: Path, out: Path, *more: Any, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    words = command("tune", "--data", data, "--out", out, *more)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def start(data: Path, out: Path, *more: Any) -> subprocess.Popen[str]:
+    words = command("tune", "--data", data, "--out", out, *more)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def events(out: Path, kind: str) -> list[dict[str, Any]]:
+    try:
+        lines = (out / "trials.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # it is being written
+            found.append(json.loads(line))
+    return [one for one in found if one["event"] == kind]
+
+
+def wait_for(job: subprocess.Popen[str], out: Path, kind: str, number: int) -> None:
+    give_up = time.monotonic() + 200
+    while len(events(out, kind)) < number:
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < give_up, job.stderr
+        time.sleep(0.02)
+
+
+def told(results: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What a search decided and measured, without what the clock says."""
+    names = ("run", "settings", "seed", "status", "epochs", "accuracy", "held_out_loss", "cost")
+    return [tuple(json.dumps(trial[name]) for name in names) for trial in results["trials"]]
+
+
+def alive() -> list[str]:
+    """The actors that are up, but for the one that Ray itself keeps for all its jobs."""
+    from ray._private.state import state  # the public list of actors needs Ray's dashboard
+
+    table = state.actor_table(None).values()
+    up = [one["ActorClassName"] for one in table if one["State"] != "DEAD"]
+    return [name for name in up if name != "_AutoscalingCoordinatorActor"]
+
+
+def placed() -> list[Any]:
+    from ray.util import placement_group_table
+
+    return [one["bundles"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
+
+
+def wait_until_nothing_is_left() -> None:
+    give_up = time.monotonic() + 30
+    while alive() or placed():
+        assert time.monotonic() < give_up, (alive(), placed())
+        time.sleep(0.1)
+
+
+def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    words = ("--search", "beta1=choice(0.0, 0.2)", "--search", "anneal=[0, 0]", "--algorithm", "grid", "--seeds", 2)
+    done = tune(few_images, out, *words, *SMALL, "--limit", 256)
+    results = json.loads(done.stdout)
+    assert results == json.loads((out / "results.json").read_text())
+    assert [one["settings"] for one in results["trials"]] == [{"beta1": 0.0}, {"beta1": 0.2}] * 2
+    assert [one["seed"] for one in results["trials"]] == [0, 0, 1, 1]
+    assert {one["status"] for one in results["trials"]} == {"finished"}
+    assert all(one["cost"] == pytest.approx((1 + 3 / 4) / 3) for one in results["trials"])
+    assert results["search_cost"] == pytest.approx(4 * (1 + 3 / 4) / 3)
+    assert [one["epochs"] for one in results["references"]] == [2]  # ⌈2·0.58⌉ is 2 as well
+    assert results["reference_cost"] == pytest.approx(2.0)
+    assert "The search cost as much as 2.33 full trainings: 4 trials." in results["cost_in_words"]
+    assert "\n6/6 full-2-s" in done.stderr
+    rows = parquet.read_table(out / "trials.parquet").to_pylist()
+    assert [(row["run"], row["config/beta1"]) for row in rows] == [(f"trial-000{k}", k % 2 * 0.2) for k in range(4)]
+    assert parquet.read_table(out / "history.parquet").num_rows == 6 * 2
+    for name in ("report.html", "pictures/front.png"):
+        assert (out / name).stat().st_size > 5000
+    assert not list(out.glob("runs/*/checkpoints"))
+    assert not (out / "tune").exists()
+
+    listed = subprocess.run(
+        command("runs", "--storage", out / "runs", "--json"), capture_output=True, text=True, check=True
+    )
+    runs = json.loads(listed.stdout)["runs"]
+    assert {run["search"] for run in runs} == {"found"}
+    assert len(runs) == 6
+    trained = subprocess.run(
+        command("train", "--config", out / "best.yaml", "--storage", tmp_path / "runs", "--run", "again", "--json"),
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    best = [one for one in results["trials"] if one["settings"] == results["best"]["settings"] and one["seed"] == 0]
+    assert json.loads(trained.stdout)["accuracy"] == best[0]["accuracy"]
+
+    again = tune(few_images, out, *words, *SMALL, "--limit", 256, expect=2)
+    assert "holds a search already" in again.stderr
+    before = (out / "trials.jsonl").read_text()
+    ended = tune(few_images, out, *words, *SMALL, "--limit", 256, "--resume")
+    assert told(json.loads(ended.stdout)) == told(results)
+    assert (out / "trials.jsonl").read_text() == before
+
+
+def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
+    few_images: Path, ray_cluster: Any, tmp_path: Path
+) -> None:
+    words = ("--search", "beta1=uniform(0, 0.5)", "--search", "ratio=choice(0.25, 0.5)", "--search", "anneal=[0, 0]")
+    words = (*words, *ONE, "--limit", 256, "--samples", 10)  # more than Optuna draws at random, so that results matter
+    undisturbed = json.loads(tune(few_images, tmp_path / "one", *words).stdout)
+    assert {one["status"] for one in undisturbed["trials"]} <= {"finished", "pruned"}
+    assert len({one["accuracy"] for one in undisturbed["trials"]}) > 3
+    out = tmp_path / "other"
+    job = start(few_images, out, *words)
+    wait_for(job, out, "ended", 3)
+    job.kill()
+    job.communicate(timeout=60)
+    assert 3 <= len(events(out, "ended")) < 10
+    with (out / "trials.jsonl").open("a") as file:
+        file.write('{"event": "ep')  # what a machine that lost power might have left
+    resumed = tune(few_images, out, *words, "--resume")
+    assert "trials ended before" in resumed.stderr
+    assert told(json.loads(resumed.stdout)) == told(undisturbed)
+    wait_until_nothing_is_left()
+
+
+def test_after_many_trials_of_every_end_nothing_is_left(
+    few_images: Path, ray_cluster: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]], tmp_path: Path
+) -> None:
+    from es_service.tuning import search
+
+    killed: list[int] = []
+    stop = threading.Event()
+    betas = [k / 50 for k in range(13)]
+
+    def kill_one() -> None:
+        while not stop.wait(0.02) and not killed:
+            if len(events(tmp_path / "out", "ended")) >= 20:
+                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if title.startswith("ray::trial")]
+                for pid in mine[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        results = search(
+            "fashion",
+            {"learning_rate": "grid(0.0001, 0.1, 0.00011, 1e30)", "beta1": f"grid({', '.join(map(str, betas))})"},
+            data=str(few_images), out=str(tmp_path / "out"), epochs=2, batch_size=32, derived={"limit": 64},
+            early_stopping=True, references=False,
+        )  # fmt: skip
+    finally:
+        stop.set()
+        killer.join()
+    assert len(results["trials"]) == 52
+    by_status = {status: [one for one in results["trials"] if one["status"] == status]
+                 for status in ("finished", "pruned", "failed")}  # fmt: skip
+    assert sum(map(len, by_status.values())) == 52
+    assert all(by_status.values())
+    diverged = [one for one in by_status["failed"] if "loss" in one["error"]]
+    died = [one for one in by_status["failed"] if "its process ended" in one["error"]]
+    assert {one["settings"]["learning_rate"] for one in diverged} == {1e30}
+    assert len(died) == 1
+    assert len(killed) == 1
+    assert results["best"]["settings"]["learning_rate"] < 1
+    wait_until_nothing_is_left()
+    assert not [title for title in descendants(ray_cluster.pid).values() if title.startswith("ray::trial")]
+
+
+def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
+    few_images: Path, ray_cluster: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"  # 4 CPUs: 2 trials of 2 workers fill them, and nothing else may need one
+    words = ("--search", "beta1=grid(0.0, 0.5)", "--exchange", "leased", "--workers", 2, "--max-concurrent", 2)
+    words = (*words, "--limit", 256, "--epochs", 6, "--batch-size", 16, "--early-stopping", "--no-references", "--json")
+    job = start(few_images, out, *words)
+    wait_for(job, out, "epoch", 1)
+    job.send_signal(signal.SIGINT)
+    assert "--resume goes on from there" in job.communicate(timeout=100)[1]
+    assert job.returncode == 130
+    wait_until_nothing_is_left()
+    results = json.loads(tune(few_images, out, *words, "--resume").stdout)
+    assert {one["status"] for one in results["trials"]} <= {"finished", "pruned"}
+    assert "finished" in {one["status"] for one in results["trials"]}
+    assert all(one["settings"]["beta1"] in (0.0, 0.5) for one in results["trials"])
+    wait_until_nothing_is_left()
+
+
+TWO_CPUS = """
+import json
+import ray
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+from es_service.tuning.described import Places
+from es_service.tuning import search
+results = search(
+    "my_module:build_task", {"beta1": "grid(0.0, 0.5)"}, out="out", epochs=2, batch_size=32,
+    derived={"limit": 64}, references=False, places=Places(exchange="leased", max_concurrent=2),
+)
+print(json.dumps([trial["status"] for trial in results["trials"]]), json.dumps(ray.available_resources()["CPU"]))
+"""
+
+
+def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """With a task of the user's own, which trials and their workers find in the directory of the command."""
+    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
+    (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CPUS],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '["finished", "finished"] 2.0'
+
+
+REGRESSION = """
+import torch
+from es_service.training.tasks.base import TaskDefaults
+from es_service.training.tasks.supervised import Regression, TensorSet
+
+def build_task(data=None):
+    samples = TensorSet(torch.arange(8.0).reshape(8, 1), torch.arange(8.0))
+    defaults = TaskDefaults(epochs=2, batch_size=4, learning_rate=0.1)
+    model = lambda: torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Flatten(0))
+    return Regression(name="line", train_set=samples, held_out=samples, model=model, defaults=defaults)
+"""
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--search", "beta3=uniform(0, 1)"), "has no setting 'beta3'"),
+        (("--search", "beta1=uniform(0, 2)"), "beta1 must lie in [0, 1]"),
+        (("--objective", "balanced_accuracy", "--task", "my_regression:build_task"), "has no labels"),
+        (("--objective", "cost"), "--target"),
+        (("--target", 0.5), "has no target"),
+        (("--algorithm", "bohb"), "unknown algorithm 'bohb'"),
+        (("--algorithm", "grid"), "is a range"),
+        (("--objective", "front", "--early-stopping"), "--no-early-stopping"),
+        (("--workers", 2), "--exchange leased"),
+        (("--samples", 0), "samples must be an integer of at least 1"),
+        (("--method", "kakurenbo"), "say what to search"),
+        (("--resume",), "there is no search in"),
+        (("--space", "nowhere.yaml"), "cannot read --space"),
+        (("--task", "fashon"), "did you mean 'fashion'"),
+    ],
+)
+def test_bad_input_is_refused_before_ray_starts(
+    words: tuple[Any, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from es_service.cli import main
+
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_regression.py").write_text(REGRESSION)
+    assert main(["tune", "--out", str(tmp_path / "out"), *map(str, words)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_search_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from es_service.cli import main
+
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    (tmp_path / "search.json").write_text(json.dumps({"format": 1, "task": "reviews"}))
+    assert main(["tune", "--out", str(tmp_path), "--resume"]) == 2
+    assert "holds another search (task there 'reviews', here 'fashion'" in capsys.readouterr().err
+    assert main(["tune", "--out", str(tmp_path)]) == 2
+    assert "holds a search already" in capsys.readouterr().err
