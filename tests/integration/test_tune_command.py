@@ -163,7 +163,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     def kill_one() -> None:
         while not stop.wait(0.02) and not killed:
             if len(events(tmp_path / "out", "ended")) >= 20:
-                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if title.startswith("ray::trial")]
+                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if "ray::ImplicitFunc" in title]
                 for pid in mine[:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -192,7 +192,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     assert len(killed) == 1
     assert results["best"]["settings"]["learning_rate"] < 1
     wait_until_nothing_is_left()
-    assert not [title for title in descendants(ray_cluster.pid).values() if title.startswith("ray::trial")]
+    assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
 
 
 def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
