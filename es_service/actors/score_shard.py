@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import chronicle, shard_journal, wire
+from es_service.actors.call_times import CallTimes, timed
 from es_service.actors.intake import Intake
 from es_service.actors.overlaps import Overlaps
 from es_service.selection import observations, queries
@@ -67,6 +68,7 @@ class ScoreShard:
         self._failure: errors.EsServiceError | None = None
         self._intake = Intake(self._restarted)
         self._overlaps = Overlaps()
+        self._times = CallTimes()
         self._talks: dict[str, Agreed[Any]] = {}  # what is being agreed on with the other shards
         self._num_reports = self._num_observed = self._num_selected = 0
         self._writing_history: threading.Thread | None = None
@@ -175,6 +177,7 @@ class ScoreShard:
         durable = self._intake.durable(rank, self._journal.durable)
         return wire.encode_receipt(wire.Receipt(self._intake.seq(rank), durable, self._journal.failure is not None))
 
+    @timed
     def lease(self, rank: int, attempt: str, ids_m: I64) -> dict[str, NDArray[Any]]:
         """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`."""
         self._check_restart()
@@ -182,6 +185,7 @@ class ScoreShard:
             self._intake.check(rank, attempt)
             return self._engine.lease(self._check_ids(ids_m))
 
+    @timed
     def fetch(self, message: bytes) -> bytes:
         """Return the packed rows of ids that the rank will observe next, and note that it does.
 
@@ -197,6 +201,7 @@ class ScoreShard:
             num_overlaps = self._overlaps.asked(rows_B, caller.rank, run_step, len(self._engine.table))
             return wire.encode_rows(self._intake.seq(caller.rank), num_overlaps, self._engine.lease(ids_B))
 
+    @timed
     def observe(self, message: bytes) -> bytes:
         """Apply one report; return a receipt and the weights it gave. Repeated, one of the last step gets them again.
 
@@ -219,6 +224,7 @@ class ScoreShard:
             answer = self._apply(report, self._journal.append("reports", message))
             return self._receipt(report.caller.rank) + answer
 
+    @timed
     def report(self, message: bytes) -> bytes:
         """Apply reports, all of them or none; those applied before change nothing. Return a receipt.
 
@@ -357,6 +363,7 @@ class ScoreShard:
         self._ready()
         return self._engine.num_samples
 
+    @timed
     def copy_records(self, num_samples: int) -> NDArray[np.void]:
         """Return a copy of the rows of ids below `num_samples` (group `read`).
 
@@ -374,6 +381,7 @@ class ScoreShard:
                 time.sleep(_BREATH_S)  # a lock just released goes to whoever asks first, which would be this thread
         return records
 
+    @timed
     def write_part(self, beside: str, num_samples: int) -> dict[str, dict[str, Any]]:
         """Write the rows of ids below `num_samples` into a snapshot under way; return its entry in the manifest."""
         self._check_restart()
@@ -420,8 +428,8 @@ class ScoreShard:
             if self._writing_history is not None:
                 self._writing_history.join()
 
-    def counts(self) -> dict[str, int]:
-        """Return what came in since this process began, and the bytes of the table (group `read`)."""
+    def counts(self) -> dict[str, Any]:
+        """Return what came in since this process began, the table's bytes, and how long calls took (group `read`)."""
         return {
             "num_reports": self._num_reports,
             "num_observed": self._num_observed,
@@ -429,6 +437,7 @@ class ScoreShard:
             "num_overlaps": self._overlaps.total,
             "num_undurable": self._journal.last - self._journal.durable,
             "table_bytes": self._engine.table.nbytes,
+            "calls": self._times.to_dict(),
         }
 
     def storage_failure(self) -> str | None:

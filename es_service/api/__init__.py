@@ -1,1 +1,1 @@
-"""The HTTP service over runs, read-only; to come. Until then `es-service runs`, `top` and `export` read them."""
+"""The HTTP service over runs, read-only, and its dashboard; `create_app` in app.py puts it together."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import es_service
 from es_service import errors
-from es_service.cli import comparing, inspecting, training, tuning
+from es_service.cli import comparing, inspecting, serving, training, tuning
 
 __all__ = ["main"]
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     comparing.add_parser(commands)
     tuning.add_parser(commands)
     inspecting.add_parsers(commands)
+    serving.add_parser(commands)
     return parser
 
 

@@ -5,6 +5,7 @@
 <storage>/<run>/progress.json  how far it is, where there is no score server to ask
 <storage>/<run>/owner.json     which score server writes here
 <storage>/<run>/snapshots/     see snapshots.py
+<storage>/<run>/spreads/       see spreads.py
 <storage>/<run>/journal/<i>-of-<S>/  see journal.py
 <storage>/<run>/history/       see history.py
 """
@@ -26,7 +27,7 @@ from es_service import errors
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE, Shard
-from es_service.storage import files, history, journal, snapshots
+from es_service.storage import files, history, journal, snapshots, spreads
 from es_service.storage.ownership import Ownership
 
 __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
@@ -76,6 +77,11 @@ class RunStorage:
         self.storage = storage
         self._filesystem, root = files.open_filesystem(storage)
         self.path = f"{root}/{run}"
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """What `path` lies on."""
+        return self._filesystem
 
     def exists(self) -> bool:
         """Return whether a run of this name has begun."""
@@ -204,6 +210,14 @@ class RunStorage:
         """Drop the snapshots and the history of later epochs: the run went back to an earlier one."""
         snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs)
         history.drop_history_from(self._filesystem, self.path, finished_epochs)
+
+    def spread_epochs(self) -> list[int]:
+        """Return the epochs at whose end it is kept how the table's columns spread, ascending."""
+        return spreads.list_spreads(self._filesystem, self.path)
+
+    def spreads_at(self, finished_epochs: int) -> dict[str, spreads.Spread]:
+        """Return how each column spread at the end of an epoch; StorageError where that is not kept."""
+        return spreads.read_spreads(self._filesystem, self.path, finished_epochs)
 
     def finished_epochs(self) -> int:
         """Return how many epochs the newest snapshot has behind it, 0 where there is none."""

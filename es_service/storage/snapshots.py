@@ -24,7 +24,7 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
-from es_service.storage import files
+from es_service.storage import files, spreads
 
 __all__ = [
     "begin_snapshot",
@@ -33,6 +33,7 @@ __all__ = [
     "encode_table",
     "finish_snapshot",
     "list_snapshots",
+    "read_ipc",
     "read_note",
     "read_position",
     "read_snapshot",
@@ -62,8 +63,13 @@ def encode_table(table: pa.Table) -> bytes:
 
 def decode_table(data: bytes, what: str) -> pa.Table:
     """Return the table of an Arrow IPC file; StorageError, naming `what`, where it is not one of our schema."""
+    return read_ipc(pa.BufferReader(data), what)
+
+
+def read_ipc(source: Any, what: str) -> pa.Table:
+    """Return the table of an Arrow IPC file that is open, as `decode_table` does; what is mapped stays mapped."""
     try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+        with pa.ipc.open_file(source) as reader:
             if not is_table_schema(reader.schema):
                 raise errors.StorageError(f"{what} has columns {reader.schema.names}, expected {SCHEMA.names}")
             return reader.read_all()
@@ -100,10 +106,14 @@ def write_part(
     shard: Shard,
     note: dict[str, Any] | None = None,
 ) -> Files:
-    """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too."""
+    """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too.
+
+    It also says how the rows' columns spread, which goes into a file of its own.
+    """
     data = encode_table(records_to_arrow(records, shard))
     files.write_file(filesystem, f"{beside}/{_file(shard.index)}", data)
-    return {_file(shard.index): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "note": note}}
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "note": note}
+    return {_file(shard.index): {**entry, "spreads": spreads.spreads_of(records)}}
 
 
 def finish_snapshot(
@@ -124,6 +134,8 @@ def finish_snapshot(
     """
     place, finished_epochs = beside.partition(".partial-")[0], len(epoch_starts) - 1
     run_path = place.rpartition("/snapshots/")[0]
+    spread = spreads.merged([entry["spreads"] for entry in parts.values()])
+    parts = {name: {key: entry[key] for key in entry if key != "spreads"} for name, entry in parts.items()}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "finished_epochs": finished_epochs,
@@ -142,6 +154,7 @@ def finish_snapshot(
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
         drop_snapshots_after(filesystem, run_path, finished_epochs)
+        spreads.write_spreads(filesystem, run_path, finished_epochs, spread)
         filesystem.move(beside, place)
         files.sync_folder(filesystem, os.path.dirname(place))
         for seq in list_snapshots(filesystem, run_path):
@@ -155,6 +168,7 @@ def drop_snapshots_after(filesystem: fs.FileSystem, run_path: str, finished_epoc
         for seq in list_snapshots(filesystem, run_path):
             if seq > finished_epochs:
                 filesystem.delete_dir(_folder(run_path, seq))
+    spreads.drop_after(filesystem, run_path, finished_epochs)
 
 
 def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:

@@ -18,6 +18,7 @@ from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
+from es_service.storage import labels
 from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
@@ -27,7 +28,7 @@ from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["EXCHANGES", "TrainJob", "train"]
+__all__ = ["EXCHANGES", "TrainJob", "note_samples", "train"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
 
@@ -151,6 +152,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     if job.exchange != "embedded":
         _reach_ray(job.exchange)
     storage.begin(config, training, search=job.search)  # what cannot be written shows before any worker starts
+    note_samples(storage, task)
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
         metrics = _fit_here(storage, config, settings, task, prepared, watch)
@@ -172,11 +174,23 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     return result
 
 
+def note_samples(storage: RunStorage, task: Task) -> None:
+    """Write down what the task says of its samples, for those who look at the run without the task."""
+    shown = getattr(task, "preview", None)
+    first = None if shown is None else shown(0)
+    if not isinstance(first, str | bytes | None):
+        raise errors.ConfigError(
+            f"preview() of the task {task.name!r} must return a PNG file as bytes, or a str, got {type(first).__name__}"
+        )
+    preview = None if first is None else "text/plain" if isinstance(first, str) else "image/png"
+    labels.write_notes(storage, task.labels, task.label_names, preview)
+
+
 def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict[str, Any]:
     """Return how this run is trained, as plain values: what `--resume` starts from."""
     return {
         "task": job.task,
-        "data": job.data,
+        "data": _data(job),
         "derived": job.derived.to_dict(),
         "method": job.method,
         "selection": job.selection.to_dict(),
@@ -250,6 +264,11 @@ def _reach_ray(exchange: str) -> None:
     ensure_ray()
 
 
+def _data(job: TrainJob) -> str | None:
+    """Return where the data are, for whatever folder another process is in."""
+    return absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data
+
+
 def _fit_on_ray(
     job: TrainJob,
     exchange: ExchangeName,
@@ -270,7 +289,7 @@ def _fit_on_ray(
         every=job.every,
         num_workers=job.num_workers,
         task=job.task,
-        data=absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data,
+        data=_data(job),
         derived=job.derived,
         irreducible=prepared["path"],
         stoppable=job.search is not None,

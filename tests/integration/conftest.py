@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import secrets
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: programs would not hear ours
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import draws, peers, service, service_kernel
+from benchmarks import api, draws, peers, service, service_kernel
 from benchmarks.figures import Figure
 
 
@@ -62,3 +62,14 @@ def test_peers_are_listed_by_speed_with_their_ratio_to_ours() -> None:
     assert lines[0] == "other 1"
     assert lines[-2].split()[:2] == ["es_service", "2.000"]
     assert lines[-1].split()[-1] == "1.50"
+
+
+def test_the_http_service_is_measured() -> None:
+    found = api.measure(3_000, live=False)
+    assert found["point"]["p50_ms"] > 0
+    assert found["top_100"]["p99_ms"] >= found["top_100"]["p50_ms"]
+    assert set(found["export"]) == {"arrow", "parquet", "csv"}
+    assert all(one["bytes"] > 3_000 * 8 for one in found["export"].values())
+    assert len(found["figures"]) == 6
+    assert all(one["reached"] in (True, False) for one in found["figures"])
+    assert "top_100_filtered: p50" in api.readable(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +55,7 @@ def seq_of(answer: bytes) -> int:
 
 
 def counts(server: ScoreServer) -> dict[str, Any]:
-    return {name: value for name, value in server.stats().items() if name != "num_undurable"}
+    return {name: value for name, value in server.stats().items() if name not in ("num_undurable", "calls")}
 
 
 class Worker:
@@ -747,3 +749,40 @@ def test_a_snapshot_is_a_copy(make_server: MakeServer, config: RunConfig, losses
     before = repr(snapshot.to_pydict())
     Worker(server, config).train(0, losses_of)
     assert repr(snapshot.to_pydict()) == before
+
+
+# -- what it says of itself ----------------------------------------------------------------------------------------
+
+
+def test_it_counts_its_calls_by_how_long_they_took(make_config: MakeConfig, losses_of: Losses, tmp_path: Path) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "run", runs.config_to_dict(config))
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    calls = server.stats()["calls"]
+    assert {name: sum(one["counts"]) for name, one in calls.items() if name != "copy_records"} == {
+        "observe": 4,
+        "report": 1,
+        "write_part": 1,
+    }
+    for one in calls.values():
+        assert len(one["counts"]) == len(one["edges_s"]) + 1
+        lowest = sum(num * edge for num, edge in zip(one["counts"], [0.0, *one["edges_s"]], strict=True))
+        assert lowest <= one["total_s"]
+
+
+def test_an_epoch_is_one_line_of_json_in_its_log(
+    make_config: MakeConfig, losses_of: Losses, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "run", runs.config_to_dict(config))
+    worker = Worker(server, config)
+    with caplog.at_level(logging.INFO, logger="es_service.epochs"):
+        worker.train(0, losses_of)
+        worker.train(1, losses_of)
+    first, second = (json.loads(record.getMessage()) for record in caplog.records)
+    assert first["event"] == "epoch_finished"
+    assert (first["run"], first["epoch"], first["steps"], first["run_step"]) == ("run", 0, 4, 4)
+    assert (first["num_reports"], first["num_observed"], first["num_selected"]) == (5, 24, 12)
+    assert (second["epoch"], second["run_step"], second["num_observed"]) == (1, 8, 48)
+    assert 0 <= first["seconds"] < 60

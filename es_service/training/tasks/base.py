@@ -71,6 +71,9 @@ class Task(Protocol):
     A batch is whatever `train_set` returns and `training.batches` can take apart; only the task looks inside.
     `tasks.supervised` has all of this for the usual classification and regression.
 
+    A task may also offer `preview(sample_id) -> bytes | str`, a sample of the train set as people see it: a PNG file or
+    a text. The dashboard shows it; `png.encode_png` makes a PNG of an array.
+
     A task with labels may also offer `relabel(batch, labels_B) -> batch`, the same batch with other labels int64[B]:
     then `tasks.derived` can add label noise to it. The tasks made there also have `corrupted`, bool[n] or None: whether
     each label was changed.

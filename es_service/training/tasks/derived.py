@@ -116,6 +116,12 @@ class DerivedTask:
             relabel = _relabel_of(task)
         self.train_set: Samples = _DerivedSamples(task.train_set, self.source_ids, self.labels, relabel)
 
+    @property
+    def preview(self) -> Callable[[int], bytes | str] | None:
+        """Shows a sample, where the task this one was made of does."""
+        shown: Callable[[int], bytes | str] | None = getattr(self._task, "preview", None)
+        return None if shown is None else lambda sample_id: shown(int(self.source_ids[sample_id]))
+
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
         return self._task.build_model()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.idx import read_idx
+from es_service.training.tasks.png import encode_png
 from es_service.training.tasks.resnet import SmallResNet
 from es_service.training.tasks.splits import stratified_split
 from es_service.training.tasks.supervised import Batch, Classification
@@ -112,6 +113,7 @@ def build(data: str | None = None) -> Classification:
         label_names=CLASSES,
         model=SmallResNet,
         defaults=TaskDefaults(epochs=8, batch_size=64, learning_rate=0.1),
+        preview=lambda sample_id: encode_png(train_set.images_n[sample_id]),
     )
 
 

@@ -64,8 +64,9 @@ def build(data: str | None = None) -> Classification:
     kept = np.flatnonzero(ratings_n)
     words_n = encode([texts[row] for row in kept])
     labels_n = (ratings_n[kept] > 0).astype(np.int64)
+    train_rows, held_out_rows = stratified_split(labels_n)
     train_set, held_out = (
-        TensorSet(words_n[torch.from_numpy(rows)], labels_n[rows]) for rows in stratified_split(labels_n)
+        TensorSet(words_n[torch.from_numpy(rows)], labels_n[rows]) for rows in (train_rows, held_out_rows)
     )
     return Classification(
         name="reviews",
@@ -74,6 +75,7 @@ def build(data: str | None = None) -> Classification:
         label_names=LABELS,
         model=BagOfWords,
         defaults=TaskDefaults(epochs=12, batch_size=64, learning_rate=0.1),
+        preview=lambda sample_id: texts[kept[train_rows[sample_id]]],
     )
 
 

@@ -89,6 +89,7 @@ class _Supervised:
     held_out: TargetedSamples
     model: Callable[[], torch.nn.Module]
     defaults: TaskDefaults
+    preview: Callable[[int], bytes | str] | None = None
 
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
@@ -109,6 +110,7 @@ class Classification(_Supervised):
         held_out: what accuracy is measured on.
         model: makes a new model, its weights from torch's global generator.
         defaults: settings for it.
+        preview: returns a sample of the train set, by its id, as a PNG file or a text; None where it cannot be shown.
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
 
     Raises:

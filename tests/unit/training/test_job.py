@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import es_service as es
-from es_service.training.job import TrainJob
+from es_service.selection.run import RunConfig
+from es_service.storage import labels
+from es_service.storage.runs import RunStorage
+from es_service.training.job import TrainJob, note_samples, train
+from es_service.training.tasks import build_task
+from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.fashion import CLASSES
 
 WHAT: dict[str, Any] = {
     "run": "r",
@@ -23,3 +30,45 @@ def test_every_belongs_to_collective() -> None:
     for changes in ({"exchange": "leased", "every": 5}, {"exchange": "collective", "every": 0}):
         with pytest.raises(es.ConfigError, match="every"):
             TrainJob(**WHAT, **changes)
+
+
+def test_a_training_notes_the_labels_of_its_samples_and_how_they_are_shown(tmp_path: Path) -> None:
+    derived = Derived(limit=64, label_noise=0.25)
+    job = TrainJob(**{**WHAT, "storage": str(tmp_path)}, derived=derived, exchange="embedded", epochs=1, batch_size=32)
+    result = train(job, lambda progress: None)
+    run = RunStorage(str(tmp_path), "r")
+    notes = labels.read_notes(run)
+    task = build_task("fashion", None, derived)
+    assert notes == labels.SampleNotes(CLASSES, True, "image/png")
+    assert labels.read_labels(run).tolist() == task.labels.tolist()  # those that were trained on, wrong ones too
+    assert labels.read_labels(run).itemsize == 1
+    assert result["label_names"] == list(CLASSES)
+
+
+def test_a_run_without_notes_has_none(tmp_path: Path) -> None:
+    run = RunStorage(str(tmp_path), "r")
+    run.begin(RunConfig(selection=WHAT["selection"], num_samples=9, num_epochs=1, batch_size=3))
+    assert labels.read_notes(run) == labels.SampleNotes()
+    labels.write_notes(run, None, None, None)
+    assert labels.read_notes(run) == labels.SampleNotes()
+    with pytest.raises(es.StorageError, match=r"labels\.arrow"):
+        labels.read_labels(run)
+    (tmp_path / "r" / "labels.arrow").write_bytes(b"no arrow")
+    with pytest.raises(es.StorageError, match="damaged"):
+        labels.read_labels(run)
+
+
+class Unshowable:
+    """A task whose preview is neither a picture nor a text."""
+
+    name = "unshowable"
+    labels = None
+    label_names = None
+
+    def preview(self, sample_id: int) -> int:
+        return sample_id
+
+
+def test_a_preview_that_is_neither_picture_nor_text_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(es.ConfigError, match="must return a PNG file as bytes, or a str, got int"):
+        note_samples(RunStorage(str(tmp_path), "r"), Unshowable())  # type: ignore[arg-type]

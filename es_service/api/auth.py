@@ -1,0 +1,78 @@
+"""Who may read: a bearer token, or the session that the login form gave for it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from http.cookies import CookieError, SimpleCookie
+
+__all__ = ["COOKIE", "SESSION_S", "Auth", "safe_next"]
+
+COOKIE = "es_service_session"
+SESSION_S = 12 * 3600
+
+
+class Auth:
+    """Checks what a request shows; nothing is kept, so that several processes with one token agree.
+
+    A session is "<expires>.<HMAC-SHA256 of it>", keyed by what follows from the token: it says nothing of the token,
+    and another token ends it.
+
+    Args:
+        token: that readers must show; None lets everybody in.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, token: str | None, clock: Callable[[], float] = time.time) -> None:
+        self._token = None if token is None else _digest(b"token", token.encode())
+        self._key = b"" if token is None else _digest(b"session", token.encode())
+        self._clock = clock
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether a token is set."""
+        return self._token is not None
+
+    def accepts_token(self, shown: str) -> bool:
+        """Return whether this is the token; takes as long for a wrong one, however much of it is right."""
+        return self._token is not None and hmac.compare_digest(_digest(b"token", shown.encode()), self._token)
+
+    def accepts(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a request with these headers may read."""
+        if self._token is None:
+            return True
+        kind, _, shown = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self.accepts_token(shown.strip()):
+            return True
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and self._accepts_session(cookie.value)
+
+    def new_session(self) -> str:
+        """Return the value of a cookie that is good for 12 hours."""
+        expires = str(int(self._clock()) + SESSION_S)
+        return f"{expires}.{self._sign(expires)}"
+
+    def _accepts_session(self, value: str) -> bool:
+        expires, _, signature = value.partition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(expires).encode()):
+            return False
+        return expires.isdecimal() and int(expires) > self._clock()
+
+    def _sign(self, expires: str) -> str:
+        return hmac.new(self._key, expires.encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(purpose: bytes, value: bytes) -> bytes:
+    return hmac.new(purpose, value, hashlib.sha256).digest()
+
+
+def safe_next(path: str | None) -> str:
+    """Return where to go after the login: a path on this server, `/` for anything else."""
+    if path is None or not path.startswith("/") or path.startswith(("//", "/\\")) or len(path) > 2000:
+        return "/"
+    return path if path.isprintable() and path.isascii() else "/"

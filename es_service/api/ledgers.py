@@ -1,0 +1,61 @@
+"""A run's ledger as its result says it, or while there is none, as it last published it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ledger", "summary"]
+
+_SECONDS = ("total", "score", "train", "exchange", "data", "wall")
+_SAMPLES = ("scored", "trained", "full")
+_SAVING = ("samples", "cost", "seconds")
+_HISTORY = (
+    "epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss", "scored", "trained", "seconds",
+)  # fmt: skip
+
+
+def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return where the samples and seconds of a run went, per epoch and so far; null for what it did not tell."""
+    told = result or progress or {}
+    history = [_epoch(one) for one in told.get("history") or () if isinstance(one, Mapping)]
+    seconds = _numbers(told.get("seconds"), _SECONDS)
+    if seconds is None and history:
+        seconds = {**dict.fromkeys(_SECONDS), "total": history[-1]["seconds"]}
+    return {
+        "available": bool(told),
+        "samples": _numbers(told.get("samples"), _SAMPLES),
+        "seconds": seconds,
+        "saving": _numbers(told.get("saving"), _SAVING),
+        "history": history,
+    }
+
+
+def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the newest accuracy, what was saved and the seconds spent."""
+    found = ledger(result, progress)
+    history = found["history"]
+    accuracy = _number((result or {}).get("accuracy"))
+    if accuracy is None and history:
+        accuracy = history[-1]["accuracy"]
+    return {
+        "accuracy": accuracy,
+        "saving": found["saving"],
+        "seconds": None if found["seconds"] is None else found["seconds"]["total"],
+    }
+
+
+def _epoch(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: _number(told.get(name)) for name in _HISTORY},
+        "saving": _numbers(told.get("saving"), _SAVING),
+    }
+
+
+def _numbers(told: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
+    return {name: _number(told.get(name)) for name in names} if isinstance(told, Mapping) else None
+
+
+def _number(value: Any) -> float | int | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and abs(value) < float("inf") else None

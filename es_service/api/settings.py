@@ -1,0 +1,108 @@
+"""What `es-service serve` is told, checked before it listens."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import stat
+
+from es_service import errors
+from es_service.selection.settings import as_integer
+
+__all__ = ["TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
+
+TOKEN_VARIABLE = "ES_SERVICE_TOKEN"
+_LEAST_TOKEN = 16  # characters
+_MOST_TOKEN = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much may be asked.
+
+    Args:
+        per_second: requests of one client, on average.
+        burst: requests of one client at once.
+        concurrent: requests under way, of all clients together, streams not counted.
+        streams: exports and event streams under way.
+        logins_per_minute: failed ones, of one client.
+        body_bytes: of one request.
+    """
+
+    per_second: float = 500.0
+    burst: int = 2000
+    concurrent: int = 128
+    streams: int = 100
+    logins_per_minute: int = 10
+    body_bytes: int = 16_384
+
+    def __post_init__(self) -> None:
+        for name in ("burst", "concurrent", "streams", "logins_per_minute", "body_bytes"):
+            as_integer(name, getattr(self, name), least=1)
+        if not self.per_second > 0:
+            raise errors.ConfigError(f"per_second must be above 0, got {self.per_second}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the service is.
+
+    Args:
+        storage: folder or URI that holds the runs.
+        token: that readers must show; None lets everybody read.
+        hosts: names that a request may be addressed to, without port; "*" allows any.
+        ray: look for score servers on Ray, too.
+        own_tasks: import the module that a run's own task names, for its previews.
+        limits: how much may be asked.
+        refresh_s: a live run's table is copied at most this often.
+    """
+
+    storage: str
+    token: str | None = None
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
+    ray: bool = True
+    own_tasks: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    refresh_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token, "the token")
+
+
+def check_token(token: str, what: str) -> str:
+    """Return the token; ConfigError where it could be guessed, or could not stand in a header."""
+    if not _LEAST_TOKEN <= len(token) <= _MOST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise errors.ConfigError(
+            f"{what} must be {_LEAST_TOKEN} to {_MOST_TOKEN} printable ASCII characters without a space: "
+            "make one with `python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
+        )
+    return token
+
+
+def read_token(path: str | None) -> str | None:
+    """Return the token of a file, else of the environment (ES_SERVICE_TOKEN), else None.
+
+    Raises:
+        ConfigError: the file cannot be read, others may read it, or there is no usable token in it.
+    """
+    if path is None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        return None if not token else check_token(token, TOKEN_VARIABLE)
+    try:
+        with open(path, encoding="ascii") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                raise errors.ConfigError(f"token file {path} may be read by others: chmod 600 {path}")
+            token = file.read(_MOST_TOKEN + 2).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"cannot read the token file {path}: {error}") from error
+    return check_token(token, f"the token in {path}")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address reaches this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

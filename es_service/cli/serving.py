@@ -1,0 +1,91 @@
+"""`es-service serve`: the HTTP service and its dashboard, by plain uvicorn. Shows finished runs without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from typing import Any
+
+from es_service import errors
+from es_service.storage import files
+from es_service.storage.runs import DEFAULT_STORAGE, list_runs
+
+__all__ = ["add_parser", "serve_command"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's."""
+    serve = commands.add_parser("serve", help="show runs in a browser and over HTTP", description=serve_command.__doc__)
+    serve.add_argument("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8420, help="default: 8420; 0 takes a free one")
+    serve.add_argument(
+        "--token-file", metavar="F", help="file with the token readers must show (default: ES_SERVICE_TOKEN, else none)"
+    )
+    serve.add_argument("--insecure", action="store_true", help="allow a --host beyond this machine without a token")
+    serve.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="name readers may use for this machine"
+    )
+    serve.add_argument("--no-ray", action="store_true", help="do not look for live runs on Ray")
+    serve.add_argument("--own-tasks", action="store_true", help="import runs' own tasks (module:function) for previews")
+    serve.set_defaults(run_command=serve_command)
+
+
+def serve_command(options: argparse.Namespace) -> int:
+    """Serve the dashboard and the HTTP API of a storage folder, until interrupted."""
+    try:
+        import uvicorn
+
+        from es_service.api.app import create_app
+        from es_service.api.settings import TOKEN_VARIABLE, Settings, is_loopback, read_token
+    except ImportError as error:
+        raise errors.ConfigError(f"serving needs more packages: pip install 'es-service[api]' ({error})") from error
+    if not 0 <= options.port < 65536:
+        raise errors.ConfigError(f"port must lie in [0, 65535], got {options.port}")
+    token = read_token(options.token_file)
+    if token is None and not is_loopback(options.host) and not options.insecure:
+        raise errors.ConfigError(
+            f"--host {options.host} would let everybody on the network read the runs: set a token by --token-file or "
+            f"{TOKEN_VARIABLE}, or say --insecure"
+        )
+    hosts = ("127.0.0.1", "localhost", "::1", options.host, *options.allowed_host)
+    storage = files.absolute(options.storage)
+    list_runs(storage)  # what cannot be read shows before anybody asks
+    settings = Settings(
+        storage=storage,
+        token=token,
+        hosts=tuple(host for host in hosts if host not in ("0.0.0.0", "::")),
+        ray=not options.no_ray,
+        own_tasks=options.own_tasks,
+    )
+    config = uvicorn.Config(
+        create_app(settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=30,
+    )
+    with _listening(options.host, options.port) as listener:
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        how = "asks for the token" if token is not None else "asks for no token"
+        where = f"http://{shown}:{listener.getsockname()[1]}"
+        print(f"serving {storage} on {where} ({how}); Ctrl-C ends it", file=sys.stderr, flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise errors.ConfigError(
+            f"cannot listen on {host}, port {port}: {error}; take another --host or --port"
+        ) from error
+    # Accepted sockets inherit it; asyncio sets it only on those made as TCP's, and without it answers wait for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

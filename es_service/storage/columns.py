@@ -1,0 +1,100 @@
+"""Snapshots for readers: their columns as they lie on disk, mapped rather than read where the disk is this machine's.
+
+A table of 10⁷ rows is 440 MB; whoever wants a hundred rows of it should not hold it. What is checked is what keeps a
+reader from harm: the manifest, each file's size, its columns. The checksums are for those who continue a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from es_service import errors
+from es_service.storage import files, snapshots
+
+__all__ = ["SnapshotFiles", "map_table", "open_snapshot", "snapshot_times"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotFiles:
+    """A snapshot that can be read column by column.
+
+    Attributes:
+        finished_epochs: epochs behind it.
+        epoch_starts: the run step at which each epoch, and the next one, begins.
+        shards: one table per shard; shard i of S holds the ids i, i+S, i+2S, …
+        written_ns: when it was put into place, nanoseconds since 1970.
+    """
+
+    finished_epochs: int
+    epoch_starts: tuple[int, ...]
+    shards: tuple[pa.Table, ...]
+    written_ns: int
+
+
+def snapshot_times(filesystem: fs.FileSystem, run_path: str) -> dict[int, int]:
+    """Return when each snapshot was written, nanoseconds since 1970, by epochs finished; ascending."""
+    epochs = snapshots.list_snapshots(filesystem, run_path)
+    paths = [_manifest_path(run_path, epoch) for epoch in epochs]
+    with files.storage_errors("look into", run_path):
+        infos = filesystem.get_file_info(paths) if paths else []
+    return {
+        epoch: info.mtime_ns or 0
+        for epoch, info in zip(epochs, infos, strict=True)
+        if info.type == fs.FileType.File  # else it was dropped a moment ago
+    }
+
+
+def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> SnapshotFiles:
+    """Open the snapshot of an epoch's end.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    path = _manifest_path(run_path, finished_epochs)
+    manifest = files.read_json(filesystem, path)
+    with files.storage_errors("look into", path):
+        written_ns = filesystem.get_file_info(path).mtime_ns or 0
+    try:
+        starts = tuple(int(start) for start in manifest["epoch_starts"])
+        sizes = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        num_samples = int(manifest["num_samples"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.StorageError(f"{path} is damaged: it does not say which files there are") from error
+    folder = path.rpartition("/")[0]
+    names = [f"shard-{index}.arrow" for index in range(len(sizes))]
+    if sorted(sizes) != sorted(names) or not names:
+        raise errors.StorageError(f"{path} does not name the files shard-0.arrow …")
+    shards = tuple(_open(filesystem, f"{folder}/{name}", sizes[name]) for name in names)
+    if sum(shard.num_rows for shard in shards) != num_samples:
+        raise errors.StorageError(f"{folder} holds another number of rows than its manifest says, {num_samples:,}")
+    return SnapshotFiles(finished_epochs, starts, shards, written_ns)
+
+
+def map_table(path: str) -> pa.Table:
+    """Return the table of a local Arrow IPC file of our schema without reading it into memory."""
+    with files.storage_errors("read", path):
+        return _checked(pa.memory_map(path), path)
+
+
+def _manifest_path(run_path: str, finished_epochs: int) -> str:
+    return f"{run_path}/snapshots/{finished_epochs:08d}/manifest.json"
+
+
+def _open(filesystem: fs.FileSystem, path: str, size: int) -> pa.Table:
+    with files.storage_errors("read", path):
+        info = filesystem.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(path)
+        if info.size != size:
+            raise errors.StorageError(f"{path} is damaged: its size is not the one in the manifest, {size:,} bytes")
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return map_table(path)
+    return _checked(pa.BufferReader(files.read_bytes(filesystem, path)), path)
+
+
+def _checked(source: Any, path: str) -> pa.Table:
+    return snapshots.read_ipc(source, path)
