@@ -63,26 +63,28 @@ def told(results: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [tuple(json.dumps(trial[name]) for name in names) for trial in results["trials"]]
 
 
-def alive() -> list[str]:
-    """The actors that are up, but for the one that Ray itself keeps for all its jobs."""
+def things() -> dict[str, Any]:
+    """Actors and placement groups that are there by their ids, but for the actor that Ray itself keeps for all jobs."""
     from ray._private.state import state  # the public list of actors needs Ray's dashboard
-
-    table = state.actor_table(None).values()
-    up = [one["ActorClassName"] for one in table if one["State"] != "DEAD"]
-    return [name for name in up if name != "_AutoscalingCoordinatorActor"]
-
-
-def placed() -> list[Any]:
     from ray.util import placement_group_table
 
-    return [one["bundles"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
+    actors = {key: one["ActorClassName"] for key, one in state.actor_table(None).items() if one["State"] != "DEAD"}
+    groups = {key: one["bundles"] for key, one in placement_group_table().items() if one["state"] != "REMOVED"}
+    return {**{key: name for key, name in actors.items() if name != "_AutoscalingCoordinatorActor"}, **groups}
 
 
-def wait_until_nothing_is_left() -> None:
-    give_up = time.monotonic() + 30
-    while alive() or placed():
-        assert time.monotonic() < give_up, (alive(), placed())
-        time.sleep(0.1)
+@pytest.fixture
+def wait_until_nothing_is_left(ray_cluster: Any) -> Callable[[], None]:
+    """A function that waits until only those actors and placement groups are there that were before the test."""
+    before = things()
+
+    def wait() -> None:
+        give_up = time.monotonic() + 30
+        while left := {key: one for key, one in things().items() if key not in before}:
+            assert time.monotonic() < give_up, left
+            time.sleep(0.1)
+
+    return wait
 
 
 def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path:
 
 
 def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
-    few_images: Path, ray_cluster: Any, tmp_path: Path
+    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
     words = ("--search", "beta1=uniform(0, 0.5)", "--search", "ratio=choice(0.25, 0.5)", "--search", "anneal=[0, 0]")
     words = (*words, *ONE, "--limit", 256, "--samples", 10)  # more than Optuna draws at random, so that results matter
@@ -152,7 +154,11 @@ def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
 
 
 def test_after_many_trials_of_every_end_nothing_is_left(
-    few_images: Path, ray_cluster: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]], tmp_path: Path
+    few_images: Path,
+    ray_cluster: subprocess.Popen[bytes],
+    wait_until_nothing_is_left: Callable[[], None],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
 ) -> None:
     from es_service.tuning import search
 
@@ -163,7 +169,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     def kill_one() -> None:
         while not stop.wait(0.02) and not killed:
             if len(events(tmp_path / "out", "ended")) >= 20:
-                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if title.startswith("ray::trial")]
+                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if "ray::ImplicitFunc" in title]
                 for pid in mine[:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -192,11 +198,11 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     assert len(killed) == 1
     assert results["best"]["settings"]["learning_rate"] < 1
     wait_until_nothing_is_left()
-    assert not [title for title in descendants(ray_cluster.pid).values() if title.startswith("ray::trial")]
+    assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
 
 
 def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
-    few_images: Path, ray_cluster: Any, tmp_path: Path
+    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"  # 4 CPUs: 2 trials of 2 workers fill them, and nothing else may need one
     words = ("--search", "beta1=grid(0.0, 0.5)", "--exchange", "leased", "--workers", 2, "--max-concurrent", 2)
