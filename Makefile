@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser test check audit soak clean
+.PHONY: help setup demo data browser lint unit integration disturbed test check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,17 +39,26 @@ browser:  ## install Chromium (on Debian, as root) and fetch axe-core from npm: 
 	@ls data/$(subst @,-,$(AXE)).tgz >/dev/null 2>&1 || npm pack --silent --pack-destination data $(AXE) >/dev/null || \
 		echo "npm could not fetch $(AXE): the accessibility tests will be skipped"
 
-check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
+lint: setup
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/pip check --disable-pip-version-check
+
+unit: setup
 	$(BIN)/pytest -q tests/unit
 
-test: check data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
+integration: setup data
 	$(BIN)/pytest -q tests/integration
+
+disturbed: unit browser
 	$(BIN)/pytest -q tests/chaos
 	$(BIN)/pytest -q tests/browser
+
+check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
+
+test: lint data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
+	$(MAKE) --jobs=2 --output-sync=target integration disturbed
 
 soak: setup  ## break things at random for MINUTES (10), SEED to do it again: prints what was broken and what held
 	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
