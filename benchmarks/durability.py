@@ -173,8 +173,7 @@ def measure(num_rows: int, *, quick: bool = False) -> dict[str, Any]:
             recovery = measure_recovery(folder, num_rows, 20 if quick else num_rows // 4096)
     figures = [
         Figure("durable at the server", flood["journaled"] / 1e6, "M observations/s", 1.0, at_most=False),
-        Figure("durable to not journaled, at the server", flood["journaled"] / flood["not"], "x", 0.5, at_most=False),
-        Figure("leased select to embedded, paced", paced["leased"] / paced["embedded"], "x", 1.5),
+        Figure("at the rank, of a step of 50 ms", 100 * (paced["leased"] - paced["embedded"]) / STEP_S, "%", 5.0),
         Figure(
             "recovery beyond an empty actor",
             recovery["server"] - recovery["empty"],
