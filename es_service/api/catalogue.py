@@ -42,6 +42,7 @@ class _Described:
     result: dict[str, Any] | None
     progress: dict[str, Any] | None
     notes: labels.SampleNotes
+    search: str | None
     checked_at: float  # on the monotonic clock
 
 
@@ -112,6 +113,7 @@ class Catalogue:
             storage.result(),
             storage.read_note("progress"),
             labels.read_notes(storage),
+            storage.search(),
             checked_at,
         )
         self._described[run] = described
@@ -142,6 +144,7 @@ class Catalogue:
             "detail": None,
             "task": training.get("task"),
             "method": training.get("method") or config.selection.method.name,
+            "search": described.search,
             "num_samples": config.num_samples,
             "epoch": epoch,
             "epochs": num_epochs,
@@ -305,8 +308,8 @@ class Catalogue:
 
 
 _ROW = (
-    "run", "status", "detail", "task", "method", "num_samples", "epoch", "epochs", "done", "workers", "exchange",
-    "accuracy", "saving", "seconds", "begun_at", "updated_at", "age_s",
+    "run", "status", "detail", "task", "method", "search", "num_samples", "epoch", "epochs", "done", "workers",
+    "exchange", "accuracy", "saving", "seconds", "begun_at", "updated_at", "age_s",
 )  # fmt: skip
 
 

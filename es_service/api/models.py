@@ -73,6 +73,7 @@ class Run(_Model):
     detail: str | None = Field(description="why it is unreadable")
     task: str | None = Field(examples=["fashion"])
     method: str | None = Field(examples=["es"])
+    search: str | None = Field(description="the search (`es-service tune`) that the run is a trial of")
     num_samples: int | None = Field(examples=[8000])
     epoch: int | None = Field(description="epochs finished")
     epochs: int | None = Field(description="epochs planned")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,20 @@ def test_the_command_in_the_readme_opens_the_run_that_it_names(
     page = open_page(serve(storage)).open(urlsplit(url).path)
     assert page.text("h1") == "demo"
     page.one(".sample")
+
+
+def test_trials_stand_below_the_name_of_their_search(
+    open_page: Callable[[Any], Any], serve: Callable[..., Any], finished: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "trials"
+    for run, name in (("plain", None), ("trial-1", "betas"), ("trial-2", "betas")):
+        shutil.copytree(finished / "clothes", storage / run)
+        path = storage / run / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": run, "search": name}))
+    page = open_page(serve(storage))
+    page.open("/?order=run")
+    page.one("#list table")
+    assert names(page) == ["plain", "trial-1", "trial-2"]
+    [accuracy] = {row["accuracy"] for row in page.server.get("runs")["runs"]}
+    assert page.texts("#list th.group") == [f"Search betas 2 trials, best accuracy {accuracy:.4f}"]
+    assert [len(body.find_elements(By.CSS_SELECTOR, "td.name")) for body in page.all("#list tbody")] == [1, 2]

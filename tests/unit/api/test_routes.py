@@ -18,7 +18,9 @@ import pytest
 from fastapi.testclient import TestClient
 from pyarrow import csv, parquet
 
+import es_service as es
 from es_service.api import models
+from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 
 JSON_ROUTES = [
@@ -98,6 +100,19 @@ def test_runs_are_listed_with_what_came_of_them(client: TestClient) -> None:
     assert rows["half"]["done"] == 0.25
     assert rows["half"]["accuracy"] is None
     assert 0 <= done["age_s"] < 3600
+
+
+def test_the_trials_of_a_search_are_told_apart(make_client: Callable[..., TestClient], tmp_path: Path) -> None:
+    config = RunConfig(selection=es.Selection(es.methods.evolved()), num_samples=20, num_epochs=1, batch_size=5)
+    for run, search in (("plain", None), ("one", "betas"), ("two", "betas"), ("three", "ratios")):
+        RunStorage(str(tmp_path), run).begin(config, {"method": "es"}, search=search)
+    client = make_client(tmp_path)
+    assert {row["run"]: row["search"] for row in get(client, "/v1/runs")["runs"]} == {
+        "plain": None, "one": "betas", "two": "betas", "three": "ratios",
+    }  # fmt: skip
+    assert {row["run"] for row in get(client, "/v1/runs?search=betas")["runs"]} == {"one", "two"}
+    assert get(client, "/v1/runs?search=bet")["total"] == 0
+    assert {row["run"] for row in get(client, "/v1/runs?q=rati")["runs"]} == {"three"}
 
 
 def test_runs_can_be_searched_sorted_and_paged(client: TestClient) -> None:

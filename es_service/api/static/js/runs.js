@@ -90,6 +90,20 @@ function row(run) {
   );
 }
 
+/** Runs that are nobody's trials, and then those of each search under its name, all in the order that was asked for. */
+function groups(runs) {
+  const searches = [...new Set(runs.map((run) => run.search))].sort((one, other) => (one ?? "").localeCompare(other ?? ""));
+  return searches.map((name) => {
+    const members = runs.filter((run) => run.search === name);
+    if (name === null) return h("tbody", {}, members.map(row));
+    const best = Math.max(...members.map((run) => run.accuracy ?? -Infinity));
+    const told = best === -Infinity ? "" : `, best accuracy ${best.toFixed(4)}`;
+    const title = h("th", { scope: "rowgroup", colspan: COLUMNS.length, class: "group" }, `Search ${name}`);
+    title.append(h("span", { class: "small muted" }, ` ${format.plural(members.length, "trial")}${told}`));
+    return h("tbody", {}, h("tr", {}, title), members.map(row));
+  });
+}
+
 function nothing(answer) {
   if (address.get("q") || address.get("status")) {
     return empty("No run matches", "Take other words, or clear the search.");
@@ -116,7 +130,7 @@ function render(answer) {
     { class: "runs" },
     h("caption", { class: "unseen" }, "Runs in ", answer.storage),
     h("thead", {}, h("tr", {}, COLUMNS.map(header))),
-    h("tbody", {}, answer.runs.map(row)),
+    groups(answer.runs),
   );
   const more =
     answer.total > answer.runs.length && shown < MOST && h("div", { class: "more" }, h("button", { type: "button", onclick: grow }, "Show more"));
