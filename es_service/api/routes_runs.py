@@ -23,7 +23,7 @@ def list_of_runs(
     request: Request,
     q: Annotated[str, Query(max_length=100, description="part of the run's, task's, method's or search's name")] = "",
     status: Annotated[list[Literal["live", "finished", "stale", "unreadable"]], Query(max_length=4)] = [],  # noqa: B006
-    search: Annotated[str | None, Query(max_length=100, description="name of a search: its trials alone")] = None,
+    search: Annotated[str, Query(max_length=100, description="name of a search: its trials alone")] = "",
     order: Annotated[
         str, Query(pattern=rf"^-?({'|'.join(_ORDERS)})$", description="a field, - before it for descending")
     ] = ("-updated_at"),
@@ -37,7 +37,7 @@ def list_of_runs(
         row
         for row in catalogue.rows()
         if (not status or row["status"] in status)
-        and (search is None or row["search"] == search)
+        and (not search or row["search"] == search)
         and any(q.lower() in str(row[key] or "").lower() for key in ("run", "task", "method", "search"))
     ]
     known = [row for row in rows if row[name] is not None]
