@@ -225,6 +225,7 @@ class _Training:
                     "done": done,
                     "num_epochs": self.selector.config.num_epochs,
                     "samples": {name: count * world_size for name, count in counts.items()},
+                    "seconds": {"total": ledger.total_s, **ledger.seconds},
                     "saving": ledger.saving(),
                     "history": self.history,
                 }

@@ -19,7 +19,11 @@ from torch import nn
 
 import es_service as es
 from es_service import errors
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.training.local import LocalWorkers
 from es_service.training.loop import TrainSettings, fit, learning_rate_at
 from es_service.training.tasks.base import TaskDefaults
@@ -409,3 +413,16 @@ def test_a_bad_loss_that_is_skipped_leaves_the_model_alone(method: str, tmp_path
     assert selector.table()["visits"].to_pylist()[7] == selector.table()["selected"].to_pylist()[7] == 0
     with pytest.raises(errors.LossError, match="not finite"):
         run(tmp_path / "raise", select(method), BrokenTask())
+
+
+def test_watchers_are_told_where_the_seconds_go(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    selection = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0))
+    config = RunConfig(selection=selection, num_samples=NUM, num_epochs=2, batch_size=SIZE)
+    exchange = Embedded(Scorekeeper(config), Position(0, 1), watch=told.append)
+    selector = es.Selector(selection, num_samples=NUM, num_epochs=2, batch_size=SIZE, exchange=exchange)
+    metrics = fit(PointsTask(), selector, TrainSettings(learning_rate=0.2), LocalWorkers(tmp_path))
+    ledger = Ledger.from_dict(metrics["ledger"])
+    assert told[-1]["seconds"] == {"total": ledger.total_s, **ledger.seconds}
+    assert all(set(one["seconds"]) == {"total", "score", "train", "exchange", "data"} for one in told)
+    assert told[-1]["seconds"]["train"] > told[0]["seconds"]["train"]
