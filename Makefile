@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit integration commands chaos dashboard test check audit soak clean
+.PHONY: help setup demo data browser lint unit integration commands chaos dashboard test thorough check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,22 +50,27 @@ unit: setup
 
 COMMANDS := $(wildcard tests/integration/test_*_command.py)
 
+QUICK := $(BIN)/pytest -q -m 'not thorough'
+
 integration: setup
-	$(BIN)/pytest -q tests/integration $(COMMANDS:%=--ignore=%)
+	$(QUICK) tests/integration $(COMMANDS:%=--ignore=%)
 
 commands: setup
-	$(BIN)/pytest -q $(COMMANDS)
+	$(QUICK) $(COMMANDS)
 
 chaos: setup
-	$(BIN)/pytest -q tests/chaos
+	$(QUICK) tests/chaos
 
 dashboard: setup
-	$(BIN)/pytest -q tests/browser
+	$(QUICK) tests/browser
 
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: lint data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
 	$(MAKE) --jobs=2 --output-sync=target integration commands chaos dashboard unit
+
+thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
+	$(BIN)/pytest -q -m thorough tests
 
 soak: setup  ## break things at random for MINUTES (10), SEED to do it again: prints what was broken and what held
 	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

@@ -51,7 +51,7 @@ class _Method:
 
 
 @pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
-@pytest.mark.parametrize("kills", [False, True])
+@pytest.mark.parametrize("kills", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_what_arrives_twice_late_and_out_of_order_counts_once(
     exchange: str, kills: bool, run: str, tmp_path: Path
 ) -> None:

@@ -23,10 +23,19 @@ POINTS = {
     "while the history is written": ("move", r"/history/", "before"),
     "while the journal is trimmed": ("delete", r"/journal/", "before"),
 }
+QUICK = {
+    "before a journal segment is renamed into place",
+    "after a journal segment is renamed into place",
+    "with an empty part of a snapshot",
+    "before a snapshot is renamed into place",
+    "after a snapshot is renamed into place",
+}
 EXCHANGES = ["leased", "sync", "prefetch"]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=[] if point in QUICK else [pytest.mark.thorough]) for point in POINTS]
+)
 def test_a_server_killed_there_is_not_noticed(point: str, run: str, folder: Path) -> None:
     exchange = EXCHANGES[list(POINTS).index(point) % 3]
     selection = driving.selection_of("eswp", seed=17)

@@ -155,7 +155,7 @@ SOME = [("es", True), ("eswp", False), ("infobatch", False), ("kakurenbo", False
         *(("sync", 3, *case) for case in EVERY),
         *(("leased", 2, *case) for case in EVERY),
         *((exchange, 1, *case) for case in SOME for exchange in ("sync", "leased")),
-        *(("leased", 3, *case) for case in SOME),
+        *(pytest.param("leased", 3, *case, marks=pytest.mark.thorough) for case in SOME),
     ],
 )
 def test_same_selection_and_table_as_in_process(

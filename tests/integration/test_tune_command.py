@@ -131,6 +131,7 @@ def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path:
     assert (out / "trials.jsonl").read_text() == before
 
 
+@pytest.mark.thorough
 def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
     few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
 
 
+@pytest.mark.thorough
 def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
