@@ -67,7 +67,7 @@ dashboard: setup
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: lint data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=2 --output-sync=target integration commands chaos dashboard unit
+	$(MAKE) --jobs=3 --output-sync=target integration commands unit dashboard chaos
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -188,7 +188,7 @@ def test_ray_listens_on_loopback_only(
     assert bound <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-@pytest.mark.parametrize("mode", ["disabled", "token"])
+@pytest.mark.parametrize("mode", ["disabled", pytest.param("token", marks=pytest.mark.thorough)])
 def test_a_client_without_the_token_is_told_so(mode: str, ray_cluster: object) -> None:
     """None at all, or a wrong one."""
     program = "import es_service.actors.cluster as c; c.ensure_ray()"
