@@ -176,10 +176,14 @@ class Page:
         wait = WebDriverWait(self.driver, limit_s, 0.05, ignored_exceptions=[StaleElementReferenceException])
         return wait.until(lambda _: condition(), f"waited in vain for {what}; {self.path}; {self.server.log()[-2000:]}")
 
-    def click(self, css: str) -> None:
-        element = self.one(css)
+    def scroll_to(self, css: str) -> WebElement:
+        """Bring an element into view: pictures further away are not asked for."""
+        element: WebElement = self.one(css)
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        return element
+
+    def click(self, css: str) -> None:
+        self.scroll_to(css).click()
 
     def requests(self) -> list[str]:
         """The addresses that the browser asked for since the last call."""

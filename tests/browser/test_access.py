@@ -40,7 +40,7 @@ def test_the_token_is_asked_for_once_and_never_in_an_address(locked: Any, open_p
     page.until(lambda: page.all("#failed") and page.one("#failed").is_displayed(), "to be told that it was wrong")
     page.one("#token").send_keys(TOKEN, Keys.ENTER)
     page.until(lambda: page.path == "/runs/clothes?view=suspects", "the page that was asked for")
-    page.one(".sample")
+    page.scroll_to(".sample")
     page.until(lambda: page.one(".sample img").get_property("naturalWidth") == 28, "a picture")
     [cookie] = page.driver.get_cookies()
     assert cookie["httpOnly"]

@@ -39,6 +39,7 @@ def test_a_view_shows_the_samples_that_the_api_names(page: Any, server: Any, vie
     assert float(shown["weight"].replace(",", "")) == pytest.approx(told[0]["w"], rel=1e-3, abs=1e-4)
     assert shown["picked"] == f"{told[0]['selected']} of {told[0]['visits']}"
     assert page.texts(".sample .title span:first-child")[0] == told[0]["label"]
+    page.scroll_to(".sample")
     page.until(lambda: page.one(".sample img").get_property("naturalWidth") == 28, "the first picture")
 
 
