@@ -13,6 +13,8 @@ import enum
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.selection import compiled
+
 __all__ = ["Purpose", "hashes", "ids_of", "uniforms"]
 
 _MASK = 2**64 - 1
@@ -20,6 +22,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _UNMIX_1, _UNMIX_2, _UNGOLDEN = (pow(factor, -1, 2**64) for factor in (_MIX_1, _MIX_2, _GOLDEN))
+_FACTORS = (np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2))
 _BLOCK = 1 << 15  # words that are worked on at a time: they and what is shifted out of them stay in the caches
 
 
@@ -102,6 +105,10 @@ def _unshift(z: NDArray[np.uint64], shift: int) -> None:
 
 def uniforms(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return float64[B] in the open interval (0, 1), on a grid of 2**-52; arguments as in `hashes`."""
+    if (code := compiled.loops()) is not None:
+        uniforms_B = np.empty(ids_B.size)
+        code.uniforms(ids_B, np.uint64(_stream(seed, purpose, counter)), _FACTORS, uniforms_B)
+        return uniforms_B
     top = hashes(seed, purpose, counter, ids_B)
     top >>= np.uint64(12)
     uniforms_B = top.astype(np.float64)
