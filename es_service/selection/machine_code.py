@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection.table import RECORD
+from es_service.selection.table import RECORD, Words
 
 __all__ = ["add_selected", "observe_averages", "race_keys", "uniforms"]
 
@@ -54,7 +54,7 @@ def race_keys(weights_B: NDArray[np.float64], least: float, logarithms_B: NDArra
 
 @_compiled
 def observe_averages(
-    words_n: tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.int32]],
+    words_n: Words,
     rows_B: NDArray[np.int64],
     values_B: NDArray[np.float32],
     losses_B: NDArray[np.float32],
@@ -93,7 +93,8 @@ def observe_averages(
 
 
 @_compiled
-def add_selected(counts_n: NDArray[np.uint32], rows_b: NDArray[np.int64]) -> None:
+def add_selected(words_n: Words, rows_b: NDArray[np.int64]) -> None:
     """Count these rows as back-propagated once more."""
+    _, counts, _ = words_n
     for i in range(rows_b.size):
-        counts_n[rows_b[i], _SELECTED] += _ONE_VISIT
+        counts[rows_b[i], _SELECTED] += _ONE_VISIT

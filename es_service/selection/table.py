@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ __all__ = [
     "RECORD",
     "SCHEMA",
     "ScoreTable",
+    "Words",
     "arrow_to_records",
     "is_table_schema",
     "records_to_arrow",
@@ -55,6 +56,8 @@ RECORD = np.dtype(
         ("last_step", "<i4"),
     ]
 )
+
+Words: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.int32]]
 
 FURTHER_COLUMNS: Mapping[str, float] = MappingProxyType({"correct": np.nan, "confidence": np.nan, "variance": 0.0})
 """Columns that a method may ask for, float32 each, and what stands there before the first observation."""
@@ -104,6 +107,7 @@ class ScoreTable:
         self.dtype = _record(further)
         self._blob = np.dtype((np.void, self.dtype.itemsize))  # numpy moves opaque records faster than structured ones
         self._records = _allocate(num_rows, self.dtype)
+        self._words: Words | None = None
         self._blank(0)
 
     def __len__(self) -> int:
@@ -133,6 +137,7 @@ class ScoreTable:
         if num_rows <= old.size:
             return
         self._records = _allocate(max(num_rows, 2 * old.size), self.dtype)
+        self._words = None
         self._records[: old.size] = old
         self._blank(old.size)
 
@@ -153,12 +158,13 @@ class ScoreTable:
         """Write records[B] back to these rows; the caller has checked that no row stands there twice."""
         self._records.view(self._blob)[rows_B] = records_B.view(self._blob)
 
-    def words(self) -> tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.int32]]:
-        """Return the live records as [rows, words] thrice, read as each of the three types: for machine code."""
-        floats, counts, steps = (
-            self._records.view(word).reshape(self._records.size, -1) for word in ("f4", "u4", "i4")
-        )
-        return floats, counts, steps
+    @property
+    def words(self) -> Words:
+        """The live records as [rows, words] thrice, read as float32, uint32 and int32: for machine code."""
+        if self._words is None:
+            floats, counts, steps = (self._records.view(word).reshape(len(self), -1) for word in ("f4", "u4", "i4"))
+            self._words = floats, counts, steps
+        return self._words
 
     def add_selected(self, rows_b: NDArray[np.int64]) -> None:
         """Count these rows as back-propagated once more."""

@@ -101,7 +101,7 @@ def test_a_run_is_the_same(name: str, with_machine_code: None, switch: Switch) -
 
 
 def test_only_two_averages_take_the_way_through_machine_code(with_machine_code: None) -> None:
-    assert [name for name, one in SELECTIONS.items() if Engine(one, 10)._betas is None] == ["no averages"]
+    assert [name for name, one in SELECTIONS.items() if Engine(one, 10)._code is None] == ["no averages"]
 
 
 @given(st.integers(1, 5), st.integers(0, 2**31), st.data())
