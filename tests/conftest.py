@@ -1,4 +1,4 @@
-"""What all tests share: numpy does the work unless ES_SERVICE_COMPILED=1 is set; machine code takes its time to load."""
+"""What all tests share: numpy does the work unless ES_SERVICE_COMPILED=1 is set: machine code takes time to load."""
 
 from __future__ import annotations
 
