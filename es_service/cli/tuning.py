@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
     flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
     flag("--target", type=float, metavar="A", help="accuracy to reach, of the objectives cost and time")
-    flag("--algorithm", help="grid, random or optuna (default: optuna, or grid where every setting is a grid)")
+    flag("--algorithm", help="grid, random, optuna or bohb (default: optuna, or grid where every setting is a grid)")
     flag("--seeds", type=int, default=1, metavar="S", help="trainings of each setting (default: 1)")
     flag("--seed", type=int, default=0, metavar="N", help="of what is drawn, and the first training's (default: 0)")
     flag(

@@ -109,10 +109,26 @@ class Search:
         if not self.seeds:
             raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
         check_algorithm(self.algorithm, self.space)
+        if self.algorithm == "bohb":
+            self._check_bohb()
         if self.early_stopping and self.objective.name == "front":
             raise errors.ConfigError(
                 "a front has no single number by which trials could be stopped early: give --no-early-stopping, or "
                 "another --objective"
+            )
+
+    def _check_bohb(self) -> None:
+        """Raise ConfigError where HyperBand cannot do what is asked for."""
+        if self.objective.name == "front":
+            raise errors.ConfigError("bohb looks for one number, a front has two: take --algorithm optuna or random")
+        if not self.early_stopping:
+            raise errors.ConfigError(
+                "bohb is early stopping by HyperBand: leave --no-early-stopping out, or take --algorithm optuna"
+            )
+        if len(self.seeds) > 1:
+            raise errors.ConfigError(
+                f"bohb compares single trials on their way, and would stop {len(self.seeds)} seeds of a setting one "
+                "by one: leave --seeds out, and train what it finds with more of them"
             )
 
     def identity(self) -> dict[str, Any]:

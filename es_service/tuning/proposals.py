@@ -17,7 +17,7 @@ from es_service.tuning.trials import FAILED, FINISHED, Trial
 
 __all__ = ["ALGORITHMS", "Listed", "OptunaProposals", "Proposals", "check_algorithm", "proposals_for", "random_points"]
 
-ALGORITHMS = ("grid", "random", "optuna")
+ALGORITHMS = ("grid", "random", "optuna", "bohb")
 _STARTUP = 8  # settings that Optuna draws at random before it looks at results
 
 
@@ -155,11 +155,15 @@ def check_algorithm(algorithm: str, space: Space) -> None:
     """Raise ConfigError where the settings of this space cannot be proposed in this way."""
     if algorithm not in ALGORITHMS:
         raise errors.ConfigError(
-            f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (BOHB and PB2 are not offered: see "
-            "docs/tuning.md)"
+            f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (PB2 is not offered: "
+            "see docs/tuning.md)"
         )
     if algorithm == "grid":
         space.grid()
+    if algorithm == "bohb":
+        from es_service.tuning.bohb import check_bohb
+
+        check_bohb(space)
     if algorithm == "optuna":
         try:
             import optuna  # noqa: F401
@@ -169,10 +173,16 @@ def check_algorithm(algorithm: str, space: Space) -> None:
             ) from error
 
 
-def proposals_for(algorithm: str, space: Space, objective: Objective, samples: int, seed: int) -> Proposals:
+def proposals_for(
+    algorithm: str, space: Space, objective: Objective, *, samples: int, seed: int, epochs: int
+) -> Proposals:
     """Return where the settings of a search come from."""
     if algorithm == "grid":
         return Listed(space.grid())
     if algorithm == "random":
         return Listed(random_points(space, samples, seed))
+    if algorithm == "bohb":
+        from es_service.tuning.bohb import BohbProposals
+
+        return BohbProposals(space, objective, samples, seed, epochs)
     return OptunaProposals(space, objective, samples, seed)

@@ -92,6 +92,15 @@ class Queue:
             self._journal.write("begun", begun.number, **named)
         return begun
 
+    def set_aside(self, number: int) -> None:
+        """Leave a trial that was begun for later."""
+        self._to_do = [one for one in self._to_do if one.number != number]
+
+    def take_up(self, number: int) -> None:
+        """Have a trial that was begun be gone on with, before any new one."""
+        self.set_aside(number)
+        self._to_do = sorted([*self._to_do, self.trials[number]], key=lambda one: one.number)
+
     def epoch(self, number: int, entry: dict[str, Any]) -> Trial:
         """Take an epoch of a trial; one that was told before changes nothing."""
         trial = self.trials[number]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from es_service import errors
 from es_service.evidence.comparison import RunSpec
@@ -16,8 +16,12 @@ from es_service.tuning.folder import Folder
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Listed, proposals_for
 from es_service.tuning.queue import Queue
+from es_service.tuning.rungs import cheapening
 from es_service.tuning.space import Space, read_space
 from es_service.tuning.trials import FINISHED, RUNNING, Trial
+
+if TYPE_CHECKING:
+    from es_service.tuning.early import Early
 
 __all__ = ["begin", "search"]
 
@@ -104,7 +108,7 @@ def begin(
         objective: an `Objective`, or its name; `target` belongs to the latter. With a long tail accuracy says little
             of the rare classes: "cost", "time" and "front" then look at balanced accuracy.
         target: accuracy to reach.
-        algorithm: "grid", "random" or "optuna"; None takes a grid where every setting has one, else Optuna.
+        algorithm: "grid", "random", "optuna" or "bohb"; None takes a grid where every setting has one, else Optuna.
         samples: settings to try.
         num_seeds: trainings of each of them, with seeds from `seed` on.
         seed: of what is drawn.
@@ -194,12 +198,17 @@ def check_extras() -> None:
 def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
     """Run what is missing of the trials, and return all of them."""
     proposals = proposals_for(
-        described.algorithm, described.space, described.objective, described.samples, described.seed
+        described.algorithm,
+        described.space,
+        described.objective,
+        samples=described.samples,
+        seed=described.seed,
+        epochs=described.epochs,
     )
     seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
     total = described.num_settings * len(described.seeds)
-    return _run(described, folder, queue, described.spec, total, progress, early=described.early_stopping)
+    return _run(described, folder, queue, described.spec, total, progress, early=True)
 
 
 def _references(described: Search, folder: Folder, trials: Sequence[Trial], progress: Any) -> list[Trial]:
@@ -236,7 +245,8 @@ def _run(
     *,
     early: bool,
 ) -> list[Trial]:
-    from es_service.tuning import conductor, tuner
+    from es_service.tuning import tuner
+    from es_service.tuning.early import Never
 
     def restored() -> None:
         if progress is not None:
@@ -250,10 +260,21 @@ def _run(
         search=described.name,
         whole=described.whole,
         places=described.places,
-        epochs=described.epochs,
-        early=conductor.early_stopping(described.epochs, described.space.domains) if early else None,
-        metric=described.objective.metric,
+        early=_early_stopping(described) if early else Never(),
         restored=restored,
         tell=(lambda _: None) if progress is None else progress.show,
     )
     return queue.trials
+
+
+def _early_stopping(described: Search) -> Early:
+    """Return what stops trials early: HyperBand where BOHB proposes them, else ASHA where asked for."""
+    from es_service.tuning.early import Asha, Never
+    from es_service.tuning.halving import HyperBand
+
+    if not described.early_stopping or described.epochs < 2:
+        return Never()
+    searched, metric = described.space.domains, described.objective.metric
+    if described.algorithm == "bohb":
+        return HyperBand(described.epochs, metric, searched)
+    return Asha(described.epochs, metric, cheaply=cheapening(searched))

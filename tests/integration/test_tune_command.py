@@ -222,6 +222,39 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     wait_until_nothing_is_left()
 
 
+def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
+    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
+) -> None:
+    pytest.importorskip("hpbandster")
+    from es_service.selection.config import preset
+    from es_service.training.job import TrainJob, train
+    from es_service.training.tasks.derived import Derived
+    from es_service.tuning import search
+    from es_service.tuning.described import Places
+
+    results = search(
+        "fashion", {"beta1": "uniform(0, 0.5)", "anneal": [0, 0]}, algorithm="bohb", samples=5, epochs=3, batch_size=32,
+        derived={"limit": 128}, data=str(few_images), out=str(tmp_path / "out"), references=False,
+        places=Places(max_concurrent=1),
+    )  # fmt: skip
+    # Three wait after an epoch, and one of them goes on; the two of the next bracket are trained at once.
+    assert sorted(one["epochs"] for one in results["trials"]) == [1, 1, 3, 3, 3]
+    assert {one["status"] for one in results["trials"][3:]} == {"finished"}
+    gone_on = next(one for one in results["trials"][:3] if one["status"] == "finished")
+    assert gone_on["cost"] == results["trials"][3]["cost"]  # no epoch was trained twice
+    selection = preset("es", **gone_on["settings"], anneal=(0, 0), seed=0)
+    again = train(
+        TrainJob(
+            task="fashion", method="es", data=str(few_images), derived=Derived(limit=128),
+            storage=str(tmp_path / "runs"), run="again", selection=selection, epochs=3, batch_size=32,
+            exchange="embedded",
+        ),
+        lambda _: None,
+    )  # fmt: skip
+    assert (again["accuracy"], again["held_out_loss"]) == (gone_on["accuracy"], gone_on["held_out_loss"])
+    wait_until_nothing_is_left()
+
+
 TWO_CPUS = """
 import json
 import ray
@@ -270,7 +303,8 @@ def build_task(data=None):
         (("--objective", "balanced_accuracy", "--task", "my_regression:build_task"), "has no labels"),
         (("--objective", "cost"), "--target"),
         (("--target", 0.5), "has no target"),
-        (("--algorithm", "bohb"), "unknown algorithm 'bohb'"),
+        (("--algorithm", "pb2"), "PB2 is not offered"),
+        (("--algorithm", "bohb", "--no-early-stopping"), "bohb"),
         (("--algorithm", "grid"), "is a range"),
         (("--objective", "front", "--early-stopping"), "--no-early-stopping"),
         (("--workers", 2), "--exchange leased"),
