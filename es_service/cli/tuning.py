@@ -46,6 +46,7 @@ def add_parser(commands: Any) -> None:
     flag("--samples", type=int, default=16, metavar="N", help="settings to try (default: %(default)s; a grid: all)")
     flag("--out", metavar="DIR", help="where runs, tables and the report go; needed, but with --from")
     flag("--resume", action="store_true", help="go on with the search in --out")
+    flag("--retry-failed", action="store_true", help="with --resume: train those trials again that failed")
     flag(
         "--from",
         dest="replayed",
@@ -114,6 +115,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     space,
                     out=options.out,
                     resume=options.resume,
+                    retry_failed=options.retry_failed,
                     progress=progress,
                     references=options.references,
                     data=options.data,

@@ -96,7 +96,8 @@ class BohbProposals:
 
     def tell(self, setting: int, trials: Sequence[Trial]) -> None:  # noqa: ARG002 - the contract's
         """See `Proposals`."""
-        self._bohb.on_trial_complete(str(setting))
+        if str(setting) in self._bohb.trial_to_params:  # else it failed, and was tried again: that it does not learn
+            self._bohb.on_trial_complete(str(setting))
 
     @contextlib.contextmanager
     def _own_numbers(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ Tuner ── next? ──► Source ──► Conductor, queue   a trial at a ti
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -131,11 +132,21 @@ class Conductor(FIFOScheduler):
                 self._queue.set_aside(trial.number)
                 self._waiting.add(trial.number)
 
+    def retry_failed(self) -> None:
+        """Have all trials that failed be trained from their beginnings."""
+        for trial in self._queue.trials:
+            if trial.status == FAILED:
+                shutil.rmtree(Path(self._storage) / trial.run, ignore_errors=True)
+                self._queue.retry(trial.number)
+                self._early.retry(trial.number)
+
     def _replay(self, kind: str, trial: Trial, event: Mapping[str, Any]) -> None:
         if kind == "begun":
             self._early.begin(trial.number)
         elif kind == "epoch":
             self._early.epoch(trial.number, event)
+        elif kind == "retried":
+            self._early.retry(trial.number)
         elif trial.status == FAILED:
             self._early.fail(trial.number)
         elif trial.status == PRUNED and self._early.verdict(trial.number) == WAIT:

@@ -30,6 +30,10 @@ class Early(Protocol):
         """Take note of a trial that failed."""
         ...
 
+    def retry(self, number: int) -> None:
+        """Take note of a failed trial that begins anew."""
+        ...
+
     def verdict(self, number: int) -> str:
         """Return what is to become of a trial that has not ended: GO_ON, WAIT for others, or DROP."""
         ...
@@ -49,6 +53,9 @@ class Never:
         """See `Early`."""
 
     def fail(self, number: int) -> None:
+        """See `Early`."""
+
+    def retry(self, number: int) -> None:
         """See `Early`."""
 
     def verdict(self, number: int) -> str:  # noqa: ARG002 - the contract's argument

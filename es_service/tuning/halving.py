@@ -84,6 +84,7 @@ class HyperBand:
             time_attr="rung", metric="value", mode="max", max_t=self._rungs[epochs], reduction_factor=REDUCTION
         )
         self._controller: Any = _Controller(self._theirs, self._rungs[epochs])
+        self._apart: set[int] = set()
         self._stand_ins: dict[str, Any] = self._controller.stand_ins
 
     def begin(self, number: int) -> None:
@@ -94,6 +95,8 @@ class HyperBand:
 
     def epoch(self, number: int, entry: Mapping[str, Any]) -> None:
         """See `Early`."""
+        if number in self._apart:
+            return
         if self.verdict(number) == WAIT:  # it was let go on without those that never came
             self.settle()
         rung = self._rungs.get(entry["epoch"] + 1)
@@ -105,13 +108,21 @@ class HyperBand:
         self._let_failed_wait()
 
     def fail(self, number: int) -> None:
-        """See `Early`. It fills its place with the worst of results: a bracket is not cut down for it."""
+        """See `Early`. A trial fills its place with the worst of results: a bracket is not cut down for it."""
+        if number in self._apart:
+            return
         self._stand_ins[str(number)].failed = True
         self._fall_behind(self._stand_ins[str(number)])
         self._let_failed_wait()
 
+    def retry(self, number: int) -> None:
+        """See `Early`. Its bracket has gone on without it: it is trained to its end."""
+        self._apart.add(number)
+
     def verdict(self, number: int) -> str:
         """See `Early`."""
+        if number in self._apart:
+            return GO_ON
         stand_in = self._stand_ins[str(number)]
         if stand_in.status == Theirs.PAUSED and not stand_in.ready:
             return WAIT

@@ -33,7 +33,7 @@ class Proposals(Protocol):
         ...
 
     def tell(self, setting: int, trials: Sequence[Trial]) -> None:
-        """Take the trials of these settings, all of which have ended."""
+        """Take the trials of these settings, all of which have ended; again where a failed one was tried again."""
         ...
 
 
@@ -135,6 +135,10 @@ class OptunaProposals:
         if len(self._objective.directions) == 1 and epoch not in self._study_values(setting):
             self._asked[setting].report(value, epoch)
 
+    def _means(self, trials: Sequence[Trial]) -> list[float]:
+        means: list[float] = np.array([self._objective.values(one.epochs) for one in trials]).mean(axis=0).tolist()
+        return means
+
     def _study_values(self, setting: int) -> Any:
         return self._study.trials[self._asked[setting].number].intermediate_values
 
@@ -142,9 +146,17 @@ class OptunaProposals:
         """See `Proposals`."""
         states = self._optuna.trial.TrialState
         asked, finished = self._asked[setting], [one for one in trials if one.status == FINISHED]
+        known = self._study.trials[asked.number]
+        if known.state.is_finished():  # it failed: a study never changes what it was told
+            if len(finished) == len(trials):
+                self._study.add_trial(
+                    self._optuna.trial.create_trial(
+                        params=known.params, distributions=known.distributions, values=self._means(trials)
+                    )
+                )
+            return
         if len(finished) == len(trials):
-            values = np.array([self._objective.values(one.epochs) for one in trials])
-            self._study.tell(asked, values.mean(axis=0).tolist())
+            self._study.tell(asked, self._means(trials))
         elif any(one.status == FAILED for one in trials):
             self._study.tell(asked, state=states.FAIL)
         else:

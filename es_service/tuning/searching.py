@@ -35,6 +35,7 @@ def search(
     out: str,
     method: str = "es",
     resume: bool = False,
+    retry_failed: bool = False,
     progress: Any = None,
     references: bool = True,
     **settings: Any,
@@ -47,6 +48,7 @@ def search(
         out: folder for runs, tables and the report.
         method: of a space that is a mapping.
         resume: go on with the search that is there.
+        retry_failed: then train those trials and full runs again that failed.
         progress: a `Progress` to show how far it is, None shows nothing.
         references: also train in full, and for as long as the best trial costs, for the report.
         settings: see `begin`.
@@ -58,6 +60,8 @@ def search(
     Example:
         search("fashion", {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0.5, 0.99)"}, samples=16, out="search")
     """
+    if retry_failed and not resume:
+        raise errors.ConfigError("--retry-failed is for a search that is there: give --resume too")
     whole_space = space if isinstance(space, Space) else read_space(method, space)
     folder = Folder(out)
     folder.check(resume=resume)
@@ -68,11 +72,11 @@ def search(
 
     with folder.open(described):
         ensure_ray()
-        trials = _trials(described, folder, progress)
+        trials = _trials(described, folder, progress, retry_failed=retry_failed)
         if all(one.status != FINISHED for one in trials):
             first = next((one for one in trials if one.error is not None), trials[0])
             raise errors.TrainingError(f"no trial finished; {first.run}: {first.error or 'stopped early'}")
-        full = _references(described, folder, trials, progress) if references else []
+        full = _references(described, folder, trials, progress, retry_failed=retry_failed) if references else []
         found = results.results(described, trials, full)
         report.write(folder, described, found, trials, full)
     return found
@@ -195,7 +199,7 @@ def check_extras() -> None:
         ) from error
 
 
-def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
+def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: bool) -> list[Trial]:
     """Run what is missing of the trials, and return all of them."""
     proposals = proposals_for(
         described.algorithm,
@@ -208,10 +212,13 @@ def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
     seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
     total = described.num_settings * len(described.seeds)
-    return _run(described, folder, queue, described.spec, total, progress, early=True)
+    early = _early_stopping(described)
+    return _run(described, folder, queue, described.spec, total, progress, early, retry_failed=retry_failed)
 
 
-def _references(described: Search, folder: Folder, trials: Sequence[Trial], progress: Any) -> list[Trial]:
+def _references(
+    described: Search, folder: Folder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
+) -> list[Trial]:
     """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
     lengths = folder.lengths()
     if lengths is None:
@@ -232,7 +239,9 @@ def _references(described: Search, folder: Folder, trials: Sequence[Trial], prog
     def spec(trial: Trial) -> RunSpec:
         return described.reference(trial.run, trial.settings["epochs"], trial.seed)
 
-    return _run(described, folder, queue, spec, len(names), progress, early=False)
+    from es_service.tuning.early import Never
+
+    return _run(described, folder, queue, spec, len(names), progress, Never(), retry_failed=retry_failed)
 
 
 def _run(
@@ -242,11 +251,11 @@ def _run(
     spec: Callable[[Trial], RunSpec],
     total: int,
     progress: Any,
+    early: Early,
     *,
-    early: bool,
+    retry_failed: bool,
 ) -> list[Trial]:
     from es_service.tuning import tuner
-    from es_service.tuning.early import Never
 
     def restored() -> None:
         if progress is not None:
@@ -260,7 +269,8 @@ def _run(
         search=described.name,
         whole=described.whole,
         places=described.places,
-        early=_early_stopping(described) if early else Never(),
+        early=early,
+        retry_failed=retry_failed,
         restored=restored,
         tell=(lambda _: None) if progress is None else progress.show,
     )

@@ -53,6 +53,7 @@ def run_trials(
     whole: int,
     places: Places,
     early: Early,
+    retry_failed: bool,
     restored: Callable[[], None],
     tell: Tell,
 ) -> None:
@@ -67,6 +68,7 @@ def run_trials(
         whole: forward-equivalents of a full training.
         places: where trials run.
         early: what stops those that fall behind, see `early_stopping`.
+        retry_failed: whether trials that failed before are trained once more.
         restored: called once what was done before is known.
         tell: called with a trial after each of its epochs, and when it has ended.
 
@@ -76,6 +78,8 @@ def run_trials(
     """
     conductor = Conductor(queue, spec, early, tell, storage, places)
     conductor.go_through_journal()
+    if retry_failed:
+        conductor.retry_failed()
     restored()
     left = num_trials - sum(one.status != RUNNING for one in queue.trials)
     if left == 0:

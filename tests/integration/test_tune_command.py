@@ -311,6 +311,7 @@ def build_task(data=None):
         (("--samples", 0), "samples must be an integer of at least 1"),
         (("--method", "kakurenbo"), "say what to search"),
         (("--resume",), "there is no search in"),
+        (("--retry-failed",), "give --resume too"),
         (("--space", "nowhere.yaml"), "cannot read --space"),
         (("--task", "fashon"), "did you mean 'fashion'"),
     ],
