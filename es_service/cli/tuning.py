@@ -51,7 +51,8 @@ def add_parser(commands: Any) -> None:
         "--from",
         dest="replayed",
         metavar="RUN",
-        help="train nothing: rank settings by how differently they would have picked in this finished run",
+        help="train nothing: rank settings by how differently they would have picked in this finished run; with --out, "
+        "search, and begin with those that pick most differently",
     )
     flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
     flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
@@ -88,7 +89,7 @@ def add_parser(commands: Any) -> None:
 
 def tune_command(options: argparse.Namespace) -> int:
     """Search settings of a method with Ray Tune: each trial is a real training. Say what the search itself cost."""
-    if options.replayed is not None:
+    if options.replayed is not None and options.out is None:
         return _replay(options)
     if options.out is None:
         raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
@@ -131,6 +132,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     batch_size=options.batch_size,
                     learning_rate=options.learning_rate,
                     places=places,
+                    start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )
         except (KeyboardInterrupt, SystemExit):
             progress.say("es-service: stopped; the same command with --resume goes on from there")
@@ -143,8 +145,10 @@ def _replay(options: argparse.Namespace) -> int:
     """Replay a finished run; needs neither Ray nor torch."""
     from es_service.tuning.replay import replay
 
-    if options.out is not None or options.resume:
-        raise errors.ConfigError("--from trains nothing and writes nothing: leave --out and --resume out")
+    if options.resume:
+        raise errors.ConfigError(
+            "--from without --out trains nothing: leave --resume out, or name the folder of the search with --out"
+        )
     if not options.space and not options.search:
         raise errors.ConfigError('--from needs settings to replay: --search "beta1=grid(0, 0.2, 0.5)" say')
     as_integer("samples", options.samples, least=1)

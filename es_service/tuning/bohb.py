@@ -50,12 +50,21 @@ class BohbProposals:
         objective: of one number.
         samples: settings in all.
         seed: of what is drawn. hpbandster draws from numpy's global state, which is put back after each call.
+        first: settings to try before any other.
         epochs: of a trial that is trained to its end.
 
     Reference: Falkner et al., *BOHB: Robust and Efficient Hyperparameter Optimization at Scale*, ICML 2018.
     """
 
-    def __init__(self, space: Space, objective: Objective, samples: int, seed: int, epochs: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        objective: Objective,
+        samples: int,
+        seed: int,
+        first: Sequence[dict[str, Any]],
+        epochs: int,
+    ) -> None:
         import ConfigSpace
         from ray.tune.search.bohb import TuneBOHB
 
@@ -63,8 +72,7 @@ class BohbProposals:
         self._free = {name: one for name, one in space.domains.items() if _num_values(one) != 1}
         self._state = np.random.RandomState(seed).get_state()
         self._asked = 0
-        usual = space.usual()
-        known = [] if usual is None else [{name: _place(one, usual[name]) for name, one in self._free.items()}]
+        known = [{name: _place(one, point[name]) for name, one in self._free.items()} for point in first]
         quiet = logging.Logger("hpbandster", level=logging.CRITICAL)
         with self._own_numbers():
             theirs = ConfigSpace.ConfigurationSpace()

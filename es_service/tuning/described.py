@@ -80,6 +80,7 @@ class Search:
         seed: of what the search draws.
         early_stopping: whether trials that fall behind are stopped.
         places: where trials run.
+        start: settings to try first.
 
     Raises:
         ConfigError: a count below 1, no seed, or an algorithm that does not fit.
@@ -101,6 +102,7 @@ class Search:
     seed: int
     early_stopping: bool
     places: Places = dataclasses.field(default_factory=Places)
+    start: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "epochs", "batch_size", "samples"):
@@ -109,6 +111,8 @@ class Search:
         if not self.seeds:
             raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
         check_algorithm(self.algorithm, self.space)
+        if self.algorithm == "grid" and self.start:
+            raise errors.ConfigError("a grid tries every setting: leave out with which to begin")
         if self.algorithm == "bohb":
             self._check_bohb()
         if self.early_stopping and self.objective.name == "front":
@@ -145,6 +149,7 @@ class Search:
             "exchange": self.places.exchange,
             "workers": self.places.workers,
             "cpus": self.places.cpus,
+            **({"start": list(self.start)} if self.start else {}),
         }
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain

@@ -15,7 +15,16 @@ from es_service.tuning.objectives import Objective
 from es_service.tuning.space import Space
 from es_service.tuning.trials import FAILED, FINISHED, Trial
 
-__all__ = ["ALGORITHMS", "Listed", "OptunaProposals", "Proposals", "check_algorithm", "proposals_for", "random_points"]
+__all__ = [
+    "ALGORITHMS",
+    "Listed",
+    "OptunaProposals",
+    "Proposals",
+    "check_algorithm",
+    "first_points",
+    "proposals_for",
+    "random_points",
+]
 
 ALGORITHMS = ("grid", "random", "optuna", "bohb")
 _STARTUP = 8  # settings that Optuna draws at random before it looks at results
@@ -62,13 +71,21 @@ class Listed:
         """See `Proposals`."""
 
 
-def random_points(space: Space, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return settings drawn independently, each from its domain; those of fewer samples are among those of more.
+def first_points(space: Space, start: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is tried first: the preset's own settings where they lie in the space, then those of `start`.
 
-    Where the preset's own settings lie in the space, they come first: then a search says what it gained over them.
+    With the preset's a search can say what it gained over them.
     """
     usual = space.usual()
-    points = [] if usual is None else [usual]
+    return [*([] if usual is None else [usual]), *(one for one in start if one != usual)]
+
+
+def random_points(space: Space, samples: int, seed: int, start: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return settings drawn independently, each from its domain; those of fewer samples are among those of more.
+
+    `first_points` come before them.
+    """
+    points = first_points(space, start)
     places = np.arange(len(space.domains))
     for counter in range(samples - len(points)):
         shares = keys.uniforms(seed, keys.Purpose.SEARCH, counter, places)
@@ -85,7 +102,9 @@ class OptunaProposals:
     Reference: Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NIPS 2011.
     """
 
-    def __init__(self, space: Space, objective: Objective, samples: int, seed: int) -> None:
+    def __init__(
+        self, space: Space, objective: Objective, samples: int, seed: int, first: Sequence[dict[str, Any]]
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -97,12 +116,11 @@ class OptunaProposals:
             self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._distributions = {name: self._distribution(domain) for name, domain in space.domains.items()}
         self._asked: list[Any] = []
-        usual = space.usual()
-        if usual is not None:
+        for point in first:
             self._study.enqueue_trial(
                 {
                     name: value if (listed := space.domains[name].listed) is None else listed.index(value)
-                    for name, value in usual.items()
+                    for name, value in point.items()
                 }
             )
 
@@ -186,15 +204,23 @@ def check_algorithm(algorithm: str, space: Space) -> None:
 
 
 def proposals_for(
-    algorithm: str, space: Space, objective: Objective, *, samples: int, seed: int, epochs: int
+    algorithm: str,
+    space: Space,
+    objective: Objective,
+    *,
+    samples: int,
+    seed: int,
+    epochs: int,
+    start: Sequence[dict[str, Any]] = (),
 ) -> Proposals:
     """Return where the settings of a search come from."""
     if algorithm == "grid":
         return Listed(space.grid())
     if algorithm == "random":
-        return Listed(random_points(space, samples, seed))
+        return Listed(random_points(space, samples, seed, start))
+    first = first_points(space, start)
     if algorithm == "bohb":
         from es_service.tuning.bohb import BohbProposals
 
-        return BohbProposals(space, objective, samples, seed, epochs)
-    return OptunaProposals(space, objective, samples, seed)
+        return BohbProposals(space, objective, samples, seed, first, epochs)
+    return OptunaProposals(space, objective, samples, seed, first)

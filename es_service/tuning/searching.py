@@ -11,11 +11,13 @@ from es_service import errors
 from es_service.evidence.comparison import RunSpec
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
+from es_service.storage.runs import RunStorage
 from es_service.tuning.described import Places, Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Listed, proposals_for
 from es_service.tuning.queue import Queue
+from es_service.tuning.replay import starting_points
 from es_service.tuning.rungs import cheapening
 from es_service.tuning.space import Space, read_space
 from es_service.tuning.trials import FINISHED, RUNNING, Trial
@@ -100,6 +102,7 @@ def begin(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     places: Places | None = None,
+    start_from: RunStorage | None = None,
 ) -> Search:
     """Return the search with everything filled in that the task decides, having checked it.
 
@@ -119,6 +122,7 @@ def begin(
         early_stopping: stop trials that fall behind; None for yes, but for a grid and a front.
         epochs, batch_size, learning_rate: of the trials; None takes the task's.
         places: where trials run.
+        start_from: a finished run of this task, to begin with settings that pick differently; see `starting_points`.
 
     Raises:
         ConfigError: an unknown task, an objective that it cannot give, or a trial that could not begin.
@@ -145,6 +149,11 @@ def begin(
         raise errors.ConfigError(
             f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
         )
+    if start_from is not None and start_from.config().num_samples != len(built.train_set):
+        raise errors.ConfigError(
+            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {len(built.train_set)}: "
+            "begin with a run of the same task"
+        )
     plain = Derived().to_dict()
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
@@ -165,6 +174,7 @@ def begin(
         seed=seed,
         early_stopping=early_stopping,
         places=places or Places(),
+        start=() if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
     )
     for extreme in _extremes(space):
         selection = space.selection(extreme, 0)
@@ -208,6 +218,7 @@ def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: b
         samples=described.samples,
         seed=described.seed,
         epochs=described.epochs,
+        start=described.start,
     )
     seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
