@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.tuning.described import Places
 from es_service.tuning.early import DROP, GO_ON, WAIT, Early
 from es_service.tuning.queue import Queue

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage

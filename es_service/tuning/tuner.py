@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.tuning.conductor import Conductor, Source, Stop, Tell
 from es_service.tuning.described import Places
 from es_service.tuning.early import Early
