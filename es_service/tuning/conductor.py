@@ -185,8 +185,9 @@ class Conductor(FIFOScheduler):
         if "epoch" not in result or (result.get("done") and not result["last"]):
             return self._end(ours, FAILED, "its training returned before the last epoch")
         entry = {name: result[name] for name in ENTRY}
-        self._queue.epoch(number, entry)
-        self._early.epoch(number, entry)
+        if len(ours.epochs) <= entry["epoch"]:  # else it was told before
+            self._queue.epoch(number, entry)
+            self._early.epoch(number, entry)
         verdict = self._early.verdict(number)
         if result["last"]:
             return self._end(ours, FINISHED)

@@ -18,7 +18,6 @@ from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Listed, proposals_for
 from es_service.tuning.queue import Queue
 from es_service.tuning.replay import starting_points
-from es_service.tuning.rungs import cheapening
 from es_service.tuning.space import Space, read_space
 from es_service.tuning.trials import FINISHED, RUNNING, Trial
 
@@ -223,7 +222,9 @@ def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: b
     seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
     total = described.num_settings * len(described.seeds)
-    early = _early_stopping(described)
+    from es_service.tuning.tuner import early_stopping
+
+    early = early_stopping(described)
     return _run(described, folder, queue, described.spec, total, progress, early, retry_failed=retry_failed)
 
 
@@ -286,16 +287,3 @@ def _run(
         tell=(lambda _: None) if progress is None else progress.show,
     )
     return queue.trials
-
-
-def _early_stopping(described: Search) -> Early:
-    """Return what stops trials early: HyperBand where BOHB proposes them, else ASHA where asked for."""
-    from es_service.tuning.early import Asha, Never
-    from es_service.tuning.halving import HyperBand
-
-    if not described.early_stopping or described.epochs < 2:
-        return Never()
-    searched, metric = described.space.domains, described.objective.metric
-    if described.algorithm == "bohb":
-        return HyperBand(described.epochs, metric, searched)
-    return Asha(described.epochs, metric, cheaply=cheapening(searched))

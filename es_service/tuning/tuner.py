@@ -23,13 +23,15 @@ from ray import tune
 from es_service import errors
 from es_service.evidence.subject import RunSpec
 from es_service.tuning.conductor import Conductor, Source, Stop, Tell
-from es_service.tuning.described import Places
-from es_service.tuning.early import Early
+from es_service.tuning.described import Places, Search
+from es_service.tuning.early import Asha, Early, Never
+from es_service.tuning.halving import HyperBand
 from es_service.tuning.queue import Queue
+from es_service.tuning.rungs import cheapening
 from es_service.tuning.trainable import trainable
 from es_service.tuning.trials import RUNNING, Trial
 
-__all__ = ["run_trials"]
+__all__ = ["early_stopping", "run_trials"]
 
 
 _QUIET = {
@@ -41,6 +43,16 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "3600",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
 }
+
+
+def early_stopping(search: Search) -> Early:
+    """Return what stops a search's trials early: HyperBand where BOHB proposes them, else ASHA where asked for."""
+    if not search.early_stopping or search.epochs < 2:
+        return Never()
+    searched, metric = search.space.domains, search.objective.metric
+    if search.algorithm == "bohb":
+        return HyperBand(search.epochs, metric, searched)
+    return Asha(search.epochs, metric, cheaply=cheapening(searched))
 
 
 def run_trials(

@@ -153,11 +153,23 @@ def test_what_it_prints_and_writes(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("algorithm", ["optuna", "bohb"])
 def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
-    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
+    algorithm: str, few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
+    if algorithm == "bohb":
+        pytest.importorskip("hpbandster")
     words = ("--search", "beta1=uniform(0, 0.5)", "--search", "ratio=choice(0.25, 0.5)", "--search", "anneal=[0, 0]")
-    words = (*words, *ONE, "--limit", 256, "--samples", 10)  # more than Optuna draws at random, so that results matter
+    words = (
+        *words,
+        *ONE,
+        "--algorithm",
+        algorithm,
+        "--limit",
+        256,
+        "--samples",
+        10,
+    )  # more than Optuna draws at random, so that results matter
     undisturbed = json.loads(tune(few_images, tmp_path / "one", *words).stdout)
     assert {one["status"] for one in undisturbed["trials"]} <= {"finished", "pruned"}
     assert len({one["accuracy"] for one in undisturbed["trials"]}) > 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from es_service.tuning.described import Places
 from es_service.tuning.early import DROP, GO_ON, WAIT
 from es_service.tuning.halving import HyperBand
 from es_service.tuning.objectives import Objective
+from es_service.tuning.proposals import check_algorithm
 from es_service.tuning.rungs import rungs_of
 from es_service.tuning.space import read_space
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, Trial
@@ -100,7 +102,9 @@ def test_those_that_wait_for_trials_that_never_come_are_settled() -> None:
     assert [hyperband.verdict(number) for number in (0, 1)] == [DROP, GO_ON]
 
 
-def conducted(by_hand: Hand, search: Any, path: Path, stop_after: int | None = None) -> list[Trial]:
+def conducted(
+    by_hand: Hand, search: Any, path: Path, stop_after: int | None = None, *, retry: bool = False
+) -> list[Trial]:
     """Train a search's trials one after the other, as Ray Tune would; leave after so many epochs."""
     from es_service.tuning.conductor import Conductor
 
@@ -108,6 +112,8 @@ def conducted(by_hand: Hand, search: Any, path: Path, stop_after: int | None = N
     hyperband = HyperBand(search.epochs, "accuracy", search.space.domains)
     conductor = Conductor(queue, search.spec, hyperband, lambda _: None, path.parent, Places())
     conductor.go_through_journal()
+    if retry:
+        conductor.retry_failed()
     left = 10**6 if stop_after is None else stop_after
     while (trial := conductor.next()) is not None:
         theirs: Any = type("Theirs", (), {"config": {"number": trial.number}})
@@ -123,7 +129,7 @@ def conducted(by_hand: Hand, search: Any, path: Path, stop_after: int | None = N
 
 def result(by_hand: Hand, search: Any, trial: Trial) -> Mapping[str, Any]:
     epoch = len(trial.epochs)
-    if trial.number % 7 == 3 and epoch == 1:
+    if trial.number % 7 == 3 and epoch == 1 and not trial.lost:
         return {"failed": "loss nan"}
     accuracy = 0.8 - trial.settings["beta1"] ** 2 - (trial.settings["beta2"] - 0.9) ** 2 + epoch / 100
     entry: dict[str, Any] = by_hand["entry"](epoch, accuracy, (epoch + 1) / search.epochs)
@@ -152,6 +158,12 @@ def test_a_search_that_stops_anywhere_becomes_what_an_undisturbed_one_is(
         conducted(by_hand, search, path, stop_after=3)
         assert conducted(by_hand, search, path) == undisturbed
         assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    failed = [one.number for one in undisturbed if one.status == FAILED]
+    retried = conducted(by_hand, search, tmp_path / "one.jsonl", stop_after=3, retry=True)
+    retried = conducted(by_hand, search, tmp_path / "one.jsonl")
+    assert {(retried[number].status, len(retried[number].epochs)) for number in failed} == {(FINISHED, 9)}
+    for number in set(range(19)) - set(failed):
+        assert retried[number] == undisturbed[number]
     another = conducted(by_hand, bohb(samples=19, seed=1), tmp_path / "another.jsonl")
     assert [one.settings for one in another[1:]] != [one.settings for one in undisturbed[1:]]
 
@@ -180,6 +192,14 @@ def test_it_takes_every_kind_of_domain(by_hand: Hand, tmp_path: Path) -> None:
         queue.epoch(trial.number, by_hand["entry"](0, trial.settings["power"] / 2, 0.1))
         queue.end(trial.number, PRUNED)
     assert len({str(one.settings) for one in queue.trials}) == 25
+
+
+def test_without_its_packages_it_says_which_extra_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("hpbandster.optimizers.config_generators.bohb", "ConfigSpace"):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, name, None)  # as if it were not installed
+            with pytest.raises(errors.ConfigError, match=r"pip install 'es-service\[bohb\]'"):
+                check_algorithm("bohb", read_space("es", SPACE))
 
 
 @pytest.mark.parametrize(
