@@ -238,7 +238,6 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     again = search("fashion", space, **settings, resume=True, retry_failed=True)
     failed = [one["run"] for one in again["trials"] if one["status"] == "failed"]
     assert failed == [one["run"] for one in diverged]  # as they must; but the one whose process was killed has ended
-    assert again["search_cost"] > sum(one["cost"] for one in again["trials"])  # the attempts that failed cost too
     wait_until_nothing_is_left()
 
 
