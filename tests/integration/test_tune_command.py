@@ -235,6 +235,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     wait_until_nothing_is_left()
     assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
 
+    settings["places"] = Places(max_concurrent=1)
     again = search("fashion", space, **settings, resume=True, retry_failed=True)
     failed = [one["run"] for one in again["trials"] if one["status"] == "failed"]
     assert failed == [one["run"] for one in diverged]  # as they must; but the one whose process was killed has ended
