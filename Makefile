@@ -16,6 +16,8 @@ setup: $(VENV)/installed  ## make .venv and install the package with all it need
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --constraint constraints.txt --editable '.[bohb]' 2>/dev/null || \
+		echo "the extra bohb could not be installed (it compiles netifaces, with a C compiler): its tests will be skipped"
 	@touch $@
 
 demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through the score server

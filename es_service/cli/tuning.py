@@ -46,16 +46,18 @@ def add_parser(commands: Any) -> None:
     flag("--samples", type=int, default=16, metavar="N", help="settings to try (default: %(default)s; a grid: all)")
     flag("--out", metavar="DIR", help="where runs, tables and the report go; needed, but with --from")
     flag("--resume", action="store_true", help="go on with the search in --out")
+    flag("--retry-failed", action="store_true", help="with --resume: train those trials again that failed")
     flag(
         "--from",
         dest="replayed",
         metavar="RUN",
-        help="train nothing: rank settings by how differently they would have picked in this finished run",
+        help="train nothing: rank settings by how differently they would have picked in this finished run; with --out, "
+        "search, and begin with those that pick most differently",
     )
     flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
     flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
     flag("--target", type=float, metavar="A", help="accuracy to reach, of the objectives cost and time")
-    flag("--algorithm", help="grid, random or optuna (default: optuna, or grid where every setting is a grid)")
+    flag("--algorithm", help="grid, random, optuna or bohb (default: optuna, or grid where every setting is a grid)")
     flag("--seeds", type=int, default=1, metavar="S", help="trainings of each setting (default: 1)")
     flag("--seed", type=int, default=0, metavar="N", help="of what is drawn, and the first training's (default: 0)")
     flag(
@@ -87,7 +89,7 @@ def add_parser(commands: Any) -> None:
 
 def tune_command(options: argparse.Namespace) -> int:
     """Search settings of a method with Ray Tune: each trial is a real training. Say what the search itself cost."""
-    if options.replayed is not None:
+    if options.replayed is not None and options.out is None:
         return _replay(options)
     if options.out is None:
         raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
@@ -114,6 +116,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     space,
                     out=options.out,
                     resume=options.resume,
+                    retry_failed=options.retry_failed,
                     progress=progress,
                     references=options.references,
                     data=options.data,
@@ -129,6 +132,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     batch_size=options.batch_size,
                     learning_rate=options.learning_rate,
                     places=places,
+                    start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )
         except (KeyboardInterrupt, SystemExit):
             progress.say("es-service: stopped; the same command with --resume goes on from there")
@@ -141,8 +145,10 @@ def _replay(options: argparse.Namespace) -> int:
     """Replay a finished run; needs neither Ray nor torch."""
     from es_service.tuning.replay import replay
 
-    if options.out is not None or options.resume:
-        raise errors.ConfigError("--from trains nothing and writes nothing: leave --out and --resume out")
+    if options.resume:
+        raise errors.ConfigError(
+            "--from without --out trains nothing: leave --resume out, or name the folder of the search with --out"
+        )
     if not options.space and not options.search:
         raise errors.ConfigError('--from needs settings to replay: --search "beta1=grid(0, 0.2, 0.5)" say')
     as_integer("samples", options.samples, least=1)

@@ -8,13 +8,14 @@ from typing import Any
 
 from es_service import errors
 from es_service.evidence import rows, tables
-from es_service.evidence.comparison import Comparison, RunSpec
+from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import short_full
 from es_service.evidence.folder import Folder
 from es_service.evidence.lengths import decide_lengths
 from es_service.evidence.outcomes import Measured, Outcome
 from es_service.evidence.progress import Progress
 from es_service.evidence.running import Slots, run_all
+from es_service.evidence.subject import RunSpec
 
 __all__ = ["check_report_extra", "compare"]
 

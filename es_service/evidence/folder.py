@@ -8,26 +8,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from es_service import errors
 from es_service.evidence.claims import Claim
-from es_service.evidence.comparison import Comparison, RunSpec
 from es_service.evidence.outcomes import Outcome
-from es_service.storage import files
+from es_service.evidence.report_folder import ReportFolder
+from es_service.evidence.subject import RunSpec
 
 __all__ = ["Folder"]
 
-_LOCAL = fs.LocalFileSystem()
+_CLAIM = Claim(
+    kind="comparison", command="compare", may_change="methods and seeds may be added to one, for anything else"
+)
 
 
-class Folder:
+class Folder(ReportFolder):
     """One comparison on disk.
 
     Args:
@@ -35,30 +33,13 @@ class Folder:
     """
 
     def __init__(self, out: str) -> None:
-        if "://" in out:
-            raise errors.ConfigError(f"--out {out} is no local folder: reports and pictures are written to one")
-        self.path = Path(files.absolute(out))
-        self.runs = self.path / "runs"
-
-    @contextlib.contextmanager
-    def open(self, comparison: Comparison) -> Iterator[None]:
-        """Make the folder this comparison's, or see that it is; hold it against a second process meanwhile.
-
-        Raises:
-            ConfigError: it cannot be written, it holds something else, or somebody is at work in it.
-        """
-        claim = Claim(
-            kind="comparison", command="compare", may_change="methods and seeds may be added to one, for anything else"
-        )
-        with claim.held(self.path, comparison.identity()):
-            self.runs.mkdir(exist_ok=True)
-            yield
+        super().__init__(out, _CLAIM)
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return what came of a run, None if it has not ended; ConfigError where its name had other settings then."""
-        if not (self.runs / spec.run / "outcome.json").exists():
+        values = self.read(f"runs/{spec.run}/outcome.json")
+        if values is None:
             return None
-        values = self._read(f"runs/{spec.run}/outcome.json")
         if values["spec"] != spec.to_dict():
             raise errors.ConfigError(
                 f"run {spec.run} in {self.path} was made with other settings ({values['spec']}), by another version "
@@ -71,23 +52,13 @@ class Folder:
         place = self.runs / spec.run
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        self._write(f"runs/{spec.run}/spec.json", spec.to_dict())
+        self.write(f"runs/{spec.run}/spec.json", spec.to_dict())
         return place
 
     def lengths(self) -> dict[str, dict[str, Any]]:
         """Return {label: {epochs, basis}}: how long the short full run of each method is, as far as decided."""
-        return self._read("short_full.json") if (self.path / "short_full.json").exists() else {}
+        return self.read("short_full.json") or {}
 
     def write_lengths(self, lengths: dict[str, dict[str, Any]]) -> None:
         """Keep them, so that a continued comparison compares with the same runs."""
-        self._write("short_full.json", lengths)
-
-    def write_results(self, results: dict[str, Any]) -> None:
-        """Write results.json."""
-        self._write("results.json", results)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return files.read_json(_LOCAL, str(self.path / name))
-
-    def _write(self, name: str, value: dict[str, Any]) -> None:
-        files.write_json(_LOCAL, str(self.path / name), value)
+        self.write("short_full.json", lengths)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from es_service.evidence.comparison import Comparison, RunSpec
+from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import Contender
+from es_service.evidence.subject import RunSpec
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.storage.files import absolute

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GREY", "INK", "MARKERS", "PALE", "WIDTH", "new_figure", "plain", "save"]
+__all__ = [
+    *("COLOURS", "GREY", "INK", "MARKERS", "PALE", "WIDTH", "Picture"),
+    *("cost_axes", "full_line", "new_figure", "plain", "save"),
+]
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#dddddd"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fbf", "#8c6d31")  # colour-blind safe
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h", "<", ">")
 WIDTH = 9.0
 _DPI = 150
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture of a report: its title, what to see in it, and the function that draws it, or None for nothing."""
+
+    title: str
+    caption: str
+    draw: Callable[..., Figure | None]
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -32,6 +46,29 @@ def plain(axes: Axes) -> None:
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9, color=GREY)
+
+
+def full_line(axes: Axes, points: Sequence[tuple[float, float, float, int]]) -> None:
+    """Draw what full training reaches when it is stopped earlier: (cost, mean, deviation, epochs) of each length."""
+    if not points:
+        return
+    costs, means, deviations, _ = zip(*sorted(points), strict=True)
+    axes.errorbar(
+        costs, means, deviations, fmt="-o", color=INK, capsize=3, markersize=5, elinewidth=1.2, zorder=3,
+        label="full, and with fewer epochs",
+    )  # fmt: skip
+    for cost, mean, _, epochs in points:
+        axes.annotate(
+            f"{epochs} ep.", (cost, mean), (5, -12), textcoords="offset points", fontsize=8, color=INK, zorder=5
+        )
+
+
+def cost_axes(axes: Axes, metric: str) -> None:
+    """Name the axes of a picture of accuracy against cost, and what is in it beside it."""
+    axes.set_xlabel("cost: forward and backward passes as a share of full training's")
+    axes.set_ylabel(metric)
+    axes.margins(x=0.12, y=0.1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
 
 
 def save(figure: Figure, path: Path) -> None:

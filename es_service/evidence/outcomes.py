@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.ledger import SECTIONS
 
 __all__ = ["Measured", "Outcome"]

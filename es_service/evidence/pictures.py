@@ -6,8 +6,7 @@ shows. Nothing here touches matplotlib's global state.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -18,10 +17,21 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from es_service.evidence.contenders import FULL, RANDOM, SHORT_FULL
-from es_service.evidence.look import COLOURS, GREY, INK, MARKERS, WIDTH, new_figure, plain
+from es_service.evidence.look import (
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    WIDTH,
+    Picture,
+    cost_axes,
+    full_line,
+    new_figure,
+    plain,
+)
 from es_service.evidence.tables import SECTION_NAMES
 
-__all__ = ["PICTURES", "Picture"]
+__all__ = ["PICTURES"]
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -43,41 +53,25 @@ def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows
     metric = results["metric"]
     rows = [row for row in results["rows"] if row[metric] is not None]
     figure, axes = new_figure(WIDTH, 5.0)
-    line = sorted({(row["cost"], row[metric]["mean"], row["epochs"]): row for row in rows if _on_line(row)}.items())
-    if line:
-        axes.plot([at[0] for at, _ in line], [at[1] for at, _ in line], color=INK, linewidth=1.5, zorder=2)
-    for (cost, mean, epochs), row in line:
-        axes.errorbar(
-            cost, mean, _std(row[metric]), fmt="o", color=INK, markersize=5, capsize=3, elinewidth=1.2, zorder=3
-        )
-        axes.annotate(
-            f"{epochs} ep.", (cost, mean), (5, -12), textcoords="offset points", fontsize=8, color=INK, zorder=5
-        )
-    handles: list[Any] = [
-        axes.plot([], [], color=INK, marker="o", markersize=5, label="full, and with fewer epochs")[0]
-    ]
+    on_line = {(row["cost"], row[metric]["mean"], _std(row[metric]), row["epochs"]) for row in rows if _on_line(row)}
+    full_line(axes, sorted(on_line))
     looks = _looks(results)
     for row in sorted((row for row in rows if not _on_line(row)), key=lambda row: -row[metric]["mean"]):
         colour, marker = looks[row["method"]]
-        handles.append(
-            axes.errorbar(
-                row["cost"],
-                row[metric]["mean"],
-                _std(row[metric]),
-                fmt=marker,
-                color=colour,
-                markersize=8,
-                capsize=3,
-                markeredgecolor="white",
-                elinewidth=1.2,
-                zorder=4,
-                label=row["method"],
-            )
+        axes.errorbar(
+            row["cost"],
+            row[metric]["mean"],
+            _std(row[metric]),
+            fmt=marker,
+            color=colour,
+            markersize=8,
+            capsize=3,
+            markeredgecolor="white",
+            elinewidth=1.2,
+            zorder=4,
+            label=row["method"],
         )
-    axes.set_xlabel("cost: forward and backward passes as a share of full training's")
-    axes.set_ylabel(_in_words(metric))
-    axes.margins(x=0.12, y=0.08)
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
+    cost_axes(axes, _in_words(metric))
     return figure
 
 
@@ -168,15 +162,6 @@ def _accuracy_by_label(results: Mapping[str, Any], runs: Rows, history: Rows) ->
         for name, one in zip(_label_names(runs, values[0].size), values[0], strict=True)
     ]
     return _heat_map(rows[1:], points[1:], names, TwoSlopeNorm(0.0, vmin=-reach, vmax=reach), "PuOr", "{:+.1f}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A picture: its title, what to see in it, and the function that draws it."""
-
-    title: str
-    caption: str
-    draw: Callable[[Mapping[str, Any], Rows, Rows], Figure | None]
 
 
 PICTURES: Mapping[str, Picture] = MappingProxyType(

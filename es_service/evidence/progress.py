@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.bar import Bar
 from es_service.evidence.outcomes import Outcome
+from es_service.evidence.subject import RunSpec
 
 __all__ = ["Progress", "seconds_left"]
 
@@ -40,26 +41,15 @@ class Progress:
     """
 
     def __init__(self, stream: Any, jobs: int) -> None:
-        self._stream, self._jobs = stream, jobs
+        self._bar, self._jobs = Bar(stream, "comparing", "run"), jobs
         self._specs: list[RunSpec] = []
         self._finished: dict[str, Outcome] = {}
-        self._bar: Any = None
 
     def expect(self, specs: Sequence[RunSpec], kept: Sequence[Outcome] = ()) -> None:
-        """Take note of runs to come, and of those among them that an earlier session finished."""
+        """Take note of runs to come, and of those among them that an earlier command finished."""
         self._specs += specs
         self._finished.update((one.spec.run, one) for one in kept)
-        if self._stream.isatty():
-            from tqdm import tqdm
-
-            if self._bar is None:
-                layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
-                self._bar = tqdm(total=0, desc="comparing", bar_format=layout, file=self._stream)
-            self._bar.total = len(self._specs)
-            self._bar.update(len(kept))
-            self._bar.refresh()
-        elif kept:
-            self.say(f"{_count(len(kept), 'run')} finished before")
+        self._bar.expect(len(specs), len(kept), "finished before")
 
     def show(self, outcome: Outcome) -> None:
         """Take note of a run that ended."""
@@ -67,24 +57,15 @@ class Progress:
         waiting = [spec for spec in self._specs if spec.run not in self._finished]
         left = seconds_left(waiting, list(self._finished.values()), self._jobs)
         ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{_ended(outcome)}{ahead}", refresh=False)
-            self._bar.update(1)
-            return
-        count = f"{len(self._finished)}/{len(self._specs)}"
-        print(f"{count} {_ended(outcome)}{ahead}", file=self._stream, flush=True)
+        self._bar.ended(f"{_ended(outcome)}{ahead}")
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
-        if self._bar is not None:
-            self._bar.write(message, file=self._stream)
-        else:
-            print(message, file=self._stream, flush=True)
+        self._bar.say(message)
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def _ended(outcome: Outcome) -> str:
@@ -92,10 +73,6 @@ def _ended(outcome: Outcome) -> str:
     if outcome.measured is None:
         return f"{what} failed: {outcome.error}"
     return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _duration(seconds: float) -> str:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
 from es_service.evidence.folder import Folder
 from es_service.evidence.outcomes import Outcome
+from es_service.evidence.subject import RunSpec
 from es_service.selection.settings import as_integer
 
 __all__ = ["Slots", "run_all"]

@@ -17,8 +17,8 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
 from es_service.evidence.cores import MOST_WAITED, seconds_waited
+from es_service.evidence.subject import RunSpec
 from es_service.storage import files
 
 __all__ = ["main"]

@@ -1,55 +1,33 @@
 """What decides about trials while Ray Tune runs them: which comes next, which is stopped, and how all of them are.
 
-Tuner ── next? ──► Source ──► queue          a trial at a time, so that what is asked sees what was told
-      ── epoch ──► Conductor ──► queue, ASHA ──► go on, or stop
+Tuner ── next? ──► Source ──► Conductor, queue   a trial at a time, so that what is asked sees what was told
+      ── epoch ──► Conductor ──► queue, early ──► go on, stop, or wait for others and be begun again
       ── all? ───► Stop
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.tuning.described import Places
+from es_service.tuning.early import DROP, GO_ON, WAIT, Early
 from es_service.tuning.queue import Queue
 from es_service.tuning.trainable import ENTRY, drop_checkpoints
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
-__all__ = ["Conductor", "Source", "Stop", "Tell", "early_stopping"]
+__all__ = ["Conductor", "Source", "Stop", "Tell"]
 
 Tell = Callable[[Trial], None]
-_REDUCTION = 3
-_CHEAPENING = {"anneal", "ratio", "prune_ratio", "r", "score_every", "interrupt"}
 _PATIENCE_S = 30.0  # for trials to end in order once somebody asked to stop
-
-
-def early_stopping(epochs: int, searched: Iterable[str]) -> Any:
-    """Return asynchronous successive halving over epochs; None where there are too few to stop anything early.
-
-    A trial may be stopped after a quarter of its epochs, and then after three times as many: where it is below the best
-    third of those that came so far. All of them are then at the same place of the learning rate's schedule. Where a
-    setting is searched that makes epochs cheaper, it is after half of them: cheap epochs look bad at first.
-
-    Reference: Li et al., *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020.
-    """
-    if epochs < 2:
-        return None
-    return ASHAScheduler(
-        time_attr="done",
-        metric="value",
-        mode="max",
-        max_t=epochs,
-        grace_period=max(1, round(epochs / (2 if set(searched) & _CHEAPENING else 4))),
-        reduction_factor=_REDUCTION,
-    )
 
 
 class Stop(Stopper):
@@ -74,17 +52,17 @@ class Stop(Stopper):
 
 
 class Source(Searcher):
-    """Hands out the queue's trials."""
+    """Hands out the conductor's trials."""
 
-    def __init__(self, queue: Queue, spec: Callable[[Trial], RunSpec], stop: Stop) -> None:
+    def __init__(self, conductor: Conductor, spec: Callable[[Trial], RunSpec], stop: Stop) -> None:
         super().__init__()
-        self._queue, self._spec, self._stop = queue, spec, stop
+        self._conductor, self._spec, self._stop = conductor, spec, stop
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - the contract's argument
-        """Return what the next trial trains, an `Assignment` as a dictionary."""
-        trial = None if self._stop.signal is not None else self._queue.next()
+        """Return what the next trial trains, an `Assignment` as a dictionary; None for nothing yet."""
+        trial = None if self._stop.signal is not None else self._conductor.next()
         if trial is None:
-            return Searcher.FINISHED
+            return None if self._stop.signal is None and self._conductor.waits else Searcher.FINISHED
         spec = self._spec(trial).to_dict()
         return {"number": trial.number, "spec": spec, "known": len(trial.epochs)}
 
@@ -107,17 +85,15 @@ class Conductor(FIFOScheduler):
         self,
         queue: Queue,
         spec: Callable[[Trial], RunSpec],
-        asha: Any,
-        epochs: int,
-        metric: str,
+        early: Early,
         tell: Tell,
         storage: Path,
         places: Places,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._queue, self._asha, self._epochs, self._compared, self._tell = queue, asha, epochs, metric, tell
+        self._queue, self._early, self._tell = queue, early, tell
         self._spec, self._storage, self._places = spec, str(storage), places
-        self._behind: set[int] = set()
+        self._waiting: set[int] = set()  # trials that wait for others
         self._live: dict[int, bool] = {}  # trials that Ray Tune knows and that have not ended -> was it asked to stop?
         self._ended: list[Trial] = []
 
@@ -127,47 +103,104 @@ class Conductor(FIFOScheduler):
             drop_checkpoints(self._storage, trial.run)
             self._ended.remove(trial)
 
+    @property
+    def waits(self) -> bool:
+        """Whether some trial waits for others."""
+        return bool(self._waiting)
+
+    def next(self) -> Trial | None:
+        """Return the trial to train now, None where there is none, or none before others have come further."""
+        trial = self._queue.next()
+        if trial is None and self._waiting and not self._live:
+            self._early.settle()
+            self._follow()
+            trial = self._queue.next()
+        return trial
+
     def go_through_journal(self) -> None:
-        """Tell queue and ASHA what happened before this command."""
+        """Tell queue and early stopping what happened before this command."""
         self._queue.restore(self._replay)
         for trial in self._queue.trials:  # what was decided and not written down before the last command ended
-            decided = FINISHED if len(trial.epochs) == self._spec(trial).epochs else PRUNED
-            if trial.status == RUNNING and (decided == FINISHED or trial.number in self._behind):
-                self._queue.end(trial.number, decided)
+            if trial.status != RUNNING:
+                continue
+            verdict = self._early.verdict(trial.number)
+            finished = len(trial.epochs) == self._spec(trial).epochs
+            if finished or verdict == DROP:
+                self._queue.end(trial.number, FINISHED if finished else PRUNED)
                 self._ended.append(trial)
+            elif verdict == WAIT:
+                self._queue.set_aside(trial.number)
+                self._waiting.add(trial.number)
+
+    def retry_failed(self) -> None:
+        """Have all trials that failed be trained from their beginnings."""
+        for trial in self._queue.trials:
+            if trial.status == FAILED:
+                shutil.rmtree(Path(self._storage) / trial.run, ignore_errors=True)
+                self._queue.retry(trial.number)
+                self._early.retry(trial.number)
 
     def _replay(self, kind: str, trial: Trial, event: Mapping[str, Any]) -> None:
         if kind == "begun":
-            self._expect(trial)
-        elif kind == "epoch" and self._is_behind(trial, event):
-            self._behind.add(trial.number)
+            self._early.begin(trial.number)
+        elif kind == "epoch":
+            self._early.epoch(trial.number, event)
+        elif kind == "retried":
+            self._early.retry(trial.number)
+        elif trial.status == FAILED:
+            self._early.fail(trial.number)
+        elif trial.status == PRUNED and self._early.verdict(trial.number) == WAIT:
+            self._early.settle()
+
+    def _follow(self) -> None:
+        """Do to those that wait what has been decided about them."""
+        for number in sorted(self._waiting - set(self._live)):
+            verdict = self._early.verdict(number)
+            if verdict != WAIT:
+                self._waiting.remove(number)
+            if verdict == DROP:
+                self._end(self._queue.trials[number], PRUNED)
+            elif verdict == GO_ON:
+                self._queue.take_up(number)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         """Take note of a trial that will run."""
         ours = self._queue.trials[trial.config["number"]]
         self._live[ours.number] = False
         if not ours.epochs:
-            self._expect(ours)
+            self._early.begin(ours.number)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Take what a trial reports; return whether it goes on."""
-        number = trial.config["number"]
+        decision = self._take(trial.config["number"], result)
+        self._follow()
+        return decision
+
+    def _take(self, number: int, result: dict[str, Any]) -> str:
         ours = self._queue.trials[number]
-        if ours.status != RUNNING or "stopped" in result:
+        if ours.status != RUNNING or number in self._waiting or "stopped" in result:
             return self._when_ended(number, result)
         if "failed" in result:
             return self._end(ours, FAILED, result["failed"])
         if "epoch" not in result or (result.get("done") and not result["last"]):
             return self._end(ours, FAILED, "its training returned before the last epoch")
         entry = {name: result[name] for name in ENTRY}
-        self._queue.epoch(number, entry)
+        if len(ours.epochs) <= entry["epoch"]:  # else it was told before
+            self._queue.epoch(number, entry)
+            self._early.epoch(number, entry)
+        verdict = self._early.verdict(number)
         if result["last"]:
             return self._end(ours, FINISHED)
-        self._tell(ours)
-        if self._is_behind(ours, entry):
-            decision = self._end(ours, PRUNED)
-            return self._ask_to_stop(ours) if self._places.on_ray_train else decision
-        return str(TrialScheduler.CONTINUE)
+        if verdict == DROP:
+            self._end(ours, PRUNED)
+        else:
+            self._tell(ours)
+        if verdict == GO_ON:
+            return str(TrialScheduler.CONTINUE)
+        if verdict == WAIT:
+            self._waiting.add(number)
+            self._live.pop(number)
+        return self._ask_to_stop(ours) if self._places.on_ray_train else str(TrialScheduler.STOP)
 
     def _when_ended(self, number: int, result: dict[str, Any]) -> str:
         """Return what to do with a trial that has ended for us, and reports once more.
@@ -211,29 +244,17 @@ class Conductor(FIFOScheduler):
         self._live.pop(ours.number, None)
         error = trial.get_error()
         lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-        self._end(ours, FAILED, f"its process ended: {lines[0] if lines else 'no message'}")
+        if ours.number not in self._waiting:
+            self._end(ours, FAILED, f"its process ended: {lines[0] if lines else 'no message'}")
+        self._follow()
 
     def _end(self, trial: Trial, status: str, error: str | None = None) -> str:
         if trial.status == RUNNING:
             self._queue.end(trial.number, status, error)
+            if status == FAILED:
+                self._early.fail(trial.number)
             self._live.pop(trial.number, None)
             self.tidy_up()  # of those before: this one's process may be at its last checkpoint still
             self._ended.append(trial)
             self._tell(trial)
         return str(TrialScheduler.STOP)
-
-    def _expect(self, trial: Trial) -> None:
-        if self._asha is not None:
-            self._asha.on_trial_add(None, _named(trial))
-
-    def _is_behind(self, trial: Trial, entry: Mapping[str, Any]) -> bool:
-        """Return whether ASHA would stop it after this epoch; asking is what makes ASHA remember it."""
-        if self._asha is None or entry["epoch"] + 1 >= self._epochs:
-            return False
-        result = {"done": entry["epoch"] + 1, "value": entry[self._compared]}
-        return bool(self._asha.on_trial_result(None, _named(trial), result) == TrialScheduler.STOP)
-
-
-def _named(trial: Trial) -> Any:
-    """Return what ASHA needs to know of a trial."""
-    return types.SimpleNamespace(trial_id=str(trial.number))

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
 from es_service.evidence.contenders import FULL, SHORT_FULL
+from es_service.evidence.subject import RunSpec, Subject
 from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number
 from es_service.tuning.objectives import Objective
@@ -64,62 +64,67 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search:
-    """A search on one task.
+class Search(Subject):
+    """A search on one task; samples may be added to one that is continued.
 
     Args:
         name: what its runs say they belong to.
-        task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
-        num_samples: n of the train set.
-        epochs, batch_size, learning_rate: of every trial that does not search them.
         space: what is searched.
         objective: what for.
         algorithm: one of ALGORITHMS.
         samples: settings to try; of "grid", all there are.
-        seeds: of the trainings; every setting is trained with each.
         seed: of what the search draws.
         early_stopping: whether trials that fall behind are stopped.
         places: where trials run.
+        start: settings to try first.
 
     Raises:
-        ConfigError: a count below 1, no seed, or an algorithm that does not fit.
+        ConfigError: see `Subject`; a count below 1, or an algorithm that does not fit.
     """
 
     name: str
-    task: str
-    data: str | None
-    derived: dict[str, Any]
-    num_samples: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
     space: Space
     objective: Objective
     algorithm: str
     samples: int
-    seeds: tuple[int, ...]
     seed: int
     early_stopping: bool
     places: Places = dataclasses.field(default_factory=Places)
+    start: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "epochs", "batch_size", "samples"):
-            as_integer(name, getattr(self, name), least=1)
+        super().__post_init__()
+        as_integer("samples", self.samples, least=1)
         as_integer("seed", self.seed, least=0, end=2**32)  # Optuna takes no larger one
-        if not self.seeds:
-            raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
         check_algorithm(self.algorithm, self.space)
+        if self.algorithm == "grid" and self.start:
+            raise errors.ConfigError("a grid tries every setting: leave out with which to begin")
+        if self.algorithm == "bohb":
+            self._check_bohb()
         if self.early_stopping and self.objective.name == "front":
             raise errors.ConfigError(
                 "a front has no single number by which trials could be stopped early: give --no-early-stopping, or "
                 "another --objective"
             )
 
+    def _check_bohb(self) -> None:
+        """Raise ConfigError where HyperBand cannot do what is asked for."""
+        if self.objective.name == "front":
+            raise errors.ConfigError("bohb looks for one number, a front has two: take --algorithm optuna or random")
+        if not self.early_stopping:
+            raise errors.ConfigError(
+                "bohb is early stopping by HyperBand: leave --no-early-stopping out, or take --algorithm optuna"
+            )
+        if len(self.seeds) > 1:
+            raise errors.ConfigError(
+                f"bohb compares single trials on their way, and would stop {len(self.seeds)} seeds of a setting one "
+                "by one: leave --seeds out, and train what it finds with more of them"
+            )
+
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when a search is continued: all but the samples, and how many run at a time."""
-        names = ("task", "data", "derived", "num_samples", "epochs", "batch_size", "learning_rate")
         values = {
-            **{name: getattr(self, name) for name in names},
+            **super().identity(),
             "space": self.space.to_dict(),
             "objective": dataclasses.asdict(self.objective),
             "algorithm": self.algorithm,
@@ -129,6 +134,7 @@ class Search:
             "exchange": self.places.exchange,
             "workers": self.places.workers,
             "cpus": self.places.cpus,
+            **({"start": list(self.start)} if self.start else {}),
         }
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
@@ -146,35 +152,10 @@ class Search:
     def spec(self, trial: Trial) -> RunSpec:
         """Return the run of a trial."""
         own = self.space.of_the_run({**self.space.fixed, **trial.settings})
-        return self._spec(
-            trial.run,
-            self.space.method,
-            self.space.selection(trial.settings, trial.seed).to_dict(),
-            epochs=self.epochs,
-            batch_size=own.get("batch_size", self.batch_size),
-            learning_rate=own.get("learning_rate", self.learning_rate),
-            seed=trial.seed,
-        )
+        selection = self.space.selection(trial.settings, trial.seed).to_dict()
+        return self.run(trial.run, self.space.method, selection, trial.seed, **own)
 
     def reference(self, run: str, epochs: int, seed: int) -> RunSpec:
         """Return a run of full training that lasts this many epochs."""
-        return self._spec(
-            run,
-            FULL if epochs == self.epochs else SHORT_FULL,
-            preset(FULL, seed=seed).to_dict(),
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=seed,
-        )
-
-    def _spec(self, run: str, label: str, selection: dict[str, Any], **training: Any) -> RunSpec:
-        return RunSpec(
-            run=run,
-            label=label,
-            task=self.task,
-            data=self.data,
-            derived=self.derived,
-            selection=json.loads(json.dumps(selection)),
-            **training,
-        )
+        label = FULL if epochs == self.epochs else SHORT_FULL
+        return self.run(run, label, preset(FULL, seed=seed).to_dict(), seed, epochs=epochs)

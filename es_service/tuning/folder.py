@@ -10,26 +10,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-from pyarrow import fs
-
 from es_service import errors
 from es_service.evidence.claims import Claim
-from es_service.storage import files
-from es_service.tuning.described import Search
+from es_service.evidence.report_folder import ReportFolder
 from es_service.tuning.trials import Journal
 
 __all__ = ["Folder"]
 
 _CLAIM = Claim(kind="search", command="tune", may_change="samples may be added to one, for anything else")
-_LOCAL = fs.LocalFileSystem()
 
 
-class Folder:
+class Folder(ReportFolder):
     """One search on disk.
 
     Args:
@@ -37,10 +28,7 @@ class Folder:
     """
 
     def __init__(self, out: str) -> None:
-        if "://" in out:
-            raise errors.ConfigError(f"--out {out} is no local folder: reports and pictures are written to one")
-        self.path = Path(files.absolute(out))
-        self.runs = self.path / "runs"
+        super().__init__(out, _CLAIM)
         self.journal = Journal(self.path / "trials.jsonl")
         self.references = Journal(self.path / "references.jsonl")
 
@@ -49,35 +37,18 @@ class Folder:
 
         Nothing is made yet: this comes before Ray starts.
         """
-        there = _CLAIM.is_there(self.path)
-        if resume and not there:
+        if resume and not self.is_claimed:
             raise errors.ConfigError(f"--resume: there is no search in {self.path}; leave --resume out to begin one")
-        if there and not resume:
+        if self.is_claimed and not resume:
             raise errors.ConfigError(
                 f"--out {self.path} holds a search already: go on with it by --resume, or name another folder"
             )
 
-    @contextlib.contextmanager
-    def open(self, search: Search) -> Iterator[None]:
-        """Make the folder this search's, or see that it is; hold it against a second process meanwhile.
-
-        Raises:
-            ConfigError: it cannot be written, it holds something else, or somebody is at work in it.
-        """
-        with _CLAIM.held(self.path, search.identity()):
-            self.runs.mkdir(exist_ok=True)
-            yield
-
     def lengths(self) -> list[int] | None:
         """Return how many epochs the full runs have, None while that is not decided."""
-        if not (self.path / "references.json").exists():
-            return None
-        return [int(one) for one in files.read_json(_LOCAL, str(self.path / "references.json"))["epochs"]]
+        found = self.read("references.json")
+        return None if found is None else [int(one) for one in found["epochs"]]
 
     def write_lengths(self, lengths: list[int]) -> None:
         """Keep them: a search that goes on compares with the same runs."""
-        files.write_json(_LOCAL, str(self.path / "references.json"), {"epochs": lengths})
-
-    def write_results(self, results: dict[str, Any]) -> None:
-        """Write results.json."""
-        files.write_json(_LOCAL, str(self.path / "results.json"), results)
+        self.write("references.json", {"epochs": lengths})

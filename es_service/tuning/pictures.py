@@ -5,7 +5,6 @@ Every picture is made by a function of the results, and is None where there is n
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -17,10 +16,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from es_service.evidence.look import COLOURS, GREY, INK, PALE, WIDTH, new_figure, plain
+from es_service.evidence.look import COLOURS, GREY, INK, PALE, WIDTH, Picture, cost_axes, full_line, new_figure, plain
 from es_service.tuning.domains import parse_domain
 
-__all__ = ["PICTURES", "Picture"]
+__all__ = ["PICTURES"]
 
 Results = Mapping[str, Any]
 _MAP = "cividis"  # reads the same to everybody, and in grey
@@ -75,16 +74,8 @@ def _front(results: Results) -> Figure | None:
     if not rows:
         return None
     figure, axes = new_figure(WIDTH, 5.0)
-    line = sorted((one["cost"], 100 * one[metric]["mean"], _std(one[metric]), one["epochs"])
-                  for one in results["references"] if one[metric] is not None)  # fmt: skip
-    if line:
-        costs, heights, spreads, _ = zip(*line, strict=True)
-        axes.errorbar(
-            costs, heights, spreads, fmt="-o", color=INK, capsize=3, markersize=5, elinewidth=1.2,
-            label="full, and with fewer epochs", zorder=3,
-        )  # fmt: skip
-        for cost, height, _, epochs in line:
-            axes.annotate(f"{epochs} ep.", (cost, height), (5, -12), textcoords="offset points", fontsize=8, color=INK)
+    lengths = [one for one in results["references"] if one[metric] is not None]
+    full_line(axes, [(one["cost"], 100 * one[metric]["mean"], _std(one[metric]), one["epochs"]) for one in lengths])
     front = set(results["front"])
     off = [row for row in rows if row["setting"] not in front]
     on = sorted((row for row in rows if row["setting"] in front), key=lambda row: float(row["cost"]))
@@ -101,10 +92,7 @@ def _front(results: Results) -> Figure | None:
             [best["cost"]], [100 * best[metric]], "o", markersize=16, markerfacecolor="none", color=COLOURS[1],
             markeredgewidth=1.8, label="best.yaml", zorder=5,
         )  # fmt: skip
-    axes.set_xlabel("cost: forward and backward passes as a share of full training's")
-    axes.set_ylabel(f"{metric.replace('_', ' ')} in %")
-    axes.margins(x=0.12, y=0.1)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
+    cost_axes(axes, f"{metric.replace('_', ' ')} in %")
     return figure
 
 
@@ -155,15 +143,6 @@ def _importance(results: Results) -> Figure | None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"share of the variance of {_counted(results)} that it explains by itself, %")
     return figure
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A picture: its title, what to see in it, and the function that draws it."""
-
-    title: str
-    caption: str
-    draw: Callable[[Results], Figure | None]
 
 
 PICTURES: Mapping[str, Picture] = MappingProxyType(

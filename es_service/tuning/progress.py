@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from es_service.evidence.bar import Bar
 from es_service.tuning.objectives import Objective
 from es_service.tuning.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
@@ -18,43 +19,23 @@ class Progress:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._bar: Any = None
-        self._total = self._ended = 0
+        self._bar = Bar(stream, "searching", "trial")
         self._objective: Objective | None = None
         self._highest: float | None = None
         self._best = ""
 
     def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
         """Take note of how many trials there are, and how many of them ended before this command."""
-        self._total += total
-        self._ended += ended
         self._objective = objective
-        if self._stream.isatty():
-            from tqdm import tqdm
-
-            if self._bar is None:
-                layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} trials [{elapsed}{postfix}]"
-                self._bar = tqdm(total=0, desc="searching", bar_format=layout, file=self._stream)
-            self._bar.total = self._total
-            self._bar.update(ended)
-            self._bar.refresh()
-        elif ended:
-            self.say(f"{ended} trial{'s' if ended != 1 else ''} ended before")
+        self._bar.expect(total, ended, "ended before")
 
     def show(self, trial: Trial) -> None:
         """Take note of an epoch of a trial, or of its end."""
         if trial.status == RUNNING:
-            if self._bar is not None:
-                self._bar.set_postfix_str(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
+            self._bar.beside(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
             return
-        self._ended += 1
         self._remember(trial)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._words(trial)}{self._best}", refresh=False)
-            self._bar.update(1)
-        else:
-            self.say(f"{self._ended}/{self._total} {self._words(trial)}")
+        self._bar.ended(self._words(trial), self._best)
 
     def _remember(self, trial: Trial) -> None:
         """Keep the best trial in words, for the bar."""
@@ -77,12 +58,8 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
-        if self._bar is not None:
-            self._bar.write(message, file=self._stream)
-        else:
-            print(message, file=self._stream, flush=True)
+        self._bar.say(message)
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()

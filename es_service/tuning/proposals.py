@@ -15,9 +15,18 @@ from es_service.tuning.objectives import Objective
 from es_service.tuning.space import Space
 from es_service.tuning.trials import FAILED, FINISHED, Trial
 
-__all__ = ["ALGORITHMS", "Listed", "OptunaProposals", "Proposals", "check_algorithm", "proposals_for", "random_points"]
+__all__ = [
+    "ALGORITHMS",
+    "Listed",
+    "OptunaProposals",
+    "Proposals",
+    "check_algorithm",
+    "first_points",
+    "proposals_for",
+    "random_points",
+]
 
-ALGORITHMS = ("grid", "random", "optuna")
+ALGORITHMS = ("grid", "random", "optuna", "bohb")
 _STARTUP = 8  # settings that Optuna draws at random before it looks at results
 
 
@@ -33,7 +42,7 @@ class Proposals(Protocol):
         ...
 
     def tell(self, setting: int, trials: Sequence[Trial]) -> None:
-        """Take the trials of these settings, all of which have ended."""
+        """Take the trials of these settings, all of which have ended; again where a failed one was tried again."""
         ...
 
 
@@ -62,13 +71,21 @@ class Listed:
         """See `Proposals`."""
 
 
-def random_points(space: Space, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return settings drawn independently, each from its domain; those of fewer samples are among those of more.
+def first_points(space: Space, start: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is tried first: the preset's own settings where they lie in the space, then those of `start`.
 
-    Where the preset's own settings lie in the space, they come first: then a search says what it gained over them.
+    With the preset's a search can say what it gained over them.
     """
     usual = space.usual()
-    points = [] if usual is None else [usual]
+    return [*([] if usual is None else [usual]), *(one for one in start if one != usual)]
+
+
+def random_points(space: Space, samples: int, seed: int, start: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return settings drawn independently, each from its domain; those of fewer samples are among those of more.
+
+    `first_points` come before them.
+    """
+    points = first_points(space, start)
     places = np.arange(len(space.domains))
     for counter in range(samples - len(points)):
         shares = keys.uniforms(seed, keys.Purpose.SEARCH, counter, places)
@@ -85,7 +102,9 @@ class OptunaProposals:
     Reference: Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NIPS 2011.
     """
 
-    def __init__(self, space: Space, objective: Objective, samples: int, seed: int) -> None:
+    def __init__(
+        self, space: Space, objective: Objective, samples: int, seed: int, first: Sequence[dict[str, Any]]
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -97,12 +116,11 @@ class OptunaProposals:
             self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._distributions = {name: self._distribution(domain) for name, domain in space.domains.items()}
         self._asked: list[Any] = []
-        usual = space.usual()
-        if usual is not None:
+        for point in first:
             self._study.enqueue_trial(
                 {
                     name: value if (listed := space.domains[name].listed) is None else listed.index(value)
-                    for name, value in usual.items()
+                    for name, value in point.items()
                 }
             )
 
@@ -135,6 +153,10 @@ class OptunaProposals:
         if len(self._objective.directions) == 1 and epoch not in self._study_values(setting):
             self._asked[setting].report(value, epoch)
 
+    def _means(self, trials: Sequence[Trial]) -> list[float]:
+        means: list[float] = np.array([self._objective.values(one.epochs) for one in trials]).mean(axis=0).tolist()
+        return means
+
     def _study_values(self, setting: int) -> Any:
         return self._study.trials[self._asked[setting].number].intermediate_values
 
@@ -142,9 +164,17 @@ class OptunaProposals:
         """See `Proposals`."""
         states = self._optuna.trial.TrialState
         asked, finished = self._asked[setting], [one for one in trials if one.status == FINISHED]
+        known = self._study.trials[asked.number]
+        if known.state.is_finished():  # it failed: a study never changes what it was told
+            if len(finished) == len(trials):
+                self._study.add_trial(
+                    self._optuna.trial.create_trial(
+                        params=known.params, distributions=known.distributions, values=self._means(trials)
+                    )
+                )
+            return
         if len(finished) == len(trials):
-            values = np.array([self._objective.values(one.epochs) for one in trials])
-            self._study.tell(asked, values.mean(axis=0).tolist())
+            self._study.tell(asked, self._means(trials))
         elif any(one.status == FAILED for one in trials):
             self._study.tell(asked, state=states.FAIL)
         else:
@@ -155,11 +185,15 @@ def check_algorithm(algorithm: str, space: Space) -> None:
     """Raise ConfigError where the settings of this space cannot be proposed in this way."""
     if algorithm not in ALGORITHMS:
         raise errors.ConfigError(
-            f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (BOHB and PB2 are not offered: see "
-            "docs/tuning.md)"
+            f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (PB2 is not offered: "
+            "see docs/tuning.md)"
         )
     if algorithm == "grid":
         space.grid()
+    if algorithm == "bohb":
+        from es_service.tuning.bohb import check_bohb
+
+        check_bohb(space)
     if algorithm == "optuna":
         try:
             import optuna  # noqa: F401
@@ -169,10 +203,24 @@ def check_algorithm(algorithm: str, space: Space) -> None:
             ) from error
 
 
-def proposals_for(algorithm: str, space: Space, objective: Objective, samples: int, seed: int) -> Proposals:
+def proposals_for(
+    algorithm: str,
+    space: Space,
+    objective: Objective,
+    *,
+    samples: int,
+    seed: int,
+    epochs: int,
+    start: Sequence[dict[str, Any]] = (),
+) -> Proposals:
     """Return where the settings of a search come from."""
     if algorithm == "grid":
         return Listed(space.grid())
     if algorithm == "random":
-        return Listed(random_points(space, samples, seed))
-    return OptunaProposals(space, objective, samples, seed)
+        return Listed(random_points(space, samples, seed, start))
+    first = first_points(space, start)
+    if algorithm == "bohb":
+        from es_service.tuning.bohb import BohbProposals
+
+        return BohbProposals(space, objective, samples, seed, first, epochs)
+    return OptunaProposals(space, objective, samples, seed, first)

@@ -14,7 +14,7 @@ from typing import Any
 from es_service import errors
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Proposals
-from es_service.tuning.trials import RUNNING, Journal, Trial
+from es_service.tuning.trials import FAILED, RUNNING, Journal, Trial
 
 __all__ = ["Queue"]
 
@@ -45,6 +45,7 @@ class Queue:
         self._name = name
         self.trials: list[Trial] = []
         self._to_do: list[Trial] = []  # begun by an earlier command, and not ended
+        self._failed: set[int] = set()  # at least once
         self._settings: list[dict[str, Any]] = []
         self._waiting: list[tuple[int, int]] = []  # (setting, seed) to come before further settings
         if seed_major:
@@ -56,7 +57,7 @@ class Queue:
         """Go through the journal of an earlier command, as if it all happened again.
 
         Args:
-            tell: called with ("begun" | "epoch" | "ended", trial, the event), in the order in which they came.
+            tell: called with ("begun" | "epoch" | "ended" | "retried", trial, the event), in the order of the journal.
 
         Raises:
             StorageError: the journal is not this search's.
@@ -73,7 +74,9 @@ class Queue:
                     )
             else:
                 trial = self.trials[int(number or 0)]
-                if kind == "epoch":
+                if kind == "retried":
+                    trial.begin_again()
+                elif kind == "epoch":
                     self._take(trial, {key: value for key, value in event.items() if key not in ("event", "number")})
                 else:
                     self._close(trial, str(event["status"]), event.get("error"))
@@ -91,6 +94,24 @@ class Queue:
             named = {name: getattr(begun, name) for name in ("setting", "settings", "seed", "run")}
             self._journal.write("begun", begun.number, **named)
         return begun
+
+    def retry(self, number: int) -> None:
+        """Have a failed trial be trained from its beginning, before any new one.
+
+        Where settings come from hears of its end once more; of its epochs it has heard when it failed.
+        """
+        self._journal.write("retried", number)
+        self.trials[number].begin_again()
+        self.take_up(number)
+
+    def set_aside(self, number: int) -> None:
+        """Leave a trial that was begun for later."""
+        self._to_do = [one for one in self._to_do if one.number != number]
+
+    def take_up(self, number: int) -> None:
+        """Have a trial that was begun be gone on with, before any new one."""
+        self.set_aside(number)
+        self._to_do = sorted([*self._to_do, self.trials[number]], key=lambda one: one.number)
 
     def epoch(self, number: int, entry: dict[str, Any]) -> Trial:
         """Take an epoch of a trial; one that was told before changes nothing."""
@@ -125,10 +146,13 @@ class Queue:
 
     def _take(self, trial: Trial, entry: dict[str, Any]) -> None:
         trial.epochs.append(entry)
-        self._proposals.report(trial.setting, entry["epoch"], self._objective.values(trial.epochs)[0])
+        if trial.number not in self._failed:
+            self._proposals.report(trial.setting, entry["epoch"], self._objective.values(trial.epochs)[0])
 
     def _close(self, trial: Trial, status: str, error: str | None) -> None:
         trial.status, trial.error = status, error
+        if status == FAILED:
+            self._failed.add(trial.number)
         own = [one for one in self.trials if one.setting == trial.setting]
         if len(own) == len(self._seeds) and all(one.status != RUNNING for one in own):
             self._proposals.tell(trial.setting, own)

@@ -11,6 +11,7 @@ model, and so the losses after the first steps, would have been others.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,10 +25,11 @@ from es_service.storage.runs import RunStorage
 from es_service.tuning.proposals import random_points
 from es_service.tuning.space import Space
 
-__all__ = ["REPLAYED", "Replayed", "replay"]
+__all__ = ["REPLAYED", "Replayed", "replay", "starting_points"]
 
 REPLAYED = ("draw", "power", "cap")
 """Settings of `Selection` that a replay can vary, besides those of the method: others change who is scored at all."""
+_CANDIDATES, _MOST_STARTS = 48, 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +67,43 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
         StorageError: the run has no history, or not of all its epochs.
         RunNotFoundError: there is no such run.
     """
+    points = space.grid() if space.is_grid else random_points(space, samples, seed)
+    return _replayed(storage, space, points)[0]
+
+
+def starting_points(storage: RunStorage, space: Space, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return the settings that pick most differently from a finished run's own and from one another.
+
+    Of many that are drawn, first the one that differs most from the run's own; then, again and again, the one whose
+    nearest among the run's own and those before it is farthest away. A search that begins with them tries no two that
+    pick alike.
+
+    Args, Raises:
+        see `replay`.
+    """
+    points = space.grid() if space.is_grid else random_points(space, _CANDIDATES, seed)
+    _, apart = _replayed(storage, space, points)
+    chosen = [0]  # the run's own
+    while len(chosen) <= _MOST_STARTS:
+        nearest = apart[:, chosen].min(axis=1)
+        if nearest.max() == 0:
+            break
+        chosen.append(int(nearest.argmax()))
+    return [points[k - 1] for k in chosen[1:]]
+
+
+def _replayed(
+    storage: RunStorage, space: Space, points: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """Return what `replay` does, and the share of other picks between any two settings, the run's own first."""
     config = storage.config()
     own = config.selection
     _check(space, own)
-    points = space.grid() if space.is_grid else random_points(space, samples, seed)
     chosen = [space.selection(point, own.seed) for point in points]
     for one in chosen:
         _check_method(one, own)
     players = [_Player(one, config.num_samples) for one in (own, *chosen)]
+    same = np.zeros((len(players), len(players)))
     picks = num_same = 0
     at_random = 0.0
     for ids_B, seen, picked_B, run_step in _steps(storage, config.num_epochs, own.signals):
@@ -83,13 +114,20 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
         picks += num
         num_same += int(picked_B[drawn[0]].sum())
         at_random += num * (1 - num / ids_B.size)
-        for player, positions in zip(players, drawn, strict=True):
-            player.compare(positions, drawn[0], ids_B, seen["loss"])
+        marks = np.zeros((len(players), ids_B.size), dtype=np.float32)
+        for player, positions, marked_B in zip(players, drawn, marks, strict=True):
+            player.count(positions, ids_B, seen["loss"])
+            marked_B[positions] = 1
+        same += marks @ marks.T  # whole numbers, exact in float32
     if not picks:
         raise errors.ConfigError(f"run {storage.run!r} trained on everything: there are no picks to compare with")
-    rows = [player.result(point, picks) for player, point in zip(players[1:], points, strict=True)]
-    reference = players[0].result({}, picks)
-    return {
+    apart = 1 - same / picks
+    rows = [
+        player.result(point, float(differs))
+        for player, point, differs in zip(players[1:], points, apart[1:, 0], strict=True)
+    ]
+    reference = players[0].result({}, 0.0)
+    found = {
         "run": storage.run,
         "picks": picks,
         "chance": at_random / picks,
@@ -97,6 +135,7 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
         "own": {"lift": reference.lift, "coverage": reference.coverage},
         "rows": [dataclasses.asdict(row) for row in sorted(rows, key=lambda row: row.differs)],
     }
+    return found, apart
 
 
 class _Player:
@@ -104,7 +143,6 @@ class _Player:
 
     def __init__(self, selection: Selection, num_samples: int) -> None:
         self._engine = Engine(selection, num_samples)
-        self._same = 0
         self._picked_loss = self._mean_loss = 0.0
         self._seen = np.zeros(num_samples, dtype=bool)
         self._picked = np.zeros(num_samples, dtype=bool)
@@ -114,23 +152,16 @@ class _Player:
     ) -> NDArray[np.int64]:
         return self._engine.step(ids_B, seen, num, run_step).positions
 
-    def compare(
-        self,
-        positions: NDArray[np.int64],
-        reference: NDArray[np.int64],
-        ids_B: NDArray[np.int64],
-        losses_B: NDArray[np.float32],
-    ) -> None:
-        self._same += np.intersect1d(positions, reference, assume_unique=True).size
+    def count(self, positions: NDArray[np.int64], ids_B: NDArray[np.int64], losses_B: NDArray[np.float32]) -> None:
         self._picked_loss += float(losses_B[positions].sum(dtype=np.float64))
         self._mean_loss += positions.size * float(losses_B.mean(dtype=np.float64))
         self._seen[ids_B] = True
         self._picked[ids_B[positions]] = True
 
-    def result(self, settings: dict[str, Any], picks: int) -> Replayed:
+    def result(self, settings: dict[str, Any], differs: float) -> Replayed:
         return Replayed(
             settings=settings,
-            differs=1 - self._same / picks,
+            differs=differs,
             lift=self._picked_loss / self._mean_loss if self._mean_loss else 1.0,
             coverage=float(self._picked[self._seen].mean()),
         )
@@ -171,8 +202,12 @@ def _check(space: Space, own: Selection) -> None:
     """Raise ConfigError where the space varies what a replay cannot."""
     first = {name: domain.extremes()[0] for name, domain in space.domains.items()}
     known = (*space.selection(first, own.seed).method.settings(), *REPLAYED)
+    values = own.to_dict()
+    of_the_run = {**values, **values["settings"]}
+    fixed = json.loads(json.dumps(dict(space.fixed)))
+    same = {name for name, value in fixed.items() if name in of_the_run and of_the_run[name] == value}
     for name in (*space.domains, *space.fixed):
-        if name not in known:
+        if name not in known and name not in same:
             raise errors.ConfigError(
                 f"a replay cannot vary {name}: it has the losses of those that the run scored, in the run's own order. "
                 f"It can vary {', '.join(known)}; leave {name} to real trials"

@@ -35,8 +35,8 @@ def results(search: Search, trials: Sequence[Trial], references: Sequence[Trial]
     front = _front(done, metric)
     best = _best(search, done, front)
     usual = search.space.usual()
-    search_cost = math.fsum(one.cost for one in trials)
-    reference_cost = math.fsum(one.cost for one in references)
+    search_cost = math.fsum(one.cost + one.lost for one in trials)
+    reference_cost = math.fsum(one.cost + one.lost for one in references)
     found: dict[str, Any] = {
         "search": search.name,
         **search.identity(),

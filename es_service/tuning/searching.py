@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
+from es_service.storage.runs import RunStorage
 from es_service.tuning.described import Places, Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import Listed, proposals_for
 from es_service.tuning.queue import Queue
+from es_service.tuning.replay import starting_points
 from es_service.tuning.space import Space, read_space
 from es_service.tuning.trials import FINISHED, RUNNING, Trial
+
+if TYPE_CHECKING:
+    from es_service.tuning.early import Early
 
 __all__ = ["begin", "search"]
 
@@ -31,6 +36,7 @@ def search(
     out: str,
     method: str = "es",
     resume: bool = False,
+    retry_failed: bool = False,
     progress: Any = None,
     references: bool = True,
     **settings: Any,
@@ -43,6 +49,7 @@ def search(
         out: folder for runs, tables and the report.
         method: of a space that is a mapping.
         resume: go on with the search that is there.
+        retry_failed: then train those trials and full runs again that failed.
         progress: a `Progress` to show how far it is, None shows nothing.
         references: also train in full, and for as long as the best trial costs, for the report.
         settings: see `begin`.
@@ -54,6 +61,8 @@ def search(
     Example:
         search("fashion", {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0.5, 0.99)"}, samples=16, out="search")
     """
+    if retry_failed and not resume:
+        raise errors.ConfigError("--retry-failed is for a search that is there: give --resume too")
     whole_space = space if isinstance(space, Space) else read_space(method, space)
     folder = Folder(out)
     folder.check(resume=resume)
@@ -64,11 +73,11 @@ def search(
 
     with folder.open(described):
         ensure_ray()
-        trials = _trials(described, folder, progress)
+        trials = _trials(described, folder, progress, retry_failed=retry_failed)
         if all(one.status != FINISHED for one in trials):
             first = next((one for one in trials if one.error is not None), trials[0])
             raise errors.TrainingError(f"no trial finished; {first.run}: {first.error or 'stopped early'}")
-        full = _references(described, folder, trials, progress) if references else []
+        full = _references(described, folder, trials, progress, retry_failed=retry_failed) if references else []
         found = results.results(described, trials, full)
         report.write(folder, described, found, trials, full)
     return found
@@ -92,6 +101,7 @@ def begin(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     places: Places | None = None,
+    start_from: RunStorage | None = None,
 ) -> Search:
     """Return the search with everything filled in that the task decides, having checked it.
 
@@ -104,13 +114,14 @@ def begin(
         objective: an `Objective`, or its name; `target` belongs to the latter. With a long tail accuracy says little
             of the rare classes: "cost", "time" and "front" then look at balanced accuracy.
         target: accuracy to reach.
-        algorithm: "grid", "random" or "optuna"; None takes a grid where every setting has one, else Optuna.
+        algorithm: "grid", "random", "optuna" or "bohb"; None takes a grid where every setting has one, else Optuna.
         samples: settings to try.
         num_seeds: trainings of each of them, with seeds from `seed` on.
         seed: of what is drawn.
         early_stopping: stop trials that fall behind; None for yes, but for a grid and a front.
         epochs, batch_size, learning_rate: of the trials; None takes the task's.
         places: where trials run.
+        start_from: a finished run of this task, to begin with settings that pick differently; see `starting_points`.
 
     Raises:
         ConfigError: an unknown task, an objective that it cannot give, or a trial that could not begin.
@@ -137,6 +148,11 @@ def begin(
         raise errors.ConfigError(
             f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
         )
+    if start_from is not None and start_from.config().num_samples != len(built.train_set):
+        raise errors.ConfigError(
+            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {len(built.train_set)}: "
+            "begin with a run of the same task"
+        )
     plain = Derived().to_dict()
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
@@ -157,6 +173,7 @@ def begin(
         seed=seed,
         early_stopping=early_stopping,
         places=places or Places(),
+        start=() if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
     )
     for extreme in _extremes(space):
         selection = space.selection(extreme, 0)
@@ -191,18 +208,29 @@ def check_extras() -> None:
         ) from error
 
 
-def _trials(described: Search, folder: Folder, progress: Any) -> list[Trial]:
+def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: bool) -> list[Trial]:
     """Run what is missing of the trials, and return all of them."""
     proposals = proposals_for(
-        described.algorithm, described.space, described.objective, described.samples, described.seed
+        described.algorithm,
+        described.space,
+        described.objective,
+        samples=described.samples,
+        seed=described.seed,
+        epochs=described.epochs,
+        start=described.start,
     )
     seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
     queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
     total = described.num_settings * len(described.seeds)
-    return _run(described, folder, queue, described.spec, total, progress, early=described.early_stopping)
+    from es_service.tuning.tuner import early_stopping
+
+    early = early_stopping(described)
+    return _run(described, folder, queue, described.spec, total, progress, early, retry_failed=retry_failed)
 
 
-def _references(described: Search, folder: Folder, trials: Sequence[Trial], progress: Any) -> list[Trial]:
+def _references(
+    described: Search, folder: Folder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
+) -> list[Trial]:
     """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
     lengths = folder.lengths()
     if lengths is None:
@@ -223,7 +251,9 @@ def _references(described: Search, folder: Folder, trials: Sequence[Trial], prog
     def spec(trial: Trial) -> RunSpec:
         return described.reference(trial.run, trial.settings["epochs"], trial.seed)
 
-    return _run(described, folder, queue, spec, len(names), progress, early=False)
+    from es_service.tuning.early import Never
+
+    return _run(described, folder, queue, spec, len(names), progress, Never(), retry_failed=retry_failed)
 
 
 def _run(
@@ -233,10 +263,11 @@ def _run(
     spec: Callable[[Trial], RunSpec],
     total: int,
     progress: Any,
+    early: Early,
     *,
-    early: bool,
+    retry_failed: bool,
 ) -> list[Trial]:
-    from es_service.tuning import conductor, tuner
+    from es_service.tuning import tuner
 
     def restored() -> None:
         if progress is not None:
@@ -250,9 +281,8 @@ def _run(
         search=described.name,
         whole=described.whole,
         places=described.places,
-        epochs=described.epochs,
-        early=conductor.early_stopping(described.epochs, described.space.domains) if early else None,
-        metric=described.objective.metric,
+        early=early,
+        retry_failed=retry_failed,
         restored=restored,
         tell=(lambda _: None) if progress is None else progress.show,
     )

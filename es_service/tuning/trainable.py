@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
 from es_service.evidence.jobs import train_job
+from es_service.evidence.subject import RunSpec
 from es_service.storage.runs import RunStorage
 from es_service.tuning.described import Places
 

@@ -1,6 +1,6 @@
 """The trials of a search, and the journal that remembers them.
 
-Lifecycle of a trial    waiting → running → finished | pruned | failed
+Lifecycle of a trial    waiting → running → finished | pruned | failed, and running again where that is asked for
 Invariant               whoever reads the journal from its start knows all trials, in the order in which they came
 """
 
@@ -33,6 +33,7 @@ class Trial:
         status: RUNNING until it ends; of a stopped search, that is what is left to do.
         epochs: of its run, see `objectives.Epochs`.
         error: why it failed.
+        lost: what earlier attempts spent, which failed, in full trainings.
     """
 
     number: int
@@ -43,11 +44,17 @@ class Trial:
     status: str = RUNNING
     epochs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     error: str | None = None
+    lost: float = 0.0
 
     @property
     def cost(self) -> float:
-        """What it has spent, in full trainings."""
+        """What it has spent, in full trainings; without earlier attempts."""
         return float(self.epochs[-1]["cost"]) if self.epochs else 0.0
+
+    def begin_again(self) -> None:
+        """Forget a failure and what led to it, but for its cost."""
+        self.lost += self.cost
+        self.status, self.error, self.epochs = RUNNING, None, []
 
 
 class Journal:
@@ -56,6 +63,7 @@ class Journal:
         {"event": "begun", "number", "setting", "settings", "seed", "run"}
         {"event": "epoch", "number", "epoch", "accuracy", "cost", …}
         {"event": "ended", "number", "status", "error"}
+        {"event": "retried", "number"}    a failed one, from its beginning
 
     Args:
         path: of the file; a last line that was cut short is dropped.

@@ -1,6 +1,7 @@
 """Ray Tune around a queue of trials: the driver's side.
 
-Ray Tune keeps no state that is needed again: a search that goes on tells queue and ASHA what its journal holds.
+Ray Tune keeps no state that is needed again: a search that goes on tells queue and early stopping what its journal
+holds.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import ray
 from ray import tune
 
 from es_service import errors
-from es_service.evidence.comparison import RunSpec
+from es_service.evidence.subject import RunSpec
 from es_service.tuning.conductor import Conductor, Source, Stop, Tell
-from es_service.tuning.described import Places
+from es_service.tuning.described import Places, Search
+from es_service.tuning.early import Asha, Early, Never
+from es_service.tuning.halving import HyperBand
 from es_service.tuning.queue import Queue
+from es_service.tuning.rungs import cheapening
 from es_service.tuning.trainable import trainable
 from es_service.tuning.trials import RUNNING, Trial
 
-__all__ = ["run_trials"]
+__all__ = ["early_stopping", "run_trials"]
 
 
 _QUIET = {
@@ -41,6 +45,16 @@ _QUIET = {
 }
 
 
+def early_stopping(search: Search) -> Early:
+    """Return what stops a search's trials early: HyperBand where BOHB proposes them, else ASHA where asked for."""
+    if not search.early_stopping or search.epochs < 2:
+        return Never()
+    searched, metric = search.space.domains, search.objective.metric
+    if search.algorithm == "bohb":
+        return HyperBand(search.epochs, metric, searched)
+    return Asha(search.epochs, metric, cheaply=cheapening(searched))
+
+
 def run_trials(
     queue: Queue,
     *,
@@ -50,9 +64,8 @@ def run_trials(
     search: str,
     whole: int,
     places: Places,
-    epochs: int,
-    early: Any,
-    metric: str,
+    early: Early,
+    retry_failed: bool,
     restored: Callable[[], None],
     tell: Tell,
 ) -> None:
@@ -66,9 +79,8 @@ def run_trials(
         search: name of the search, for the runs to say.
         whole: forward-equivalents of a full training.
         places: where trials run.
-        epochs: of a trial.
-        early: what stops those that fall behind, see `early_stopping`; None for nothing.
-        metric: what they are compared by then.
+        early: what stops those that fall behind, see `early_stopping`.
+        retry_failed: whether trials that failed before are trained once more.
         restored: called once what was done before is known.
         tell: called with a trial after each of its epochs, and when it has ended.
 
@@ -76,8 +88,10 @@ def run_trials(
         ConfigError: a trial asks for more CPUs than there are.
         KeyboardInterrupt, SystemExit: somebody asked to stop. Trials under way are left to be gone on with.
     """
-    conductor = Conductor(queue, spec, early, epochs, metric, tell, storage, places)
+    conductor = Conductor(queue, spec, early, tell, storage, places)
     conductor.go_through_journal()
+    if retry_failed:
+        conductor.retry_failed()
     restored()
     left = num_trials - sum(one.status != RUNNING for one in queue.trials)
     if left == 0:
@@ -93,9 +107,9 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(_named_function(train), _resources(places)),
         tune_config=tune.TuneConfig(
-            search_alg=Source(queue, spec, stop),
+            search_alg=Source(conductor, spec, stop),
             scheduler=conductor,
-            num_samples=left,
+            num_samples=-1,  # until the source says so: who waits for others is begun more than once
             max_concurrent_trials=places.room(_cluster("CPU")),
             reuse_actors=not places.on_ray_train,  # a new process takes longer to import torch than many a trial trains
         ),

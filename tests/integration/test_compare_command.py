@@ -16,9 +16,9 @@ import pytest
 from pyarrow import parquet
 
 from es_service.cli import main
-from es_service.evidence.comparison import RunSpec
 from es_service.evidence.folder import Folder
 from es_service.evidence.running import Slots, run_all
+from es_service.evidence.subject import RunSpec
 from es_service.selection.config import preset
 
 JOBS = min(2, len(os.sched_getaffinity(0)))

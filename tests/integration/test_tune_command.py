@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,33 @@ def wait_until_nothing_is_left(ray_cluster: Any) -> Callable[[], None]:
     return wait
 
 
-def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def here(ray_cluster: Any, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a command in this process, which has imported all it needs, with one thread as trials do."""
+    import torch
+
+    from es_service.cli import main
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            status = main([*map(str, words)])
+        finally:
+            torch.set_num_threads(threads)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_what_it_prints_and_writes(
+    few_images: Path, ray_cluster: Any, here: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     out = tmp_path / "found"
     words = ("--search", "beta1=choice(0.0, 0.2)", "--search", "anneal=[0, 0]", "--algorithm", "grid", "--seeds", 2)
-    done = tune(few_images, out, *words, *SMALL, "--limit", 256)
+    words = (*words, *SMALL, "--limit", 256, "--max-concurrent", 1)
+    done = tune(few_images, out, *words)
     results = json.loads(done.stdout)
     assert results == json.loads((out / "results.json").read_text())
     assert [one["settings"] for one in results["trials"]] == [{"beta1": 0.0}, {"beta1": 0.2}] * 2
@@ -110,33 +133,43 @@ def test_what_it_prints_and_writes(few_images: Path, ray_cluster: Any, tmp_path:
     assert not list(out.glob("runs/*/checkpoints"))
     assert not (out / "tune").exists()
 
-    listed = subprocess.run(
-        command("runs", "--storage", out / "runs", "--json"), capture_output=True, text=True, check=True
-    )
-    runs = json.loads(listed.stdout)["runs"]
+    runs = json.loads(here("runs", "--storage", out / "runs", "--json")[1])["runs"]
     assert {run["search"] for run in runs} == {"found"}
     assert len(runs) == 6
-    trained = subprocess.run(
-        command("train", "--config", out / "best.yaml", "--storage", tmp_path / "runs", "--run", "again", "--json"),
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    again = ("train", "--config", out / "best.yaml", "--storage", tmp_path / "runs", "--run", "again", "--json")
+    trained = json.loads(here(*again)[1])
     best = [one for one in results["trials"] if one["settings"] == results["best"]["settings"] and one["seed"] == 0]
-    assert json.loads(trained.stdout)["accuracy"] == best[0]["accuracy"]
+    assert trained["accuracy"] == best[0]["accuracy"]
 
-    again = tune(few_images, out, *words, *SMALL, "--limit", 256, expect=2)
-    assert "holds a search already" in again.stderr
+    again = ("tune", "--data", few_images, "--out", out, *words)
+    status, _, message = here(*again)
+    assert status == 2
+    assert "holds a search already" in message
     before = (out / "trials.jsonl").read_text()
-    ended = tune(few_images, out, *words, *SMALL, "--limit", 256, "--resume")
-    assert told(json.loads(ended.stdout)) == told(results)
+    status, ended, _ = here(*again, "--resume")
+    assert status == 0
+    assert told(json.loads(ended)) == told(results)
     assert (out / "trials.jsonl").read_text() == before
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("algorithm", ["optuna", "bohb"])
 def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
-    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
+    algorithm: str, few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
+    if algorithm == "bohb":
+        pytest.importorskip("hpbandster")
     words = ("--search", "beta1=uniform(0, 0.5)", "--search", "ratio=choice(0.25, 0.5)", "--search", "anneal=[0, 0]")
-    words = (*words, *ONE, "--limit", 256, "--samples", 10)  # more than Optuna draws at random, so that results matter
+    words = (
+        *words,
+        *ONE,
+        "--algorithm",
+        algorithm,
+        "--limit",
+        256,
+        "--samples",
+        10,
+    )  # more than Optuna draws at random, so that results matter
     undisturbed = json.loads(tune(few_images, tmp_path / "one", *words).stdout)
     assert {one["status"] for one in undisturbed["trials"]} <= {"finished", "pruned"}
     assert len({one["accuracy"] for one in undisturbed["trials"]}) > 3
@@ -162,6 +195,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     from es_service.tuning import search
+    from es_service.tuning.described import Places
 
     killed: list[int] = []
     stop = threading.Event()
@@ -177,13 +211,13 @@ def test_after_many_trials_of_every_end_nothing_is_left(
 
     killer = threading.Thread(target=kill_one)
     killer.start()
+    space = {"learning_rate": "grid(0.0001, 0.1, 0.00011, 1e30)", "beta1": f"grid({', '.join(map(str, betas))})"}
+    settings: dict[str, Any] = {
+        "data": str(few_images), "out": str(tmp_path / "out"), "epochs": 2, "batch_size": 32, "derived": {"limit": 64},
+        "early_stopping": True, "references": False, "places": Places(max_concurrent=2),
+    }  # fmt: skip
     try:
-        results = search(
-            "fashion",
-            {"learning_rate": "grid(0.0001, 0.1, 0.00011, 1e30)", "beta1": f"grid({', '.join(map(str, betas))})"},
-            data=str(few_images), out=str(tmp_path / "out"), epochs=2, batch_size=32, derived={"limit": 64},
-            early_stopping=True, references=False,
-        )  # fmt: skip
+        results = search("fashion", space, **settings)
     finally:
         stop.set()
         killer.join()
@@ -200,6 +234,12 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     assert results["best"]["settings"]["learning_rate"] < 1
     wait_until_nothing_is_left()
     assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
+
+    settings["places"] = Places(max_concurrent=1)
+    again = search("fashion", space, **settings, resume=True, retry_failed=True)
+    failed = [one["run"] for one in again["trials"] if one["status"] == "failed"]
+    assert failed == [one["run"] for one in diverged]  # as they must; but the one whose process was killed has ended
+    wait_until_nothing_is_left()
 
 
 @pytest.mark.thorough
@@ -222,10 +262,43 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     wait_until_nothing_is_left()
 
 
+def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
+    few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
+) -> None:
+    pytest.importorskip("hpbandster")
+    from es_service.selection.config import preset
+    from es_service.training.job import TrainJob, train
+    from es_service.training.tasks.derived import Derived
+    from es_service.tuning import search
+    from es_service.tuning.described import Places
+
+    results = search(
+        "fashion", {"beta1": "uniform(0, 0.5)", "anneal": [0, 0]}, algorithm="bohb", samples=5, epochs=3, batch_size=32,
+        derived={"limit": 128}, data=str(few_images), out=str(tmp_path / "out"), references=False,
+        places=Places(max_concurrent=1),
+    )  # fmt: skip
+    # Three wait after an epoch, and one of them goes on; the two of the next bracket are trained at once.
+    assert sorted(one["epochs"] for one in results["trials"]) == [1, 1, 3, 3, 3]
+    assert {one["status"] for one in results["trials"][3:]} == {"finished"}
+    gone_on = next(one for one in results["trials"][:3] if one["status"] == "finished")
+    assert gone_on["cost"] == results["trials"][3]["cost"]  # no epoch was trained twice
+    selection = preset("es", **gone_on["settings"], anneal=(0, 0), seed=0)
+    again = train(
+        TrainJob(
+            task="fashion", method="es", data=str(few_images), derived=Derived(limit=128),
+            storage=str(tmp_path / "runs"), run="again", selection=selection, epochs=3, batch_size=32,
+            exchange="embedded",
+        ),
+        lambda _: None,
+    )  # fmt: skip
+    assert (again["accuracy"], again["held_out_loss"]) == (gone_on["accuracy"], gone_on["held_out_loss"])
+    wait_until_nothing_is_left()
+
+
 TWO_CPUS = """
 import json
 import ray
-ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+ray.init(log_to_driver=False, configure_logging=False)
 from es_service.tuning.described import Places
 from es_service.tuning import search
 results = search(
@@ -236,15 +309,24 @@ print(json.dumps([trial["status"] for trial in results["trials"]]), json.dumps(r
 """
 
 
-def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(tmp_path: Path) -> None:
+@pytest.fixture
+def two_cpus(ray_cluster: Any) -> Iterator[None]:
+    """Leave two CPUs of Ray's free."""
+    from ray.util import placement_group, remove_placement_group
+
+    held = placement_group([{"CPU": 2}])
+    assert held.wait(60)
+    yield
+    remove_placement_group(held)
+
+
+def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(two_cpus: None, tmp_path: Path) -> None:
     """With a task of the user's own, which trials and their workers find in the directory of the command."""
     page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
     (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-c", TWO_CPUS],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", TWO_CPUS], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == '["finished", "finished"] 2.0'
 
@@ -270,13 +352,15 @@ def build_task(data=None):
         (("--objective", "balanced_accuracy", "--task", "my_regression:build_task"), "has no labels"),
         (("--objective", "cost"), "--target"),
         (("--target", 0.5), "has no target"),
-        (("--algorithm", "bohb"), "unknown algorithm 'bohb'"),
+        (("--algorithm", "pb2"), "PB2 is not offered"),
+        (("--algorithm", "bohb", "--no-early-stopping"), "bohb"),
         (("--algorithm", "grid"), "is a range"),
         (("--objective", "front", "--early-stopping"), "--no-early-stopping"),
         (("--workers", 2), "--exchange leased"),
         (("--samples", 0), "samples must be an integer of at least 1"),
         (("--method", "kakurenbo"), "say what to search"),
         (("--resume",), "there is no search in"),
+        (("--retry-failed",), "give --resume too"),
         (("--space", "nowhere.yaml"), "cannot read --space"),
         (("--task", "fashon"), "did you mean 'fashion'"),
     ],

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from es_service import errors
-from es_service.evidence.comparison import Comparison, RunSpec
+from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import Contender, parse_contenders, short_full
+from es_service.evidence.subject import RunSpec
 from es_service.selection.config import preset
 from es_service.storage.runs import check_run_name
 

@@ -41,7 +41,10 @@ def make_search(entries: dict[str, Any] | None = None, **changes: Any) -> Search
 
 
 def make_queue(search: Search, path: Path) -> Queue:
-    proposals = proposals_for(search.algorithm, search.space, search.objective, search.samples, search.seed)
+    proposals = proposals_for(
+        search.algorithm, search.space, search.objective,
+        samples=search.samples, seed=search.seed, epochs=search.epochs,
+    )  # fmt: skip
     return Queue(
         proposals, search.seeds, search.objective, Journal(path), seed_major=search.algorithm == "grid"
     )  # fmt: skip

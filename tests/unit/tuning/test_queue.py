@@ -124,6 +124,33 @@ def test_all_settings_come_with_the_first_seed_before_any_with_the_second(by_han
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("algorithm", ["random", "optuna", "bohb"])
+def test_failed_trials_are_trained_again_where_that_is_asked_for(algorithm: str, by_hand: Hand, tmp_path: Path) -> None:
+    if algorithm == "bohb":
+        pytest.importorskip("hpbandster")
+    seeds = (0,) if algorithm == "bohb" else (0, 1)
+    search = by_hand["search"](algorithm=algorithm, samples=12, seeds=seeds)
+    path = tmp_path / "trials.jsonl"
+    failed = [one.number for one in by_hand["play"](search, path) if one.status == FAILED]
+    queue = by_hand["queue"](search, path)
+    queue.restore(nothing)
+    for number in failed:
+        queue.retry(number)
+    more = by_hand["queue"](by_hand["search"](algorithm=algorithm, samples=14, seeds=seeds), path)
+    more.restore(nothing)  # a command that was stopped before any of them
+    for number in failed:
+        trial = more.next()
+        assert (trial.number, trial.status, trial.epochs, trial.error) == (number, RUNNING, [], None)
+        assert trial.lost > 0
+        for epoch in range(search.epochs):
+            more.epoch(number, by_hand["entry"](epoch, 0.9, 0.1 * (epoch + 1)))
+        more.end(number, FINISHED)
+    assert more.next().number == 12 * len(seeds)  # and what is new comes after them
+    again = by_hand["queue"](by_hand["search"](algorithm=algorithm, samples=14, seeds=seeds), path)
+    again.restore(nothing)
+    assert again.trials == more.trials
+
+
 @pytest.mark.parametrize(
     "objective, values",
     [

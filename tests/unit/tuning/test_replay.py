@@ -18,7 +18,9 @@ from es_service.selection.engine import Engine
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import WHOLE
 from es_service.storage.runs import RunStorage
-from es_service.tuning.replay import replay
+from es_service.tuning.proposals import proposals_for
+from es_service.tuning.replay import replay, starting_points
+from es_service.tuning.searching import begin
 from es_service.tuning.space import read_space
 
 N, EPOCHS, B = 240, 4, 40
@@ -87,6 +89,27 @@ def test_another_method_of_the_same_losses_can_be_replayed_and_a_range_is_drawn_
     assert again == found
 
 
+def test_a_search_begins_with_settings_that_pick_differently(tmp_path: Path) -> None:
+    storage = recorded(tmp_path)
+    grid = {"beta1": "grid(0.2, 0.201, 0.5, 0.7, 0.9)", "beta2": "grid(0.9)"}
+    starts = starting_points(storage, read_space("es", {**grid, "ratio": 0.25, "anneal": [0.25, 0.0]}))
+    assert starts[0] == {"beta1": 0.9, "beta2": 0.9}  # it picks least like the run's own
+    assert [one["beta1"] for one in starts[1:]] == [0.7, 0.5]  # but 0.2 and 0.201 pick like the run's own
+    assert starting_points(storage, read_space("es", {"draw": "grid(race)"})) == []  # and so does this
+
+    space = read_space("es", {"beta1": "choice(0.1, 0.2, 0.6, 0.9)", "beta2": 0.9})
+    found = begin(
+        "fashion", space, derived={"limit": N}, start_from=storage, algorithm="random", samples=9, epochs=2
+    )  # fmt: skip
+    assert [one["beta1"] for one in found.start][:2] == [0.9, 0.6]
+    for algorithm in ("random", "optuna"):
+        proposals = proposals_for(
+            algorithm, found.space, found.objective, samples=4, seed=0, epochs=2, start=found.start
+        )  # fmt: skip
+        assert [proposals.ask() for _ in range(3)] == [{"beta1": 0.2}, *found.start[:2]]  # the usual ones come first
+    assert found.identity()["start"] == list(found.start)
+
+
 @pytest.mark.parametrize(
     "method, entries, words",
     [
@@ -125,7 +148,9 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, c
     assert lines[1].split()[:3] == ["0.2", "0.0", "%"]
     assert "at random 75.0 % would be others" in "\n".join(lines)
     for more, message in (
-        (["--out", "x"], "leave --out"), (["--resume"], "leave --out"), (["--samples", "0"], "samples must be"),
+        (["--resume"], "leave --resume out"), (["--samples", "0"], "samples must be"),
+        (["--out", str(tmp_path / "x"), "--limit", "100"], "run 'run' has 240 samples, the task 100"),
+        (["--out", str(tmp_path / "x"), "--limit", str(N)], "a grid tries every setting"),
     ):  # fmt: skip
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err

@@ -113,6 +113,14 @@ def test_what_the_search_cost(by_hand: Hand, tmp_path: Path) -> None:
     assert all(row["above_full"] is None for row in none["rows"])
 
 
+def test_what_a_trial_spent_before_it_was_tried_again_counts_too(by_hand: Hand, tmp_path: Path) -> None:
+    search = by_hand["search"](GRID, algorithm="grid")
+    trials = by_hand["play"](search, tmp_path / "trials.jsonl")
+    before = results(search, trials, [])["search_cost"]
+    trials[0].lost = 0.5
+    assert results(search, trials, [])["search_cost"] == pytest.approx(before + 0.5)
+
+
 def test_no_setting_that_finished_is_no_best_one(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"]({"beta1": "grid(0.1)"}, algorithm="grid", seeds=(0,))
     queue = by_hand["queue"](search, tmp_path / "trials.jsonl")
