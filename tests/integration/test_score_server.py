@@ -99,7 +99,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def test_sixty_four_clients_do_not_make_the_server_grow(run: str, storage: str) -> None:
-    """What they report is applied and forgotten: once snapshot and history were written, it holds no more than before."""
+    """What they report is applied and forgotten: after the first epochs the server holds no more than before."""
     num_clients, batch_size, steps = 64, 64, 6
     shape = {"num_samples": num_clients * batch_size * steps, "num_epochs": 6, "batch_size": batch_size}
     selection = preset("es", anneal=(0, 0))
