@@ -60,7 +60,7 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
     exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     selection = driving.selection_of("eswp", seed=2)
-    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="wait")
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=2.0, on_unavailable="wait")
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 3):
@@ -87,7 +87,7 @@ def test_a_training_that_continues_loses_no_step_and_comes_back(
 ) -> None:
     """Away from inside epoch 1 to the beginning of epoch 3: epoch 2 is trained without the server."""
     selection = driving.selection_of("es", seed=3)
-    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="continue")
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=4.0, on_unavailable="continue")
     server = launch.find(run)
 
     def disturb(epoch: int, step: int) -> None:
