@@ -52,7 +52,7 @@ COMMANDS := $(wildcard tests/integration/test_*_command.py)
 
 QUICK := $(BIN)/pytest -q -m 'not thorough'
 
-integration: setup
+integration: setup data
 	$(QUICK) tests/integration $(COMMANDS:%=--ignore=%)
 
 commands: setup
@@ -61,13 +61,13 @@ commands: setup
 chaos: setup
 	$(QUICK) tests/chaos
 
-dashboard: setup
+dashboard: setup browser
 	$(QUICK) tests/browser
 
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
-test: lint data browser  ## everything: check, then the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --output-sync=target integration commands unit dashboard chaos
+test: setup  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
+	$(MAKE) --jobs=3 --output-sync=target integration commands lint unit dashboard chaos
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks import service_kernel
 from benchmarks.figures import Figure, Progress
+from es_service.selection import compiled
 
 __all__ = ["FULL", "QUICK", "Sizes", "measure", "readable"]
 
@@ -202,12 +203,14 @@ def _machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "loops": "numpy" if compiled.loops() is None else "machine code",
     }
 
 
 def readable(results: dict[str, Any]) -> str:
     """Return the results as text."""
-    lines = ["in-process: checks + step, and numpy moving the same bytes", ""]
+    loops = results["machine"]["loops"]
+    lines = [f"in-process, loops in {loops}: checks + step, and numpy moving the same bytes", ""]
     lines.append("       rows      B  pace          kernel p50  p99 µs   bare p50  p99 µs  to bare  M samples/s")
     for one in results["kernel"]:
         if "skipped" in one:

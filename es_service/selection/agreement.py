@@ -94,9 +94,11 @@ def exact_mean(values: NDArray[np.float32]) -> Agreed[float]:
 
 def _sortable(keys: NDArray[np.float64]) -> NDArray[np.uint64]:
     """Return words that sort as the keys do, -inf first; -0.0 counts as 0.0."""
-    words = (keys + 0.0).view(np.uint64)
-    negative = words >> np.uint64(63) == 1
-    return np.where(negative, ~words, words | np.uint64(1 << 63))
+    words = (keys + 0.0).view(np.int64)
+    flips = words >> 63  # all bits of the negative ones
+    flips |= np.iinfo(np.int64).min
+    words ^= flips
+    return words.view(np.uint64)
 
 
 def _nth(words: NDArray[np.uint64], num: int) -> Agreed[tuple[int, int, int]]:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import draws, keys
+from es_service.selection import compiled, draws, keys
 from es_service.selection.agreement import Agreed
 from es_service.selection.annealing import num_annealing
 from es_service.selection.config import Selection
-from es_service.selection.methods.base import Columns
+from es_service.selection.methods.base import Columns, Method
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable
@@ -98,6 +98,14 @@ def known_weights(columns: Columns) -> F32:
     return np.where(unobserved_B, most, weights_B)
 
 
+def _betas(method: Method) -> tuple[np.float32, ...] | None:
+    """Return β1, 1-β1, β2, 1-β2 where there is machine code for the method, else None."""
+    if method.averages is None or compiled.loops() is None:
+        return None
+    beta1, beta2 = method.averages
+    return np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
+
+
 def leased_columns(selection: Selection) -> tuple[str, ...]:
     """Return the columns of the table that a rank needs in order to draw on its own."""
     names = dict.fromkeys(selection.method.reads)
@@ -123,13 +131,19 @@ class Engine:
         self.shard = shard
         self._first_num_samples = num_samples if grows else None
         self.table = ScoreTable(shard.num_rows(num_samples), method.initial_score(num_samples), method.columns)
+        self._betas = _betas(method)
 
     def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
         """Observe these signals, draw `num` of the B by the new weights, and count the drawn."""
-        records_B = self._observed(ids_B, seen, run_step)
-        draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
-        records_B["selected"][draw.positions] += np.uint32(1)
-        self.table.scatter(self.shard.rows(ids_B), records_B)
+        rows_B = self.shard.rows(ids_B)
+        if self._betas is None:
+            records_B = self._observed(rows_B, seen, run_step)
+            draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
+            records_B["selected"][draw.positions] += np.uint32(1)
+            self.table.scatter(rows_B, records_B)
+            return draw
+        draw = choose(self.selection, ids_B, self._observe_in_place(rows_B, seen, run_step), num, run_step, recent_R)
+        self.table.add_selected(rows_B[draw.positions])
         return draw
 
     def draw(self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
@@ -154,9 +168,13 @@ class Engine:
         """
         weights_B = NOTHING
         if seen is not None:
-            records_B = self._observed(ids_B, seen, run_step)
-            self.table.scatter(self.shard.rows(ids_B), records_B)
-            weights_B = np.ascontiguousarray(records_B["w"])
+            rows_B = self.shard.rows(ids_B)
+            if self._betas is None:
+                records_B = self._observed(rows_B, seen, run_step)
+                self.table.scatter(rows_B, records_B)
+                weights_B = np.ascontiguousarray(records_B["w"])
+            else:
+                weights_B = self._observe_in_place(rows_B, seen, run_step)
         if selected_b.size:
             self.table.add_selected(self.shard.rows(selected_b))
         return weights_B
@@ -224,10 +242,20 @@ class Engine:
         rows_m = self.shard.rows(ids_m)
         return {name: self.table.values(name, rows_m) for name in leased_columns(self.selection)}
 
-    def _observed(self, ids_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
+    def _observe_in_place(self, rows_B: I64, seen: Columns, run_step: int) -> F32:
+        """Do what `_observed` does by machine code, on the table itself; return the new weights float32[B]."""
+        code, weights_B = compiled.loops(), np.empty(rows_B.size, dtype=np.float32)
+        assert code is not None
+        values_B, losses_B = seen[self.selection.signal], seen["loss"]
+        code.observe_averages(
+            self.table.words(), rows_B, values_B, losses_B, self._betas, np.int32(run_step), weights_B
+        )
+        return weights_B
+
+    def _observed(self, rows_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
         """Return copies of the rows as they are after this observation."""
         method, losses_B = self.selection.method, seen["loss"]
-        records = self.table.gather(self.shard.rows(ids_B))
+        records = self.table.gather(rows_B)
         old = {name: np.ascontiguousarray(records[name]) for name in method.reads}
         for name, values_B in method.update(old, seen[self.selection.signal], seen).items():
             records[name] = values_B

@@ -153,6 +153,13 @@ class ScoreTable:
         """Write records[B] back to these rows; the caller has checked that no row stands there twice."""
         self._records.view(self._blob)[rows_B] = records_B.view(self._blob)
 
+    def words(self) -> tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.int32]]:
+        """Return the live records as [rows, words] thrice, read as each of the three types: for machine code."""
+        floats, counts, steps = (
+            self._records.view(word).reshape(self._records.size, -1) for word in ("f4", "u4", "i4")
+        )
+        return floats, counts, steps
+
     def add_selected(self, rows_b: NDArray[np.int64]) -> None:
         """Count these rows as back-propagated once more."""
         self._records["selected"][rows_b] += np.uint32(1)

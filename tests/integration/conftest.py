@@ -26,7 +26,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process for each job, for machines that are taken away
 os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # as Ray gives its workers: sums are made in the same order everywhere
 os.environ["RAY_AUTH_MODE"] = "token"  # what `ray start` takes by default; a client has to be told
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this Ray alone: the tests need none in the user's home
 os.environ.pop("RAY_ADDRESS", None)
@@ -138,7 +140,7 @@ class Ranks:
         if process is not None and process.poll() is None:
             return process
         program = str(Path(__file__).with_name("rank_process.py"))
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
         self._processes[rank] = subprocess.Popen(
             [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )

@@ -147,7 +147,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+STOPS = ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143))
+
+
+@pytest.mark.parametrize("stops", [STOPS[:2], pytest.param(STOPS, marks=pytest.mark.thorough)], ids=len)
 def test_a_comparison_stopped_in_every_way_goes_on(
+    stops: tuple[tuple[signal.Signals, int], ...],
     few_images: Path,
     undisturbed: tuple[Path, dict[str, Any]],
     descendants: Callable[[int], dict[int, str]],
@@ -155,7 +160,7 @@ def test_a_comparison_stopped_in_every_way_goes_on(
 ) -> None:
     """Its runs end with it, finished ones are kept, and the end is that of an undisturbed comparison."""
     out, kept = tmp_path / "out", {}
-    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+    for number, status in stops:
         with start(few_images, out) as job:
             wait_for_one_more(job, out, before=len(kept))
             workers = set(descendants(job.pid))

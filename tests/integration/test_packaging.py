@@ -122,7 +122,7 @@ def test_a_ray_train_job_works_from_a_folder_with_its_own_api_and_actors(
             ray_torch.TorchTrainer(
                 loop,
                 train_loop_config={"installed": installed, "storage": storage},
-                scaling_config=train.ScalingConfig(num_workers=2),
+                scaling_config=train.ScalingConfig(num_workers=1),
                 run_config=train.RunConfig(storage_path=storage, name="train"),
             ).fit()
             from es_service.actors import launch

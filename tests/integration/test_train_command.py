@@ -1,14 +1,19 @@
-"""`es-service` as a user runs it: real processes, real Ray Train, real images, small enough for seconds."""
+"""`es-service` as a user runs it: real Ray Train, real images, small enough for seconds.
+
+What needs Ray runs in a process of its own; what does not, in this one, where torch is imported already.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +29,31 @@ from es_service.training.irreducible import write_losses
 NUM_TRAIN = 512  # of the fixture few_images
 
 
-def environment() -> dict[str, str]:
-    """One thread, as Ray gives its workers: sums are made in the same order everywhere."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def command(*words: Any) -> list[str]:
     return [sys.executable, "-m", "es_service.cli", *map(str, words)]
 
 
 def es_service(*words: Any, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False, env=environment())
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == expect, done.stderr
     return done
 
 
+def here(*words: Any, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what must not need Ray."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as exit_:  # argparse's way
+            status = int(exit_.code or 0)
+    assert status == expect, err.getvalue()
+    return subprocess.CompletedProcess(list(words), status, out.getvalue(), err.getvalue())
+
+
 def train(data: Path, storage: Path, run: str, *more: Any) -> dict[str, Any]:
-    done = es_service(
-        *("train", "--data", data, "--storage", storage, "--run", run, "--batch-size", 32, "--json", *more)
-    )
+    words = ("train", "--data", data, "--storage", storage, "--run", run, "--batch-size", 32, "--json", *more)
+    done = (here if "embedded" in more else es_service)(*words)
     result: dict[str, Any] = json.loads(done.stdout)  # one object is all that stdout gets
     return result
 
@@ -53,6 +64,7 @@ def columns(storage: Path, run: str) -> dict[str, bytes]:
     return {name: table[name].to_numpy().tobytes() for name in table.column_names}
 
 
+RHO = ("--method", "rho", "--epochs", 3, "--ratio", 0.25)
 COMMON = ("--epochs", 6, "--method", "eswp", "--set", "anneal=[0.2,0]", "--seed", 2, "--micro-batch-size", 10)
 
 
@@ -60,91 +72,124 @@ COMMON = ("--epochs", 6, "--method", "eswp", "--set", "anneal=[0.2,0]", "--seed"
 def undisturbed(
     few_images: Path, ray_head: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """A run of two workers by `leased` that nothing happened to: its storage and its result."""
+    """A run of two workers by `collective` that nothing happened to: its storage and its result."""
     storage = tmp_path_factory.mktemp("undisturbed")
-    return storage, train(few_images, storage, "undisturbed", "--exchange", "leased", "--workers", 2, *COMMON)
+    exchange = ("--exchange", "collective", "--every", 3)
+    result = train(few_images, storage, "undisturbed", *exchange, "--workers", 2, *COMMON)
+    assert result["exchange"] == "collective"
+    assert result["workers"] == 2
+    visits = RunStorage(str(storage), "undisturbed").table()["visits"].to_numpy()
+    kept = NUM_TRAIN - int(0.2 * NUM_TRAIN)
+    assert visits.sum() == 2 * NUM_TRAIN + 4 * (kept - kept % 2)  # 2 annealing epochs, 4 pruned ones
+    return storage, result
+
+
+def test_samples_are_counted_and_the_saving_follows(few_images: Path, tmp_path: Path) -> None:
+    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--seed", 4)
+    result = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *common)
+    # 1 annealing epoch trains on all and scores nothing by itself; 2 epochs score all and train on a quarter.
+    expected = {"scored": 2 * NUM_TRAIN, "trained": NUM_TRAIN + 2 * NUM_TRAIN // 4, "full": 3 * NUM_TRAIN}
+    assert result["samples"] == expected
+    assert result["saving"]["samples"] == pytest.approx(0.5)
+    assert result["saving"]["cost"] == pytest.approx(0.5 - 2 / 9)
+    assert set(result) >= {"run", "method", "task", "exchange", "workers", "epochs", "seed", "seconds", "history"}
+    assert set(result["seconds"]) >= {"total", "score", "train", "exchange", "data"}
 
 
 def test_one_worker_is_the_same_with_and_without_ray(few_images: Path, ray_head: Any, tmp_path: Path) -> None:
-    """Same weights, same losses, hence the same scores to the last bit."""
-    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--seed", 4)
-    here = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *common)
-    there = train(few_images, tmp_path, "leased", "--exchange", "leased", *common)
+    """Same weights, same losses, hence the same scores; KAKURENBO needs more signals, and a pass over the hidden."""
+    common = ("--method", "kakurenbo", "--epochs", 4, "--set", "fraction=0.4", "--set", "threshold=0.2")
+    one, there = (train(few_images, tmp_path, name, "--exchange", name, *common) for name in ("embedded", "leased"))
     assert columns(tmp_path, "leased") == columns(tmp_path, "embedded")
-    assert there["accuracy"] == here["accuracy"]
-    # 1 annealing epoch trains on all and scores nothing by itself; 2 epochs score all and train on a quarter.
-    expected = {"scored": 2 * NUM_TRAIN, "trained": NUM_TRAIN + 2 * NUM_TRAIN // 4, "full": 3 * NUM_TRAIN}
-    assert there["samples"] == here["samples"] == expected
-    assert there["saving"]["samples"] == pytest.approx(0.5)
-    assert there["saving"]["cost"] == pytest.approx(0.5 - 2 / 9)
-    assert set(there) >= {"run", "method", "task", "exchange", "workers", "epochs", "seed", "seconds", "history"}
-    assert set(there["seconds"]) >= {"total", "score", "train", "exchange", "data"}
-
-
-@pytest.mark.parametrize(("exchange", "more"), [("sync", ()), ("collective", ("--every", 3))])
-def test_two_workers_are_the_same_by_every_exchange(
-    exchange: str,
-    more: tuple[Any, ...],
-    few_images: Path,
-    undisturbed: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-) -> None:
-    storage, leased = undisturbed
-    other = train(few_images, tmp_path, "other", "--exchange", exchange, *more, "--workers", 2, *COMMON)
-    assert other["workers"] == leased["workers"] == 2
-    assert other["exchange"] == exchange
-    assert columns(tmp_path, "other") == columns(storage, "undisturbed")
-    assert other["accuracy"] == leased["accuracy"]
-    visits = RunStorage(str(tmp_path), "other").table()["visits"].to_numpy()
-    kept = NUM_TRAIN - int(0.2 * NUM_TRAIN)
-    assert visits.sum() == 2 * NUM_TRAIN + 4 * (kept - kept % 2)  # 2 annealing epochs, 4 pruned ones
+    assert there["accuracy"] == one["accuracy"]
+    assert there["samples"] == one["samples"]
+    assert there["samples"]["scored"] > 0
+    assert there["samples"]["trained"] + there["samples"]["scored"] == pytest.approx(
+        4 * NUM_TRAIN, abs=4 + 0.4 * NUM_TRAIN
+    )  # what was not trained on was scored, but for odd ids and the last epoch's hidden
+    table = RunStorage(str(tmp_path), "leased").table()
+    assert set(table["correct"].to_numpy()) == {0.0, 1.0}
+    assert 0 < table["confidence"].to_numpy().min() < table["confidence"].to_numpy().max() <= 1
 
 
 def start(data: Path, storage: Path, run: str, *more: Any) -> subprocess.Popen[str]:
     words = ("train", "--data", data, "--storage", storage, "--run", run, "--batch-size", 32, "--json", *more)
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command(*words), stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environment()
-    )
+    return subprocess.Popen(command(*words), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def wait_for_checkpoint(job: subprocess.Popen[str], folder: Path) -> None:
-    """Poll until the run has stored an epoch; whatever it does at that moment is what gets hit."""
+def checkpoints(folder: Path) -> set[Path]:
+    return {*folder.glob("checkpoints/epoch-*"), *folder.glob("train/checkpoint_*/*")}
+
+
+def wait_for_checkpoint(job: subprocess.Popen[str], folder: Path, before: Collection[Path] = ()) -> None:
+    """Poll until the run has stored one more epoch; whatever it does at that moment is what gets hit."""
     give_up = time.monotonic() + 120
-    while not (list(folder.glob("checkpoints/epoch-*")) or list(folder.glob("train/checkpoint_*/*"))):
+    while not checkpoints(folder) - set(before):
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < give_up
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("exchange", ["embedded", "leased"])
-def test_a_killed_job_resumes_with_identical_ids(
-    exchange: str, few_images: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def kill_a_worker(ray_head: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]]) -> None:
+    workers = [pid for pid, title in descendants(ray_head.pid).items() if "RayTrainWorker" in title]
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+
+
+def epochs_told(stderr: str) -> list[str]:
+    return [line.split(":")[0] for line in stderr.splitlines() if line.startswith("epoch ")]
+
+
+def check_the_end(run: Path, result: dict[str, Any], undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    storage, expected = undisturbed
+    assert columns(run.parent, run.name) == columns(storage, "undisturbed")
+    for key in ("accuracy", "samples"):
+        assert result[key] == expected[key]
+    assert [one["accuracy"] for one in result["history"]] == [one["accuracy"] for one in expected["history"]]
+
+
+def test_a_killed_job_resumes_with_identical_ids(few_images: Path, tmp_path: Path) -> None:
     """SIGKILL the whole job once it has a checkpoint; `--resume` must end where an undisturbed run ends."""
-    workers = 1 if exchange == "embedded" else 2
-    common = ("--exchange", exchange, "--workers", workers, *COMMON)
-    if exchange == "embedded":
-        storage, expected = tmp_path, train(few_images, tmp_path, "undisturbed", *common)
-    else:
-        storage, expected = undisturbed
+    common = ("--exchange", "embedded", *COMMON)
+    expected = train(few_images, tmp_path, "undisturbed", *common)
     with start(few_images, tmp_path, "killed", *common) as job:
         wait_for_checkpoint(job, tmp_path / "killed")
-        os.killpg(job.pid, signal.SIGKILL)
+        job.kill()
     assert RunStorage(str(tmp_path), "killed").result() is None
-    taken = es_service("train", "--data", few_images, "--storage", tmp_path, "--run", "killed", *common, expect=1)
+    taken = here("train", "--data", few_images, "--storage", tmp_path, "--run", "killed", *common, expect=1)
     assert "--resume" in taken.stderr
-    other = ("--run", "killed", "--storage", tmp_path, "--resume", "--learning-rate", 0.5)
-    assert "learning_rate: was 0.1, now 0.5" in es_service("train", *other, expect=1).stderr
-    # What it was begun with need not be said again.
-    resumed = json.loads(es_service("train", "--run", "killed", "--storage", tmp_path, "--resume", "--json").stdout)
-    assert columns(tmp_path, "killed") == columns(storage, "undisturbed")
-    for key in ("accuracy", "samples"):
-        assert resumed[key] == expected[key]
-    assert [one["accuracy"] for one in resumed["history"]] == [one["accuracy"] for one in expected["history"]]
+    again = ("train", "--run", "killed", "--storage", tmp_path, "--resume")
+    assert "learning_rate: was 0.1, now 0.5" in here(*again, "--learning-rate", 0.5, expect=1).stderr
+    resumed = json.loads(here(*again, "--json").stdout)  # what it was begun with need not be said again
+    check_the_end(tmp_path / "killed", resumed, (tmp_path, expected))
 
 
-@pytest.mark.parametrize("exchange", ["leased", "collective"])
+def test_two_workers_are_the_same_by_every_exchange_whatever_is_killed(
+    few_images: Path,
+    ray_head: subprocess.Popen[bytes],
+    undisturbed: tuple[Path, dict[str, Any]],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    """By `leased`: SIGKILL a worker, so that Ray Train starts the group again; then the whole job. Resume by `sync`."""
+    run = tmp_path / "hit"
+    with start(few_images, tmp_path, run.name, "--exchange", "leased", "--workers", 2, *COMMON) as job:
+        wait_for_checkpoint(job, run)
+        kill_a_worker(ray_head, descendants)
+        wait_for_checkpoint(job, run, checkpoints(run))
+        os.killpg(job.pid, signal.SIGKILL)
+        told = epochs_told(job.communicate()[1])
+    assert told == [f"epoch {epoch}/6" for epoch in range(1, 1 + len(told))]  # each told once, though one ran twice
+    assert RunStorage(str(tmp_path), run.name).result() is None
+    again = ("train", "--run", run.name, "--storage", tmp_path, "--resume", "--exchange", "sync", "--json")
+    result = json.loads(es_service(*again).stdout)
+    assert result["exchange"] == "sync"
+    check_the_end(run, result, undisturbed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("exchange", ["sync", "leased", "collective"])
 def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
     exchange: str,
     few_images: Path,
@@ -153,19 +198,14 @@ def test_a_worker_killed_mid_epoch_does_not_corrupt_the_table(
     descendants: Callable[[int], dict[int, str]],
     tmp_path: Path,
 ) -> None:
-    """SIGKILL one of two workers: Ray Train starts the group again, and the run ends as if nothing had happened."""
-    storage, expected = undisturbed
-    with start(few_images, tmp_path, "hit", "--exchange", exchange, "--workers", 2, *COMMON) as job:
-        wait_for_checkpoint(job, tmp_path / "hit")
-        workers = [pid for pid, title in descendants(ray_head.pid).items() if "RayTrainWorker" in title]
-        assert len(workers) == 2
-        os.kill(workers[-1], signal.SIGKILL)
+    run = tmp_path / "hit"
+    with start(few_images, tmp_path, run.name, "--exchange", exchange, "--workers", 2, *COMMON) as job:
+        wait_for_checkpoint(job, run)
+        kill_a_worker(ray_head, descendants)
         stdout, stderr = job.communicate(timeout=300)
     assert job.returncode == 0, stderr
-    assert columns(tmp_path, "hit") == columns(storage, "undisturbed")
-    assert json.loads(stdout)["accuracy"] == expected["accuracy"]
-    told = [line.split(":")[0] for line in stderr.splitlines() if line.startswith("epoch ")]
-    assert told == [f"epoch {epoch}/6" for epoch in range(1, 7)]  # each told once, though one ran twice
+    check_the_end(run, json.loads(stdout), undisturbed)
+    assert epochs_told(stderr) == [f"epoch {epoch}/6" for epoch in range(1, 7)]
 
 
 def test_runs_top_and_export(few_images: Path, tmp_path: Path) -> None:
@@ -173,15 +213,15 @@ def test_runs_top_and_export(few_images: Path, tmp_path: Path) -> None:
     [listed] = json.loads(es_service("runs", "--storage", tmp_path / "s", "--json").stdout)["runs"]
     assert listed["run"] == "one"
     assert listed["state"] == "done"
-    assert "one" in es_service("runs", "--storage", tmp_path / "s").stdout
-    top = json.loads(es_service("top", "one", "--storage", tmp_path / "s", "--json", "--limit", 3).stdout)["samples"]
+    assert "one" in here("runs", "--storage", tmp_path / "s").stdout
+    top = json.loads(here("top", "one", "--storage", tmp_path / "s", "--json", "--limit", 3).stdout)["samples"]
     table = RunStorage(str(tmp_path / "s"), "one").table()
     heaviest = np.argsort(-table["w"].to_numpy(), kind="stable")[:3]
     assert [row["id"] for row in top] == heaviest.tolist()
-    assert len(es_service("top", "one", "--storage", tmp_path / "s").stdout.splitlines()) == 11
+    assert len(here("top", "one", "--storage", tmp_path / "s").stdout.splitlines()) == 11
     for form in ("parquet", "arrow", "csv"):
         out = tmp_path / f"table.{form}"
-        es_service("export", "one", "--storage", tmp_path / "s", "--format", form, "--out", out)
+        here("export", "one", "--storage", tmp_path / "s", "--format", form, "--out", out)
         read = {
             "parquet": lambda path: parquet.read_table(path),
             "arrow": lambda path: pa.ipc.open_file(path).read_all(),
@@ -230,19 +270,12 @@ USAGE = {
 
 
 @pytest.mark.parametrize("case", USAGE)
-def test_bad_usage_exits_2_and_writes_nothing(
-    case: str, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In this process: nothing of these may get as far as starting Ray."""
+def test_bad_usage_exits_2_and_writes_nothing(case: str, few_images: Path, tmp_path: Path) -> None:
+    """Nothing of these may get as far as starting Ray."""
     words, message = USAGE[case]
-    try:
-        status = main(["train", "--data", str(few_images), "--storage", str(tmp_path / "s"), *words])
-    except SystemExit as exit_:  # argparse's way
-        status = int(exit_.code or 0)
-    out, err = capsys.readouterr()
-    assert status == 2
-    assert message in err
-    assert out == ""
+    done = here("train", "--data", few_images, "--storage", tmp_path / "s", *words, expect=2)
+    assert message in done.stderr
+    assert done.stdout == ""
     assert not (tmp_path / "s").exists()
 
 
@@ -259,23 +292,21 @@ def test_bad_usage_exits_2_and_writes_nothing(
         ("a: b: c", "cannot read"),
     ],
 )
-def test_bad_files_exit_2(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_exit_2(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(text)
-    assert main(["train", "--config", str(tmp_path / "f.yaml"), "--storage", str(tmp_path / "s")]) == 2
-    assert message in capsys.readouterr().err
+    done = here("train", "--config", tmp_path / "f.yaml", "--storage", tmp_path / "s", expect=2)
+    assert message in done.stderr
     assert not (tmp_path / "s").exists()
 
 
 def test_failures_exit_1_with_what_to_do(few_images: Path, tmp_path: Path) -> None:
-    missing = es_service("train", "--data", tmp_path / "nowhere", "--storage", tmp_path / "s", expect=1)
+    missing = here("train", "--data", tmp_path / "nowhere", "--storage", tmp_path / "s", expect=1)
     assert "nowhere" in missing.stderr
     assert "train-images-idx3-ubyte" in missing.stderr
     (tmp_path / "file").write_text("")
-    blocked = es_service(
-        "train", "--data", few_images, "--storage", tmp_path / "file", "--exchange", "embedded", expect=1
-    )
+    blocked = here("train", "--data", few_images, "--storage", tmp_path / "file", "--exchange", "embedded", expect=1)
     assert "--storage" in blocked.stderr
-    diverged = es_service(
+    diverged = here(
         *("train", "--data", few_images, "--storage", tmp_path / "d", "--exchange", "embedded", "--batch-size", 32),
         *("--learning-rate", 1e9, "--set", "anneal=[0,0]"),
         expect=1,
@@ -284,7 +315,7 @@ def test_failures_exit_1_with_what_to_do(few_images: Path, tmp_path: Path) -> No
     assert "Traceback" not in diverged.stderr
     nobody = subprocess.run(
         command("train", "--data", few_images, "--storage", tmp_path / "s", "--batch-size", 32),
-        env={**environment(), "RAY_ADDRESS": "127.0.0.1:9"},
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:9"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -293,9 +324,9 @@ def test_failures_exit_1_with_what_to_do(few_images: Path, tmp_path: Path) -> No
     assert nobody.returncode == 1
     assert "RAY_ADDRESS=127.0.0.1:9" in nobody.stderr
     assert "Traceback" not in nobody.stderr
-    unknown = es_service("train", "--data", few_images, "--storage", tmp_path / "s", "--run", "x", "--resume", expect=1)
+    unknown = here("train", "--data", few_images, "--storage", tmp_path / "s", "--run", "x", "--resume", expect=1)
     assert "no run 'x'" in unknown.stderr
-    assert "no run 'x'" in es_service("top", "x", "--storage", tmp_path, expect=1).stderr
+    assert "no run 'x'" in here("top", "x", "--storage", tmp_path, expect=1).stderr
     assert not (tmp_path / "s").exists()
 
 
@@ -311,54 +342,34 @@ def test_beta1_above_beta2_is_allowed_with_a_warning(few_images: Path, tmp_path:
 # -- methods that need more than a loss ---------------------------------------------------------------------------
 
 
-def test_hidden_samples_are_refreshed_alike_by_sync_and_leased(few_images: Path, ray_head: Any, tmp_path: Path) -> None:
-    """KAKURENBO on two workers: signals travel, the hidden get their forward pass, the table ends the same."""
-    common = ("--method", "kakurenbo", "--epochs", 4, "--set", "fraction=0.4", "--set", "threshold=0.2", "--workers", 2)
-    results = {one: train(few_images, tmp_path, one, "--exchange", one, *common) for one in ("sync", "leased")}
-    assert columns(tmp_path, "sync") == columns(tmp_path, "leased")
-    assert results["sync"]["samples"] == results["leased"]["samples"]
-    assert results["leased"]["samples"]["scored"] > 0
-    assert results["leased"]["samples"]["trained"] + results["leased"]["samples"]["scored"] == pytest.approx(
-        4 * NUM_TRAIN, abs=4 * 2 + 0.4 * NUM_TRAIN
-    )  # what was not trained on was scored, but for odd ids and the last epoch's hidden
-    table = RunStorage(str(tmp_path), "leased").table()
-    assert set(table["correct"].to_numpy()) == {0.0, 1.0}
-    assert 0 < table["confidence"].to_numpy().min() < table["confidence"].to_numpy().max() <= 1
-
-
-def test_irreducible_losses_are_worked_out_once_and_can_be_given(
-    few_images: Path, ray_head: Any, tmp_path: Path
-) -> None:
-    common = ("--method", "rho", "--epochs", 3, "--ratio", 0.25)
-    made = train(few_images, tmp_path, "made", "--exchange", "embedded", *common)
+def test_irreducible_losses_are_worked_out_once_and_can_be_given(few_images: Path, tmp_path: Path) -> None:
+    made = train(few_images, tmp_path, "made", "--exchange", "embedded", *RHO)
     assert made["prepared"]["trained"] == 2 * NUM_TRAIN  # two halves, two of the three epochs
     assert made["prepared"]["scored"] == NUM_TRAIN
-    file = tmp_path / "made" / "irreducible.arrow"
-    given = train(few_images, tmp_path, "given", "--exchange", "leased", "--irreducible", file, *common)
-    assert given["prepared"] == {"scored": 0, "trained": 0, "seconds": 0.0}
-    assert columns(tmp_path, "given") == columns(tmp_path, "made")
-    again = es_service("train", "--resume", "--run", "made", "--storage", tmp_path, "--data", few_images, "--json")
+    again = here("train", "--resume", "--run", "made", "--storage", tmp_path, "--data", few_images, "--json")
     assert json.loads(again.stdout)["prepared"] == made["prepared"]  # not made a second time
 
 
 def test_one_worker_holds_its_own_replica_and_a_resume_may_take_another_exchange(
     few_images: Path, ray_head: Any, tmp_path: Path
 ) -> None:
-    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--seed", 4)
-    here = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *common)
-    alone = train(few_images, tmp_path, "alone", "--exchange", "collective", "--every", 2, *common)
+    file = tmp_path / "il.arrow"
+    write_losses(str(file), np.linspace(0, 1, NUM_TRAIN, dtype=np.float32))
+    given = (*RHO, "--irreducible", file)
+    one = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *given)
+    alone = train(few_images, tmp_path, "alone", "--exchange", "collective", "--every", 2, *given)
+    assert alone["prepared"] == {"scored": 0, "trained": 0, "seconds": 0.0}
     assert columns(tmp_path, "alone") == columns(tmp_path, "embedded")
-    assert alone["accuracy"] == here["accuracy"]
+    assert alone["accuracy"] == one["accuracy"]
     again = ("--resume", "--run", "alone", "--storage", tmp_path, "--json")
-    for more, exchange in (((), "collective"), (("--exchange", "leased"), "leased")):  # neither needs to know of k
-        resumed = json.loads(es_service("train", *again, *more).stdout)
-        assert resumed["exchange"] == exchange
-        assert resumed["accuracy"] == here["accuracy"]
+    resumed = json.loads(es_service("train", *again, "--exchange", "leased").stdout)  # which needs not know of k
+    assert resumed["exchange"] == "leased"
+    assert resumed["accuracy"] == one["accuracy"]
 
 
 @pytest.mark.parametrize("begun, other", [("eswp", "infobatch"), ("rho", "es"), ("random", "kakurenbo")])
 def test_a_resume_by_another_method_is_told_which_it_was(
-    begun: str, other: str, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: str, other: str, few_images: Path, tmp_path: Path
 ) -> None:
     """What only the first method has is no setting of the other one, and not what is wrong."""
     where = ["--storage", str(tmp_path), "--run", "one"]
@@ -367,10 +378,10 @@ def test_a_resume_by_another_method_is_told_which_it_was(
     if begun == "rho":
         write_losses(str(tmp_path / "il.arrow"), np.zeros(NUM_TRAIN, dtype=np.float32))
         words += ["--irreducible", str(tmp_path / "il.arrow")]
-    es_service(*common, *words)
-    assert main(["train", *where, "--resume", "--method", other]) == 1
-    assert f"method: was {begun!r}, now {other!r}" in capsys.readouterr().err
-    es_service("train", *where, "--resume", "--method", begun)  # named again, it keeps its settings
+    here(*common, *words)
+    done = here("train", *where, "--resume", "--method", other, expect=1)
+    assert f"method: was {begun!r}, now {other!r}" in done.stderr
+    here("train", *where, "--resume", "--method", begun)  # named again, it keeps its settings
 
 
 def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_path: Path) -> None:
@@ -381,9 +392,9 @@ def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_
     assert sum(result["trained_by_label"]) == pytest.approx(1.0)
     assert len(result["accuracy_by_label"]) == len(result["label_names"]) == 10
     assert result["balanced_accuracy"] == pytest.approx(np.mean(result["accuracy_by_label"]))
-    again = es_service("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--json")
+    again = here("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--json")
     assert json.loads(again.stdout)["corrupted"] == result["corrupted"]
-    other = es_service("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--label-noise", 0.5, expect=1)
+    other = here("train", "--resume", "--run", "noisy", "--storage", tmp_path, "--label-noise", 0.5, expect=1)
     assert "derived" in other.stderr
 
 
@@ -394,7 +405,6 @@ def test_a_task_of_ones_own_trains_on_ray(ray_head: Any, tmp_path: Path) -> None
     done = subprocess.run(
         command("train", "--task", "my_module:build_task", "--epochs", 3, "--storage", "runs", "--json"),
         cwd=tmp_path,
-        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -422,7 +432,7 @@ BAD_USE = {
 @pytest.mark.parametrize("use", BAD_USE)
 def test_bad_use_is_said_before_anything_starts(use: str, tmp_path: Path) -> None:
     words, message = BAD_USE[use]
-    done = es_service("train", "--storage", tmp_path / "runs", "--exchange", "embedded", *words, expect=2)
+    done = here("train", "--storage", tmp_path / "runs", "--exchange", "embedded", *words, expect=2)
     assert message in done.stderr
     assert not done.stdout
     assert not (tmp_path / "runs").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.selection import compiled
 from es_service.selection.draws.base import F64, I64, TINY, Drawn, check_weights
 
 __all__ = ["priority", "race", "race_keys", "topk"]
@@ -23,9 +24,12 @@ def _first(keys_B: F64, num: int) -> tuple[I64, float]:
 
 def race_keys(weights_B: NDArray[np.floating], uniforms_B: F64) -> F64:
     """Return float64[B] arrival times Exp(1)/w: the smallest win, so keys of several tables can simply be merged."""
-    weights = np.maximum(np.ascontiguousarray(weights_B, dtype=np.float64), TINY)
+    weights = np.ascontiguousarray(weights_B, dtype=np.float64)
     keys = np.log(uniforms_B)
-    keys /= weights
+    if (code := compiled.loops()) is not None:
+        code.race_keys(weights, TINY, keys)
+        return keys
+    keys /= np.maximum(weights, TINY)
     return np.negative(keys, out=keys)
 
 

@@ -51,6 +51,11 @@ class Method:
         """How many of a rank's last samples, the meta-batch at hand among them, `weigh` compares."""
         return 0
 
+    @property
+    def averages(self) -> tuple[float, float] | None:
+        """Return β1 and β2 where `update` is that of `Evolved`, for which there is machine code; else None."""
+        return None
+
     def initial_score(self, num_samples: int) -> float:
         """Return s and w of a sample that was never observed."""
         raise NotImplementedError  # abstract: every family says its own

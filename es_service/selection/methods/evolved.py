@@ -39,6 +39,11 @@ class Evolved(Method):
         if self.prune_by not in get_args(PruneBy):
             raise errors.ConfigError(f"prune_by must be 'w' or 's', got {self.prune_by!r}")
 
+    @property
+    def averages(self) -> tuple[float, float]:
+        """Return β1 and β2."""
+        return self.beta1, self.beta2
+
     def initial_score(self, num_samples: int) -> float:
         """Return 1/n."""
         return 1.0 / num_samples

@@ -161,3 +161,13 @@ def test_a_seed_or_counter_that_is_a_numpy_integer_counts_as_the_same_number() -
     plain = keys.hashes(3, Purpose.DRAW, 5, np.arange(4)).tolist()
     assert keys.hashes(np.int64(3), Purpose.DRAW, 5, np.arange(4)).tolist() == plain  # type: ignore[arg-type]
     assert keys.hashes(3, Purpose.DRAW, np.int64(5), np.arange(4)).tolist() == plain  # type: ignore[arg-type]
+
+
+@given(seeds, purposes, counters, id_arrays)
+def test_a_hash_leads_back_to_its_id(seed: int, purpose: Purpose, counter: int, ids: I64) -> None:
+    assert keys.ids_of(keys.hashes(seed, purpose, counter, ids), seed, purpose, counter).tolist() == ids.tolist()
+
+
+def test_a_hash_leads_back_to_its_id_over_many_blocks() -> None:
+    ids = np.arange(-100_000, 100_000, dtype=np.int64)
+    assert np.array_equal(keys.ids_of(keys.hashes(3, Purpose.SHUFFLE, 5, ids), 3, Purpose.SHUFFLE, 5), ids)
