@@ -79,7 +79,7 @@ soak: setup  ## break things at random for MINUTES (10), SEED to do it again: pr
 
 audit: setup  ## hold the pinned dependencies against the advisories of PyPI (needs the network)
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:  ## remove what the targets above made, but no runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,8 +5,10 @@
 Journal at the server: observations a second that a plain shard applies and brings to disk, the last byte included;
 beside it those of a shard whose journal goes nowhere. Journal at the rank: what a leased step's `select` takes beyond
 an embedded one's (reporting, and keeping what is not durable yet), in turns, at 20 steps a second, as a share of such
-a step. Recovery: from the SIGKILL of a server with a table of so many rows, inside an epoch that has shown all of
-them, until it answers again, less what an empty actor takes to come back.
+a step. Snapshots: p99 of a sync step, at up to 50 a second, while a table of so many rows is written in the
+background, beside the p99 when nothing is; and how long the end of an epoch waits. Recovery: from the SIGKILL of a
+server with a table of so many rows, inside an epoch that has shown all of them, until it answers again, less what an
+empty actor takes to come back.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 import ray
 
 import es_service as es
-from benchmarks.figures import Figure, Progress
+from benchmarks.figures import Figure, Progress, percentiles
 from es_service.actors import launch, wire
 from es_service.actors.calls import call_patiently
 from es_service.actors.cluster import ensure_ray
@@ -161,6 +163,51 @@ def measure_recovery(folder: str, num_rows: int, num_steps: int) -> dict[str, fl
     return seconds
 
 
+def _batches(num_rows: int, ends: list[bool]) -> Iterator[dict[str, Any]]:
+    """Yield batches of any ids until there is something in `ends`."""
+    rng = np.random.default_rng(6)
+    while not ends:
+        yield {"id": rng.choice(num_rows, BATCH, replace=False, shuffle=False)}
+
+
+def measure_snapshot(folder: str, num_rows: int, num_epochs: int, num_steps: int) -> dict[str, Any]:
+    """Seconds of sync steps while a snapshot is written and at rest, of the ends of epochs, and of the writing."""
+    selector = es.connect(
+        "copied", SELECTION, num_samples=num_rows, num_epochs=num_epochs + 2, batch_size=BATCH, storage=folder,
+        exchange="sync",
+    )  # fmt: skip
+    stored = launch.find("copied").stored_epochs.options(concurrency_group=launch.READ_GROUP)
+    losses = np.random.default_rng(5).exponential(size=BATCH).astype(np.float32)
+    taken: dict[str, list[float]] = {"at_rest": [], "writing": [], "end_of_epoch_s": [], "written_s": []}
+
+    def step(ids: Any, kind: str) -> None:
+        begin = time.perf_counter()
+        selector.select(ids, losses)
+        taken[kind].append(time.perf_counter() - begin)
+        time.sleep(0.02)
+
+    closed_at = 0.0
+    for epoch in range(num_epochs + 1):
+        ends: list[bool] = []
+        steps = selector.stream(epoch, _batches(num_rows, ends))
+        selector.select(next(steps)["id"], losses)  # which opens the epoch
+        under_way = [stored.remote()] if epoch else []
+        while under_way and not ray.wait(under_way, timeout=0)[0]:
+            step(next(steps)["id"], "writing")
+        if under_way:
+            taken["written_s"].append(time.perf_counter() - closed_at)
+            time.sleep(1.0)  # the history is made
+        for _ in range(num_steps):
+            step(next(steps)["id"], "at_rest")
+        ends.append(True)
+        closed_at = time.perf_counter()
+        next(steps, None)
+        taken["end_of_epoch_s"].append(time.perf_counter() - closed_at)
+    selector.close()
+    launch.stop("copied")
+    return taken
+
+
 def measure(num_rows: int, *, quick: bool = False) -> dict[str, Any]:
     """Measure everything; return plain values, figures among them."""
     ensure_ray()
@@ -169,11 +216,27 @@ def measure(num_rows: int, *, quick: bool = False) -> dict[str, Any]:
             flood = measure_server(folder, min(num_rows, 10**6), 20 if quick else 200)
         with Progress("journal at the rank"):
             paced = measure_rank(folder, 40 * BATCH if quick else 400 * BATCH, 20 if quick else 200)
+        with Progress("snapshots"):
+            taken = measure_snapshot(folder, num_rows, 1 if quick else 4, 10 if quick else 200)
         with Progress("recovery"):
             recovery = measure_recovery(folder, num_rows, 20 if quick else num_rows // 4096)
+    rest, writing = percentiles(taken["at_rest"]), percentiles(taken["writing"] or taken["at_rest"])
+    snapshot = {
+        "at_rest": rest,
+        "while_writing": {**writing, "steps": len(taken["writing"])},
+        "end_of_epoch_s": float(np.median(taken["end_of_epoch_s"])),
+        "written_s": float(np.median(taken["written_s"])),
+    }
     figures = [
         Figure("durable at the server", flood["journaled"] / 1e6, "M observations/s", 1.0, at_most=False),
         Figure("at the rank, of a step of 50 ms", 100 * (paced["leased"] - paced["embedded"]) / STEP_S, "%", 5.0),
+        Figure(
+            "p99 of a sync step while a snapshot is written",
+            writing["p99_ms"] / rest["p99_ms"],
+            "x",
+            3.0,
+            note=f"{num_rows:,} rows, to p99 at rest",
+        ),
         Figure(
             "recovery beyond an empty actor",
             recovery["server"] - recovery["empty"],
@@ -185,6 +248,7 @@ def measure(num_rows: int, *, quick: bool = False) -> dict[str, Any]:
     return {
         "server": flood,
         "rank": paced,
+        "snapshot": snapshot,
         "recovery": recovery,
         "figures": [figure.to_dict() for figure in figures],
     }
@@ -203,8 +267,8 @@ def main() -> int:
         return 0
     for figure in results["figures"]:
         mark = "reached" if figure["reached"] else "missed"
-        print(f"{figure['name']:<42} {figure['value']:8.2f} {figure['unit']:<16} target {figure['target']:g}  {mark}")
-    print(json.dumps({key: results[key] for key in ("server", "rank", "recovery")}, indent=2))
+        print(f"{figure['name']:<47} {figure['value']:8.2f} {figure['unit']:<16} target {figure['target']:g}  {mark}")
+    print(json.dumps({key: results[key] for key in ("server", "rank", "snapshot", "recovery")}, indent=2))
     return 0
 
 

@@ -6,6 +6,7 @@ of its sample before it. One that has none, because nothing was scored, becomes 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -122,6 +123,8 @@ def _matched(
 def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], finished_epochs: int) -> None:
     """Write the history of the last finished epochs that have none yet, and drop the journal that is not needed for it.
 
+    An epoch at whose end no snapshot came to be is told from its neighbours by its steps.
+
     Args:
         storage: of the run.
         shard: whose journal it is.
@@ -130,29 +133,35 @@ def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], fin
     """
     try:
         epochs = storage.snapshot_epochs()
-        numbers = {epoch: journal_at(storage, shard, epoch) for epoch in (0, *epochs)}
-        for epoch in epochs:
-            begin, end = numbers.get(epoch - 1), numbers[epoch]
-            if begin is None or end is None or epoch > finished_epochs or storage.has_history(epoch - 1, shard):
+        numbers = {epoch: journal_at(storage, shard, epoch) for epoch in (0, *epochs) if epoch <= finished_epochs}
+        known = [(epoch, number) for epoch, number in numbers.items() if number is not None]
+        for (before, begin), (behind, end) in itertools.pairwise(known):
+            missing = [epoch for epoch in range(before, behind) if not storage.has_history(epoch, shard)]
+            if not missing:
                 continue
-            reports = _reports(storage, shard, begin, end)
-            if reports is not None:
-                storage.write_history(epoch - 1, shard, history_of(reports, signals))
+            starts = storage.position(behind)[1]
+            reports = _reports(storage, shard, begin, end, starts)
+            for epoch in missing if reports is not None else ():
+                own = [one for one in reports or () if starts[epoch] <= one.run_step < starts[epoch + 1]]
+                storage.write_history(epoch, shard, history_of(own, signals))
         if epochs and (oldest := numbers[epochs[0]]) is not None:
             storage.drop_records(shard, oldest)
     except errors.EsServiceError as error:
         _log.warning("no history of epoch %d: %s", finished_epochs - 1, error)
 
 
-def _reports(storage: RunStorage, shard: Shard, after: int, upto: int) -> list[Report] | None:
-    """Return the reports that an epoch came to in the end, None where they are too many."""
+def _reports(
+    storage: RunStorage, shard: Shard, after: int, upto: int, epoch_starts: Sequence[int]
+) -> list[Report] | None:
+    """Return the reports that some epochs came to in the end, None where they are too many."""
     reports: list[Report] = []
     num_rows = 0
     for record in storage.records(shard, after):
         if record.number > upto:
             break
-        if record.kind == "state" and "go_to" in from_json(record.payload):
-            reports, num_rows = [], 0
+        if record.kind == "state" and "go_to" in (state := from_json(record.payload)):
+            reports = [one for one in reports if one.run_step < epoch_starts[state["go_to"]]]
+            num_rows = sum(one.ids.size for one in reports)
         if record.kind == "reports":
             new = list(wire.decode_reports(record.payload))
             reports += new

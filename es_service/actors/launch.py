@@ -24,11 +24,14 @@ Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remot
 
 NAMESPACE = "es_service"
 READ_GROUP = "read"
+_WRITE_GROUP = "write"
 _START_DEADLINE_S = 60.0
-_FINISH_DEADLINE_S = 20.0
+_FINISH_DEADLINE_S = 60.0
+_WRITE_DEADLINE_S = 600.0
 _MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
 # What the score server asks of other shards on its readers' behalf:
 _READS = {"answer", "counts", "copy_records", "num_samples", "storage_failure", "talk"}
+_WRITES = {"snapshot_done", "write_history", "write_part"}  # takes seconds, beside its other calls
 _ONCE = {"answer", "talk"}  # the others may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out
@@ -58,13 +61,16 @@ def _asker(run: str) -> Callable[..., Callable[[], Any]]:
         bound = getattr(actor, method)
         if method in _READS:
             bound = bound.options(concurrency_group=READ_GROUP)
+        deadline_s = DEADLINE_S
+        if method in _WRITES:
+            bound, deadline_s = bound.options(concurrency_group=_WRITE_GROUP), _WRITE_DEADLINE_S
         asked = [bound.remote(*args)]
 
         def wait() -> Any:
             try:
                 if method in _ONCE:
-                    return call(asked[0], DEADLINE_S, doing)
-                return call_patiently(lambda: asked.pop() if asked else bound.remote(*args), DEADLINE_S, doing)
+                    return call(asked[0], deadline_s, doing)
+                return call_patiently(lambda: asked.pop() if asked else bound.remote(*args), deadline_s, doing)
             except errors.ServerUnavailableError:
                 handles.pop(index, None)  # it may be gone for good, and another started under its name
                 raise
@@ -92,7 +98,7 @@ def _log_to_stderr() -> None:
 
 
 _ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)
-_ShardActor = _remote(concurrency_groups={READ_GROUP: 2})(ScoreShard)
+_ShardActor = _remote(concurrency_groups={READ_GROUP: 2, _WRITE_GROUP: 1})(ScoreShard)
 
 
 def find(run: str) -> Handle:

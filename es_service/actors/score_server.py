@@ -29,6 +29,7 @@ from es_service.actors.call_times import merged
 from es_service.actors.plan_codec import decode_plan, encode_plan
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.shard_group import ShardGroup
+from es_service.actors.snapshot_writer import SnapshotWriter
 from es_service.selection import queries
 from es_service.selection.plans import Plan
 from es_service.selection.roster import Roster
@@ -42,6 +43,7 @@ __all__ = ["ScoreServer"]
 
 _log = logging.getLogger(__name__)
 _epochs = logging.getLogger("es_service.epochs")
+_MAX_TRIES = 5  # to write the last snapshot, while processes go down
 _LOGGED = ("num_reports", "num_observed", "num_selected", "num_overlaps", "table_bytes")
 
 
@@ -86,6 +88,7 @@ class ScoreServer(ScoreShard):
             self._ownership.claim()
         self._storage.begin_journals(self._shards.count)
         self._roster = Roster(config, self._shards.plan)
+        self._snapshots = SnapshotWriter(self._storage, self._shards, self._may_write)
 
     def _may_write(self) -> None:
         if self._ownership is not None:
@@ -161,6 +164,7 @@ class ScoreServer(ScoreShard):
         self._config.check_world(world_size, rank)
         with self._roster_lock:
             if not self._roster.knows(attempt):
+                self._snapshots.wait()
                 if self._shards.count > 1 or self._roster.open_epoch_number is not None:
                     self._go_back()  # another shard may stand elsewhere
                 self._shards.all("begin", attempt)
@@ -205,15 +209,20 @@ class ScoreServer(ScoreShard):
         return bool(turn) and self._turns.get(caller.rank) == turn
 
     def close_epoch(self, rank: int, attempt: str, epoch: int, num_steps: int = 0, turn: str = "") -> bool:
-        """Close an epoch for one rank; the last one writes the snapshot, and gets True once it is on storage.
+        """Close an epoch for one rank; return whether it was the last one.
+
+        With it the snapshot is begun: every shard has taken a copy of its rows when this returns, and writes it in
+        the background. The end of the last epoch is on storage when this returns.
 
         Raises:
-            StorageError: the snapshot could not be written; the epoch is finished all the same.
+            StorageError: the snapshot of the epoch before, or of the last one, could not be written; this epoch is
+                finished all the same.
         """
         self._check_restart()
         with self._roster_lock:
             caller = Caller(rank, attempt)
             if self._is_repeated(caller, turn) and self._roster.has_closed(rank, epoch):
+                self._finish_run()
                 return epoch < self._roster.finished_epochs
             before = self._roster.to_dict(), self._roster.plan
             if not self._roster.close_epoch(caller, epoch, num_steps):
@@ -222,17 +231,37 @@ class ScoreServer(ScoreShard):
                 return False
             turns, self._turns = self._turns, {**self._turns, rank: turn}
             try:
+                failure = self._snapshots.wait()
                 self._shards.all("open_steps", range(0))
-                self._write_snapshot()
+                copied = self._snapshots.copy(self._roster.epoch_starts)
             except errors.ServerError:  # a shard is away: the rank comes again
                 self._roster.take_up(*before)
                 self._turns = turns
                 raise
             finally:
                 self._keep_roster()
+            self._snapshots.begin(copied)
             with contextlib.suppress(errors.ServerError):  # a shard that is away: the epoch is finished all the same
                 self._log_epoch(epoch)
+            self._finish_run()
+            if isinstance(failure, errors.StorageError):
+                raise failure
             return True
+
+    def _finish_run(self) -> None:
+        """Where all epochs are finished: return once the end of the last one is on storage."""
+        finished = self._roster.finished_epochs
+        if finished < self._config.num_epochs:
+            return
+        failure = self._snapshots.wait()
+        for _ in range(_MAX_TRIES):
+            if isinstance(failure, errors.StorageError):
+                raise failure
+            if self._storage.finished_epochs() == finished:
+                return
+            failure = self._snapshots.write(self._roster.epoch_starts)  # a process went down, with what it had copied
+        if failure is not None:
+            raise failure
 
     def _log_epoch(self, epoch: int) -> None:
         """Say in one line of JSON what an epoch was; counts are since this process began."""
@@ -253,13 +282,6 @@ class ScoreServer(ScoreShard):
             **sums,
         }
         _epochs.info("%s", json.dumps(line))
-
-    def _write_snapshot(self) -> None:
-        beside = self._storage.begin_snapshot(self._roster.finished_epochs)
-        num_samples = self._shards.num_samples()
-        parts = self._shards.all("write_part", beside, num_samples)
-        self._storage.finish_snapshot(beside, self._roster.epoch_starts, num_samples, parts)
-        self._shards.all("snapshot_done", self._roster.finished_epochs)
 
     def rewind(
         self,
@@ -288,6 +310,7 @@ class ScoreServer(ScoreShard):
         self._check_restart()
         with self._roster_lock:
             self._roster.check(Caller(rank, attempt))
+            self._snapshots.wait()
             if ordinal > self._num_rewinds + 1:
                 raise errors.EpochOrderError(
                     f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._num_rewinds} were asked for "
@@ -303,7 +326,9 @@ class ScoreServer(ScoreShard):
                 self._behind = self._shards.count > 1
                 self._shards.load(state.records)
                 self._storage.forget_after(finished_epochs)
-                self._write_snapshot()
+                failure = self._snapshots.write(self._roster.epoch_starts)
+                if failure is not None:
+                    raise failure
                 self._behind = False
             elif finished_epochs == 0 or self._storage.holds(finished_epochs, sha256):
                 self._go_to(finished_epochs, starts)
@@ -336,6 +361,22 @@ class ScoreServer(ScoreShard):
                 self._shards.all("check_begun")
             table = records_to_arrow(self._shards.records())
             return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
+
+    def stored_epochs(self) -> int:
+        """Return the epochs behind the newest snapshot on storage, once none is being written any more (group `read`).
+
+        Raises:
+            StorageError: the last one could not be written.
+        """
+        self._ready()
+        failure = self._snapshots.wait()
+        if isinstance(failure, errors.StorageError):
+            raise failure
+        return self._storage.finished_epochs()
+
+    def storage_failure(self) -> str | None:
+        """See `ScoreShard.storage_failure`; a snapshot that could not be written is one, too."""
+        return super().storage_failure() or (None if self._snapshots.failure is None else str(self._snapshots.failure))
 
     def snapshot(self) -> pa.Table:
         """Return a copy of the table as it is now (group `read`)."""
@@ -401,12 +442,15 @@ class ScoreServer(ScoreShard):
 
     def finish(self) -> None:
         """See `ScoreShard.finish`; all shards do it, and the run is nobody's afterwards."""
+        if self._failure is None:
+            self._snapshots.close()
         super().finish()
         if self._ownership is not None:
             self._ownership.release()
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:
         """Take roster and shards to an epoch's end that is on storage, or to the beginning."""
+        self._snapshots.forget()
         self._shards.all("go_to_snapshot", finished_epochs)
         self._roster.go_to(finished_epochs, starts)
         self._behind = False

@@ -2,6 +2,7 @@
 
 Who waits for whom: ranks call `observe`, `report` and `lease` one at a time (Ray's default concurrency group); readers
 come in by the group `read`, on threads of their own. Both meet at one lock, held for the length of a step or of a copy.
+Snapshots are written by the group `write`, from a copy: they meet nobody.
 
 A call that returns has been applied. A call that raises has changed nothing. A call whose answer got lost may have
 been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
@@ -48,6 +49,23 @@ _BREATH_S = 1e-4
 _STRETCH = 1 << 15  # rows that are copied while reports wait: a megabyte, a quarter of a millisecond
 
 
+@dataclasses.dataclass(slots=True)
+class _Copy:
+    """What a shard keeps for a snapshot that is to be written.
+
+    Attributes:
+        finished_epochs: of the snapshot.
+        number: of the last record of the journal that it holds.
+        note: for the manifest.
+        records: of the shard, until they are written.
+    """
+
+    finished_epochs: int
+    number: int
+    note: dict[str, Any]
+    records: NDArray[np.void] | None
+
+
 class ScoreShard:
     """See the module's text.
 
@@ -71,7 +89,7 @@ class ScoreShard:
         self._times = CallTimes()
         self._talks = Talks()
         self._num_reports = self._num_observed = self._num_selected = 0
-        self._writing_history: threading.Thread | None = None
+        self._copy: _Copy | None = None
         try:
             self._storage = runs.RunStorage(storage, run)
             self._config = described = runs.config_from_dict(config)
@@ -295,6 +313,7 @@ class ScoreShard:
         with self._lock:
             self._intake.begin(attempt)
             self._overlaps.clear()
+            self._copy = None
         self._keep_state()
 
     def open_steps(self, steps: range) -> None:
@@ -371,31 +390,45 @@ class ScoreShard:
         return records
 
     @timed
-    def write_part(self, beside: str, num_samples: int) -> dict[str, dict[str, Any]]:
-        """Write the rows of ids below `num_samples` into a snapshot under way; return its entry in the manifest."""
+    def copy_part(self, finished_epochs: int, num_samples: int) -> None:
+        """Keep a copy of the rows of ids below `num_samples` for `write_part`; no reports may come in meanwhile."""
         self._check_restart()
+        self._copy = None  # one that was never written would be as large
         with self._lock:
-            note = {"journal": self._journal.last, **self._note()}
-        part = self._storage.write_part(beside, self.copy_records(num_samples), self._shard, note)
-        self._copied = note["journal"]
-        return part
+            number = self._journal.mark()
+            note = {"journal": number, **self._note()}
+        self._copy = _Copy(finished_epochs, number, note, self.copy_records(num_samples))
+
+    @timed
+    def write_part(self, beside: str, finished_epochs: int) -> dict[str, dict[str, Any]]:
+        """Write what `copy_part` kept into a snapshot under way; return its entry in the manifest (group `write`).
+
+        Raises:
+            StorageError: it cannot be written.
+            ServerRestartedError: the copy went down with a process.
+        """
+        self._ready()
+        copy = self._copy
+        if copy is None or copy.finished_epochs != finished_epochs or copy.records is None:
+            raise errors.ServerRestartedError(
+                f"shard {self._shard.index} has no copy of the end of epoch {finished_epochs - 1}: it restarted since"
+            )
+        records, copy.records = copy.records, None
+        return self._storage.write_part(beside, records, self._shard, copy.note)
 
     def _note(self) -> dict[str, Any]:
         """Return what is to stand in the manifest beside this shard's file."""
         return {"intake": self._intake.to_dict()}
 
     def snapshot_done(self, finished_epochs: int) -> None:
-        """Hear that the snapshot is in place: what the journal has up to it becomes history, and is dropped in time."""
-        self._journal.skip_to(self._copied)
-        if self._writing_history is not None:
-            self._writing_history.join()
-        self._writing_history = threading.Thread(
-            target=chronicle.write_history,
-            args=(self._storage, self._shard, self._config.selection.signals, finished_epochs),
-            name="es-service-history",
-            daemon=True,
-        )
-        self._writing_history.start()
+        """Hear that the snapshot is in place, and the journal up to it not needed for the table (group `write`)."""
+        if self._copy is not None and self._copy.finished_epochs == finished_epochs:
+            self._journal.skip_to(self._copy.number)
+
+    def write_history(self, finished_epochs: int) -> None:
+        """Make history of what the journal has up to a snapshot, and drop what nobody needs (group `write`)."""
+        self._ready()
+        chronicle.write_history(self._storage, self._shard, self._config.selection.signals, finished_epochs)
 
     def go_to_snapshot(self, finished_epochs: int) -> None:
         """Go back to the rows of this epoch's end; 0 forgets every observation."""
@@ -414,8 +447,6 @@ class ScoreShard:
         """Write what is left to write: the process is about to be ended (group `read`)."""
         if self._failure is None:
             self._journal.close()
-            if self._writing_history is not None:
-                self._writing_history.join()
 
     def counts(self) -> dict[str, Any]:
         """Return what came in since this process began, the table's bytes, and how long calls took (group `read`)."""

@@ -310,7 +310,7 @@ class Remote:
         return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step))
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; the last rank returns once the snapshot is on storage."""
+        """See `Exchange.close_epoch`; the last rank returns once every shard has a copy of its rows to write."""
         for shard in range(len(self._shards)):
             self._settle(shard)
         self._once("close_epoch", epoch, num_steps)

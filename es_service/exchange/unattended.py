@@ -7,12 +7,15 @@ What cannot be asked is made up for, and said once, loudly:
     record       kept and sent later, dropped where the backlog is full
 
 With `leased` none of it is needed inside an epoch: a rank draws from what it holds. An epoch that opened without the
-server stays without it; the next one asks again, and tells the server of those it has missed. The selection is then
-not that of an undisturbed run.
+server stays without it; the next one asks again, and tells the server of those it has missed: that they are over, not
+what was observed in them. The server would have planned them otherwise, other ids in other steps at other ranks, and
+takes a report only for a step of its plan; how many observations its table lacks is said when it is back. The
+selection is then not that of an undisturbed run.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from typing import Any
@@ -33,6 +36,7 @@ from es_service.selection.run import Share
 __all__ = ["Unattended"]
 
 I64 = NDArray[np.int64]
+_log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0  # between two tries inside an epoch
 _SHORT_S = 0.5  # that such a try may take
 
@@ -78,11 +82,17 @@ class Unattended:
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
+        missed = list(self._missed)
         try:
             self._catch_up(streamed)
             share = self._inner.open_epoch(epoch, streamed=streamed)
             self._is_back()
             self._alone, self._first_step, self._steps = False, share.first_step, self._num_steps(share)
+            if missed:
+                _log.warning(
+                    "the score server of run %r is back: its table lacks %d observations of this rank, which made "
+                    "epochs %s without it", self._inner.run, self.num_dropped, missed,
+                )  # fmt: skip
         except errors.ServerUnavailableError as error:
             self._says(error)
             self._missed.append(epoch)

@@ -21,6 +21,7 @@ from es_service import errors
 __all__ = [
     "absolute",
     "make_folder",
+    "new_file",
     "open_filesystem",
     "read_bytes",
     "read_json",
@@ -110,17 +111,24 @@ def make_folder(filesystem: fs.FileSystem, path: str) -> None:
             filesystem.create_dir(path, recursive=True)
 
 
-def write_file(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
-    """Write a whole file where it stands; on a local disk it is there, for its owner alone, when this returns."""
+@contextlib.contextmanager
+def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
+    """Open a new file to write bytes to; on a local disk it is there, for its owner alone, when the block ends."""
     with storage_errors("write", path):
         if isinstance(filesystem, fs.LocalFileSystem):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
         else:
             with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+                yield stream
+
+
+def write_file(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
+    """Write a whole file where it stands, see `new_file`."""
+    with new_file(filesystem, path) as file:
+        file.write(data)
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:

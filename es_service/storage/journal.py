@@ -7,7 +7,8 @@ many have gathered or somebody waits. A segment is written beside and renamed in
 its bytes. Each is an Arrow IPC file of the columns `kind` (text) and `payload` (bytes, none of this module's business).
 
 Lifecycle     ok ⇄ failing (a segment cannot be written: tried again, everything kept) → gave up (too much is kept)
-              → ok again with `skip_to`, once a snapshot holds what was never written
+              → gave up, keeping what comes behind a `mark` → ok again with `skip_to`, once a snapshot holds what was
+              never written
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Journal:
         self._last = self._durable = last
         self._failure: errors.StorageError | None = None
         self._gave_up = self._hurry = self._closed = False
+        self._mark: int | None = None  # once it gave up: records behind this one are kept again
         self._num_tries = 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="es-service-journal", daemon=True)
@@ -126,7 +128,7 @@ class Journal:
         """Add a record; return its number. Never waits; it is durable about a second later."""
         with self._changed:
             self._last += 1
-            if not self._gave_up:
+            if not self._gave_up or self._mark is not None:
                 self._kinds.append(kind)
                 self._payloads.append(payload)
                 self._num_bytes += len(payload)
@@ -150,6 +152,16 @@ class Journal:
                 self._changed.notify_all()
                 self._changed.wait(self._every_s)
 
+    def mark(self) -> int:
+        """Return the number of the newest record, up to which a snapshot will hold what the records did.
+
+        A journal that gave up keeps what comes from now on, to write it once `skip_to` says that the snapshot is there.
+        """
+        with self._changed:
+            if self._gave_up:
+                self._kinds, self._payloads, self._num_bytes, self._mark = [], [], 0, self._last
+            return self._last
+
     def skip_to(self, number: int) -> None:
         """Take all records up to `number` for durable: a snapshot holds what they did."""
         with self._changed:
@@ -157,8 +169,8 @@ class Journal:
             if num > 0:
                 self._num_bytes -= sum(map(len, self._payloads[:num]))
                 del self._kinds[:num], self._payloads[:num]
-            if self._gave_up and number >= self._last:
-                self._gave_up, self._failure = False, None
+            if self._gave_up and number in (self._mark, self._last):
+                self._gave_up, self._failure, self._mark = False, None, None
             if not self._gave_up:
                 self._durable = max(self._durable, number)
             self._changed.notify_all()
@@ -178,7 +190,7 @@ class Journal:
             "run goes back to its last finished epoch", self._folder, self._failure, self._num_bytes >> 20,
         )  # fmt: skip
         self._failure = self._failure or errors.StorageError(f"the journal in {self._folder} is not written in time")
-        self._kinds, self._payloads, self._num_bytes, self._gave_up = [], [], 0, True
+        self._kinds, self._payloads, self._num_bytes, self._gave_up, self._mark = [], [], 0, True, None
         self._changed.notify_all()
 
     def _run(self) -> None:
@@ -192,7 +204,8 @@ class Journal:
                 if self._closed:
                     return
                 self._hurry = False
-                kinds, payloads = list(self._kinds), list(self._payloads)
+                num = 0 if self._gave_up else len(self._kinds)  # else there would be a gap before them
+                kinds, payloads = self._kinds[:num], self._payloads[:num]
                 first = self._last - len(kinds) + 1
             failure = self._written(first, kinds, payloads)
             due = time.monotonic() + self._every_s

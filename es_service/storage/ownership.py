@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import uuid
 from typing import Any
@@ -39,6 +40,7 @@ class Ownership:
         self._run_path, self._token, self._num_renewals = run_path, uuid.uuid4().hex, 0
         self._actor, self._host, self._pid = actor, socket.gethostname(), os.getpid()
         self._taken: errors.RunExistsError | None = None
+        self._renewing = threading.Lock()
 
     def claim(self) -> None:
         """Become the owner; waits for up to five seconds where it has to find out whether there is another.
@@ -59,14 +61,15 @@ class Ownership:
         self._write()
 
     def renew(self) -> None:
-        """Say that the owner is alive; RunExistsError where another one has taken over."""
-        if self._taken is None:
-            found = self._read()
-            if found is not None and found.get("token") != self._token:
-                self._taken = self._other(found)
-        if self._taken is not None:
-            raise self._taken
-        self._write()
+        """Say that the owner is alive, from any thread; RunExistsError where another one has taken over."""
+        with self._renewing:
+            if self._taken is None:
+                found = self._read()
+                if found is not None and found.get("token") != self._token:
+                    self._taken = self._other(found)
+            if self._taken is not None:
+                raise self._taken
+            self._write()
 
     def check(self) -> None:
         """Raise RunExistsError where `renew` found another owner."""

@@ -45,6 +45,7 @@ __all__ = [
 
 FORMAT = 2
 _READABLE = (1, 2)  # 1: without notes
+_MARK = ".partial-"  # between the place of a snapshot and the process that writes it
 Files = dict[str, dict[str, Any]]
 
 
@@ -90,13 +91,39 @@ def write_snapshot(filesystem: fs.FileSystem, run_path: str, state: RunState, *,
 
 
 def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str:
-    """Make the folder, beside its place, that shards write their parts into; return its path."""
-    beside = f"{_folder(run_path, finished_epochs)}.partial-{os.getpid()}"
+    """Make the folder, beside its place, that shards write their parts into; return its path.
+
+    What snapshots that were never finished have left is deleted: a run has one writer, and it writes one at a time.
+    """
+    beside = f"{_folder(run_path, finished_epochs)}{_MARK}{os.getpid()}"
     with files.storage_errors("write the snapshot", beside):
-        if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
-            filesystem.delete_dir(beside)
+        for info in filesystem.get_file_info(fs.FileSelector(f"{run_path}/snapshots", allow_not_found=True)):
+            if _MARK in info.base_name:
+                filesystem.delete_dir(info.path)
     files.make_folder(filesystem, beside)
     return beside
+
+
+class _Counted:
+    """A file that is being written, with the size and the sha256 of what went into it."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        num_bytes = memoryview(data).nbytes
+        self._digest.update(data)
+        self._file.write(data)
+        self.size += num_bytes
+        return num_bytes
+
+    def flush(self) -> None:
+        pass  # whoever opened the file closes it
+
+    def entry(self) -> dict[str, Any]:
+        return {"bytes": self.size, "sha256": self._digest.hexdigest()}
 
 
 def write_part(
@@ -108,12 +135,14 @@ def write_part(
 ) -> Files:
     """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too.
 
-    It also says how the rows' columns spread, which goes into a file of its own.
+    The bytes are those of `encode_table`. It also says how the rows' columns spread, which goes into a file of its own.
     """
-    data = encode_table(records_to_arrow(records, shard))
-    files.write_file(filesystem, f"{beside}/{_file(shard.index)}", data)
-    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "note": note}
-    return {_file(shard.index): {**entry, "spreads": spreads.spreads_of(records)}}
+    table = records_to_arrow(records, shard)
+    with files.new_file(filesystem, f"{beside}/{_file(shard.index)}") as file:
+        counted = _Counted(file)
+        with pa.ipc.new_file(pa.PythonFile(counted, mode="w"), table.schema) as writer:
+            writer.write_table(table)
+    return {_file(shard.index): {**counted.entry(), "note": note, "spreads": spreads.spreads_of(records)}}
 
 
 def finish_snapshot(
@@ -132,7 +161,7 @@ def finish_snapshot(
     Raises:
         StorageError: it cannot be written, or a part is not to be seen from here.
     """
-    place, finished_epochs = beside.partition(".partial-")[0], len(epoch_starts) - 1
+    place, finished_epochs = beside.partition(_MARK)[0], len(epoch_starts) - 1
     run_path = place.rpartition("/snapshots/")[0]
     spread = spreads.merged([entry["spreads"] for entry in parts.values()])
     parts = {name: {key: entry[key] for key in entry if key != "spreads"} for name, entry in parts.items()}

@@ -4,10 +4,10 @@ It stands where users put a filesystem of their own (`storage.files.register_fil
 of it. What is to break is said by a file, <folder>/fault.json, which the process that obeys it removes first:
 
     {"operation": "write" | "move" | "read" | "list" | "delete", "path": regular expression, "when": "before" | "after",
-     "count": which of the matching operations from now on, "do": "kill" | "full"}
+     "count": which of the matching operations from now on, "do": "kill" | "full" | "hold"}
 
 "kill" is SIGKILL of the process that is in the operation; "full" lets it, and all writes after it, fail as a full disk
-does for as long as <folder>/full is there.
+does for as long as <folder>/full is there; "hold" lets it wait for as long as <folder>/held is there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class _FaultyHandler(fs.FileSystemHandler):
             (place / "fault.json").unlink()
         if fault["do"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault["do"] == "hold":
+            while (place / "held").exists():
+                time.sleep(0.005)  # polling a file
+            return
         (place / "full").touch()
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
@@ -134,6 +139,8 @@ def break_at(
     folder: Path, operation: str, path: str, when: str = "before", *, count: int = 1, do: str = "kill"
 ) -> None:
     """Let the `count`-th operation from now on that matches go wrong."""
+    if do == "hold":
+        (folder / "held").touch()
     fault = {"operation": operation, "path": path, "when": when, "count": count, "do": do}
     beside = folder / "fault.json.new"
     beside.write_text(json.dumps(fault))
@@ -143,6 +150,11 @@ def break_at(
 def is_broken(folder: Path) -> bool:
     """Whether what was asked for has happened."""
     return not (folder / "fault.json").exists()
+
+
+def let_go(folder: Path) -> None:
+    """What was held goes on."""
+    (folder / "held").unlink(missing_ok=True)
 
 
 def mend(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
     python tests/chaos/soak.py --minutes 10 [--seed N]
 
-Prints its seed, every training with what was done to it, and what held. Ends with 1 at the first difference.
+Prints its seed, every training with what was done to it, and what held: of the points where a server is killed those
+that were reached. Ends with 1 at the first difference.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Training:
         self.world_size, self.shards = chance.choice([1, 1, 2]), chance.choice([1, 1, 2, 3])
         self.is_unruly = chance.random() < 0.3
         self.done: Counter[str] = Counter()
+        self._armed: str | None = None  # the point at which a server is to be killed, until it was
         self._frozen: list[threading.Timer] = []
 
     def __str__(self) -> str:
@@ -71,11 +73,19 @@ class Training:
             timer.start()
             self._frozen.append(timer)
             self.done["shard frozen"] += 1
-        elif chance < 0.10 and faulty_files.is_broken(self._folder):
-            point = self._chance.choice(list(POINTS))
-            operation, path, when = POINTS[point]
-            faulty_files.break_at(self._folder, operation, path, when, count=self._chance.randint(1, 3))
-            self.done[f"killed {point}"] += 1
+        elif chance < 0.10:
+            point, count = self._chance.choice(list(POINTS)), self._chance.randint(1, 3)
+            if self._has_fired():
+                operation, path, when = POINTS[point]
+                faulty_files.break_at(self._folder, operation, path, when, count=count)
+                self._armed = point
+
+    def _has_fired(self) -> bool:
+        """Count the point that was set once a server was killed there; return whether another may be."""
+        if self._armed is not None and faulty_files.is_broken(self._folder):
+            self.done[f"killed {self._armed}"] += 1
+            self._armed = None
+        return self._armed is None
 
     def holds(self) -> bool:
         """Train; return whether it came to what an undisturbed training comes to."""
@@ -94,6 +104,7 @@ class Training:
         finally:
             for timer in self._frozen:
                 timer.join()
+            self._has_fired()
             (self._folder / "fault.json").unlink(missing_ok=True)
             with contextlib.suppress(errors.RunNotFoundError):
                 launch.stop(self.run)

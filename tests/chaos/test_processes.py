@@ -60,7 +60,7 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
     exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     selection = driving.selection_of("eswp", seed=2)
-    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="wait")
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=2.0, on_unavailable="wait")
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 3):
@@ -83,11 +83,11 @@ def _thaw_when_said(caplog: pytest.LogCaptureFixture, stopped: list[int]) -> Non
 
 @pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
 def test_a_training_that_continues_loses_no_step_and_comes_back(
-    exchange: str, run: str, tmp_path: Path, frozen: list[int]
+    exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Away from inside epoch 1 to the beginning of epoch 3: epoch 2 is trained without the server."""
     selection = driving.selection_of("es", seed=3)
-    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="continue")
+    selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=4.0, on_unavailable="continue")
     server = launch.find(run)
 
     def disturb(epoch: int, step: int) -> None:
@@ -110,6 +110,9 @@ def test_a_training_that_continues_loses_no_step_and_comes_back(
     assert drawn[:22] == expected[:22]  # until it was away
     stats = call_patiently(server.stats.remote, 30.0, "ask how it is")
     assert stats["finished_epochs"] == 4
+    lacking = selectors[0].exchange.num_dropped  # type: ignore[attr-defined]
+    assert lacking >= 600  # all of epoch 2, and with sync what could not be asked in epoch 1
+    assert f"is back: its table lacks {lacking} observations of this rank, which made epochs [2]" in caplog.text
     visits = selectors[0].table().column("visits").to_pylist()
     assert 2 <= max(visits) <= 4
     selectors[0].close()

@@ -9,6 +9,9 @@ import driving
 import faulty_files
 import pytest
 
+from es_service.actors import launch
+from es_service.actors.calls import call
+
 POINTS = {
     "before a journal segment is written": ("write", r"/journal/.*\.partial", "before"),
     "with an empty journal segment beside": ("write", r"/journal/.*\.partial", "after"),
@@ -24,18 +27,37 @@ POINTS = {
     "while the journal is trimmed": ("delete", r"/journal/", "before"),
 }
 QUICK = {
-    "before a journal segment is renamed into place",
-    "after a journal segment is renamed into place",
-    "with an empty part of a snapshot",
-    "before a snapshot is renamed into place",
-    "after a snapshot is renamed into place",
+    "leased": [
+        "before a journal segment is renamed into place",
+        "with an empty part of a snapshot",
+        "before a snapshot is renamed into place",
+    ],
+    "sync": ["after a journal segment is renamed into place", "after a snapshot is renamed into place"],
 }
 EXCHANGES = ["leased", "sync", "prefetch"]
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param(point, marks=[] if point in QUICK else [pytest.mark.thorough]) for point in POINTS]
-)
+@pytest.mark.parametrize("exchange", QUICK)
+def test_a_server_killed_again_and_again_is_not_noticed(exchange: str, run: str, folder: Path) -> None:
+    """In one training, at one point after the other; snapshots are written while the next epoch is under way."""
+    selection = driving.selection_of("eswp", seed=16)
+    selectors = driving.connect(run, f"faulty://{folder}", selection, exchange)
+    left = list(QUICK[exchange])
+
+    def disturb(epoch: int, step: int) -> None:
+        if left and (epoch, step) >= (0, 3) and faulty_files.is_broken(folder):
+            operation, path, when = POINTS[left.pop(0)]
+            faulty_files.break_at(folder, operation, path, when)
+
+    drawn = driving.train(selectors, hook=disturb)
+    found = driving.outcome(selectors, drawn)
+    assert left == []
+    assert faulty_files.is_broken(folder)
+    assert found == driving.undisturbed(selection)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("point", POINTS)
 def test_a_server_killed_there_is_not_noticed(point: str, run: str, folder: Path) -> None:
     exchange = EXCHANGES[list(POINTS).index(point) % 3]
     selection = driving.selection_of("eswp", seed=17)
@@ -52,19 +74,24 @@ def test_a_server_killed_there_is_not_noticed(point: str, run: str, folder: Path
     assert found == driving.undisturbed(selection)
 
 
-@pytest.mark.parametrize("path", [r"/journal/", r"/snapshots/.*/shard-", r"/snapshots/.*/manifest", r"/run\.json"])
-def test_a_server_killed_while_it_recovers_is_not_noticed(path: str, run: str, folder: Path) -> None:
+def test_a_server_killed_while_it_recovers_is_not_noticed(run: str, folder: Path) -> None:
+    """Once an epoch, while it reads another kind of file."""
+    paths = [r"/run\.json", r"/snapshots/.*/shard-", r"/snapshots/.*/manifest", r"/journal/"]
     selection = driving.selection_of("infobatch", seed=5)
     selectors = driving.connect(run, f"faulty://{folder}", selection, "sync")
+    survived = []
 
     def disturb(epoch: int, step: int) -> None:
-        if (epoch, step) == (2, 4):
-            faulty_files.break_at(folder, "read", path)
+        if step == 4:
+            assert call(launch.find(run).stored_epochs.remote(), 30.0, "wait for the snapshot") == epoch
+            faulty_files.break_at(folder, "read", paths[epoch])
             driving.kill(run)
+        if step == 6:
+            survived.append(faulty_files.is_broken(folder))
 
     drawn = driving.train(selectors, hook=disturb)
     found = driving.outcome(selectors, drawn)
-    assert faulty_files.is_broken(folder)
+    assert survived == [True] * 4
     assert found == driving.undisturbed(selection)
 
 
@@ -72,8 +99,6 @@ def test_a_server_killed_while_it_recovers_is_not_noticed(path: str, run: str, f
 def test_a_full_disk_is_said_and_training_goes_on(where: str, run: str, folder: Path) -> None:
     """Until there is room again, a crash would cost the open epoch; nothing else is lost."""
     import es_service as es
-    from es_service.actors import launch
-    from es_service.actors.calls import call
 
     selection = driving.selection_of("es", seed=9)
     selectors = driving.connect(run, f"faulty://{folder}", selection, "leased")

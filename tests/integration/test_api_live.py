@@ -82,7 +82,7 @@ def num_copies(run: str) -> int:
     """How often the score server has copied its table for readers."""
     stats = call(launch.find(run).stats.options(concurrency_group="read").remote(), 10.0, "ask")
     counts = {name: sum(one["counts"]) for name, one in stats["calls"].items()}
-    return counts.get("copy_records", 0) - counts.get("write_part", 0)  # a snapshot copies it, too
+    return counts.get("copy_records", 0) - counts.get("copy_part", 0)  # a snapshot copies it, too
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:

@@ -172,7 +172,7 @@ def test_every_epoch_ends_in_a_snapshot(
     worker, storage = Worker(server, config), runs.RunStorage(str(tmp_path), "mine")
     for epoch in range(4):
         worker.train(epoch, losses_of)
-        assert storage.finished_epochs() == epoch + 1
+        assert server.stored_epochs() == storage.finished_epochs() == epoch + 1
         assert repr(storage.table().to_pydict()) == table(server)
 
 
@@ -186,7 +186,7 @@ def test_ranks_wait_for_each_other_and_the_last_writes_the_snapshot(tmp_path: Pa
     assert server.open_epoch(0, FIRST, 1) == [1]
     assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 0
     assert server.close_epoch(1, FIRST, 0) is True
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
+    assert server.stored_epochs() == runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
 
 
 def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
@@ -759,10 +759,12 @@ def test_it_counts_its_calls_by_how_long_they_took(make_config: MakeConfig, loss
     server = ScoreServer(str(tmp_path), "run", runs.config_to_dict(config))
     worker = Worker(server, config)
     worker.train(0, losses_of)
+    assert server.stored_epochs() == 1
     calls = server.stats()["calls"]
     assert {name: sum(one["counts"]) for name, one in calls.items() if name != "copy_records"} == {
         "observe": 4,
         "report": 1,
+        "copy_part": 1,
         "write_part": 1,
     }
     for one in calls.values():

@@ -226,6 +226,26 @@ def test_what_is_kept_is_bounded_and_a_snapshot_puts_it_right(journals: Journals
     assert [record.number for record in journals.read(after=6)] == [7]
 
 
+def test_what_comes_while_a_snapshot_is_written_is_kept_once_it_gave_up(journals: Journals) -> None:
+    """Not written before the snapshot is there: what is in between would be missing."""
+    Path(journals.folder).write_text("in the way")
+    writer = journals.begin(every_s=0.01, max_bytes=100)
+    for _ in range(5):
+        writer.append("a", b"x" * 60)
+    with pytest.raises(errors.StorageError):
+        writer.flush()
+    Path(journals.folder).unlink()
+    assert writer.mark() == 5
+    writer.append("a", b"y")
+    with pytest.raises(errors.StorageError):
+        writer.flush()
+    assert (writer.durable, journals.read(after=5)) == (0, [])
+    writer.skip_to(5)
+    writer.flush()
+    assert (writer.durable, writer.failure) == (6, None)
+    assert [(record.number, record.payload) for record in journals.read(after=5)] == [(6, b"y")]
+
+
 def test_skipping_drops_what_waits_up_to_there_only(journals: Journals) -> None:
     writer = journals.begin()
     for number in range(5):
