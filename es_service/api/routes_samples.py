@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from es_service.api import exports, filters, models
+from es_service.api import exports, filters
 from es_service.api.answers import (
     Columns,
     Conditions,
@@ -22,6 +22,7 @@ from es_service.api.answers import (
     of_table,
 )
 from es_service.api.histories import history
+from es_service.api.models import samples as models
 from es_service.api.tables import TableView
 
 __all__ = ["router"]

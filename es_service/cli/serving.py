@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 from typing import Any
@@ -12,6 +13,8 @@ from es_service.storage import files
 from es_service.storage.runs import DEFAULT_STORAGE, list_runs
 
 __all__ = ["add_parser", "serve_command"]
+
+_NICE = 10  # a tenth of the processor's time, where a training wants all of it
 
 
 def add_parser(commands: Any) -> None:
@@ -28,12 +31,20 @@ def add_parser(commands: Any) -> None:
         "--allowed-host", action="append", default=[], metavar="NAME", help="name readers may use for this machine"
     )
     serve.add_argument("--no-ray", action="store_true", help="do not look for live runs on Ray")
+    serve.add_argument(
+        "--nice",
+        type=int,
+        choices=range(20),
+        metavar="N",
+        help=f"stand back by so much behind what trains on this machine, 0 to 19 (default: {_NICE}; 0 with --no-ray)",
+    )
     serve.add_argument("--own-tasks", action="store_true", help="import runs' own tasks (module:function) for previews")
     serve.set_defaults(run_command=serve_command)
 
 
 def serve_command(options: argparse.Namespace) -> int:
     """Serve the dashboard and the HTTP API of a storage folder, until interrupted."""
+    _stand_back(options)
     try:
         import uvicorn
 
@@ -75,6 +86,13 @@ def serve_command(options: argparse.Namespace) -> int:
         print(f"serving {storage} on {where} ({how}); Ctrl-C ends it", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _stand_back(options: argparse.Namespace) -> None:
+    """Let others on this machine go first: threads and processes that begin later inherit it."""
+    by = options.nice if options.nice is not None else 0 if options.no_ray else _NICE
+    if by and hasattr(os, "nice"):
+        os.nice(by)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -85,6 +85,9 @@ def test_a_sample_with_its_history_has_an_address_of_its_own(page: Any, server: 
     page.until(lambda: page.text("#sample h2") == f"Sample {second:,}", "the next sample")
     page.driver.refresh()
     page.until(lambda: page.text("#sample h2") == f"Sample {second:,}", "the same sample after a reload")
+    page.one("#sample [aria-label='Previous sample']")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    page.until(lambda: page.text("#sample h2") == f"Sample {first:,}", "the one before, after a reload, too")
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.until(lambda: not page.all("#sample[open]"), "the dialog to close")
     assert page.path == "/runs/clothes"

@@ -28,7 +28,7 @@ const filters = new Filters(() => run && guarded(() => Promise.all([map.refresh(
 const dialog = new SampleDialog();
 const pick = (id, neighbours) => dialog.open(run, id, neighbours);
 const map = new MapPanel(filters, pick);
-const samples = new SamplesPanel(filters, pick);
+const samples = new SamplesPanel(filters, pick, (ids) => dialog.offer(ids));
 const labels = new LabelsPanel(filters);
 const compare = new ComparePanel(pick);
 const ledger = new LedgerPanel();
