@@ -206,7 +206,7 @@ def test_dark_and_light_by_the_system_and_by_the_switch(page: Any) -> None:
 def test_a_run_that_is_not_there_is_said_not_to_be(page: Any) -> None:
     page.expected.append(r"/v1/runs/nothing - Failed to load resource.*404")
     page.open("/runs/nothing")
-    assert "No such run" in page.text("main")
+    page.until(lambda: "No such run" in page.text("main"), "to be told")
 
 
 def test_two_runs_are_compared(

@@ -32,7 +32,7 @@ def test_a_view_shows_the_samples_that_the_api_names(page: Any, server: Any, vie
     assert page.one(f"[data-view={view}]").get_attribute("aria-pressed") == "true"
     assert page.path == "/runs/clothes" + ("" if view == "weighted" else f"?view={view}")
     if not told:
-        assert "Every sample was trained on" in page.text("#samples")
+        page.until(lambda: "Every sample was trained on" in page.text("#samples"), "the empty list")
         return
     facts = page.texts(".sample .pairs span")[:10]
     shown = dict(zip(facts[::2], facts[1::2], strict=True))

@@ -50,7 +50,7 @@ export class SamplesPanel {
 
   #choose(name) {
     address.set({ view: name === "weighted" ? null : name }, { step: true });
-    this.refresh(this.run);
+    if (this.run !== null) this.refresh(this.run); // else it is taken from the address once the run is there
   }
 
   #query(cursor = null) {
