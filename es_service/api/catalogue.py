@@ -55,7 +55,7 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self.storage = settings.storage
-        self.live = LiveRuns(settings.storage, settings.refresh_s, enabled=settings.ray)
+        self.live = LiveRuns(settings.storage, settings.refresh_s, enabled=settings.ray, nice=settings.nice)
         self._lock = threading.Lock()
         self._listing = threading.Lock()
         self._described: dict[str, _Described] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import sys
 from typing import Any
@@ -13,8 +12,6 @@ from es_service.storage import files
 from es_service.storage.runs import DEFAULT_STORAGE, list_runs
 
 __all__ = ["add_parser", "serve_command"]
-
-_NICE = 10  # a tenth of the processor's time, where a training wants all of it
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +33,8 @@ def add_parser(commands: Any) -> None:
         type=int,
         choices=range(20),
         metavar="N",
-        help=f"stand back by so much behind what trains on this machine, 0 to 19 (default: {_NICE}; 0 with --no-ray)",
+        default=19,
+        help="niceness once there is a Ray cluster to read from, so that training goes first (default: %(default)s)",
     )
     serve.add_argument("--own-tasks", action="store_true", help="import runs' own tasks (module:function) for previews")
     serve.set_defaults(run_command=serve_command)
@@ -44,7 +42,6 @@ def add_parser(commands: Any) -> None:
 
 def serve_command(options: argparse.Namespace) -> int:
     """Serve the dashboard and the HTTP API of a storage folder, until interrupted."""
-    _stand_back(options)
     try:
         import uvicorn
 
@@ -69,6 +66,7 @@ def serve_command(options: argparse.Namespace) -> int:
         hosts=tuple(host for host in hosts if host not in ("0.0.0.0", "::")),
         ray=not options.no_ray,
         own_tasks=options.own_tasks,
+        nice=options.nice,
     )
     config = uvicorn.Config(
         create_app(settings),
@@ -86,13 +84,6 @@ def serve_command(options: argparse.Namespace) -> int:
         print(f"serving {storage} on {where} ({how}); Ctrl-C ends it", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def _stand_back(options: argparse.Namespace) -> None:
-    """Let others on this machine go first: threads and processes that begin later inherit it."""
-    by = options.nice if options.nice is not None else 0 if options.no_ray else _NICE
-    if by and hasattr(os, "nice"):
-        os.nice(by)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -77,7 +77,7 @@ class Server:
         self._folder, self._log = folder, folder / "log"
 
     def start(self) -> Server:
-        words = es_service("serve", "--storage", self.storage, "--port", self.port)
+        words = es_service("serve", "--storage", self.storage, "--port", self.port, "--nice", 0)
         if self.token is not None:
             file = self._folder / "token"
             file.write_text(self.token)
