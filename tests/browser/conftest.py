@@ -38,6 +38,7 @@ DESKTOP, PHONE = (1280, 900), (360, 740)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else workers stand back behind other tests, at 15
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

@@ -231,12 +231,13 @@ def service(ray_head: subprocess.Popen[bytes], storage: str) -> Iterator[Service
 
 
 def test_a_live_run_answers_like_a_finished_one(service: Service, training: Training, run: str) -> None:
-    assert service.status(f"/v1/runs/{run}/samples") in (200, 409)  # 409 until it has found the cluster
+    assert service.status(f"/v1/runs/{run}/samples") in (200, 409)  # 409 until an epoch is open
     training.step(5)
     eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
     eventually(lambda: service.get(f"/v1/runs/{run}")["server"])
     rows = {row["run"]: row for row in service.get("/v1/runs")["runs"]}
     assert (rows[run]["status"], rows[run]["epoch"]) == ("live", 0)
+    eventually(lambda: service.status(f"/v1/runs/{run}/samples") == 200)  # a copy from before the epoch is old by now
     page = eventually(
         lambda: (found := service.get(f"/v1/runs/{run}/samples?where=visits=1&limit=1000"))["matching"] == 200 and found
     )
