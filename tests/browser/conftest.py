@@ -395,18 +395,16 @@ def ray_address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def live(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the run `training`, which trains through a score server on Ray all the while, an epoch a second."""
+    """A server of the run `training`, which trains through a score server on Ray all the while."""
     storage = tmp_path_factory.mktemp("live")
-    words = es_service("train", "--run", "training", "--storage", storage, "--task", "slow_task:build_task")
+    words = es_service("train", "--run", "training", "--storage", storage, "--task", "fashion", "--limit", 1000)
     words += es_service("--epochs", 2000, "--exchange", "leased", "--workers", 1, "--batch-size", 64)[3:]
-    env = environment(
-        RAY_ADDRESS=ray_address, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", PYTHONPATH=str(Path(__file__).parent)
-    )
+    env = environment(RAY_ADDRESS=ray_address, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     with tempfile.TemporaryFile() as log:
         training = subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
         one = Server(storage, tmp_path_factory.mktemp("server"), RAY_ADDRESS=ray_address)
         try:
-            deadline = time.monotonic() + 120.0
+            deadline = time.monotonic() + 240.0
             while not list(storage.glob("training/snapshots/*/manifest.json")):
                 log.seek(0)
                 assert training.poll() is None, log.read().decode()
