@@ -82,6 +82,8 @@ def check_distribution(page: Any, server: Any, column: str) -> None:
 
 def test_the_map_is_explored_by_mouse_and_opens_a_sample(page: Any) -> None:
     page.open("/runs/clothes")
+    page.one("#figures div")
+    page.one(".sample")  # all panels are there: the map moves no more
     canvas = page.one("#map canvas")
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     box = canvas.size
@@ -101,6 +103,8 @@ def test_the_map_is_explored_by_mouse_and_opens_a_sample(page: Any) -> None:
 
 def test_the_map_is_explored_by_keys(page: Any) -> None:
     page.open("/runs/clothes")
+    page.one("#figures div")
+    page.one(".sample")  # all panels are there: the map moves no more
     canvas = page.one("#map canvas")
     page.driver.execute_script("arguments[0].focus()", canvas)
     said = []
