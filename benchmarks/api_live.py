@@ -41,8 +41,10 @@ def _paths(run: str) -> list[str]:
 def read(port: int, run: str) -> None:
     """Be 50 open pages: each asks for all of its routes every two seconds, from "on" to "off" on stdin.
 
-    When stdin ends, prints how many answers came, and how many were none.
+    When stdin ends, prints how many answers came, and how many were none. Pages are usually open on other machines:
+    what they take of this one themselves stands back, as the service does.
     """
+    os.nice(19)
     wanted, ended, answers, bad = threading.Event(), threading.Event(), [0] * _READERS, [0] * _READERS
 
     def page(index: int) -> None:

@@ -88,6 +88,7 @@ class ScoreShard:
         self._overlaps = Overlaps()
         self._times = CallTimes()
         self._talks = Talks()
+        self._queued: dict[int, int] = {}  # reports that ranks hold back, as each said with its last message
         self._num_reports = self._num_observed = self._num_selected = 0
         self._copy: _Copy | None = None
         try:
@@ -243,8 +244,12 @@ class ScoreShard:
             return self._receipt(report.caller.rank) + answer
 
     @timed
-    def report(self, message: bytes) -> bytes:
+    def report(self, message: bytes, num_behind: int = 0) -> bytes:
         """Apply reports, all of them or none; those applied before change nothing. Return a receipt.
+
+        Args:
+            message: packed reports of one rank, at least one.
+            num_behind: reports that the rank has ready and will send once this is answered.
 
         Raises:
             As `observe` does.
@@ -265,6 +270,7 @@ class ScoreShard:
                 number = self._journal.append("reports", message if whole else b"".join(map(wire.encode_report, new)))
             for report in new:
                 self._apply(report, number)
+            self._queued[reports[0].caller.rank] = num_behind
             return self._receipt(reports[0].caller.rank)
 
     def _checked(self, report: wire.Report) -> wire.Report:
@@ -314,6 +320,7 @@ class ScoreShard:
             self._intake.begin(attempt)
             self._overlaps.clear()
             self._copy = None
+            self._queued.clear()
         self._keep_state()
 
     def open_steps(self, steps: range) -> None:
@@ -449,12 +456,13 @@ class ScoreShard:
             self._journal.close()
 
     def counts(self) -> dict[str, Any]:
-        """Return what came in since this process began, the table's bytes, and how long calls took (group `read`)."""
+        """Return what came in since this process began and what waits, the table's bytes, call times (group `read`)."""
         return {
             "num_reports": self._num_reports,
             "num_observed": self._num_observed,
             "num_selected": self._num_selected,
             "num_overlaps": self._overlaps.total,
+            "num_queued": sum(self._queued.copy().values()),
             "num_undurable": self._journal.last - self._journal.durable,
             "table_bytes": self._engine.table.nbytes,
             "calls": self._times.to_dict(),

@@ -9,12 +9,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from es_service.api import models, problems, routes_runs, routes_samples, routes_service, routes_table
+from es_service.api import problems, routes_runs, routes_samples, routes_service, routes_table
 from es_service.api.auth import Auth
 from es_service.api.catalogue import Catalogue
 from es_service.api.guard import Guard
 from es_service.api.limits import Buckets
 from es_service.api.metrics import Metrics
+from es_service.api.models import service as models
 from es_service.api.previews import Previews
 from es_service.api.settings import Settings
 

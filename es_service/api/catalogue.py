@@ -55,7 +55,7 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self.storage = settings.storage
-        self.live = LiveRuns(settings.storage, settings.refresh_s, enabled=settings.ray)
+        self.live = LiveRuns(settings.storage, settings.refresh_s, enabled=settings.ray, nice=settings.nice)
         self._lock = threading.Lock()
         self._listing = threading.Lock()
         self._described: dict[str, _Described] = {}
@@ -168,7 +168,8 @@ class Catalogue:
             table = None
         server = None
         if stats is not None:
-            names = ("pid", "shards", "world_size", "num_reports", "num_observed", "num_selected", "table_bytes")
+            counts = ("num_reports", "num_observed", "num_selected", "num_queued")
+            names = ("pid", "shards", "world_size", *counts, "table_bytes")
             server = {**{name: stats[name] for name in names}, "restarts": self.live.restarts.get(run, 0)}
         label_names = described.notes.label_names
         return {

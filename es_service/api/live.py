@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from es_service import errors
 from es_service.api import clusters
+from es_service.api.niceness import stand_back
 from es_service.api.reader_process import ReaderProcess
 from es_service.storage import columns, files
 
@@ -52,12 +53,13 @@ class LiveRuns:
         storage: that folder, or URI.
         refresh_s: a table is copied at most this often.
         enabled: False looks for none.
+        nice: niceness of this process and of the one that asks, once there is a cluster; 0 leaves it as it is.
     """
 
-    def __init__(self, storage: str, refresh_s: float = 2.0, *, enabled: bool = True) -> None:
+    def __init__(self, storage: str, refresh_s: float = 2.0, *, enabled: bool = True, nice: int = 0) -> None:
         self._storage = files.absolute(storage).rstrip("/")
         self._refresh_s = refresh_s
-        self._enabled = enabled
+        self._enabled, self._nice = enabled, nice
         self._lock = threading.Lock()
         self._stats_lock = threading.Lock()
         self._process: ReaderProcess | None = None
@@ -108,6 +110,7 @@ class LiveRuns:
         try:
             address = clusters.find_address()
             if address is not None:
+                stand_back(self._nice)
                 modes = [None] if os.environ.get("RAY_AUTH_MODE") else ["token", "disabled"]
                 for mode in modes:
                     try:

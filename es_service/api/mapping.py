@@ -21,6 +21,7 @@ __all__ = ["data_map"]
 
 F64 = NDArray[np.float64]
 _CLIP = 0.999
+_ENOUGH = 1 << 20  # values that say well enough where that is
 _AXES = ("loss_mean", "loss_std")
 
 
@@ -38,9 +39,10 @@ def _data_map(view: TableView, points: int, mask: NDArray[np.bool_] | None) -> d
     if mask is not None:
         seen &= mask
     num_seen = int(np.count_nonzero(seen))
+    which = seen if num_seen < view.num_rows else slice(None)
     binned = num_seen > points
     bins = max(1, math.isqrt(points))
-    axes = [_axis(view.column(name)[seen], name, bins if binned else 0) for name in _AXES]
+    axes = [_axis(view.column(name)[which], name, bins if binned else 0) for name in _AXES]
     if binned:
         means, counts, examples = _per_cell(view, seen, axes)
     else:
@@ -64,13 +66,14 @@ def _data_map(view: TableView, points: int, mask: NDArray[np.bool_] | None) -> d
 
 
 def _axis(values: NDArray[Any], name: str, bins: int) -> dict[str, Any]:
-    """Return an axis over these values: up to the highest, or where it has bins, up to what a thousandth exceeds."""
+    """Return an axis over these values: up to the highest, or where it has bins, up to what some thousandth exceeds."""
     low, high, clipped = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf)), 0
     if not values.size:
         low = high = 0.0
     elif bins:
-        place = int(_CLIP * (values.size - 1))
-        high = float(np.partition(values, place)[place])
+        some = values[:: 1 + values.size // _ENOUGH]
+        place = int(_CLIP * (some.size - 1))
+        high = float(np.partition(some, place)[place])
         clipped = int((values > high).sum())
     [low_shown, high_shown] = floats(np.array([low, high]))
     return {"column": name, "min": low_shown, "max": high_shown, "bins": bins, "clipped": clipped}
@@ -93,8 +96,11 @@ def _per_cell(
     counts, sums = np.zeros(num_cells, dtype=np.int64), np.zeros((3, num_cells))
     heaviest, which = np.full(num_cells, -np.inf, dtype=np.float32), np.zeros(num_cells, dtype=np.int64)
     for start in range(0, view.num_rows, BLOCK):
-        rows = np.flatnonzero(seen[start : start + BLOCK])
-        x, y, share, weights = (view.block(name, start, start + BLOCK)[rows] for name in (*_AXES, "picked_share", "w"))
+        here = slice(start, start + BLOCK)
+        rows = np.flatnonzero(seen[here])
+        chosen = rows if rows.size < seen[here].size else slice(None)
+        x, y = (view.column(name)[here][chosen] for name in _AXES)
+        share, weights = (view.block(name, start, start + BLOCK)[chosen] for name in ("picked_share", "w"))
         cells = _along(x, axes[0]) * axes[1]["bins"] + _along(y, axes[1])
         counts += np.bincount(cells, minlength=num_cells)
         for total, values in zip(sums, (x, y, share), strict=True):

@@ -44,6 +44,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "es_service_server_table_bytes": "bytes of the score table",
         "es_service_server_restarts_total": "restarts of the server that this service saw",
         "es_service_server_call_seconds": "seconds of the server's calls, waiting for its table included",
+        "es_service_server_queued_reports": "reports that ranks hold until the server has taken those before",
         "es_service_server_snapshot_age_seconds": "seconds since the newest snapshot was written",
         "es_service_server_journal_lag_records": "records of the journal that are not on storage yet",
         "es_service_server_storage_failing": "1 while the server cannot write its storage",
@@ -133,6 +134,8 @@ class Metrics:
         yield _counter("es_service_server_restarts_total", ("run",), restarts)
         table_bytes = {(run,): one["table_bytes"] for run, one in stats.items()}
         yield _gauge("es_service_server_table_bytes", ("run",), table_bytes)
+        queued = {(run,): one["num_queued"] for run, one in stats.items()}
+        yield _gauge("es_service_server_queued_reports", ("run",), queued)
         lags = {(run,): one["num_undurable"] for run, one in stats.items()}
         yield _gauge("es_service_server_journal_lag_records", ("run",), lags)
         failing = {(run,): float(one["storage_failure"] is not None) for run, one in stats.items()}

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import models
 from es_service.api.answers import RunName, answer, catalogue_of, errors_of, not_modified, of_table
 from es_service.api.comparison import compare
+from es_service.api.models import runs as models
 
 __all__ = ["router"]
 

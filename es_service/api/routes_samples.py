@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from es_service.api import exports, filters, models
+from es_service.api import exports, filters, statistics
 from es_service.api.answers import (
     Columns,
     Conditions,
@@ -22,6 +22,7 @@ from es_service.api.answers import (
     of_table,
 )
 from es_service.api.histories import history
+from es_service.api.models import samples as models
 from es_service.api.tables import TableView
 
 __all__ = ["router"]
@@ -90,7 +91,7 @@ def _rank(view: TableView, sample_id: int) -> dict[str, Any] | None:
     weight = view.column("w")[sample_id]
     if not np.isfinite(weight):
         return None
-    ordered = view.once(("sorted", "w"), lambda: np.sort(view.column("w")))
+    ordered = statistics.ordered(view, "w")
     above = ordered.size - int(np.searchsorted(ordered, weight, side="right"))
     return {"position": above + 1, "share": float(f"{(above + 1) / view.num_rows:.7g}")}
 

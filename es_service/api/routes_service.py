@@ -11,9 +11,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
-from es_service.api import events, metrics, models
+from es_service.api import events, metrics
 from es_service.api.answers import RunName, answer, catalogue_of, errors_of
 from es_service.api.auth import COOKIE, SESSION_S, Auth, safe_next
+from es_service.api.models import service as models
 from es_service.api.problems import Problem
 from es_service.storage.runs import list_runs
 

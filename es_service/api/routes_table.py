@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import earlier, filters, mapping, models, statistics
+from es_service.api import earlier, filters, mapping, statistics
 from es_service.api.answers import (
     Bins,
     Conditions,
@@ -20,6 +20,7 @@ from es_service.api.answers import (
     not_modified,
     of_table,
 )
+from es_service.api.models import table as models
 from es_service.api.tables import TableView
 from es_service.storage.runs import RunStorage
 

@@ -56,6 +56,7 @@ class Settings:
         own_tasks: import the module that a run's own task names, for its previews.
         limits: how much may be asked.
         refresh_s: a live run's table is copied at most this often.
+        nice: niceness of the service once there is a Ray cluster to read from; 0 leaves it as it is.
     """
 
     storage: str
@@ -65,6 +66,7 @@ class Settings:
     own_tasks: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
     refresh_s: float = 2.0
+    nice: int = 0
 
     def __post_init__(self) -> None:
         if self.token is not None:

@@ -36,6 +36,7 @@ COLUMNS = (
 _WHOLE_NUMBERS = ("id", "visits", "selected", "last_step", "age")
 _MOST_KEPT = 64
 _MOST_KEPT_BYTES = 512 << 20  # of one table
+_BLOCK = 1 << 18  # rows
 _LARGE = 1_000_000  # rows, from which on only a few looks at all of them may be under way
 _large_looks, _held = threading.BoundedSemaphore(4), threading.local()
 
@@ -153,7 +154,14 @@ class TableView:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column [n] to read from; a number without a value is NaN in floats and -1 in integers."""
-        return self.once(("column", name), lambda: self._made(name, self._whole))
+        return self.once(("column", name), lambda: self._whole(name) if name not in _DERIVED else self._derived(name))
+
+    def _derived(self, name: str) -> NDArray[Any]:
+        """Return a derived column, made a block at a time: what is worked out on the way stays small."""
+        whole = np.empty(self.num_rows, dtype=self.block(name, 0, 0).dtype)
+        for start in range(0, self.num_rows, _BLOCK):
+            whole[start : start + _BLOCK] = self.block(name, start, start + _BLOCK)
+        return whole
 
     def block(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return the rows from `start` to `stop` of a column; costs as much as they are many."""

@@ -28,6 +28,14 @@ def add_parser(commands: Any) -> None:
         "--allowed-host", action="append", default=[], metavar="NAME", help="name readers may use for this machine"
     )
     serve.add_argument("--no-ray", action="store_true", help="do not look for live runs on Ray")
+    serve.add_argument(
+        "--nice",
+        type=int,
+        choices=range(20),
+        metavar="N",
+        default=19,
+        help="niceness once there is a Ray cluster to read from, so that training goes first (default: %(default)s)",
+    )
     serve.add_argument("--own-tasks", action="store_true", help="import runs' own tasks (module:function) for previews")
     serve.set_defaults(run_command=serve_command)
 
@@ -58,6 +66,7 @@ def serve_command(options: argparse.Namespace) -> int:
         hosts=tuple(host for host in hosts if host not in ("0.0.0.0", "::")),
         ray=not options.no_ray,
         own_tasks=options.own_tasks,
+        nice=options.nice,
     )
     config = uvicorn.Config(
         create_app(settings),

@@ -47,10 +47,10 @@ class Background(Remote):
                 self._failure = error
                 raise
 
-    def _sender(self, shard: int) -> Callable[[int, int, bytes], object]:
-        def send(first: int, last: int, message: bytes) -> None:
+    def _sender(self, shard: int) -> Callable[[int, int, bytes, int], object]:
+        def send(first: int, last: int, message: bytes, num_behind: int) -> None:
             delivery = self._deliveries[shard]
-            delivery.answer(delivery.post(first, last, "report", message))
+            delivery.answer(delivery.post(first, last, "report", message, num_behind))
 
         return send
 

@@ -25,12 +25,12 @@ class Backlog:
     """See the module's text.
 
     Args:
-        send: (first seq, last seq, message) -> None; returns once the reports have been applied; the reporting thread
-            alone calls it.
+        send: (first seq, last seq, message, number of reports that wait behind it) -> None; returns once the reports
+            have been applied; the reporting thread alone calls it.
         patience: makes one for each wait: how long `put` waits for room and `flush` for the rest.
     """
 
-    def __init__(self, send: Callable[[int, int, bytes], object], patience: Callable[[], Patience]) -> None:
+    def __init__(self, send: Callable[[int, int, bytes, int], object], patience: Callable[[], Patience]) -> None:
         self._send = send
         self._patience = patience
         self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
@@ -106,7 +106,7 @@ class Backlog:
                 self._num_bytes -= len(message[2])
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[int, int, bytes] | None:
+    def _next(self) -> tuple[int, int, bytes, int] | None:
         """Wait for a message's worth of reports, or a moment longer than one; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._hurry or self._num_bytes >= _MESSAGE_BYTES, _LINGER_S)
@@ -120,4 +120,4 @@ class Backlog:
                 last, report = self._waiting.popleft()
                 parts.append(report)
                 size += len(report)
-            return first, last, b"".join(parts)
+            return first, last, b"".join(parts), len(self._waiting)

@@ -53,6 +53,7 @@ class Posted:
         last: seq of its last one.
         method: "observe" or "report".
         message: packed reports.
+        more: further arguments of the method.
         reference: of the call that is to bring it there.
     """
 
@@ -60,6 +61,7 @@ class Posted:
     last: int
     method: str
     message: bytes
+    more: tuple[int, ...]
     reference: ray.ObjectRef[Any]
 
 
@@ -73,9 +75,9 @@ class Delivery:
         self._waiting: list[Posted] = []  # for their answers
         self._warned = False
 
-    def post(self, first: int, last: int, method: str, message: bytes) -> Posted:
+    def post(self, first: int, last: int, method: str, message: bytes, *more: int) -> Posted:
         """Send the reports with these seqs; `answer` has to be called for each message, in order."""
-        posted = Posted(first, last, method, message, self._line.ask(method, message))
+        posted = Posted(first, last, method, message, more, self._line.ask(method, message, *more))
         self._waiting.append(posted)
         self._kept.append(posted)
         self._num_bytes += len(message)
@@ -146,4 +148,4 @@ class Delivery:
             ) from cause
         for posted in self._kept:
             if posted.last > has or posted in self._waiting:
-                posted.reference = self._line.ask(posted.method, posted.message)
+                posted.reference = self._line.ask(posted.method, posted.message, *posted.more)

@@ -36,6 +36,8 @@ __all__ = ["drop_history_from", "has_part", "list_history", "read_epoch", "read_
 FORMAT = 1
 _MAX_BYTES = 1 << 30
 _BATCH_ROWS = 1 << 16
+_MOST_CHECKED = 10_000
+_checked: dict[str, tuple[int, int]] = {}  # files whose checksum was right, by path: bytes and time as they were then
 _COLUMNS = {"id": pa.int64(), "run_step": pa.int32(), "rank": pa.int32(), "loss": pa.float32(), "selected": pa.bool_()}
 _NAME = re.compile(r"([0-9]+)-of-([0-9]+)-([0-9a-f]{8})\.arrow")
 _EPOCH = re.compile(r"[0-9]{8}")
@@ -120,19 +122,40 @@ def drop_history_from(filesystem: fs.FileSystem, run_path: str, epoch: int) -> N
 
 
 @contextlib.contextmanager
-def _opened(filesystem: fs.FileSystem, path: str, crc32: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
-    """Open a file of the history; whatever goes wrong in the block is that file's damage."""
+def _opened(
+    filesystem: fs.FileSystem, path: str, crc32: str, *, anew: bool = True
+) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """Open a file of the history; whatever goes wrong in the block is that file's damage.
+
+    Its checksum is looked at, which reads all of it; unless `anew`, of a file of this machine only once while it stays
+    as it is.
+    """
     try:
-        with _open(files.read_bytes(filesystem, path), path, crc32) as reader:
+        with _open(_source(filesystem, path, crc32, anew=anew), path) as reader:
             yield reader
     except (pa.ArrowException, OSError) as error:
         raise errors.StorageError(f"{path} is damaged: {error}") from error
 
 
-def _open(data: bytes, path: str, crc32: str) -> pa.ipc.RecordBatchFileReader:
+def _source(filesystem: fs.FileSystem, path: str, crc32: str, *, anew: bool) -> pa.NativeFile:
+    key = None
+    if isinstance(filesystem, fs.LocalFileSystem) and not anew:
+        info = filesystem.get_file_info(path)
+        key = (info.size, info.mtime_ns)
+        if _checked.get(path) == key:
+            return pa.memory_map(path)
+    data = files.read_bytes(filesystem, path)
     if zlib.crc32(data) != int(crc32, 16):
         raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
-    reader = pa.ipc.open_file(pa.BufferReader(data))
+    if key is not None:
+        if len(_checked) >= _MOST_CHECKED:
+            _checked.clear()
+        _checked[path] = key
+    return pa.BufferReader(data)
+
+
+def _open(source: pa.NativeFile, path: str) -> pa.ipc.RecordBatchFileReader:
+    reader = pa.ipc.open_file(source)
     version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
     if version != str(FORMAT):
         raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
@@ -175,7 +198,7 @@ def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int) -> pa.
         for path, own, crc32 in _whole(filesystem, run_path, epoch):
             if sample_id % own.count != own.index:
                 continue
-            with _opened(filesystem, path, crc32) as reader:
+            with _opened(filesystem, path, crc32, anew=False) as reader:
                 for batch in _batches(reader, sample_id, path):
                     rows = batch.filter(pc.equal(batch.column("id"), sample_id))
                     epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))

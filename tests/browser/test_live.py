@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,22 +84,12 @@ def test_it_is_said_when_the_server_is_away_and_when_it_is_back(
     page.until(lambda: not page.all("#notice p"), "the notice to go", 40)
 
 
-def test_a_run_that_was_interrupted_is_said_to_be_old(
-    serve: Callable[..., Any], open_page: Callable[..., Any], finished: Path, tmp_path: Path
-) -> None:
-    """As a training leaves it that was killed an hour ago, after four of its five epochs."""
-    run = tmp_path / "clothes"
-    shutil.copytree(finished / "clothes", run)
-    for gone in ("result.json", "progress.json"):
-        (run / gone).unlink(missing_ok=True)
-    shutil.rmtree(run / "snapshots" / "00000005")
-    for path in [run, *run.rglob("*")]:
-        os.utime(path, (time.time() - 3600, time.time() - 3600))
-    page = open_page(serve(tmp_path)).open("/runs/clothes")
+def test_a_run_that_was_interrupted_is_said_to_be_old(various: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(various).open("/runs/interrupted")
     page.until(lambda: page.text("#state") == "stale, epoch 4 of 5", "the badge")
     notice = page.text("#notice")
     assert "interrupted" in notice
     assert "the end of epoch 4" in notice
     page.until(lambda: len(page.texts(".sample")) == 24, "its samples, all the same")
     page.open("/?status=stale")
-    page.until(lambda: page.texts("#list td.name") == ["clothes"], "it among the stale ones")
+    page.until(lambda: page.texts("#list td.name") == ["interrupted"], "it among the stale ones")

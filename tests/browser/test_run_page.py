@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -57,14 +55,17 @@ def test_the_ledger_and_the_accuracy_are_drawn(page: Any, server: Any) -> None:
     assert f"{trained:,}" in rows[1]  # of this epoch alone, while the API counts from the beginning
 
 
-@pytest.mark.parametrize("column", ["w", "loss_mean", "visits"])
-def test_a_distribution_moves_over_the_epochs(page: Any, server: Any, column: str) -> None:
+def test_a_distribution_moves_over_the_epochs(page: Any, server: Any) -> None:
     page.open("/runs/clothes")
-    select = page.one("#column")
     page.one("#distribution .ridge")
-    if column != "w":
-        select.find_element(By.CSS_SELECTOR, f"option[value={column}]").click()
-        page.until(lambda: f"column={column}" in page.path, "the column in the address")
+    check_distribution(page, server, "w")
+    for column in ("loss_mean", "visits"):
+        page.one("#column").find_element(By.CSS_SELECTOR, f"option[value={column}]").click()
+        page.until(lambda column=column: f"column={column}" in page.path, "the column in the address")
+        check_distribution(page, server, column)
+
+
+def check_distribution(page: Any, server: Any, column: str) -> None:
     told = server.get("runs/clothes/distribution/epochs", column=column, bins=48)
     assert len(told["epochs"]) >= 3
     label = page.one("#column").find_element(By.CSS_SELECTOR, f"option[value={column}]").text
@@ -81,6 +82,8 @@ def test_a_distribution_moves_over_the_epochs(page: Any, server: Any, column: st
 
 def test_the_map_is_explored_by_mouse_and_opens_a_sample(page: Any) -> None:
     page.open("/runs/clothes")
+    page.one("#figures div")
+    page.one(".sample")  # all panels are there: the map moves no more
     canvas = page.one("#map canvas")
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     box = canvas.size
@@ -100,6 +103,8 @@ def test_the_map_is_explored_by_mouse_and_opens_a_sample(page: Any) -> None:
 
 def test_the_map_is_explored_by_keys(page: Any) -> None:
     page.open("/runs/clothes")
+    page.one("#figures div")
+    page.one(".sample")  # all panels are there: the map moves no more
     canvas = page.one("#map canvas")
     page.driver.execute_script("arguments[0].focus()", canvas)
     said = []
@@ -206,23 +211,21 @@ def test_dark_and_light_by_the_system_and_by_the_switch(page: Any) -> None:
 def test_a_run_that_is_not_there_is_said_not_to_be(page: Any) -> None:
     page.expected.append(r"/v1/runs/nothing - Failed to load resource.*404")
     page.open("/runs/nothing")
-    assert "No such run" in page.text("main")
+    page.until(lambda: "No such run" in page.text("main"), "to be told")
 
 
-def test_two_runs_are_compared(
-    serve: Callable[..., Any], open_page: Callable[..., Any], finished: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "one").symlink_to(finished / "clothes")
-    (tmp_path / "other").symlink_to(finished / "clothes")
-    (tmp_path / "smaller").symlink_to(finished / "everything")
-    server = serve(tmp_path)
-    page = open_page(server).open("/runs/one")
+def test_two_runs_are_compared(various: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(various).open("/runs/demo")
     page.one("#compare-panel")
-    assert [option.text for option in page.all("#other option")] == ["choose a run", "other"]
+    offered = [option.text for option in page.all("#other option")]
+    fitting = {one["run"] for one in various.get("runs")["runs"] if one["num_samples"] == 1200}
+    assert offered[0] == "choose a run"
+    assert set(offered[1:]) == fitting - {"demo"}
+    assert {"smaller", "words"}.isdisjoint(offered)
     page.one("#other").find_element(By.CSS_SELECTOR, "option[value=other]").click()
     page.one("#compare .figures")
     shown = dict(zip(page.texts("#compare dt"), page.texts("#compare dd:not(.note)"), strict=True))
-    told = server.get("compare", a="one", b="other")
+    told = various.get("compare", a="demo", b="other")
     assert shown["Rank correlation"] == f"{told['rank_correlation']:.3f}" == "1.000"
     assert shown["Heaviest 1 % shared"] == "100.0 %"
     assert "compare=other" in page.path

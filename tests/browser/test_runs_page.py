@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,34 +90,22 @@ def test_an_empty_folder_says_what_to_do(
     assert f"--storage {tmp_path}" in page.text("#list code")
 
 
-def test_the_command_in_the_readme_opens_the_run_that_it_names(
-    serve: Callable[..., Any], open_page: Callable[..., Any], finished: Path, tmp_path: Path
-) -> None:
+def test_the_command_in_the_readme_opens_the_run_that_it_names(various: Any, open_page: Callable[..., Any]) -> None:
     """As it stands there, but for the port, which is one that is free."""
     text = (ROOT / "README.md").read_text()
     [(command, url)] = re.findall(r"^es-service (serve [^#\n]*)# then open (\S+)$", text, flags=re.MULTILINE)
     options = build_parser().parse_args(shlex.split(command))
     assert urlsplit(url).netloc == f"{options.host}:{options.port}"
-    storage = tmp_path / options.storage
-    storage.mkdir()
-    (storage / "demo").symlink_to(finished / "clothes")
-    page = open_page(serve(storage)).open(urlsplit(url).path)
+    assert various.storage.name == options.storage
+    page = open_page(various).open(urlsplit(url).path)
     assert page.text("h1") == "demo"
     page.one(".sample")
 
 
-def test_trials_stand_below_the_name_of_their_search(
-    open_page: Callable[[Any], Any], serve: Callable[..., Any], finished: Path, tmp_path: Path
-) -> None:
-    storage = tmp_path / "trials"
-    for run, name in (("plain", None), ("trial-1", "betas"), ("trial-2", "betas")):
-        shutil.copytree(finished / "clothes", storage / run)
-        path = storage / run / "run.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "run": run, "search": name}))
-    page = open_page(serve(storage))
-    page.open("/?order=run")
+def test_trials_stand_below_the_name_of_their_search(various: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(various).open("/?order=run&q=trial")
     page.one("#list table")
-    assert names(page) == ["plain", "trial-1", "trial-2"]
-    [accuracy] = {row["accuracy"] for row in page.server.get("runs")["runs"]}
+    assert names(page) == ["trial-of-none", "trial-1", "trial-2"]
+    [accuracy] = {row["accuracy"] for row in various.get("runs", q="trial")["runs"]}
     assert page.texts("#list th.group") == [f"Search betas 2 trials, best accuracy {accuracy:.4f}"]
     assert [len(body.find_elements(By.CSS_SELECTOR, "td.name")) for body in page.all("#list tbody")] == [1, 2]

@@ -53,11 +53,39 @@ class Training:
             self.selector.select(ids, (1 + ids / 100).astype(np.float32))
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One folder for all runs here: those who read it are processes, which take their time to start."""
+    return str(tmp_path_factory.mktemp("live") / "runs")
+
+
 @pytest.fixture
 def training(run: str, storage: str) -> Iterator[Training]:
     found = Training(run, storage)
     yield found
     found.selector.close()
+
+
+@pytest.fixture(scope="module")
+def still(ray_cluster: subprocess.Popen[bytes], storage: str) -> Iterator[Training]:
+    """A run that stands still in its first epoch, after four steps."""
+    found = Training("still", storage)
+    found.step(4)
+    yield found
+    found.selector.close()
+    launch.stop("still")
+
+
+@pytest.fixture(scope="module")
+def resting(ray_cluster: subprocess.Popen[bytes], storage: str) -> Iterator[Training]:
+    """A run that stands still behind its second epoch."""
+    found = Training("resting", storage)
+    for _ in range(2):
+        found.step()
+        found.finish_epoch()
+    yield found
+    found.selector.close()
+    launch.stop("resting")
 
 
 def eventually(look: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -69,7 +97,7 @@ def eventually(look: Callable[[], Any], seconds: float = 20.0) -> Any:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def live(ray_head: subprocess.Popen[bytes], storage: str) -> Iterator[LiveRuns]:
     found = LiveRuns(storage, 0.5)
     found.connect(wait=True)
@@ -119,30 +147,27 @@ def test_however_many_read_the_table_is_copied_no_more_often_than_allowed(
     assert 2 <= num_copies(run) - before <= elapsed / 0.5 + 1
 
 
-def test_a_table_that_did_not_change_is_not_copied_again(live: LiveRuns, training: Training, run: str) -> None:
-    training.step(2)
-    first = eventually(lambda: (held := live.table(run)) and held.stats["num_observed"] == 80 and held)
-    copies = num_copies(run)
+def test_a_table_that_did_not_change_is_not_copied_again(live: LiveRuns, still: Training) -> None:
+    first = eventually(lambda: (held := live.table("still")) and held.stats["num_observed"] == 160 and held)
+    copies = num_copies("still")
     time.sleep(1.2)  # past the time that a copy is good for
-    again = eventually(lambda: (held := live.table(run)) and held.as_of > first.as_of - 1 and held)
+    again = eventually(lambda: (held := live.table("still")) and held.as_of > first.as_of - 1 and held)
     assert again.version == first.version
-    assert num_copies(run) == copies
+    assert num_copies("still") == copies
 
 
-def test_the_copy_is_the_servers_table(live: LiveRuns, training: Training, run: str) -> None:
-    training.step(4)
-    eventually(lambda: (held := live.table(run)) and held.stats["num_observed"] == 160)
-    eventually(lambda: (held := live.table(run)) and same(held.table, training.selector.table()))
+def test_the_copy_is_the_servers_table(live: LiveRuns, still: Training) -> None:
+    eventually(lambda: (held := live.table("still")) and held.stats["num_observed"] == 160)
+    eventually(lambda: (held := live.table("still")) and same(held.table, still.selector.table()))
 
 
-def test_runs_kept_elsewhere_are_none_of_ours(training: Training, run: str, tmp_path: Path) -> None:
-    training.step()
+def test_runs_kept_elsewhere_are_none_of_ours(still: Training, tmp_path: Path) -> None:
     other = LiveRuns(str(tmp_path / "elsewhere"))
     other.connect(wait=True)
     try:
         assert other.state()["state"] == "connected"
         assert other.runs() == {}
-        assert other.table(run) is None
+        assert other.table("still") is None
     finally:
         other.close()
 
@@ -170,8 +195,8 @@ def test_without_a_cluster_there_are_no_live_runs(tmp_path: Path, monkeypatch: p
 class Service:
     """`es-service serve` as a process."""
 
-    def __init__(self, storage: str) -> None:
-        command = [sys.executable, "-m", "es_service.cli", "serve", "--storage", storage, "--port", "0"]
+    def __init__(self, storage: str, *more: str) -> None:
+        command = [sys.executable, "-m", "es_service.cli", "serve", "--storage", storage, "--port", "0", *more]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
@@ -197,20 +222,22 @@ class Service:
         self.process.stderr.close()
 
 
-@pytest.fixture
-def service(training: Training, storage: str) -> Iterator[Service]:
-    found = Service(storage)
+@pytest.fixture(scope="module")
+def service(ray_head: subprocess.Popen[bytes], storage: str) -> Iterator[Service]:
+    Path(storage).mkdir(exist_ok=True)
+    found = Service(storage, "--nice", "0")  # other tests are no training
     yield found
-    if found.process.poll() is None:
-        found.close()
+    found.close()
 
 
 def test_a_live_run_answers_like_a_finished_one(service: Service, training: Training, run: str) -> None:
-    assert service.status(f"/v1/runs/{run}/samples") in (200, 409)  # 409 until it has found the cluster
+    assert service.status(f"/v1/runs/{run}/samples") in (200, 409)  # 409 until an epoch is open
     training.step(5)
     eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
-    [row] = service.get("/v1/runs")["runs"]
-    assert (row["run"], row["status"], row["epoch"]) == (run, "live", 0)
+    eventually(lambda: service.get(f"/v1/runs/{run}")["server"])
+    rows = {row["run"]: row for row in service.get("/v1/runs")["runs"]}
+    assert (rows[run]["status"], rows[run]["epoch"]) == ("live", 0)
+    eventually(lambda: service.status(f"/v1/runs/{run}/samples") == 200)  # a copy from before the epoch is old by now
     page = eventually(
         lambda: (found := service.get(f"/v1/runs/{run}/samples?where=visits=1&limit=1000"))["matching"] == 200 and found
     )
@@ -223,6 +250,7 @@ def test_a_live_run_answers_like_a_finished_one(service: Service, training: Trai
     assert page["samples"][0]["w"] == pytest.approx(seen[0]["w"], rel=1e-6)
     metrics = urllib.request.urlopen(service.address + "/metrics", timeout=20).read().decode()
     assert f'es_service_server_observed_samples_total{{run="{run}"}} 200.0' in metrics
+    assert f'es_service_server_queued_reports{{run="{run}"}} 0.0' in metrics
     assert f'es_service_selection_seen_ratio{{run="{run}"}} 0.5' in metrics
     assert re.search(rf'es_service_server_call_seconds_bucket{{call="\w+",le="\+Inf",run="{run}"}} [1-9]', metrics)
     training.finish_epoch()
@@ -237,11 +265,8 @@ def test_a_live_run_answers_like_a_finished_one(service: Service, training: Trai
     assert after["epoch"] == 1
 
 
-def test_the_history_of_a_sample_is_the_journals(service: Service, training: Training, run: str) -> None:
-    for _ in range(2):
-        training.step()
-        training.finish_epoch()
-    path = f"/v1/runs/{run}/samples/3/history"
+def test_the_history_of_a_sample_is_the_journals(service: Service, resting: Training) -> None:
+    path = "/v1/runs/resting/samples/3/history"
     found = eventually(
         lambda: service.status(path) == 200 and len((one := service.get(path))["points"]["epoch"]) == 2 and one
     )
@@ -256,22 +281,27 @@ def test_the_history_of_a_sample_is_the_journals(service: Service, training: Tra
     assert at_end["visits"] == 2
 
 
-def test_each_epoch_is_a_line_of_json_in_the_servers_log(training: Training, run: str) -> None:
+def test_each_epoch_is_a_line_of_json_in_the_servers_log(resting: Training) -> None:
     import ray
 
-    training.step()
-    training.finish_epoch()
-    pid = call(launch.find(run).pid.remote(), 10.0, "ask for its pid")
+    pid = call(launch.find("resting").pid.remote(), 10.0, "ask for its pid")
     folder = Path(ray._private.worker._global_node.get_logs_dir_path())
     lines = eventually(
-        lambda: [
-            json.loads(line)
-            for path in folder.glob(f"worker-*-{pid}.err")
-            for line in path.read_text().splitlines()
-            if line.startswith('{"event": "epoch_finished"')
-        ]
+        lambda: (
+            len(
+                found := [
+                    json.loads(line)
+                    for path in folder.glob(f"worker-*-{pid}.err")
+                    for line in path.read_text().splitlines()
+                    if line.startswith('{"event": "epoch_finished"')
+                ]
+            )
+            == 2
+            and found
+        )
     )
-    assert [(one["run"], one["epoch"], one["num_observed"]) for one in lines] == [(run, 0, 400)]
+    told = [(one["run"], one["epoch"], one["num_observed"]) for one in lines]
+    assert told == [("resting", 0, 400), ("resting", 1, 800)]
 
 
 def test_events_tell_what_changes(service: Service, training: Training, run: str) -> None:
@@ -305,10 +335,15 @@ def test_events_tell_what_changes(service: Service, training: Training, run: str
 
 
 def test_ctrl_c_ends_it_and_the_process_that_asks_ray(
-    service: Service, run: str, descendants: Callable[[int], dict[int, str]]
+    ray_head: subprocess.Popen[bytes], tmp_path: Path, descendants: Callable[[int], dict[int, str]]
 ) -> None:
-    eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
-    below = descendants(service.process.pid)
-    assert any("live_reader" in title for title in below.values())
-    service.close()
+    service = Service(str(tmp_path))
+    try:
+        eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
+        below = descendants(service.process.pid)
+        [asking] = [pid for pid, title in below.items() if "live_reader" in title]
+        niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (service.process.pid, asking)}
+        assert niceness == {19}  # a training that wants the processor gets it first
+    finally:
+        service.close()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))

@@ -23,13 +23,15 @@ class Server:
     def __init__(self) -> None:
         self.messages: list[bytes] = []
         self.seqs: list[tuple[int, int]] = []
+        self.behind: list[int] = []
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
         self.failure: Exception | None = None
 
-    def send(self, first: int, last: int, message: bytes) -> None:
+    def send(self, first: int, last: int, message: bytes, num_behind: int) -> None:
         self.seqs.append((first, last))
+        self.behind.append(num_behind)
         self.entered.set()
         assert self.go_on.wait(LONG_S)
         if self.failure is not None:
@@ -98,6 +100,19 @@ def test_small_reports_travel_together_and_stay_below_the_message_size(server: S
     assert len(server.content) == 300_000
     assert len(server.messages) < 30
     assert max(len(message) for message in server.messages) <= 96 << 10
+    backlog.close()
+
+
+def test_a_message_says_how_many_reports_wait_behind_it(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    put(backlog, b"x" * (96 << 10))  # a message of its own
+    assert server.entered.wait(LONG_S)
+    for _ in range(5):
+        put(backlog, b"x" * (50 << 10))
+    server.go_on.set()
+    backlog.flush()
+    assert server.behind == [0, 4, 3, 2, 1, 0]
     backlog.close()
 
 

@@ -238,6 +238,22 @@ def test_repeated_reports_change_nothing(make_server: MakeServer, config: RunCon
     assert sum(server.snapshot().column("visits").to_pylist()) == 18
 
 
+def test_what_ranks_hold_back_is_what_each_said_last(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    told = []
+    for step, num_behind in enumerate((7, 3)):
+        ids = share[6 * step : 6 * step + 6]
+        server.report(worker.message(ids, losses_of(ids, step), step), num_behind)
+        told.append(server.stats()["num_queued"])
+    assert told == [7, 3]
+    Worker(server, config, attempt="b" * 32)  # another life of the group holds nothing of it
+    assert server.stats()["num_queued"] == 0
+
+
 @pytest.mark.parametrize("seq", [0, 3, 4, 2**63])
 def test_a_gap_in_the_sequence_is_refused(
     make_server: MakeServer, config: RunConfig, losses_of: Losses, seq: int

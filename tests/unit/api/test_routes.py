@@ -19,33 +19,34 @@ from fastapi.testclient import TestClient
 from pyarrow import csv, parquet
 
 import es_service as es
-from es_service.api import models
+from es_service.api.models import runs, samples, service
+from es_service.api.models import table as tables
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 
 JSON_ROUTES = [
-    ("/v1/runs", models.RunList),
-    ("/v1/runs/done", models.RunDetail),
-    ("/v1/runs/fresh", models.RunDetail),
-    ("/v1/runs/done/samples", models.SamplePage),
-    ("/v1/runs/half/samples?order=id&where=visits=0&limit=1000", models.SamplePage),
-    ("/v1/runs/done/samples/7", models.SampleDetail),
-    ("/v1/runs/done/samples/7/history", models.History),
-    ("/v1/runs/done/distribution", models.Distribution),
-    ("/v1/runs/half/distribution?column=last_loss&scale=log", models.Distribution),
-    ("/v1/runs/done/distribution/epochs", models.DistributionOverEpochs),
-    ("/v1/runs/done/map", models.DataMap),
-    ("/v1/runs/half/map?where=visits=0", models.DataMap),
-    ("/v1/runs/done/coverage", models.Coverage),
-    ("/v1/runs/half/coverage", models.Coverage),
-    ("/v1/runs/half/staleness", models.Staleness),
-    ("/v1/runs/done/effective_sample_size", models.EffectiveSampleSize),
-    ("/v1/runs/done/ledger", models.Ledger),
-    ("/v1/runs/fresh/ledger", models.Ledger),
-    ("/v1/compare?a=done&b=other", models.Comparison),
-    ("/v1/session", models.Session),
-    ("/-/healthz", models.Health),
-    ("/-/readyz", models.Health),
+    ("/v1/runs", runs.RunList),
+    ("/v1/runs/done", runs.RunDetail),
+    ("/v1/runs/fresh", runs.RunDetail),
+    ("/v1/runs/done/samples", samples.SamplePage),
+    ("/v1/runs/half/samples?order=id&where=visits=0&limit=1000", samples.SamplePage),
+    ("/v1/runs/done/samples/7", samples.SampleDetail),
+    ("/v1/runs/done/samples/7/history", samples.History),
+    ("/v1/runs/done/distribution", tables.Distribution),
+    ("/v1/runs/half/distribution?column=last_loss&scale=log", tables.Distribution),
+    ("/v1/runs/done/distribution/epochs", tables.DistributionOverEpochs),
+    ("/v1/runs/done/map", tables.DataMap),
+    ("/v1/runs/half/map?where=visits=0", tables.DataMap),
+    ("/v1/runs/done/coverage", tables.Coverage),
+    ("/v1/runs/half/coverage", tables.Coverage),
+    ("/v1/runs/half/staleness", tables.Staleness),
+    ("/v1/runs/done/effective_sample_size", tables.EffectiveSampleSize),
+    ("/v1/runs/done/ledger", runs.Ledger),
+    ("/v1/runs/fresh/ledger", runs.Ledger),
+    ("/v1/compare?a=done&b=other", runs.Comparison),
+    ("/v1/session", service.Session),
+    ("/-/healthz", service.Health),
+    ("/-/readyz", service.Health),
 ]
 
 
@@ -304,7 +305,7 @@ def test_an_export_takes_conditions_and_columns(file_format: str, client: TestCl
 def test_errors_are_problems_with_a_hint(path: str, status: int, slug: str, client: TestClient) -> None:
     answer = client.get(path)
     assert answer.headers["content-type"] == "application/problem+json"
-    found = models.ProblemBody.model_validate_json(answer.content)
+    found = service.ProblemBody.model_validate_json(answer.content)
     assert (answer.status_code, found.status, found.type) == (status, status, f"urn:es-service:problem:{slug}")
     assert found.hint or slug == "no-preview"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ def test_an_empty_epoch_can_be_written(tmp_path: Path) -> None:
     write(tmp_path, 0, WHOLE, [], [], [], [])
     assert history.read_epoch(LOCAL, str(tmp_path), 0).num_rows == 0
     assert sample(tmp_path, 0) == []
+
+
+def test_a_file_that_was_right_is_looked_at_again_once_it_has_changed(tmp_path: Path) -> None:
+    write(tmp_path, 0, WHOLE, [1, 2], [0, 1], [1.0, 2.0], [False, True])
+    [path] = (tmp_path / "history" / "00000000").iterdir()
+    assert sample(tmp_path, 1) == sample(tmp_path, 1) == [(0, 0, 1.0, False)]
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 16
+    path.write_bytes(damaged)
+    os.utime(path, (0, 0))
+    with pytest.raises(errors.StorageError, match="its checksum is not the one in its name"):
+        sample(tmp_path, 1)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ const filters = new Filters(() => run && guarded(() => Promise.all([map.refresh(
 const dialog = new SampleDialog();
 const pick = (id, neighbours) => dialog.open(run, id, neighbours);
 const map = new MapPanel(filters, pick);
-const samples = new SamplesPanel(filters, pick);
+const samples = new SamplesPanel(filters, pick, (ids) => dialog.offer(ids));
 const labels = new LabelsPanel(filters);
 const compare = new ComparePanel(pick);
 const ledger = new LedgerPanel();
@@ -77,11 +77,15 @@ async function showAll() {
     showFigures(run, told, null, null);
     return;
   }
+  filters.render(run.labels);
+  await Promise.all([showOverview(run, told), samples.follow(run), map.refresh(run), distribution.refresh(), compare.refresh(run)]);
+}
+
+/** What is known of the table as a whole; a panel of a large table waits for nothing but its own answer. */
+async function showOverview(run, told) {
   const [coverage, effective] = await Promise.all([get(["runs", name, "coverage"]), get(["runs", name, "effective_sample_size"])]);
   showFigures(run, told, coverage, effective);
-  filters.render(run.labels);
   labels.update(coverage);
-  await Promise.all([distribution.refresh(), map.refresh(run), samples.follow(run), compare.refresh(run)]);
 }
 
 function received(found) {

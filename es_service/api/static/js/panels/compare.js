@@ -15,9 +15,10 @@ export class ComparePanel {
     this.onPick = onPick;
     this.latest = new Latest();
     this.others = null;
+    this.run = null;
     byId("other").addEventListener("change", () => {
       address.set({ compare: byId("other").value || null });
-      this.refresh(this.run);
+      if (this.run !== null) this.refresh(this.run);
     });
   }
 

@@ -53,6 +53,13 @@ export class SampleDialog {
     await this.show(run, id, neighbours);
   }
 
+  /** The list on the page is there: a sample that the address had opened can be gone on from, where it is in it. */
+  offer(ids) {
+    if (!this.dialog.open || this.neighbours.includes(this.id) || !ids.includes(this.id)) return;
+    this.neighbours = ids;
+    this.#keepingFocus(() => this.dialog.querySelector("header").replaceWith(this.#header()));
+  }
+
   async show(run, id, neighbours) {
     this.run = run;
     this.id = id;
@@ -72,17 +79,27 @@ export class SampleDialog {
   }
 
   #frame(...content) {
+    this.#keepingFocus(() => show(this.dialog, this.#header(), h("div", {}, content)));
+  }
+
+  #keepingFocus(change) {
+    const focused = this.dialog.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    change();
+    if (focused !== null) this.dialog.querySelector(`[aria-label="${focused}"]:enabled`)?.focus();
+  }
+
+  #header() {
     const at = this.neighbours.indexOf(this.id);
     const way = (step, text, sign) =>
       h("button", { type: "button", class: "quiet", "aria-label": text, disabled: at < 0 || this.neighbours[at + step] === undefined, onclick: () => this.#go(step) }, sign);
-    const focused = this.dialog.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-    show(
-      this.dialog,
-      h("header", {}, h("h2", { id: "sample-title" }, `Sample ${format.count(this.id)}`), at >= 0 && way(-1, "Previous sample", "←"), at >= 0 && way(1, "Next sample", "→"),
-        h("button", { type: "button", "aria-label": "Close", onclick: () => this.dialog.close() }, "Close")),
-      h("div", {}, content),
+    return h(
+      "header",
+      {},
+      h("h2", { id: "sample-title" }, `Sample ${format.count(this.id)}`),
+      at >= 0 && way(-1, "Previous sample", "←"),
+      at >= 0 && way(1, "Next sample", "→"),
+      h("button", { type: "button", "aria-label": "Close", onclick: () => this.dialog.close() }, "Close"),
     );
-    if (focused !== null) this.dialog.querySelector(`[aria-label="${focused}"]:enabled`)?.focus();
   }
 
   #go(step) {

@@ -26,10 +26,12 @@ export class SamplesPanel {
   /**
    * @param filters which samples.
    * @param onPick called with the id of a sample to show.
+   * @param onList called with the ids of the samples that are listed.
    */
-  constructor(filters, onPick) {
+  constructor(filters, onPick, onList) {
     this.filters = filters;
     this.onPick = onPick;
+    this.onList = onList;
     this.latest = new Latest();
     this.run = null;
     this.samples = [];
@@ -48,7 +50,7 @@ export class SamplesPanel {
 
   #choose(name) {
     address.set({ view: name === "weighted" ? null : name }, { step: true });
-    this.refresh(this.run);
+    if (this.run !== null) this.refresh(this.run); // else it is taken from the address once the run is there
   }
 
   #query(cursor = null) {
@@ -92,6 +94,7 @@ export class SamplesPanel {
 
   #render() {
     const kind = kindOf(this.run);
+    this.onList(this.#ids());
     this.list.dataset.kind = kind;
     if (this.samples.length === 0) {
       const filtered = this.filters.where.length > 0;
@@ -123,11 +126,15 @@ export class SamplesPanel {
     );
   }
 
+  #ids() {
+    return this.samples.map((one) => one.id);
+  }
+
   #card(sample) {
     const name = sample.label ?? "sample";
     return h(
       "button",
-      { type: "button", class: "sample", "data-id": sample.id, onclick: () => this.onPick(sample.id, this.samples.map((one) => one.id)) },
+      { type: "button", class: "sample", "data-id": sample.id, onclick: () => this.onPick(sample.id, this.#ids()) },
       preview(this.run, sample.id, `${name} ${sample.id}`),
       h("span", { class: "title" }, h("span", {}, sample.label ?? ""), h("span", { class: "id" }, `#${sample.id}`)),
       h("span", { class: "pairs" }, facts(sample)),
