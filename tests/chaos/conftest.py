@@ -19,7 +19,8 @@ sys.path.insert(0, str(HERE))  # faulty_files and driving, here and in Ray's wor
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
-os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no processes in stock: actors start their own
+# No processes in stock: actors start their own; and these are no less urgent than other tests.
+os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0"}
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.pop("RAY_ADDRESS", None)
