@@ -69,7 +69,7 @@ dashboard: setup browser
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: setup  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --output-sync=target integration commands lint unit dashboard chaos
+	$(MAKE) --jobs=3 --keep-going --output-sync=target integration commands lint unit dashboard chaos
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests
