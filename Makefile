@@ -54,7 +54,7 @@ COMMANDS := $(wildcard tests/integration/test_*_command.py)
 
 QUICK := $(BIN)/pytest -q -m 'not thorough'
 
-integration: setup data
+integration: setup
 	$(QUICK) tests/integration $(COMMANDS:%=--ignore=%)
 
 commands: setup
@@ -68,7 +68,7 @@ dashboard: setup browser
 
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
-test: setup  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
+test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
 	$(MAKE) --jobs=3 --keep-going --output-sync=target integration commands lint unit dashboard chaos
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,6 +32,7 @@ def test_the_service_is_measured(tmp_path: Path) -> None:
     assert results["reading"]["reads"] >= 1
 
 
+@pytest.mark.thorough
 def test_ours_does_the_work_of_the_peers() -> None:
     sizes = ["--batch-sizes", "64,128", "--rows", "2000", "--steps", "5"]
     words = [sys.executable, "-m", "benchmarks.peers", "--json", "--only", "ours,redis", "--rounds", "1", *sizes]

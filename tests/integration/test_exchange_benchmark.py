@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.thorough
+
 
 def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:
     words = ["-m", "benchmarks.exchanges", "--quick", "--json", "--out", str(folder), *more]
@@ -26,7 +28,6 @@ def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.thorough
 def test_exchanges_reach_the_same_accuracy(ray_head: Any, tmp_path: Path) -> None:
     training = run_benchmark(tmp_path, "--workers", "2")["training"]
     assert (tmp_path / "exchanges.png").read_bytes()[:4] == b"\x89PNG"

@@ -320,6 +320,7 @@ def two_cpus(ray_cluster: Any) -> Iterator[None]:
     remove_placement_group(held)
 
 
+@pytest.mark.thorough
 def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(two_cpus: None, tmp_path: Path) -> None:
     """With a task of the user's own, which trials and their workers find in the directory of the command."""
     page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
