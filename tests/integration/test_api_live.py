@@ -267,8 +267,12 @@ def test_a_live_run_answers_like_a_finished_one(service: Service, training: Trai
 
 def test_the_history_of_a_sample_is_the_journals(service: Service, resting: Training) -> None:
     path = "/v1/runs/resting/samples/3/history"
-    found = eventually(
-        lambda: service.status(path) == 200 and len((one := service.get(path))["points"]["epoch"]) == 2 and one
+    found = eventually(  # snapshots and history are written in the background
+        lambda: (
+            service.status(path) == 200
+            and len((one := service.get(path))["points"]["epoch"]) == len(one["snapshots"]) == 2
+            and one
+        )
     )
     assert found["source"] == "journal"
     assert found["points"]["epoch"] == [0, 1]

@@ -505,20 +505,27 @@ def test_a_load_that_fails_leaves_another_one_possible(run: str, storage: str) -
 
 
 def test_a_selector_goes_on_where_a_snapshot_could_not_be_written(run: str, storage: str) -> None:
-    [selector] = remote(run, storage, "leased", SELECTIONS["es"], 1)
-    expected = train(embedded(SELECTIONS["es"], 1), range(2))
-    (Path(storage) / run / "snapshots").write_text("in the way")
-    first = []
+    """It is written while the next epoch trains, whose end says what became of it."""
+    from es_service.actors import launch
+    from es_service.actors.calls import call
 
-    def train_one_epoch() -> None:
-        for ids in selector.epoch(0):
-            draw = selector.select(ids, observed(0, ids))
-            first.append((0, 0, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+    [selector] = remote(run, storage, "leased", SELECTIONS["es"], 1)
+    expected = train(embedded(SELECTIONS["es"], 1), range(3))
+    (Path(storage) / run / "snapshots").write_text("in the way")
+    steps = train([selector], range(1))
+    with pytest.raises(es.StorageError):
+        call(launch.find(run).stored_epochs.remote(), 30.0, "ask what is stored")
+    (Path(storage) / run / "snapshots").unlink()
+
+    def train_one_more() -> None:
+        for ids in selector.epoch(1):
+            draw = selector.select(ids, observed(1, ids))
+            steps.append((1, 0, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
 
     with pytest.raises(es.StorageError):
-        train_one_epoch()
-    (Path(storage) / run / "snapshots").unlink()
-    assert first + train([selector], range(1, 2)) == expected
+        train_one_more()
+    assert steps + train([selector], range(2, 3)) == expected
+    assert call(launch.find(run).stored_epochs.remote(), 30.0, "ask what is stored") == 3
     selector.close()
 
 
