@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit integration commands chaos dashboard test thorough check audit soak clean
+.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard test thorough check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,14 +51,18 @@ unit: setup
 	$(BIN)/pytest -q tests/unit
 
 COMMANDS := $(wildcard tests/integration/test_*_command.py)
+EXCHANGES := $(addprefix tests/integration/test_,exchanges.py collective.py streams.py)
 
 QUICK := $(BIN)/pytest -q -m 'not thorough'
 
 integration: setup
-	$(QUICK) tests/integration $(COMMANDS:%=--ignore=%)
+	$(QUICK) tests/integration $(patsubst %,--ignore=%,$(COMMANDS) $(EXCHANGES))
 
 commands: setup
 	$(QUICK) $(COMMANDS)
+
+exchanges: setup
+	$(QUICK) $(EXCHANGES)
 
 chaos: setup
 	$(QUICK) tests/chaos
@@ -69,7 +73,7 @@ dashboard: setup browser
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --keep-going --output-sync=target integration commands lint unit dashboard chaos
+	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests
