@@ -180,6 +180,7 @@ def test_two_workers_are_the_same_by_every_exchange_whatever_is_killed(
         wait_for_checkpoint(job, run, checkpoints(run))
         os.killpg(job.pid, signal.SIGKILL)
         told = epochs_told(job.communicate()[1])
+    assert told
     assert told == [f"epoch {epoch}/6" for epoch in range(1, 1 + len(told))]  # each told once, though one ran twice
     assert RunStorage(str(tmp_path), run.name).result() is None
     again = ("train", "--run", run.name, "--storage", tmp_path, "--resume", "--exchange", "sync", "--json")
