@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from es_service import errors
 from es_service.environment import COMPILED, compiled_wanted
 
-__all__ = ["loops"]
+__all__ = ["all_within", "loops"]
 
 
 @functools.cache
@@ -33,3 +36,11 @@ def loops() -> ModuleType | None:
             ) from error
         return None
     return machine_code
+
+
+def all_within(values_B: NDArray[np.floating], least: float, most: float) -> bool:
+    """Return whether every one of values_B, at least one, lies between the two; NaN never does."""
+    if (code := loops()) is not None:
+        word = values_B.dtype.type
+        return bool(code.all_within(values_B, word(least), word(most)))
+    return bool(least <= values_B.min() and values_B.max() <= most)  # neither holds for NaN

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import compiled, draws, keys
+from es_service.selection import draws, keys
 from es_service.selection.agreement import Agreed
 from es_service.selection.annealing import num_annealing
+from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
 from es_service.selection.plans import Plan, Prospect
@@ -48,6 +49,13 @@ class Draw:
         """Take the whole meta-batch at scale 1."""
         return cls(np.arange(ids_B.size), ids_B, np.ones(ids_B.size, dtype=np.float32))
 
+    @classmethod
+    def of(cls, drawn: draws.Drawn, selection: Selection, ids_B: I64) -> Draw:
+        """Take what was drawn of the meta-batch, re-weighted as the selection says."""
+        positions_b = drawn.positions_b
+        scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
+        return cls(positions_b, ids_B[positions_b], scale_b)
+
 
 def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
     """Draw `num` of the B by weight: a pure function of its arguments, hence the same wherever it runs.
@@ -64,9 +72,7 @@ def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step:
         return Draw.everything(ids_B)
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, ids_B)
     weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
-    drawn = draws.DRAWS[selection.draw](weights, num, uniforms_B)
-    scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
-    return Draw(drawn.positions_b, ids_B[drawn.positions_b], scale_b)
+    return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B)
 
 
 def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -123,20 +129,25 @@ class Engine:
         self.shard = shard
         self._first_num_samples = num_samples if grows else None
         self.table = ScoreTable(shard.num_rows(num_samples), method.initial_score(num_samples), method.columns)
-        self._code = None if method.averages is None else compiled.loops()
-        self._betas = tuple(np.float32(share) for beta in method.averages or () for share in (beta, 1.0 - beta))
+        self._compiled = CompiledStep.of(selection)
 
     def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
         """Observe these signals, draw `num` of the B by the new weights, and count the drawn."""
         rows_B = self.shard.rows(ids_B)
-        if self._code is None:
+        if self._compiled is None:
             records_B = self._observed(rows_B, seen, run_step)
             draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
             records_B["selected"][draw.positions] += np.uint32(1)
             self.table.scatter(rows_B, records_B)
             return draw
-        draw = choose(self.selection, ids_B, self._observe_in_place(rows_B, seen, run_step), num, run_step, recent_R)
-        self._code.add_selected(self.table.words, rows_B[draw.positions])
+        words_n = self.table.words
+        if self._compiled.races and num < ids_B.size:
+            drawn = self._compiled.race(words_n, rows_B, ids_B, seen, num, run_step)
+            draw = Draw.of(drawn, self.selection, ids_B)
+        else:
+            weights_B = self._compiled.observe(words_n, rows_B, seen, run_step)
+            draw = choose(self.selection, ids_B, weights_B, num, run_step, recent_R)
+        self._compiled.add_selected(words_n, rows_B[draw.positions])
         return draw
 
     def draw(self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
@@ -162,12 +173,12 @@ class Engine:
         weights_B = NOTHING
         if seen is not None:
             rows_B = self.shard.rows(ids_B)
-            if self._code is None:
+            if self._compiled is None:
                 records_B = self._observed(rows_B, seen, run_step)
                 self.table.scatter(rows_B, records_B)
                 weights_B = np.ascontiguousarray(records_B["w"])
             else:
-                weights_B = self._observe_in_place(rows_B, seen, run_step)
+                weights_B = self._compiled.observe(self.table.words, rows_B, seen, run_step)
         if selected_b.size:
             self.table.add_selected(self.shard.rows(selected_b))
         return weights_B
@@ -234,16 +245,6 @@ class Engine:
         """Return copies of `leased_columns` at these ids, [m] each."""
         rows_m = self.shard.rows(ids_m)
         return {name: self.table.values(name, rows_m) for name in leased_columns(self.selection)}
-
-    def _observe_in_place(self, rows_B: I64, seen: Columns, run_step: int) -> F32:
-        """Do what `_observed` does by machine code, on the table itself; return the new weights float32[B]."""
-        assert self._code is not None
-        weights_B = np.empty(rows_B.size, dtype=np.float32)
-        values_B, losses_B = seen[self.selection.signal], seen["loss"]
-        self._code.observe_averages(
-            self.table.words, rows_B, values_B, losses_B, self._betas, np.int32(run_step), weights_B
-        )
-        return weights_B
 
     def _observed(self, rows_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
         """Return copies of the rows as they are after this observation."""

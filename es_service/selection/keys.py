@@ -9,20 +9,22 @@ Reference: the finaliser is SplitMix64 (Steele, Lea, Flood, *Fast Splittable Pse
 from __future__ import annotations
 
 import enum
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from es_service.selection import compiled
 
-__all__ = ["Purpose", "hashes", "ids_of", "uniforms"]
+__all__ = ["FACTORS", "Purpose", "hashes", "ids_of", "stream", "uniforms"]
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _UNMIX_1, _UNMIX_2, _UNGOLDEN = (pow(factor, -1, 2**64) for factor in (_MIX_1, _MIX_2, _GOLDEN))
-_FACTORS = (np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2))
+FACTORS = (np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2))
+"""What the hash multiplies by."""
 _BLOCK = 1 << 15  # words that are worked on at a time: they and what is shifted out of them stay in the caches
 
 
@@ -42,11 +44,14 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _stream(seed: int, purpose: Purpose, counter: int) -> int:
+@functools.lru_cache(maxsize=256)
+def _family(seed: int, purpose: Purpose) -> int:
+    return _mix_int((_mix_int((int(seed) + _GOLDEN) & _MASK) ^ int(purpose)) + _GOLDEN & _MASK)
+
+
+def stream(seed: int, purpose: Purpose, counter: int) -> np.uint64:
     """Fold the three scalars into the 64 bits that select one stream of per-id numbers."""
-    z = _mix_int((int(seed) + _GOLDEN) & _MASK)
-    z = _mix_int((z ^ int(purpose)) + _GOLDEN & _MASK)
-    return _mix_int((z ^ (int(counter) & _MASK)) + _GOLDEN & _MASK)
+    return np.uint64(_mix_int((_family(seed, purpose) ^ (int(counter) & _MASK)) + _GOLDEN & _MASK))
 
 
 def hashes(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -59,11 +64,11 @@ def hashes(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]) 
         ids_B: int64[B] sample ids; every int64 is a valid id.
     """
     hashes_B = ids_B.astype(np.uint64)  # a copy: the rest works in place
-    stream = np.uint64(_stream(seed, purpose, counter))
+    offset = stream(seed, purpose, counter)
     for start in range(0, hashes_B.size, _BLOCK):
         z = hashes_B[start : start + _BLOCK]
         z *= np.uint64(_GOLDEN)
-        z += stream
+        z += offset
         shifted = z >> np.uint64(30)
         z ^= shifted
         z *= np.uint64(_MIX_1)
@@ -82,7 +87,7 @@ def ids_of(hashes_B: NDArray[np.uint64], seed: int, purpose: Purpose, counter: i
         purpose: likewise.
         counter: likewise.
     """
-    stream = np.uint64(_stream(seed, purpose, counter))
+    offset = stream(seed, purpose, counter)
     for start in range(0, hashes_B.size, _BLOCK):
         z = hashes_B[start : start + _BLOCK]
         _unshift(z, 31)
@@ -90,7 +95,7 @@ def ids_of(hashes_B: NDArray[np.uint64], seed: int, purpose: Purpose, counter: i
         _unshift(z, 27)
         z *= np.uint64(_UNMIX_1)
         _unshift(z, 30)
-        z -= stream
+        z -= offset
         z *= np.uint64(_UNGOLDEN)
     return hashes_B.view(np.int64)
 
@@ -107,7 +112,7 @@ def uniforms(seed: int, purpose: Purpose, counter: int, ids_B: NDArray[np.int64]
     """Return float64[B] in the open interval (0, 1), on a grid of 2**-52; arguments as in `hashes`."""
     if (code := compiled.loops()) is not None:
         uniforms_B = np.empty(ids_B.size)
-        code.uniforms(ids_B, np.uint64(_stream(seed, purpose, counter)), _FACTORS, uniforms_B)
+        code.uniforms(ids_B, stream(seed, purpose, counter), FACTORS, uniforms_B)
         return uniforms_B
     top = hashes(seed, purpose, counter, ids_B)
     top >>= np.uint64(12)

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection import compiled
 
 __all__ = ["MAX_LOSS", "check_ids", "check_losses", "check_signals", "first_duplicate", "split_losses", "split_signals"]
 
 MAX_LOSS = 1e18
 """No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
+_MOST_HASHED = (1 << 16) - 1  # ids whose positions, counted from 1, fit the hash table; more are sorted
 
 
 def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
@@ -35,6 +37,11 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
         position = int(np.argmax(huge))
         raise errors.IdError(f"id {array[position]} at position {position} does not fit int64")
     ids_B = np.ascontiguousarray(array, dtype=np.int64)
+    if ids_B.size <= _MOST_HASHED and (code := compiled.loops()) is not None:
+        slot_bits = ids_B.size.bit_length() + 1  # a quarter to a half of the slots are taken
+        slots = np.zeros(1 << slot_bits, dtype=np.uint16)
+        if code.all_distinct(ids_B, num_samples, slots, np.uint64(slot_bits)):
+            return ids_B
     # One comparison covers both ends: a negative id is a huge unsigned one.
     if not (ids_B.view(np.uint64) < np.uint64(num_samples)).all():
         position = int(np.argmax((ids_B < 0) | (ids_B >= num_samples)))
@@ -68,6 +75,8 @@ def _as_array(values: Any, what: str) -> NDArray[Any]:
 
 def _as_floats(losses: Any, num: int, what: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return the losses as they came and as contiguous float32[B]; ShapeError where they are not one per id."""
+    if type(losses) is np.ndarray and losses.dtype == np.float32 and losses.shape == (num,):  # the usual
+        return losses, np.ascontiguousarray(losses)
     if hasattr(losses, "detach"):  # a torch tensor, perhaps with a gradient, on a GPU or in bfloat16
         losses = losses.detach().float().cpu()
     array = _as_array(losses, what)
@@ -79,8 +88,6 @@ def _as_floats(losses: Any, num: int, what: str) -> tuple[NDArray[Any], NDArray[
         raise errors.ShapeError(f"{what} must have shape ({num},), one per id, got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise errors.ShapeError(f"{what} must be floats, got dtype {array.dtype}")
-    if array.dtype == np.float32:  # the usual
-        return array, np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which the checks name
         return array, np.ascontiguousarray(array, dtype=np.float32)
 
@@ -121,8 +128,7 @@ def check_losses(losses: Any, num: int, *, non_negative: bool, what: str = "loss
         LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position.
     """
     array, losses_B = _as_floats(losses, num, what)
-    lowest, highest = losses_B.min(), losses_B.max()
-    if (0 if non_negative else -MAX_LOSS) <= lowest and highest <= MAX_LOSS:  # neither holds for NaN
+    if compiled.all_within(losses_B, 0.0 if non_negative else -MAX_LOSS, MAX_LOSS):
         return losses_B
     usable = _usable(losses_B)
     if not usable.all():

@@ -24,16 +24,19 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection.draws.base import F64, Drawn, inclusion_targets
+from es_service.selection.draws.base import F64, TINY, Drawn, check_weights, inclusion_targets
 from es_service.selection.draws.exact import conditional_poisson, pivotal, systematic
-from es_service.selection.draws.keyed import priority, race, race_keys, topk
+from es_service.selection.draws.keyed import first_arrivals, priority, race, race_keys, topk
 from es_service.selection.draws.with_replacement import replacement
 
 __all__ = [
     "DRAWS",
+    "TINY",
     "DrawFunction",
     "Drawn",
+    "check_weights",
     "conditional_poisson",
+    "first_arrivals",
     "inclusion_targets",
     "pivotal",
     "priority",

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection import compiled
 
 __all__ = ["Drawn", "check_weights", "inclusion_targets", "shuffled"]
 
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
 I64: TypeAlias = NDArray[np.int64]
+_MOST = float(np.finfo(np.float64).max)
 TINY = 1e-300  # stands in for a weight of 0: races behind every weight a float32 can hold, yet in random order
 
 
@@ -88,8 +90,8 @@ def check_weights(weights_B: NDArray[np.floating], num: int, *, any_sign: bool =
         raise errors.ShapeError(f"weights must have one dimension, got shape {weights.shape}")
     if not 1 <= num <= weights.size:
         raise errors.ConfigError(f"cannot draw {num} of {weights.size}: b must lie in [1, B]")
-    least = -np.finfo(np.float64).max if any_sign else 0.0
-    if not (weights.min() >= least and np.isfinite(weights.max())):
+    least = -_MOST if any_sign else 0.0
+    if not compiled.all_within(weights, least, _MOST):
         position = int(np.argmin(np.isfinite(weights) & (weights >= least)))
         raise errors.InputError(
             f"weight {weights[position]} at position {position}: "

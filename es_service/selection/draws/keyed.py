@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from es_service.selection import compiled
 from es_service.selection.draws.base import F64, I64, TINY, Drawn, check_weights
 
-__all__ = ["priority", "race", "race_keys", "topk"]
+__all__ = ["first_arrivals", "priority", "race", "race_keys", "topk"]
 
 
 def _first(keys_B: F64, num: int) -> tuple[I64, float]:
@@ -16,8 +16,13 @@ def _first(keys_B: F64, num: int) -> tuple[I64, float]:
     if num == keys_B.size:
         return np.arange(num), np.inf
     threshold = float(np.partition(keys_B, num)[num])
-    positions = np.flatnonzero(keys_B < threshold)
-    if positions.size != num:  # equal keys at the threshold: let the partition pick among them
+    if (code := compiled.loops()) is not None:
+        positions = np.empty(num, dtype=np.int64)
+        num_below = code.positions_below(keys_B, threshold, positions)
+    else:
+        positions = np.flatnonzero(keys_B < threshold)
+        num_below = positions.size
+    if num_below != num:  # equal keys at the threshold: let the partition pick among them
         positions = np.sort(np.argpartition(keys_B, num)[:num])
     return positions, threshold
 
@@ -51,11 +56,17 @@ def race(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
     Reference: Efraimidis & Spirakis 2006; Cohen & Kaplan, *Summarizing data using bottom-k sketches*, 2007.
     """
     weights = check_weights(weights_B, num)
-    positions, threshold = _first(race_keys(weights, uniforms_B), num)
+    return first_arrivals(weights, race_keys(weights, uniforms_B), num)
+
+
+def first_arrivals(weights_B: NDArray[np.floating], keys_B: F64, num: int) -> Drawn:
+    """Take the `num` first of the arrival times float64[B], see `race`; the weights are those they came from."""
+    positions, threshold = _first(keys_B, num)
 
     def inclusion() -> F64:
+        weights = np.maximum(weights_B[positions].astype(np.float64), TINY)
         with np.errstate(over="ignore"):  # τ is huge where only weights of 0 were left out, and π is then 1
-            inclusions: F64 = -np.expm1(-np.maximum(weights[positions], TINY) * threshold)
+            inclusions: F64 = -np.expm1(-weights * threshold)
         return inclusions
 
     return Drawn(positions, inclusion)

@@ -18,8 +18,9 @@ from es_service import errors
 from es_service.environment import COMPILED
 from es_service.selection import compiled, keys
 from es_service.selection.config import Selection, preset
-from es_service.selection.draws import race_keys
+from es_service.selection.draws import first_arrivals, race_keys
 from es_service.selection.engine import Engine
+from es_service.selection.observations import check_ids, check_losses
 from es_service.selection.shards import Shard
 from es_service.storage.snapshots import encode_table
 
@@ -100,8 +101,74 @@ def test_a_run_is_the_same(name: str, with_machine_code: None, switch: Switch) -
     assert one == other
 
 
+IDS = {
+    "distinct": np.random.default_rng(2).permutation(70_000)[:5000],
+    "one": np.array([0]),
+    "more than are hashed": np.arange(70_000)[::-1],
+    "of one slot": np.arange(60) << 52,
+    "repeated": np.array([5, 3, 9, 3, 5]),
+    "repeated far apart": np.concatenate([np.arange(30_000), [17]]),
+    "negative": np.array([4, -1, 4]),
+    "too large": np.array([4, 2**62, 4]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_are_checked_the_same(name: str, with_machine_code: None, switch: Switch) -> None:
+    def work() -> bytes | str:
+        try:
+            return check_ids(IDS[name], 2**62).tobytes()
+        except errors.IdError as error:
+            return str(error)
+
+    one, other = both(switch, work)
+    assert one == other
+    assert isinstance(one, str) == (name in ("repeated", "repeated far apart", "negative", "too large"))
+
+
+@pytest.mark.parametrize("loss", [0.0, -0.0, 1e18, 1.1e18, -1e-45, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("position", [0, 2])
+def test_losses_are_checked_the_same(loss: float, position: int, with_machine_code: None, switch: Switch) -> None:
+    losses = np.ones(3, dtype=np.float32)
+    losses[position] = loss
+
+    def work() -> bytes | str:
+        try:
+            return check_losses(losses, 3, non_negative=True).tobytes()
+        except errors.LossError as error:
+            return str(error)
+
+    one, other = both(switch, work)
+    assert one == other
+    assert isinstance(one, bytes) == (loss in (0.0, 1e18))
+
+
+def test_equal_arrivals_are_drawn_the_same(with_machine_code: None, switch: Switch) -> None:
+    arrivals = np.array([2.0, 1, 1, 1, 3, 1, 0])
+    one, other = both(switch, lambda: first_arrivals(np.ones(7), arrivals, 3).positions_b.tolist())
+    assert one == other
+    assert len(set(one)) == 3  # type: ignore[call-overload]
+    assert 6 in one  # type: ignore[operator]
+
+
+def test_a_weight_that_cannot_be_drawn_by_is_named(with_machine_code: None, switch: Switch) -> None:
+    def work() -> str:
+        engine = Engine(SELECTIONS["es"], 8)
+        records = engine.copy_records()
+        records["s"][5] = np.inf
+        engine.load_records(records)
+        ids = np.arange(8)
+        with pytest.raises(errors.InputError) as raised:
+            engine.step(ids, {"loss": np.ones(8, dtype=np.float32)}, 2, 0)
+        return str(raised.value)
+
+    one, other = both(switch, work)
+    assert one == other
+    assert "weight inf at position 5" in str(one)
+
+
 def test_only_two_averages_take_the_way_through_machine_code(with_machine_code: None) -> None:
-    assert [name for name, one in SELECTIONS.items() if Engine(one, 10)._code is None] == ["no averages"]
+    assert [name for name, one in SELECTIONS.items() if Engine(one, 10)._compiled is None] == ["no averages"]
 
 
 @given(st.integers(1, 5), st.integers(0, 2**31), st.data())

@@ -398,7 +398,7 @@ class BrokenTask(PointsTask):
     """One sample's loss is not a number, and neither is the gradient it would leave behind."""
 
     def losses(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        broken = (batch["x"] == self.train_set.x[7]).all(dim=1)
+        broken = (batch["x"] == self.train_set.x[7].to(batch["x"].device)).all(dim=1)
         return super().losses(outputs, batch) * torch.where(broken, torch.nan, 1.0)
 
 
