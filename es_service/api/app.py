@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pyarrow as pa
 from fastapi import FastAPI
 
 from es_service.api import problems, routes_runs, routes_samples, routes_service, routes_table
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         catalogue.live.connect()
+        pa.array([0]).to_numpy()  # imports pandas where it is installed: a quarter of a second, not of the first page
         yield
         catalogue.close()
 

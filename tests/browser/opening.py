@@ -71,16 +71,7 @@ def look(driver: Any, url: str) -> None:
             body = driver.execute_cdp_cmd("Network.getResponseBody", {"requestId": number})["body"]
             seconds = done[number]["timestamp"] - response["timing"]["requestTime"]
             path = urlsplit(response["url"])._replace(scheme="", netloc="").geturl()
-            print(f"  {1e3 * seconds:6.0f} ms  {len(body):8,} bytes  {longest(json.loads(body)):5} values  {path[:90]}")
-
-
-def longest(value: Any) -> int:
-    """Return how many values the longest list in an answer has."""
-    if isinstance(value, dict):
-        return max(map(longest, value.values()), default=0)
-    if isinstance(value, list):
-        return max(len(value), *map(longest, value), 0)
-    return 0
+            print(f"  {1e3 * seconds:6.0f} ms  {len(body):8,} bytes  {path[:90]}")
 
 
 if __name__ == "__main__":
