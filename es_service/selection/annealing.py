@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from es_service import errors
-from es_service.selection.settings import as_number, exact_share
+from es_service.selection.settings import as_number, ceil_share, exact_share
 
 __all__ = ["check_anneal", "is_annealing", "is_scoring", "num_annealing"]
 
@@ -30,8 +29,8 @@ def check_anneal(anneal: Any) -> tuple[float, float]:
 
 def num_annealing(num_epochs: int, anneal: tuple[float, float]) -> tuple[int, int]:
     """Return how many epochs anneal: ⌈first·E⌉ at the start, ⌈last·E⌉ at the end."""
-    first, last = (math.ceil(exact_share(share, num_epochs)) for share in anneal)
-    return first, last
+    first, last = anneal
+    return ceil_share(first, num_epochs), ceil_share(last, num_epochs)
 
 
 def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:

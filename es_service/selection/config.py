@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from es_service import errors
 from es_service.selection import annealing, draws, methods
-from es_service.selection.settings import as_integer, as_number, exact_share, suggest
+from es_service.selection.settings import as_integer, as_number, ceil_share, exact_share, suggest
 from es_service.selection.signals import SIGNALS, WeightSignal
 
 __all__ = ["PRESETS", "Selection", "preset"]
@@ -135,8 +136,7 @@ class Selection:
     @property
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that an observation must carry, in the order of `SIGNALS`."""
-        needed = {"loss", self.signal, *self.method.observes}
-        return tuple(name for name in SIGNALS if name in needed)
+        return _signals(self.signal, self.method.observes)
 
     @property
     def non_negative(self) -> bool:
@@ -147,7 +147,7 @@ class Selection:
         """Return b = ⌈ratio·B⌉ for a meta-batch of B, outside annealing; a plan may name another ratio."""
         if not self.method.selects:
             return batch_size
-        return math.ceil(exact_share(self.ratio if ratio is None else ratio, batch_size))
+        return ceil_share(self.ratio if ratio is None else ratio, batch_size)
 
     def num_kept(self, num_samples: int) -> int:
         """Return n - ⌊r·n⌋, the ids of a pruned plan."""
@@ -180,6 +180,11 @@ class Selection:
             if isinstance(error, errors.ConfigError):
                 raise
             raise errors.ConfigError(f"not the settings of a selection: {error!r}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _signals(signal: str, observes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in SIGNALS if name in {"loss", signal, *observes})
 
 
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(

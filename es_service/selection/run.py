@@ -146,7 +146,8 @@ class Share:
         """
         start = step * batch_size
         planned = slice(start, start + ids_B.size)
-        if np.array_equal(self.ids[planned], ids_B):
+        own = self.ids[planned]
+        if own.size == ids_B.size and (own == ids_B).all():
             return planned
         rows = places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
         return start + rows if rows.min() >= 0 else places(self.ids, ids_B)

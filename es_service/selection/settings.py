@@ -6,6 +6,7 @@ import ast
 import difflib
 import functools
 import json
+import math
 import numbers
 import operator
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from typing import Any
 
 from es_service import errors
 
-__all__ = ["as_integer", "as_number", "exact_share", "parse_value", "suggest"]
+__all__ = ["as_integer", "as_number", "ceil_share", "exact_share", "parse_value", "suggest"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -37,10 +38,15 @@ def as_integer(name: str, value: Any, *, least: int, end: int | None = None) -> 
     return number
 
 
-@functools.lru_cache(maxsize=1024)
 def exact_share(share: float, whole: int) -> Fraction:
     """Return share·whole for the share as it was typed: 0.07 of 100 is 7, where floats make it 7.000000000000001."""
     return Fraction(str(share)) * whole
+
+
+@functools.lru_cache(maxsize=1024)
+def ceil_share(share: float, whole: int) -> int:
+    """Return ⌈share·whole⌉, see `exact_share`; steps ask for it, so it is kept."""
+    return math.ceil(exact_share(share, whole))
 
 
 def parse_value(text: str) -> Any:
