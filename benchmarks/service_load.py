@@ -15,6 +15,7 @@ from benchmarks.figures import percentiles
 from benchmarks.service_kernel import SELECTION
 from benchmarks.service_ray import NUM_EPOCHS, steps_of
 from es_service.actors import launch
+from es_service.actors.calls import call
 
 __all__ = ["concurrent_clients", "flood", "memory_growth", "reading_beside_training"]
 
@@ -80,7 +81,10 @@ def concurrent_clients(storage: str, batch_size: int, num_steps: int, num_client
 
 
 def flood(storage: str, batch_size: int, num_steps: int) -> dict[str, Any]:
-    """Samples per second of one leased client that trains nothing, until the server has everything it reported."""
+    """Samples per second of one leased client that trains nothing, until the server has everything it reported.
+
+    Every epoch begins when the server has written what the one before left: a training's epochs are longer than that.
+    """
     run, num_samples = "bench-flood", batch_size * num_steps
     shape = {"num_samples": num_samples, "num_epochs": NUM_EPOCHS, "batch_size": batch_size}
     selector = es.connect(run, SELECTION, **shape, exchange="leased", storage=storage)
@@ -95,6 +99,7 @@ def flood(storage: str, batch_size: int, num_steps: int) -> dict[str, Any]:
             last_selected = time.perf_counter()
             ids = next(batches, None)
         epochs.append({"stepping_s": last_selected - begin, "closing_s": time.perf_counter() - last_selected})
+        call(launch.find(run).stored_epochs.remote(), 60.0, "wait for the snapshot")
     selector.close()
     launch.stop(run)
     best = min(epochs[1:], key=lambda one: one["stepping_s"] + one["closing_s"])

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
-    """Return the rows that these reports make, see `storage.history`.
+    """Return the rows that these reports make, by sample and report, see `storage.history`.
 
     Args:
         reports: of one shard and one epoch, in the order they were applied in.
@@ -39,22 +39,26 @@ def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
     """
     seen_ids, seen_in = _flat([report.ids for report in reports])
     picked_ids, picked_in = _flat([report.selected for report in reports])
-    selected, blind = _matched(seen_ids, seen_in, picked_ids, picked_in)
+    ids, reported = np.concatenate([seen_ids, picked_ids]), np.concatenate([seen_in, picked_in])
+    is_pick = np.arange(ids.size) >= seen_ids.size
+    order = _by_sample(ids, reported, is_pick)
+    kept, selected = _matched(ids[order], is_pick[order])
+    rows = order[kept]
     steps = np.array([report.run_step for report in reports], dtype=np.int32)
     ranks = np.array([report.caller.rank for report in reports], dtype=np.int32)
-    rows_in = np.concatenate([seen_in, picked_in[blind]])
-    without = np.full(np.count_nonzero(blind), np.nan, dtype=np.float32)
+    none = np.full(picked_ids.size, np.nan, dtype=np.float32)
     values = {
-        name: np.concatenate([*(report.seen[name] for report in reports if report.seen is not None), without])
+        name: np.concatenate([*(report.seen[name] for report in reports if report.seen is not None), none])[rows]
         for name in signals
     }
+    reported = reported[rows]
     return pa.table(
         {
-            "id": np.concatenate([seen_ids, picked_ids[blind]]),
-            "run_step": steps[rows_in],
-            "rank": ranks[rows_in],
+            "id": ids[rows],
+            "run_step": steps[reported],
+            "rank": ranks[reported],
             "loss": values.pop("loss"),
-            "selected": np.concatenate([selected, np.ones(without.size, dtype=bool)]),
+            "selected": selected[kept],
             **values,
         }
     )
@@ -100,24 +104,28 @@ def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:
     return np.concatenate([*ids, np.empty(0, dtype=np.int64)]), np.repeat(np.arange(len(ids)), sizes)
 
 
-def _matched(
-    seen_ids: I64, seen_in: I64, picked_ids: I64, picked_in: I64
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which observations were picked, and which picks belong to no observation."""
-    num_seen = seen_ids.size
-    ids, where = np.concatenate([seen_ids, picked_ids]), np.concatenate([seen_in, picked_in])
-    is_pick = np.arange(ids.size) >= num_seen
-    order = np.lexsort((is_pick, where, ids))  # by sample, then by report; observed before picked
-    places = np.arange(ids.size)
-    last_seen = np.maximum.accumulate(np.where(is_pick[order], -1, places)) if ids.size else places
-    picks = places[is_pick[order]]
+def _by_sample(ids: I64, reported: I64, is_pick: NDArray[np.bool_]) -> I64:
+    """Return the order by sample, then by report; observed before picked."""
+    report_bits = int(reported.max(initial=0)).bit_length()
+    if int(ids.max(initial=0)).bit_length() + report_bits < 62:  # as one number a row: three times as fast
+        return np.argsort(((ids << report_bits | reported) << 1) | is_pick)
+    return np.lexsort((is_pick, reported, ids))
+
+
+def _matched(ids: I64, is_pick: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which entries, in the order of `_by_sample`, become rows, and which of those were picked.
+
+    All observations do, and the picks that belong to none.
+    """
+    last_seen = np.maximum.accumulate(np.where(is_pick, -1, np.arange(ids.size)))
+    picks = np.flatnonzero(is_pick)
     found = last_seen[picks]
-    known = (found >= 0) & (ids[order[found]] == ids[order[picks]])
+    known = (found >= 0) & (ids[found] == ids[picks])
     known[1:] &= ~((found[1:] == found[:-1]) & known[:-1])  # the second pick of one observation is a blind one
-    selected, blind = np.zeros(num_seen, dtype=bool), np.ones(picked_ids.size, dtype=bool)
-    selected[order[found[known]]] = True
-    blind[order[picks[known]] - num_seen] = False
-    return selected, blind
+    blind = picks[~known]
+    kept, selected = ~is_pick, np.zeros(ids.size, dtype=bool)
+    kept[blind] = selected[blind] = selected[found[known]] = True
+    return kept, selected
 
 
 def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], finished_epochs: int) -> None:

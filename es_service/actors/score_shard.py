@@ -244,20 +244,20 @@ class ScoreShard:
             return self._receipt(report.caller.rank) + answer
 
     @timed
-    def report(self, message: bytes, num_behind: int = 0) -> bytes:
+    def report(self, *messages: bytes, num_behind: int = 0) -> bytes:
         """Apply reports, all of them or none; those applied before change nothing. Return a receipt.
 
         Args:
-            message: packed reports of one rank, at least one.
+            messages: packed reports of one rank, at least one.
             num_behind: reports that the rank has ready and will send once this is answered.
 
         Raises:
             As `observe` does.
         """
         self._check_restart()
-        reports = [self._checked(report) for report in wire.decode_reports(message)]
+        reports = [self._checked(report) for message in messages for report in wire.decode_reports(message)]
         if not reports or any(report.caller != reports[0].caller for report in reports):
-            raise errors.ShapeError("a message is the reports of one rank, at least one")
+            raise errors.ShapeError("a call brings the reports of one rank, at least one")
         with self._lock:
             last = self._intake.last(reports[0])
             new = [report for report in reports if not 1 <= report.seq <= last]
@@ -267,7 +267,7 @@ class ScoreShard:
                 self._make_room(report)
             if new:
                 whole = len(new) == len(reports)
-                number = self._journal.append("reports", message if whole else b"".join(map(wire.encode_report, new)))
+                number = self._journal.append("reports", b"".join(messages if whole else map(wire.encode_report, new)))
             for report in new:
                 self._apply(report, number)
             self._queued[reports[0].caller.rank] = num_behind

@@ -47,10 +47,10 @@ class Background(Remote):
                 self._failure = error
                 raise
 
-    def _sender(self, shard: int) -> Callable[[int, int, bytes, int], object]:
-        def send(first: int, last: int, message: bytes, num_behind: int) -> None:
+    def _sender(self, shard: int) -> Callable[[int, int, list[bytes], int], object]:
+        def send(first: int, last: int, messages: list[bytes], num_behind: int) -> None:
             delivery = self._deliveries[shard]
-            delivery.answer(delivery.post(first, last, "report", message, num_behind))
+            delivery.answer(delivery.post(first, last, "report", *messages, num_behind=num_behind))
 
         return send
 

@@ -17,6 +17,7 @@ __all__ = ["Backlog"]
 
 _MAX_BYTES = 64 << 20
 _MESSAGE_BYTES = 96 << 10  # above 100 KB Ray sends an argument through its object store, at three times the price
+_MOST_MESSAGES = 8  # of one call: what waits by then does not pay for a way of its own
 _CLOSE_S = 5.0  # that closing waits for a send under way
 _LINGER_S = 0.1  # how long a small message waits for company
 
@@ -25,12 +26,12 @@ class Backlog:
     """See the module's text.
 
     Args:
-        send: (first seq, last seq, message, number of reports that wait behind it) -> None; returns once the reports
+        send: (first seq, last seq, messages, number of reports that wait behind them) -> None; returns once the reports
             have been applied; the reporting thread alone calls it.
         patience: makes one for each wait: how long `put` waits for room and `flush` for the rest.
     """
 
-    def __init__(self, send: Callable[[int, int, bytes, int], object], patience: Callable[[], Patience]) -> None:
+    def __init__(self, send: Callable[[int, int, list[bytes], int], object], patience: Callable[[], Patience]) -> None:
         self._send = send
         self._patience = patience
         self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
@@ -94,19 +95,19 @@ class Backlog:
             raise self._failure
 
     def _run(self) -> None:
-        while (message := self._next()) is not None:
+        while (call := self._next()) is not None:
             try:
-                self._send(*message)
+                self._send(*call)
             except Exception as error:  # kept and raised to the training thread, whatever it is
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._num_bytes -= len(message[2])
+                self._num_bytes -= sum(map(len, call[2]))
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[int, int, bytes, int] | None:
+    def _next(self) -> tuple[int, int, list[bytes], int] | None:
         """Wait for a message's worth of reports, or a moment longer than one; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._hurry or self._num_bytes >= _MESSAGE_BYTES, _LINGER_S)
@@ -114,10 +115,19 @@ class Backlog:
                 self._changed.wait(_LINGER_S)
             if self._closed:
                 return None
-            first, report = self._waiting.popleft()
-            last, parts, size = first, [report], len(report)
-            while self._waiting and size + len(self._waiting[0][1]) <= _MESSAGE_BYTES:
-                last, report = self._waiting.popleft()
-                parts.append(report)
-                size += len(report)
-            return first, last, b"".join(parts), len(self._waiting)
+            first = self._waiting[0][0]
+            messages: list[bytes] = []
+            while self._waiting and len(messages) < _MOST_MESSAGES:
+                last, message = self._message()
+                messages.append(message)
+            return first, last, messages, len(self._waiting)
+
+    def _message(self) -> tuple[int, bytes]:
+        """Take reports for one message out of those that wait, at least one; return the last one's seq, too."""
+        last, report = self._waiting.popleft()
+        parts, size = [report], len(report)
+        while self._waiting and size + len(self._waiting[0][1]) <= _MESSAGE_BYTES:
+            last, report = self._waiting.popleft()
+            parts.append(report)
+            size += len(report)
+        return last, b"".join(parts)

@@ -46,23 +46,28 @@ class Line:
 
 @dataclasses.dataclass(slots=True)
 class Posted:
-    """A message under way or applied.
+    """Reports under way or applied, of one call.
 
     Attributes:
         first: seq of its first report.
         last: seq of its last one.
         method: "observe" or "report".
-        message: packed reports.
-        more: further arguments of the method.
+        messages: packed reports, an argument each, so that Ray sends them along with the call.
+        more: further arguments of the method, by name.
         reference: of the call that is to bring it there.
     """
 
     first: int
     last: int
     method: str
-    message: bytes
-    more: tuple[int, ...]
+    messages: tuple[bytes, ...]
+    more: dict[str, int]
     reference: ray.ObjectRef[Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """What its messages take."""
+        return sum(map(len, self.messages))
 
 
 class Delivery:
@@ -75,23 +80,23 @@ class Delivery:
         self._waiting: list[Posted] = []  # for their answers
         self._warned = False
 
-    def post(self, first: int, last: int, method: str, message: bytes, *more: int) -> Posted:
-        """Send the reports with these seqs; `answer` has to be called for each message, in order."""
-        posted = Posted(first, last, method, message, more, self._line.ask(method, message, *more))
+    def post(self, first: int, last: int, method: str, *messages: bytes, **more: int) -> Posted:
+        """Send the reports with these seqs; `answer` has to be called for each call, in order."""
+        posted = Posted(first, last, method, messages, more, self._line.ask(method, *messages, **more))
         self._waiting.append(posted)
         self._kept.append(posted)
-        self._num_bytes += len(message)
+        self._num_bytes += posted.num_bytes
         while self._num_bytes > _MAX_KEPT_BYTES and self._kept[0] not in self._waiting:
-            self._num_bytes -= len(self._kept.popleft().message)  # a crash now takes the run back to an epoch's end
+            self._num_bytes -= self._kept.popleft().num_bytes  # a crash now takes the run back to an epoch's end
         return posted
 
     def answer(self, posted: Posted) -> bytes:
-        """Return what the shard answers behind its receipt, once the message is applied.
+        """Return what the shard answers behind its receipt, once the reports are applied.
 
         Raises:
             ServerUnavailableError: the shard did not come back in time.
             ServerRestartedError: it came back without reports that this rank does not have any more either.
-            EsServiceError: the message was refused, and changed nothing.
+            EsServiceError: they were refused, and changed nothing.
         """
         patience = self._line.patience()
         try:
@@ -106,7 +111,7 @@ class Delivery:
                     patience.overrun(error)
                 except errors.EsServiceError:
                     self._kept.remove(posted)
-                    self._num_bytes -= len(posted.message)
+                    self._num_bytes -= posted.num_bytes
                     raise
         finally:
             self._waiting.remove(posted)
@@ -117,7 +122,7 @@ class Delivery:
     def received(self, receipt: wire.Receipt) -> None:
         """Let go of what is on storage by now."""
         while self._kept and self._kept[0].last <= receipt.durable and self._kept[0] not in self._waiting:
-            self._num_bytes -= len(self._kept.popleft().message)
+            self._num_bytes -= self._kept.popleft().num_bytes
         if receipt.failing and not self._warned:
             self._warned = True
             warnings.warn(
@@ -148,4 +153,4 @@ class Delivery:
             ) from cause
         for posted in self._kept:
             if posted.last > has or posted in self._waiting:
-                posted.reference = self._line.ask(posted.method, posted.message, *posted.more)
+                posted.reference = self._line.ask(posted.method, *posted.messages, **posted.more)

@@ -98,7 +98,9 @@ class Remote:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _ask(self, shard: int, method: str, *args: Any, group: str | None = None) -> ray.ObjectRef[Any]:
+    def _ask(
+        self, shard: int, method: str, *args: Any, group: str | None = None, **named: Any
+    ) -> ray.ObjectRef[Any]:
         """Begin a call of a shard; the first is the score server."""
         bound = self._methods.get((shard, method))  # kept: to look one up anew costs Ray 30 µs
         if bound is None:
@@ -107,7 +109,7 @@ class Remote:
                 bound = bound.options(concurrency_group=group)
             self._methods[shard, method] = bound
         try:
-            reference: ray.ObjectRef[Any] = bound.remote(*args)
+            reference: ray.ObjectRef[Any] = bound.remote(*args, **named)
         except exceptions.PendingCallsLimitExceeded as error:
             raise errors.ServerUnavailableError(
                 f"too many calls of this process wait for shard {shard} of run {self.run!r}: it does not keep up; use "

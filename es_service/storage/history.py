@@ -60,7 +60,10 @@ def write_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int, shard: Sha
     Raises:
         StorageError: it cannot be written.
     """
-    table = table.sort_by([("id", "ascending"), ("run_step", "ascending")]).combine_chunks()
+    ids, steps = (table.column(name).to_numpy() for name in ("id", "run_step"))
+    if ((ids[1:] < ids[:-1]) | ((ids[1:] == ids[:-1]) & (steps[1:] < steps[:-1]))).any():
+        table = table.sort_by([("id", "ascending"), ("run_step", "ascending")])
+    table = table.combine_chunks()
     batches = table.to_batches(max_chunksize=_BATCH_ROWS)
     first_ids = json.dumps([batch.column(0)[0].as_py() for batch in batches])
     schema = table.schema.with_metadata({"format": str(FORMAT), "first_ids": first_ids})

@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
+        self.most_of_one_call = 0
         self.seqs: list[tuple[int, int]] = []
         self.behind: list[int] = []
         self.entered = threading.Event()
@@ -29,14 +30,15 @@ class Server:
         self.go_on.set()
         self.failure: Exception | None = None
 
-    def send(self, first: int, last: int, message: bytes, num_behind: int) -> None:
+    def send(self, first: int, last: int, messages: list[bytes], num_behind: int) -> None:
         self.seqs.append((first, last))
         self.behind.append(num_behind)
         self.entered.set()
         assert self.go_on.wait(LONG_S)
         if self.failure is not None:
             raise self.failure
-        self.messages.append(message)
+        self.messages += messages
+        self.most_of_one_call = max(self.most_of_one_call, len(messages))
 
     @property
     def content(self) -> bytes:
@@ -103,7 +105,7 @@ def test_small_reports_travel_together_and_stay_below_the_message_size(server: S
     backlog.close()
 
 
-def test_a_message_says_how_many_reports_wait_behind_it(server: Server) -> None:
+def test_what_waits_meanwhile_comes_in_one_call(server: Server) -> None:
     server.go_on.clear()
     backlog = Backlog(server.send, lambda: Patience(LONG_S))
     put(backlog, b"x" * (96 << 10))  # a message of its own
@@ -112,7 +114,22 @@ def test_a_message_says_how_many_reports_wait_behind_it(server: Server) -> None:
         put(backlog, b"x" * (50 << 10))
     server.go_on.set()
     backlog.flush()
-    assert server.behind == [0, 4, 3, 2, 1, 0]
+    assert server.behind == [0, 0]
+    assert server.most_of_one_call == 5
+    backlog.close()
+
+
+def test_a_call_brings_no_more_than_so_many_messages(server: Server) -> None:
+    server.go_on.clear()
+    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    put(backlog, b"x" * (96 << 10))
+    assert server.entered.wait(LONG_S)
+    for seq in range(2, 22):
+        backlog.put(seq, b"x" * (50 << 10))
+    server.go_on.set()
+    backlog.flush()
+    assert server.seqs == [(1, 1), (2, 9), (10, 17), (18, 21)]
+    assert server.behind == [0, 12, 4, 0]
     backlog.close()
 
 

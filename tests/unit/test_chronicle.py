@@ -29,7 +29,7 @@ def rows(*reports: Report, signals: tuple[str, ...] = ("loss",)) -> list[tuple[A
 
 
 def test_what_is_picked_with_its_observation_is_marked() -> None:
-    assert rows(report(1, 4, [7, 3], [3], loss=[0.5, 1.5])) == [(7, 4, 0, 0.5, False), (3, 4, 0, 1.5, True)]
+    assert rows(report(1, 4, [7, 3], [3], loss=[0.5, 1.5])) == [(3, 4, 0, 1.5, True), (7, 4, 0, 0.5, False)]
 
 
 def test_what_is_picked_a_step_later_belongs_to_the_step_before() -> None:
@@ -50,9 +50,16 @@ def test_what_is_picked_unseen_has_no_loss() -> None:
     found = rows(
         report(1, 0, [], [5, 4]), report(2, 1, [5], [], loss=[1.0]), report(3, 2, [], [5]), report(4, 3, [], [5])
     )
-    assert found[0] == (5, 1, 0, 1.0, True)
-    assert [(row[0], row[1], row[4]) for row in found[1:]] == [(5, 0, True), (4, 0, True), (5, 3, True)]
-    assert all(np.isnan(row[3]) for row in found[1:])
+    assert found[2] == (5, 1, 0, 1.0, True)
+    blind = [found[0], found[1], found[3]]
+    assert [(row[0], row[1], row[4]) for row in blind] == [(4, 0, True), (5, 0, True), (5, 3, True)]
+    assert all(np.isnan(row[3]) for row in blind)
+
+
+def test_ids_too_large_for_a_short_key_come_in_the_same_order() -> None:
+    far = 2**61
+    found = rows(report(1, 0, [far + 1, far], [far], loss=[1.0, 2.0]), report(2, 1, [far], [far + 1], loss=[3.0]))
+    assert found == [(far, 0, 0, 2.0, True), (far, 1, 0, 3.0, False), (far + 1, 0, 0, 1.0, True)]
 
 
 def test_signals_come_along() -> None:

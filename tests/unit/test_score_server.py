@@ -247,7 +247,7 @@ def test_what_ranks_hold_back_is_what_each_said_last(
     told = []
     for step, num_behind in enumerate((7, 3)):
         ids = share[6 * step : 6 * step + 6]
-        server.report(worker.message(ids, losses_of(ids, step), step), num_behind)
+        server.report(worker.message(ids, losses_of(ids, step), step), num_behind=num_behind)
         told.append(server.stats()["num_queued"])
     assert told == [7, 3]
     Worker(server, config, attempt="b" * 32)  # another life of the group holds nothing of it
