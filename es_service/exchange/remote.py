@@ -98,9 +98,7 @@ class Remote:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _ask(
-        self, shard: int, method: str, *args: Any, group: str | None = None, **named: Any
-    ) -> ray.ObjectRef[Any]:
+    def _ask(self, shard: int, method: str, *args: Any, group: str | None = None, **named: Any) -> ray.ObjectRef[Any]:
         """Begin a call of a shard; the first is the score server."""
         bound = self._methods.get((shard, method))  # kept: to look one up anew costs Ray 30 µs
         if bound is None:

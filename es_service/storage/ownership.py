@@ -1,8 +1,11 @@
-"""Who writes a run: one score server at a time, which says so in <run>/owner.json and renews it every second.
+"""Who writes a run: one score server at a time.
+
+    <run>/owner.json          who it is; written once, by whoever takes over
+    <run>/owner-TOKEN.json    its pulse, written anew every second
 
 Another one that comes takes over where the owner is a process of this machine that has ended, where it is the same
-actor started again, or where nothing was renewed for five seconds. An owner that finds another in its place stops
-writing.
+actor started again, or where its pulse stood still for five seconds. An owner that is not in owner.json any more stops
+writing. One that slept meanwhile, however far it was, can write nothing but its own pulse: it never takes the run back.
 """
 
 from __future__ import annotations
@@ -48,28 +51,34 @@ class Ownership:
         Raises:
             RunExistsError: another score server writes this run.
         """
-        found = self._read()
+        found = self._read(self._path)
+        before = self._pulse_of(found)
         if found is not None and not self._is_past(found):
             give_up = time.monotonic() + _STALE_S
             while time.monotonic() < give_up:
                 time.sleep(_LOOK_EVERY_S)  # polling: a file says nothing when it changes
-                now = self._read()
+                now = self._read(self._path)
                 if now is None or self._is_past(now):
                     break
-                if now != found:
+                if now != found or self._pulse_of(now) != before:
                     raise self._other(now)
-        self._write()
+        self._beat()
+        owner = {"actor": self._actor, "token": self._token, "host": self._host, "pid": self._pid}
+        files.write_json(self._filesystem, self._path, owner)
+        if found is not None:
+            self._delete(self._pulse_path(found))
 
     def renew(self) -> None:
         """Say that the owner is alive, from any thread; RunExistsError where another one has taken over."""
         with self._renewing:
             if self._taken is None:
-                found = self._read()
-                if found is not None and found.get("token") != self._token:
-                    self._taken = self._other(found)
+                found = self._read(self._path)
+                if found is None or found.get("token") != self._token:
+                    self._taken = self._other(found or {})
+                    self._delete(self._pulse_path({"token": self._token}))
             if self._taken is not None:
                 raise self._taken
-            self._write()
+            self._beat()
 
     def check(self) -> None:
         """Raise RunExistsError where `renew` found another owner."""
@@ -78,15 +87,16 @@ class Ownership:
 
     def release(self) -> None:
         """Own it no longer."""
-        with contextlib.suppress(errors.StorageError, OSError):
-            found = self._read()
+        with contextlib.suppress(errors.StorageError):
+            found = self._read(self._path)
             if found is not None and found.get("token") == self._token:
-                self._filesystem.delete_file(self._path)
+                self._delete(self._path)
+        self._delete(self._pulse_path({"token": self._token}))
 
     def _other(self, found: dict[str, Any]) -> errors.RunExistsError:
+        who = f"process {found.get('pid')} on {found.get('host')}" if found else "one that has ended since"
         return errors.RunExistsError(
-            f"another score server (process {found.get('pid')} on {found.get('host')}) writes {self._run_path}: stop "
-            "it, or take another run name or storage"
+            f"another score server ({who}) writes {self._run_path}: stop it, or take another run name or storage"
         )
 
     def _is_past(self, found: dict[str, Any]) -> bool:
@@ -103,16 +113,27 @@ class Ownership:
             return False
         return False
 
-    def _read(self) -> dict[str, Any] | None:
-        with files.storage_errors("look for", self._path):
-            if self._filesystem.get_file_info(self._path).type != fs.FileType.File:
+    def _pulse_path(self, owner: dict[str, Any]) -> str:
+        token = str(owner.get("token"))
+        return f"{self._run_path}/owner-{token if token.isalnum() else 'unknown'}.json"
+
+    def _pulse_of(self, owner: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if owner is None else self._read(self._pulse_path(owner))
+
+    def _beat(self) -> None:
+        self._num_renewals += 1
+        pulse = {"renewals": self._num_renewals}
+        files.write_json(self._filesystem, self._pulse_path({"token": self._token}), pulse)
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(OSError):  # it may be gone
+            self._filesystem.delete_file(path)
+
+    def _read(self, path: str) -> dict[str, Any] | None:
+        with files.storage_errors("look for", path):
+            if self._filesystem.get_file_info(path).type != fs.FileType.File:
                 return None
         try:
-            return files.read_json(self._filesystem, self._path)
+            return files.read_json(self._filesystem, path)
         except errors.StorageError:
             return None  # damaged, or deleted while we looked: nobody's
-
-    def _write(self) -> None:
-        self._num_renewals += 1
-        owner = {"actor": self._actor, "token": self._token, "host": self._host, "pid": self._pid}
-        files.write_json(self._filesystem, self._path, {**owner, "renewals": self._num_renewals})

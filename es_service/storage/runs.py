@@ -3,7 +3,7 @@
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
 <storage>/<run>/progress.json  how far it is, where there is no score server to ask
-<storage>/<run>/owner.json     which score server writes here
+<storage>/<run>/owner.json     which score server writes here; beside it its pulse, owner-TOKEN.json
 <storage>/<run>/snapshots/     see snapshots.py
 <storage>/<run>/spreads/       see spreads.py
 <storage>/<run>/journal/<i>-of-<S>/  see journal.py

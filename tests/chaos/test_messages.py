@@ -17,25 +17,25 @@ class Unruly:
 
     def __init__(self, handle: Any, seed: int) -> None:
         self._handle, self._random = handle, random.Random(seed)
-        self._sent: list[tuple[str, tuple[Any, ...]]] = []
+        self._sent: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.num_repeated = 0
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._handle, name)
         return _Method(self, name, method) if name in _REPEATED else method
 
-    def send(self, name: str, method: Any, args: tuple[Any, ...]) -> Any:
+    def send(self, name: str, method: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         chance = self._random
         if self._sent and chance.random() < 0.5:  # an old one comes again, ahead of the new one
             self._again(*chance.choice(self._sent))
-        reference = method.remote(*args)
+        reference = method.remote(*args, **named)
         if chance.random() < 0.5:
-            self._again(name, args)
-        self._sent.append((name, args))
+            self._again(name, args, named)
+        self._sent.append((name, args, named))
         return reference
 
-    def _again(self, name: str, args: tuple[Any, ...]) -> None:
-        getattr(self._handle, name).remote(*args)
+    def _again(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        getattr(self._handle, name).remote(*args, **named)
         self.num_repeated += 1
 
 
@@ -43,8 +43,8 @@ class _Method:
     def __init__(self, through: Unruly, name: str, method: Any) -> None:
         self._through, self._name, self._method = through, name, method
 
-    def remote(self, *args: Any) -> Any:
-        return self._through.send(self._name, self._method, args)
+    def remote(self, *args: Any, **named: Any) -> Any:
+        return self._through.send(self._name, self._method, args, named)
 
     def options(self, **options: Any) -> Any:
         return self._method.options(**options)

@@ -34,7 +34,7 @@ def test_a_free_run_is_claimed_and_released(tmp_path: Path) -> None:
     one.check()
     assert (tmp_path / "owner.json").exists()
     one.release()
-    assert not (tmp_path / "owner.json").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_one_is_refused_while_the_first_renews(tmp_path: Path) -> None:
@@ -68,6 +68,38 @@ def test_one_that_is_silent_is_taken_over_from_and_writes_no_more(tmp_path: Path
     second.renew()
     first.release()  # it is not its own any more
     assert (tmp_path / "owner.json").exists()
+
+
+def test_one_that_slept_while_it_renewed_does_not_take_the_run_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had looked who the owner is, and was frozen before it wrote."""
+    first, second = owner(tmp_path), owner(tmp_path, "two")
+    first.claim()
+    beat = Ownership._beat
+
+    def asleep(self: Ownership) -> None:
+        if self is first:
+            second.claim()
+        beat(self)
+
+    monkeypatch.setattr(Ownership, "_beat", asleep)
+    first.renew()  # of no consequence: it is no owner any more
+    second.renew()
+    with pytest.raises(errors.RunExistsError):
+        first.renew()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_wakes_behind_the_end_of_the_other_writes_no_more(tmp_path: Path) -> None:
+    first, second = owner(tmp_path), owner(tmp_path, "two")
+    first.claim()
+    second.claim()
+    second.release()
+    with pytest.raises(errors.RunExistsError, match=r"another score server \(one that has ended since\)"):
+        first.renew()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_actor_started_again_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
