@@ -1,6 +1,6 @@
 """prefetch: the rows of a step are fetched while its forward pass runs, for ids that are not known any earlier.
 
-    expect(ids)   ── ask every shard for their rows ──────────────►
+    expect(ids)   ── a thread asks every shard for their rows ────►
          …forward pass…                                             rows are on their way
     step(losses)  ◄─ rows, moved on by what is still to be reported ─   update, draw, report in the background
 
@@ -11,7 +11,7 @@ reported yet. Shards count these, and the rank warns of the first. Nothing is lo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from es_service.actors import wire
 from es_service.exchange.background import Background
+from es_service.exchange.errands import Errands
 from es_service.exchange.unconfirmed import Unconfirmed
 from es_service.selection.engine import Draw, known_weights, leased_columns
 from es_service.selection.methods.base import Columns
@@ -35,12 +36,14 @@ _FLOAT = np.dtype("<f4")
 class Prefetch(Background):
     """Waits only where the forward pass is over before its rows are here."""
 
+    _errands: Errands | None = None  # once there are rows to fetch
+
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
         names = leased_columns(self.config.selection)
         self._dtypes = {name: _DTYPES.get(name, _FLOAT) for name in names}
         self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
-        self._fetching: tuple[I64, list[tuple[int, I64 | slice, Callable[[], bytes]]]] | None = None
+        self._fetching: tuple[I64, Future[list[tuple[int, I64 | slice, bytes]]]] | None = None
         self._confirmed = [0] * len(self._shards)  # seq that a shard was last known to have
         self._unconfirmed = [Unconfirmed() for _ in self._shards]
         self.num_overlaps = 0
@@ -51,14 +54,20 @@ class Prefetch(Background):
 
     def expect(self, step: int, ids_B: I64) -> None:
         """See `Exchange.expect`; asks for their rows."""
-        self._held = self._fetching = None
+        self._held = None
+        if self._errands is None:
+            self._errands = Errands("es-service-prefetch")
         run_step = self._share.first_step + step
+        self._fetching = (ids_B, self._errands.send(lambda: self._fetched(run_step, ids_B)))
+
+    def _fetched(self, run_step: int, ids_B: I64) -> list[tuple[int, I64 | slice, bytes]]:
+        """Return what every shard answers: (shard, positions in ids_B, packed rows)."""
         asked = [
             (shard, where, self._asked(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
             for shard, cut in enumerate(self._pieces(ids_B) if self._dtypes else [])
             for where in cut
         ]
-        self._fetching = (ids_B, asked)
+        return [(shard, where, wait()) for shard, where, wait in asked]
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
@@ -99,10 +108,10 @@ class Prefetch(Background):
         if self._fetching is None or places(self._fetching[0], ids_B).min() < 0:
             self.expect(step, ids_B)
         assert self._fetching is not None
-        fetched = self._fetching[0]
+        (fetched, answers), self._fetching = self._fetching, None  # whatever comes of it: another try asks anew
         rows = {name: np.empty(fetched.size, dtype=dtype) for name, dtype in self._dtypes.items()}
-        for shard, where, wait in self._fetching[1]:
-            seq, num_overlaps, columns = wire.decode_rows(wait(), fetched[where].size, self._dtypes)
+        for shard, where, answer in answers.result():
+            seq, num_overlaps, columns = wire.decode_rows(answer, fetched[where].size, self._dtypes)
             if seq < self._confirmed[shard]:  # it restarted, and has lost reports that made these rows
                 self._recover(shard)
                 return self._rows(step, ids_B)
@@ -112,7 +121,7 @@ class Prefetch(Background):
             self._unconfirmed[shard].put_on(seq, fetched[where], current)
             for name, values in current.items():
                 rows[name][where] = values
-        self._fetching, self._held = None, (fetched, rows)
+        self._held = (fetched, rows)
         found = places(fetched, ids_B)  # all of them, but where some were not finite
         return {name: values[found] for name, values in rows.items()}
 
@@ -133,6 +142,13 @@ class Prefetch(Background):
             for where in cut:
                 newer = {name: new[name][where] for name in self._dtypes}
                 self._unconfirmed[shard].add(self._seqs[shard], ids_B[where], newer)
+
+    def close(self) -> None:
+        """See `Exchange.close`; ends the fetching thread, too."""
+        if self._errands is not None:
+            self._errands.close()
+            self._errands = None
+        super().close()
 
     def _warn(self, num_overlaps: int) -> None:
         if num_overlaps and not self.num_overlaps:

@@ -162,6 +162,8 @@ def places(ids_m: I64, ids_B: I64) -> I64:
     """Return where each of the ids stands among others, int64[B]; -1 where it does not."""
     if not ids_m.size:
         return np.full(ids_B.size, -1)
+    if ids_m.size == ids_B.size and (ids_m == ids_B).all():  # the usual
+        return np.arange(ids_B.size)
     order = np.argsort(ids_m, kind="stable")
     places = order[np.minimum(np.searchsorted(ids_m, ids_B, sorter=order), order.size - 1)]
     return np.where(ids_m[places] == ids_B, places, -1)

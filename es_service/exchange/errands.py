@@ -1,0 +1,43 @@
+"""Errands: work that a thread of its own does, one after the other, while the training thread goes on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Errands"]
+
+T = TypeVar("T")
+
+
+class Errands:
+    """A thread that does what it is told, in that order.
+
+    No executor, because Python waits for the threads of those when it ends, and this one may wait for a server.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._told: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def send(self, work: Callable[[], T]) -> Future[T]:
+        """Let work be done; return where its result, or what it raised, will be."""
+        future: Future[T] = Future()
+        self._told.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """End the thread behind what it was told so far; nobody waits for it."""
+        self._told.put(None)
+
+    def _run(self) -> None:
+        while (errand := self._told.get()) is not None:
+            future, work = errand
+            try:
+                future.set_result(work())
+            except BaseException as error:  # kept for whoever wants the result
+                future.set_exception(error)
+            del errand, future, work  # else the last result lives until the next errand
