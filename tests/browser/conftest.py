@@ -385,12 +385,16 @@ def ray_address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         words += ["--disable-usage-stats", f"--temp-dir={folder}"]
         more = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
-        head = subprocess.Popen(words, env=environment(**more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            head.terminate()
-            head.wait(timeout=60)
+        with tempfile.TemporaryFile() as log:
+            head = subprocess.Popen(words, env=environment(**more), stdout=log, stderr=log)
+            try:
+                while b"Ray runtime started" not in (said := os.pread(log.fileno(), 1 << 16, 0)):
+                    assert head.poll() is None, said.decode()
+                    time.sleep(0.05)
+                yield f"127.0.0.1:{port}"
+            finally:
+                head.terminate()
+                head.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -406,8 +410,7 @@ def live(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         try:
             deadline = time.monotonic() + 240.0
             while not list(storage.glob("training/snapshots/*/manifest.json")):
-                log.seek(0)
-                assert training.poll() is None, log.read().decode()
+                assert training.poll() is None, os.pread(log.fileno(), 1 << 20, 0).decode()
                 assert time.monotonic() < deadline, "the run did not get through its first epoch"
                 time.sleep(0.1)
             yield one.start()

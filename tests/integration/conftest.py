@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,14 +50,18 @@ def ray_head() -> Iterator[subprocess.Popen[bytes]]:
     # A folder of its own (and with a short name: it holds sockets), or other Rays would take ours for theirs.
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         words.append(f"--temp-dir={folder}")
-        head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-        try:
-            yield head
-        finally:
-            os.environ.pop("RAY_ADDRESS", None)
-            head.terminate()
-            head.wait(timeout=60)
+        with tempfile.TemporaryFile() as log:
+            head = subprocess.Popen(words, stdout=log, stderr=log)
+            try:
+                while b"Ray runtime started" not in (said := os.pread(log.fileno(), 1 << 16, 0)):
+                    assert head.poll() is None, said.decode()
+                    time.sleep(0.05)
+                os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+                yield head
+            finally:
+                os.environ.pop("RAY_ADDRESS", None)
+                head.terminate()
+                head.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
