@@ -55,6 +55,7 @@ class Posted:
         messages: packed reports, an argument each, so that Ray sends them along with the call.
         more: further arguments of the method, by name.
         reference: of the call that is to bring it there.
+        wanted: somebody waits for the answer: what is only sent again need but be there.
     """
 
     first: int
@@ -63,6 +64,7 @@ class Posted:
     messages: tuple[bytes, ...]
     more: dict[str, int]
     reference: ray.ObjectRef[Any]
+    wanted: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -106,7 +108,8 @@ class Delivery:
                     break
                 except (AwayError, errors.ServerRestartedError) as error:
                     patience.pause(error)
-                    self._send_again(error)
+                    if self._send_again(error) >= posted.last and not posted.wanted:
+                        return b""
                 except errors.ServerUnavailableError as error:
                     patience.overrun(error)
                 except errors.EsServiceError:
@@ -114,6 +117,7 @@ class Delivery:
                     self._num_bytes -= posted.num_bytes
                     raise
         finally:
+            posted.wanted = False
             self._waiting.remove(posted)
         receipt, rest = wire.decode_receipt(answer)
         self.received(receipt)
@@ -137,14 +141,14 @@ class Delivery:
         Raises:
             As `answer`.
         """
-        again = list(self._kept)
+        has = self._send_again(cause)
+        again = [posted for posted in self._kept if posted.last > has]
         self._waiting += again
-        self._send_again(cause)
         for posted in again:
             self.answer(posted)
 
-    def _send_again(self, cause: errors.ServerError | None) -> None:
-        """Find out what the shard has, and post everything else once more."""
+    def _send_again(self, cause: errors.ServerError | None) -> int:
+        """Post once more what the shard does not have, or has and somebody waits for; return up to where it has all."""
         has = self._line.enter()
         if self._kept and self._kept[0].first > has + 1:
             raise errors.ServerRestartedError(
@@ -152,5 +156,6 @@ class Delivery:
                 f"{self._kept[0].first} on are kept here: connect again and continue from the last checkpoint"
             ) from cause
         for posted in self._kept:
-            if posted.last > has or posted in self._waiting:
+            if posted.last > has or posted.wanted:
                 posted.reference = self._line.ask(posted.method, *posted.messages, **posted.more)
+        return has

@@ -24,7 +24,6 @@ __all__ = [
     "observe_and_hash",
     "observe_averages",
     "positions_below",
-    "race_keys",
     "uniforms",
 ]
 
@@ -93,15 +92,11 @@ def uniforms(
 
 
 @_compiled
-def race_keys(weights_B: NDArray[np.float64], least: float, logarithms_B: NDArray[np.float64]) -> None:
-    """Turn logarithms of uniforms into the arrival times of `draws.keyed.race_keys`, in place."""
-    for i in range(weights_B.size):
-        logarithms_B[i] = -(logarithms_B[i] / max(weights_B[i], least))
+def arrivals(weights_B: NDArray[np.floating], least: float, logarithms_B: NDArray[np.float64]) -> bool:
+    """Turn logarithms of uniforms into the arrival times of `draws.keyed.race_keys`, in place.
 
-
-@_compiled
-def arrivals(weights_B: NDArray[np.float32], least: float, logarithms_B: NDArray[np.float64]) -> bool:
-    """Do what `race_keys` does; return whether every weight is finite and at least 0."""
+    Returns whether every weight is at least 0 and no larger than a float32 can be.
+    """
     fine = True
     for i in range(weights_B.size):
         fine &= np.float32(0) <= weights_B[i] <= _MOST

@@ -8,6 +8,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import score_server, wire
+from es_service.actors.calls import Patience
+from es_service.exchange.delivery import Delivery, Line
 from es_service.selection import methods
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
@@ -498,6 +501,56 @@ def test_a_restarted_server_goes_on_inside_the_epoch(
     assert second.close_epoch(0, FIRST, 2) is True
     assert first.close_epoch(0, FIRST, 2) is True
     assert second.state() == first.state()
+
+
+class Calls:
+    """Calls of a server in this process, made as a rank makes those of an actor."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.server = worker, worker.server
+        self.asked: list[str] = []
+        self.delivery = Delivery(Line(self.ask, self.wait, self.enter, lambda: Patience(30.0), "shard 0"))
+
+    def ask(self, method: str, *messages: bytes, **more: int) -> Any:
+        self.asked.append(method)
+        reference: Future[bytes] = Future()
+        try:
+            reference.set_result(getattr(self.server, method)(*messages, **more))
+        except errors.EsServiceError as error:
+            reference.set_exception(error)
+        return reference
+
+    def wait(self, reference: Any, deadline_s: float, method: str) -> Any:
+        return reference.result(0)
+
+    def enter(self) -> int:
+        return self.server.enter(self.worker.rank, self.worker.attempt)
+
+    def observe(self, ids: NDArray[np.int64], losses: Any, step: int) -> None:
+        message = self.worker.message(ids, losses, step)
+        seq = self.worker.seq
+        self.delivery.answer(self.delivery.post(seq, seq, "observe", message))
+
+
+def test_what_a_restarted_server_has_is_not_sent_again(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    """Three steps of `sync`, of which the server had told the rank of none that it is on storage; all of them were."""
+    calls = Calls(Worker(make_server(), config))
+    share, _ = calls.worker.open(0)
+    for step in range(3):
+        ids = share[6 * step : 6 * step + 6]
+        calls.observe(ids, losses_of(ids, step), step)
+    expected = table(calls.server)
+    calls.server._journal.flush()
+    calls.server = make_server()
+    calls.asked.clear()
+    calls.delivery.send_again(errors.ServerRestartedError("it was away"))
+    assert calls.asked == []
+    assert table(calls.server) == expected
+    ids = share[18:24]
+    calls.observe(ids, losses_of(ids, 3), 3)
+    assert counts(calls.server)["num_reports"] == 4
 
 
 def test_a_server_whose_journal_is_lost_stands_at_the_last_finished_epoch(

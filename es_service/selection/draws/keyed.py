@@ -32,7 +32,7 @@ def race_keys(weights_B: NDArray[np.floating], uniforms_B: F64) -> F64:
     weights = np.ascontiguousarray(weights_B, dtype=np.float64)
     keys = np.log(uniforms_B)
     if (code := compiled.loops()) is not None:
-        code.race_keys(weights, TINY, keys)
+        code.arrivals(weights, TINY, keys)
         return keys
     keys /= np.maximum(weights, TINY)
     return np.negative(keys, out=keys)
