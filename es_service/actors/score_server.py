@@ -36,8 +36,8 @@ from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import runs, snapshots
-from es_service.storage.journal import Record
 from es_service.storage.ownership import Ownership
+from es_service.storage.segments import Record
 
 __all__ = ["ScoreServer"]
 
@@ -84,8 +84,7 @@ class ScoreServer(ScoreShard):
     def _begin_run(self, config: RunConfig) -> None:
         self._storage.begin(config)
         if self._actor is not None:
-            self._ownership = self._storage.ownership(self._actor)
-            self._ownership.claim()
+            self._ownership = self._storage.claim(self._actor)
         self._storage.begin_journals(self._shards.count)
         self._roster = Roster(config, self._shards.plan)
         self._snapshots = SnapshotWriter(self._storage, self._shards, self._may_write)

@@ -40,7 +40,7 @@ from es_service.selection.plans import Plan
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 from es_service.storage import runs
-from es_service.storage.journal import Record
+from es_service.storage.segments import Record
 
 __all__ = ["ScoreShard"]
 
@@ -95,6 +95,7 @@ class ScoreShard:
             self._storage = runs.RunStorage(storage, run)
             self._config = described = runs.config_from_dict(config)
             self._begin_run(described)
+            self._storage.claim_journal(self._shard)
             self._engine = Engine(described.selection, described.num_samples, self._shard, grows=described.grows)
             last, whole = shard_journal.recover(self._storage, self._shard, self._load, self._replay)
             if not whole:

@@ -19,8 +19,8 @@ from typing import Any
 
 from es_service import errors
 from es_service.selection.shards import Shard
-from es_service.storage.journal import Record
 from es_service.storage.runs import RunStorage
+from es_service.storage.segments import Record
 
 __all__ = ["from_json", "journal_at", "recover", "to_json"]
 
@@ -85,7 +85,7 @@ def recover(
         except errors.StorageError as error:
             failure = error
             continue
-        behind = 1 + max([*storage.segments(shard), *(_number(storage, shard, one) for one in epochs)])
+        behind = 1 + max([*storage.first_records(shard), *(_number(storage, shard, one) for one in epochs)])
         _set_aside(storage, shard, 0)
         storage.write_base(shard, finished, behind)  # behind a gap: nothing older is ever joined to what comes now
         return behind, False
@@ -96,7 +96,7 @@ def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = F
     """Return what the shard noted with a snapshot; None where its journal does not go on from there."""
     begun_anew = storage.base(shard, finished)
     if finished == 0:
-        segments = storage.segments(shard)
+        segments = storage.first_records(shard)
         if begun_anew is None and (segments[:1] == [1] or (not segments and is_only)):
             return {"journal": 0}
     else:

@@ -37,13 +37,13 @@ class SnapshotFiles:
 
 def snapshot_times(filesystem: fs.FileSystem, run_path: str) -> dict[int, int]:
     """Return when each snapshot was written, nanoseconds since 1970, by epochs finished; ascending."""
-    epochs = snapshots.list_snapshots(filesystem, run_path)
-    paths = [_manifest_path(run_path, epoch) for epoch in epochs]
+    found = snapshots.find_snapshots(filesystem, run_path)
+    paths = [f"{folder}/manifest.json" for folder in found.values()]
     with files.storage_errors("look into", run_path):
         infos = filesystem.get_file_info(paths) if paths else []
     return {
         epoch: info.mtime_ns or 0
-        for epoch, info in zip(epochs, infos, strict=True)
+        for epoch, info in zip(found, infos, strict=True)
         if info.type == fs.FileType.File  # else it was dropped a moment ago
     }
 
@@ -54,7 +54,10 @@ def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     Raises:
         StorageError: it is missing or damaged.
     """
-    path = _manifest_path(run_path, finished_epochs)
+    folder = snapshots.find_snapshots(filesystem, run_path).get(finished_epochs)
+    if folder is None:
+        raise errors.StorageError(f"{run_path} holds no snapshot of the end of epoch {finished_epochs - 1}")
+    path = f"{folder}/manifest.json"
     manifest = files.read_json(filesystem, path)
     with files.storage_errors("look into", path):
         written_ns = filesystem.get_file_info(path).mtime_ns or 0
@@ -64,7 +67,6 @@ def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
         num_samples = int(manifest["num_samples"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.StorageError(f"{path} is damaged: it does not say which files there are") from error
-    folder = path.rpartition("/")[0]
     names = [f"shard-{index}.arrow" for index in range(len(sizes))]
     if sorted(sizes) != sorted(names) or not names:
         raise errors.StorageError(f"{path} does not name the files shard-0.arrow …")
@@ -78,10 +80,6 @@ def map_table(path: str) -> pa.Table:
     """Return the table of a local Arrow IPC file of our schema without reading it into memory."""
     with files.storage_errors("read", path):
         return _checked(pa.memory_map(path), path)
-
-
-def _manifest_path(run_path: str, finished_epochs: int) -> str:
-    return f"{run_path}/snapshots/{finished_epochs:08d}/manifest.json"
 
 
 def _open(filesystem: fs.FileSystem, path: str, size: int) -> pa.Table:

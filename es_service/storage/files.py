@@ -1,7 +1,8 @@
 """Reading and writing whole files through pyarrow.fs, with this package's errors.
 
-What is written on a local disk is readable by its owner alone (files 0600, folders 0700), and on the disk before it is
-said to be there.
+On a local disk, what is written is readable by its owner alone (files 0600, folders 0700), and `fsync` has brought it
+to the disk before a call returns. An object store (S3, GCS, Azure) has no rename: there a file is written in one
+request, and is there, whole, once that request is acknowledged.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import urllib.parse
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ from es_service import errors
 
 __all__ = [
     "absolute",
+    "is_object_store",
+    "join",
     "make_folder",
     "new_file",
     "open_filesystem",
@@ -29,11 +33,12 @@ __all__ = [
     "storage_errors",
     "sync_folder",
     "write_atomically",
-    "write_file",
     "write_json",
 ]
 
 _KNOWN_FAILURES = (OSError, pa.ArrowException)
+_OBJECT_STORES = ("s3", "gcs", "abfs")  # type names of pyarrow.fs
+_SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)  # names in a query
 _registered: dict[str, Callable[[], fs.FileSystem]] = {}
 
 
@@ -62,31 +67,58 @@ def register_filesystem(scheme: str, make: Callable[[], fs.FileSystem]) -> None:
     _registered[scheme] = make
 
 
+def is_object_store(filesystem: fs.FileSystem) -> bool:
+    """Return whether a file is an object, written whole by one request, and a folder only a part of its name."""
+    return filesystem.type_name in _OBJECT_STORES
+
+
 def open_filesystem(storage: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem and the path on it that a storage folder names: a local path, or a URI such as s3://…"""
-    scheme, _, rest = storage.partition("://")
-    if rest and urllib.parse.urlsplit(storage).password is not None:
-        raise errors.StorageError(
-            f"the URI {scheme}://… holds a password, and a storage place is written into descriptions and messages: "
-            "leave it out, and give it by the environment or the credentials file of the provider"
-        )
+    """Return the filesystem and the path on it that a storage folder names: a local path, or a URI such as s3://…
+
+    Raises:
+        StorageError: it is neither, or the URI holds a secret. The message does not repeat the URI's query.
+    """
+    scheme, is_uri, rest = storage.partition("://")
+    _check_no_secret(storage)
     try:
-        if rest and scheme in _registered:
+        if is_uri and scheme in _registered:
             filesystem, path = _registered[scheme](), rest
-        elif "://" in storage:
+        elif is_uri:
             filesystem, path = fs.FileSystem.from_uri(storage)
         else:
             filesystem, path = fs.LocalFileSystem(), absolute(storage)
     except (ValueError, OSError) as error:
         raise errors.StorageError(
-            f"{storage!r} is neither a folder nor a URI that pyarrow.fs knows: {error}"
+            f"{storage.partition('?')[0]!r} is neither a folder nor a URI that pyarrow.fs knows: {error}"
         ) from error
     return filesystem, path.rstrip("/")
+
+
+def _check_no_secret(storage: str) -> None:
+    """Raise StorageError where a URI holds a password or a key: run.json and messages name the storage."""
+    scheme, is_uri, rest = storage.partition("://")
+    if not is_uri:
+        return
+    place, _, query = rest.partition("?")
+    names = [one.partition("=")[0] for one in query.split("&")]
+    secret = "a password" if ":" in place.partition("/")[0].rpartition("@")[0] else ""
+    secret = next((f"{name!r}" for name in names if _SECRET.search(name)), secret)
+    if secret:
+        raise errors.StorageError(
+            f"the URI {scheme}://… holds {secret}, and a storage place is written into descriptions and messages: "
+            "leave it out, and give it by the environment or the credentials file of the provider"
+        )
 
 
 def absolute(place: str) -> str:
     """Return a folder's path that means the same in every process of this machine; a URI does already."""
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def join(place: str, *names: str) -> str:
+    """Return the place of something below a storage folder; the query of a URI stays at its end."""
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
@@ -97,7 +129,11 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:
-    """Make a folder, and those above it, unless it is there; on a local disk for its owner alone."""
+    """Make a folder, and those above it, unless it is there.
+
+    On a local disk it is for its owner alone, and on the disk when this returns. On an object store there is nothing to
+    make: a folder is there with its first file.
+    """
     with storage_errors("make the folder", path):
         if isinstance(filesystem, fs.LocalFileSystem):
             missing = []
@@ -107,16 +143,20 @@ def make_folder(filesystem: fs.FileSystem, path: str) -> None:
             for folder in reversed(missing):
                 with contextlib.suppress(FileExistsError):  # another process made it meanwhile
                     os.mkdir(folder, mode=0o700)
-        else:
+                sync_folder(filesystem, os.path.dirname(folder))
+        elif not is_object_store(filesystem):
             filesystem.create_dir(path, recursive=True)
 
 
 @contextlib.contextmanager
 def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
-    """Open a new file to write bytes to; on a local disk it is there, for its owner alone, when the block ends."""
+    """Open a file that is not there yet to write bytes to; see the module's text for what is true when the block ends.
+
+    On a local disk a link or a file that is in the way is an error: nothing else is ever written through it.
+    """
     with storage_errors("write", path):
         if isinstance(filesystem, fs.LocalFileSystem):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -125,21 +165,23 @@ def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
                 yield stream
 
 
-def write_file(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
-    """Write a whole file where it stands, see `new_file`."""
-    with new_file(filesystem, path) as file:
-        file.write(data)
-
-
 def write_atomically(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
-    """Write a whole file beside its place and rename it there: a reader sees the old one or the new one."""
-    beside = f"{path}.partial-{os.getpid()}"
+    """Write a whole file: a reader sees the old one or the new one.
+
+    Where there is a rename it is written under a name beside, which cannot be guessed, and renamed.
+    """
+    if is_object_store(filesystem):
+        with new_file(filesystem, path) as file:
+            file.write(data)
+        return
+    beside = f"{path}.partial-{secrets.token_hex(8)}"
     try:
-        write_file(filesystem, beside, data)
+        with new_file(filesystem, beside) as file:
+            file.write(data)
         with storage_errors("write", path):
             filesystem.move(beside, path)
             sync_folder(filesystem, os.path.dirname(path))
-    except errors.StorageError:
+    except BaseException:
         with contextlib.suppress(OSError):
             filesystem.delete_file(beside)
         raise

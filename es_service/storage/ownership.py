@@ -1,11 +1,12 @@
 """Who writes a run: one score server at a time.
 
-    <run>/owner.json          who it is; written once, by whoever takes over
-    <run>/owner-TOKEN.json    its pulse, written anew every second
+    <run>/owners/run/<stamp>.json     a claim, see terms.py: who it is, and which snapshots it found
+    <run>/owners/run/<stamp>.pulse    the owner's heartbeat, written anew every second or few
+    <run>/owners/<i>-of-<S>/          claims to the journals of the shards, one by one
 
-Another one that comes takes over where the owner is a process of this machine that has ended, where it is the same
-actor started again, or where its pulse stood still for five seconds. An owner that is not in owner.json any more stops
-writing. One that slept meanwhile, however far it was, can write nothing but its own pulse: it never takes the run back.
+Another one that comes takes over where the owner has released the run, is a process of this machine that has ended, is
+the same actor started again, or where its heartbeat stood still for five seconds (20 on an object store). Else it is
+refused. One that was taken over from writes no more; what it was about to write is left out by its stamp.
 """
 
 from __future__ import annotations
@@ -15,18 +16,50 @@ import os
 import socket
 import threading
 import time
-import uuid
 from typing import Any
 
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import files, snapshots
+from es_service.storage.terms import Term, list_claims
 
-__all__ = ["Ownership"]
+__all__ = ["Ownership", "claim_journal", "claim_unwatched"]
 
-_STALE_S = 5.0
+_STALE_S, _STALE_ON_OBJECT_STORES_S = 5.0, 20.0
 _LOOK_EVERY_S = 0.1
+
+
+def _folder(run_path: str) -> str:
+    return f"{run_path}/owners/run"
+
+
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def claim_journal(filesystem: fs.FileSystem, run_path: str, name: str) -> Term:
+    """Claim the journal of a shard: a process of it that ran before, wherever it is, writes it no more."""
+    term = Term(filesystem, f"{run_path}/owners/{name}", _process())
+    term.forget_lower()
+    return term
+
+
+def claim_unwatched(filesystem: fs.FileSystem, run_path: str) -> Term:
+    """Claim a run for a writer without a heartbeat, whom any other may take over from at once."""
+    values = {**_process(), "released": True}
+    term = Term(filesystem, _folder(run_path), values)
+    _accept(filesystem, run_path, term, values)
+    return term
+
+
+def _accept(filesystem: fs.FileSystem, run_path: str, term: Term, values: dict[str, Any]) -> dict[str, Any]:
+    """Note which snapshots there are: of other writers these count, and none that one of them puts there later."""
+    values = {**values, "snapshots": snapshots.list_names(filesystem, run_path)}
+    term.write(values)
+    term.check()
+    term.forget_lower()
+    return values
 
 
 class Ownership:
@@ -39,101 +72,123 @@ class Ownership:
     """
 
     def __init__(self, filesystem: fs.FileSystem, run_path: str, actor: str) -> None:
-        self._filesystem, self._path = filesystem, f"{run_path}/owner.json"
-        self._run_path, self._token, self._num_renewals = run_path, uuid.uuid4().hex, 0
-        self._actor, self._host, self._pid = actor, socket.gethostname(), os.getpid()
+        self._filesystem, self._run_path, self._folder = filesystem, run_path, _folder(run_path)
+        self._values: dict[str, Any] = {"actor": actor, **_process()}
+        self._term: Term | None = None
+        self._num_renewals = 0
         self._taken: errors.RunExistsError | None = None
         self._renewing = threading.Lock()
 
+    @property
+    def stamp(self) -> str:
+        """What all that this owner writes has in its name."""
+        assert self._term is not None, "claimed before it is used"
+        return self._term.stamp
+
     def claim(self) -> None:
-        """Become the owner; waits for up to five seconds where it has to find out whether there is another.
+        """Become the owner; waits, at most as long as a heartbeat may stand still, where there seems to be another.
 
         Raises:
             RunExistsError: another score server writes this run.
         """
-        found = self._read(self._path)
-        before = self._pulse_of(found)
-        if found is not None and not self._is_past(found):
-            give_up = time.monotonic() + _STALE_S
+        stamp, found = self._owner()
+        before = self._pulse(stamp)
+        if not self._is_past(found):
+            remote = files.is_object_store(self._filesystem)
+            give_up = time.monotonic() + (_STALE_ON_OBJECT_STORES_S if remote else _STALE_S)
             while time.monotonic() < give_up:
-                time.sleep(_LOOK_EVERY_S)  # polling: a file says nothing when it changes
-                now = self._read(self._path)
-                if now is None or self._is_past(now):
+                time.sleep(_LOOK_EVERY_S * (10 if remote else 1))  # polling: a file says nothing when it changes
+                now = self._owner()
+                if self._is_past(now[1]):
                     break
-                if now != found or self._pulse_of(now) != before:
-                    raise self._other(now)
+                if now[0] != stamp or self._pulse(stamp) != before:
+                    raise self._other(now[1])
+        try:
+            self._term = Term(self._filesystem, self._folder, self._values)
+            self._values = _accept(self._filesystem, self._run_path, self._term, self._values)
+        except errors.RunExistsError as error:
+            raise self._other(self._owner()[1]) from error
         self._beat()
-        owner = {"actor": self._actor, "token": self._token, "host": self._host, "pid": self._pid}
-        files.write_json(self._filesystem, self._path, owner)
-        if found is not None:
-            self._delete(self._pulse_path(found))
+        self._delete(f"{stamp}.pulse")
+        with contextlib.suppress(OSError):  # of the format before: it has no term, and is ended by this
+            self._filesystem.delete_file(f"{self._run_path}/owner.json")
 
     def renew(self) -> None:
         """Say that the owner is alive, from any thread; RunExistsError where another one has taken over."""
         with self._renewing:
-            if self._taken is None:
-                found = self._read(self._path)
-                if found is None or found.get("token") != self._token:
-                    self._taken = self._other(found or {})
-                    self._delete(self._pulse_path({"token": self._token}))
-            if self._taken is not None:
-                raise self._taken
+            self._look()
             self._beat()
 
+    def confirm(self) -> None:
+        """Say, behind a write, that it counts; RunExistsError where another one has taken over."""
+        with self._renewing:
+            self._look()
+
     def check(self) -> None:
-        """Raise RunExistsError where `renew` found another owner."""
+        """Raise RunExistsError where `renew` or `confirm` found another owner."""
         if self._taken is not None:
             raise self._taken
 
     def release(self) -> None:
         """Own it no longer."""
-        with contextlib.suppress(errors.StorageError):
-            found = self._read(self._path)
-            if found is not None and found.get("token") == self._token:
-                self._delete(self._path)
-        self._delete(self._pulse_path({"token": self._token}))
+        assert self._term is not None, "claimed before it is released"
+        with contextlib.suppress(errors.EsServiceError):
+            self._term.write({**self._values, "released": True})
+        self._delete(f"{self.stamp}.pulse")
+
+    def _look(self) -> None:
+        assert self._term is not None, "claimed before it is used"
+        if self._taken is None:
+            try:
+                self._term.check()
+            except errors.RunExistsError:
+                self._taken = self._other(self._owner()[1])
+                self._delete(f"{self.stamp}.pulse")
+        self.check()
 
     def _other(self, found: dict[str, Any]) -> errors.RunExistsError:
-        who = f"process {found.get('pid')} on {found.get('host')}" if found else "one that has ended since"
+        ended = not found or "released" in found
+        who = "one that has ended since" if ended else f"process {found.get('pid')} on {found.get('host')}"
         return errors.RunExistsError(
             f"another score server ({who}) writes {self._run_path}: stop it, or take another run name or storage"
         )
 
     def _is_past(self, found: dict[str, Any]) -> bool:
-        """Return whether an owner is known to have ended."""
-        if found.get("actor") == self._actor or found.get("token") == self._token:
+        """Return whether an owner is known to have ended; nobody, or one whose file is damaged, has."""
+        if not found or found.get("released") or found.get("actor") == self._values["actor"]:
             return True
-        if found.get("host") != self._host or not isinstance(found.get("pid"), int):
+        if found.get("host") != self._values["host"] or not isinstance(found.get("pid"), int):
             return False
         try:
             os.kill(found["pid"], 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except OSError:
             return False
         return False
 
-    def _pulse_path(self, owner: dict[str, Any]) -> str:
-        token = str(owner.get("token"))
-        return f"{self._run_path}/owner-{token if token.isalnum() else 'unknown'}.json"
+    def _owner(self) -> tuple[str, dict[str, Any]]:
+        """Return the stamp and the values of the highest claim; of none at all "" and nothing."""
+        claims = list_claims(self._filesystem, self._folder)
+        return (claims[-1], self._read(f"{claims[-1]}.json")) if claims else ("", {})
 
-    def _pulse_of(self, owner: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if owner is None else self._read(self._pulse_path(owner))
+    def _pulse(self, stamp: str) -> dict[str, Any]:
+        return self._read(f"{stamp}.pulse")
 
     def _beat(self) -> None:
         self._num_renewals += 1
-        pulse = {"renewals": self._num_renewals}
-        files.write_json(self._filesystem, self._pulse_path({"token": self._token}), pulse)
+        files.write_json(self._filesystem, f"{self._folder}/{self.stamp}.pulse", {"renewals": self._num_renewals})
 
-    def _delete(self, path: str) -> None:
+    def _delete(self, name: str) -> None:
         with contextlib.suppress(OSError):  # it may be gone
-            self._filesystem.delete_file(path)
+            self._filesystem.delete_file(f"{self._folder}/{name}")
 
-    def _read(self, path: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any]:
+        path = f"{self._folder}/{name}"
         with files.storage_errors("look for", path):
             if self._filesystem.get_file_info(path).type != fs.FileType.File:
-                return None
+                return {}
         try:
             return files.read_json(self._filesystem, path)
         except errors.StorageError:
-            return None  # damaged, or deleted while we looked: nobody's
+            return {}  # damaged, or deleted while we looked: nobody's

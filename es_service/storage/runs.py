@@ -3,10 +3,10 @@
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
 <storage>/<run>/progress.json  how far it is, where there is no score server to ask
-<storage>/<run>/owner.json     which score server writes here; beside it its pulse, owner-TOKEN.json
+<storage>/<run>/owners/        which processes write here, see ownership.py
 <storage>/<run>/snapshots/     see snapshots.py
 <storage>/<run>/spreads/       see spreads.py
-<storage>/<run>/journal/<i>-of-<S>/  see journal.py
+<storage>/<run>/journal/<i>-of-<S>/  see segments.py
 <storage>/<run>/history/       see history.py
 """
 
@@ -27,8 +27,10 @@ from es_service import errors
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE, Shard
-from es_service.storage import files, history, journal, snapshots, spreads
+from es_service.storage import files, history, ownership, segments, snapshots, spreads
+from es_service.storage.journal import Journal
 from es_service.storage.ownership import Ownership
+from es_service.storage.terms import Term
 
 __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
 
@@ -77,6 +79,8 @@ class RunStorage:
         self.storage = storage
         self._filesystem, root = files.open_filesystem(storage)
         self.path = f"{root}/{run}"
+        self._owner: Ownership | Term | None = None
+        self._journals: dict[Shard, Term] = {}
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -155,26 +159,59 @@ class RunStorage:
                 return None
         return files.read_json(self._filesystem, path)
 
+    def claim(self, actor: str) -> Ownership:
+        """Take the run over, and hold it until `release`: what is written from here carries this owner's stamp.
+
+        Args:
+            actor: names the owner over restarts of its process.
+
+        Raises:
+            RunExistsError: another score server writes it.
+        """
+        owner = Ownership(self._filesystem, self.path, actor)
+        owner.claim()
+        self._owner = owner
+        return owner
+
+    def _stamped(self) -> Ownership | Term:
+        """Return who writes here; where nobody has taken the run over, this process does."""
+        if self._owner is None:
+            self._owner = ownership.claim_unwatched(self._filesystem, self.path)
+        return self._owner
+
     def write_snapshot(self, state: RunState) -> None:
         """Write the state at an epoch's end, see snapshots.py."""
-        snapshots.write_snapshot(self._filesystem, self.path, state)
+        folder = self.begin_snapshot(state.finished_epochs)
+        part = self.write_part(folder, state.records, WHOLE)
+        self.finish_snapshot(folder, state.epoch_starts, state.records.size, [part])
 
     def begin_snapshot(self, finished_epochs: int) -> str:
-        """Begin a snapshot that shards write together; return where."""
-        return snapshots.begin_snapshot(self._filesystem, self.path, finished_epochs)
+        """Begin a snapshot that shards write together; return its folder."""
+        return snapshots.begin_snapshot(self._filesystem, self.path, finished_epochs, self._stamped().stamp)
 
     def write_part(
-        self, beside: str, records: NDArray[np.void], shard: Shard, note: dict[str, Any] | None = None
+        self, folder: str, records: NDArray[np.void], shard: Shard, note: dict[str, Any] | None = None
     ) -> snapshots.Files:
         """Write a shard's rows into a snapshot under way; return what the manifest is to say of them."""
-        return snapshots.write_part(self._filesystem, beside, records, shard, note)
+        return snapshots.write_part(self._filesystem, folder, records, shard, note)
 
     def finish_snapshot(
-        self, beside: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[snapshots.Files]
+        self, folder: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[snapshots.Files]
     ) -> None:
-        """Put a snapshot into place whose parts are written, see snapshots.py."""
+        """Write the manifest of a snapshot whose parts are written, see snapshots.py.
+
+        Raises:
+            StorageError: it cannot be written, or another one writes the run.
+        """
         entries = {name: entry for part in parts for name, entry in part.items()}
-        snapshots.finish_snapshot(self._filesystem, beside, epoch_starts, num_samples, entries)
+        snapshots.finish_snapshot(self._filesystem, folder, epoch_starts, num_samples, entries, confirm=self._confirm)
+
+    def _confirm(self) -> None:
+        owner = self._stamped()
+        try:
+            owner.confirm() if isinstance(owner, Ownership) else owner.check()
+        except errors.RunExistsError as error:
+            raise errors.StorageError(str(error)) from error
 
     def snapshot(self, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
         """Return the state at this epoch's end, with the rows of one shard."""
@@ -208,7 +245,8 @@ class RunStorage:
 
     def forget_after(self, finished_epochs: int) -> None:
         """Drop the snapshots and the history of later epochs: the run went back to an earlier one."""
-        snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs)
+        self._confirm()
+        snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs, self._stamped().stamp)
         history.drop_history_from(self._filesystem, self.path, finished_epochs)
 
     def spread_epochs(self) -> list[int]:
@@ -224,10 +262,6 @@ class RunStorage:
         epochs = snapshots.list_snapshots(self._filesystem, self.path)
         return epochs[-1] if epochs else 0
 
-    def ownership(self, actor: str) -> Ownership:
-        """Return the right to write this run, not yet claimed; see ownership.py."""
-        return Ownership(self._filesystem, self.path, actor)
-
     # -- the journal of a shard, and the history made of it ------------------------------------------------------------
 
     def _journal_folder(self, shard: Shard) -> str:
@@ -241,38 +275,40 @@ class RunStorage:
                 if not info.base_name.endswith(f"-of-{num_shards}"):
                     self._filesystem.delete_dir(info.path)
 
-    def open_journal(self, shard: Shard, last: int, allowed: Callable[[], None] = lambda: None) -> journal.Journal:
-        """Return the writing end of a shard's journal, whose records go on behind number `last`."""
-        return journal.Journal(self._filesystem, self._journal_folder(shard), last, allowed=allowed)
+    def claim_journal(self, shard: Shard) -> None:
+        """Take a shard's journal over, before it is read: a process that wrote it before writes it no more."""
+        name = f"{shard.index}-of-{shard.count}"
+        self._journals[shard] = ownership.claim_journal(self._filesystem, self.path, name)
+
+    def open_journal(self, shard: Shard, last: int, allowed: Callable[[], None] = lambda: None) -> Journal:
+        """Return the writing end of a shard's journal, claimed before, whose records go on behind number `last`."""
+        term = self._journals[shard]
+        return Journal(self._filesystem, self._journal_folder(shard), last, term=term, allowed=allowed)
 
     def write_base(self, shard: Shard, finished_epochs: int, number: int) -> None:
         """Note that a shard's journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
-        files.make_folder(self._filesystem, self._journal_folder(shard))
-        base = {"format": journal.FORMAT, "finished_epochs": finished_epochs, "journal": number}
-        files.write_json(self._filesystem, f"{self._journal_folder(shard)}/base.json", base)
+        stamp = self._journals[shard].stamp
+        segments.write_base(self._filesystem, self._journal_folder(shard), stamp, finished_epochs, number)
 
     def base(self, shard: Shard, finished_epochs: int) -> int | None:
         """Return the number of `write_base`, None where the journal did not begin anew at this snapshot."""
-        base = self.read_note(f"journal/{shard.index}-of-{shard.count}/base")
-        if base is None or base.get("finished_epochs") != finished_epochs or not isinstance(base.get("journal"), int):
-            return None
-        return int(base["journal"])
+        return segments.read_base(self._filesystem, self._journal_folder(shard), finished_epochs)
 
-    def segments(self, shard: Shard) -> list[int]:
+    def first_records(self, shard: Shard) -> list[int]:
         """Return the numbers of the first records of the segments that a shard's journal has, ascending."""
-        return [one.first for one in journal.list_segments(self._filesystem, self._journal_folder(shard))]
+        return [one.first for one in segments.list_segments(self._filesystem, self._journal_folder(shard))]
 
-    def records(self, shard: Shard, after: int) -> Iterator[journal.Record]:
-        """Yield the records of a shard's journal behind number `after`, see `journal.read_records`."""
-        return journal.read_records(self._filesystem, self._journal_folder(shard), after)
+    def records(self, shard: Shard, after: int) -> Iterator[segments.Record]:
+        """Yield the records of a shard's journal behind number `after`, see `segments.read_records`."""
+        return segments.read_records(self._filesystem, self._journal_folder(shard), after)
 
     def set_records_aside(self, shard: Shard, after: int) -> list[str]:
         """Rename the segments behind record `after`, which cannot be used; return their names."""
-        return journal.set_aside(self._filesystem, self._journal_folder(shard), after)
+        return segments.set_aside(self._filesystem, self._journal_folder(shard), after)
 
     def drop_records(self, shard: Shard, upto: int) -> None:
         """Delete segments of a shard's journal that no snapshot needs any more."""
-        journal.drop_segments(self._filesystem, self._journal_folder(shard), upto)
+        segments.drop_segments(self._filesystem, self._journal_folder(shard), upto)
 
     def write_history(self, epoch: int, shard: Shard, rows: pa.Table) -> None:
         """Write what a shard observed in an epoch, see history.py."""

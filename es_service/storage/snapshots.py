@@ -1,18 +1,23 @@
-"""Snapshots: a run's state between two epochs, as an Arrow IPC file with a manifest that vouches for it.
+"""Snapshots: a run's state between two epochs, as Arrow IPC files with a manifest that vouches for them.
 
-    snapshots/<epochs finished, 8 digits>/manifest.json     format, epoch_starts, per file bytes and sha256
-    snapshots/<epochs finished, 8 digits>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
+    snapshots/<epochs finished, 8 digits>-<stamp>-<n>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
+    snapshots/<epochs finished, 8 digits>-<stamp>-<n>/manifest.json     format, epoch_starts, per file bytes and sha256
 
-A snapshot is written in a folder beside, each shard its own file, and renamed into place, so one that is there is
-whole. It can be read for any number of shards. What a shard notes with its file (how far its journal was) only means
+The files are written where they stay, the manifest last: a snapshot is there if, and only if, its manifest is. Nothing
+is renamed, since object stores cannot. The stamp is the writer's, see terms.py; a writer's n-th snapshot of an epoch
+replaces the one before it. Of other writers only those count that the present one found when it took the run over.
+
+A snapshot can be read for any number of shards. What a shard notes with its file (how far its journal was) only means
 something to a shard of the same place and number.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +30,16 @@ from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
 from es_service.storage import files, spreads
+from es_service.storage.terms import NOBODY, list_claims
 
 __all__ = [
     "begin_snapshot",
     "decode_table",
     "drop_snapshots_after",
     "encode_table",
+    "find_snapshots",
     "finish_snapshot",
+    "list_names",
     "list_snapshots",
     "read_ipc",
     "read_note",
@@ -45,7 +53,7 @@ __all__ = [
 
 FORMAT = 2
 _READABLE = (1, 2)  # 1: without notes
-_MARK = ".partial-"  # between the place of a snapshot and the process that writes it
+_NAME = re.compile(r"([0-9]{8})(?:-([0-9]{8}-[0-9a-f]{8})-([0-9]{4}))?")  # epochs alone: of the format before stamps
 Files = dict[str, dict[str, Any]]
 
 
@@ -78,30 +86,80 @@ def read_ipc(source: Any, what: str) -> pa.Table:
         raise errors.StorageError(f"{what} is damaged: {error}") from error
 
 
-def _folder(run_path: str, finished_epochs: int) -> str:
-    return f"{run_path}/snapshots/{finished_epochs:08d}"
+def _placed(filesystem: fs.FileSystem, run_path: str) -> tuple[set[str], set[str]]:
+    """Return the names of the folders with a manifest, and of those without."""
+    selector = fs.FileSelector(f"{run_path}/snapshots", recursive=True, allow_not_found=True)
+    with files.storage_errors("list", selector.base_dir):
+        infos = filesystem.get_file_info(selector)
+    found = [info.path[len(selector.base_dir) + 1 :].split("/") for info in infos]
+    whole = {names[0] for names in found if names[1:] == ["manifest.json"] and _NAME.fullmatch(names[0])}
+    return whole, {names[0] for names in found if _NAME.fullmatch(names[0])} - whole
 
 
-def write_snapshot(filesystem: fs.FileSystem, run_path: str, state: RunState, *, keep: int = 3) -> str:
+def _stamp(name: str) -> str:
+    """Return the stamp of the writer of a snapshot by its folder's name."""
+    found = _NAME.fullmatch(name)
+    return "" if found is None or found[2] is None else found[2]
+
+
+def list_names(filesystem: fs.FileSystem, run_path: str) -> list[str]:
+    """Return the folders of the snapshots that count, ascending; of one epoch several, while one replaces another."""
+    names = sorted(_placed(filesystem, run_path)[0])
+    claims = list_claims(filesystem, f"{run_path}/owners/run")
+    if not claims or all(_stamp(name) == claims[-1] for name in names):
+        return names
+    for stamp in reversed(claims):
+        with contextlib.suppress(errors.StorageError):  # damaged, or forgotten while we looked
+            accepted = files.read_json(filesystem, f"{run_path}/owners/run/{stamp}.json").get("snapshots")
+            if isinstance(accepted, list):  # else it took over just now, and has written nothing
+                return [name for name in names if name in accepted or _stamp(name) == stamp]
+    return names
+
+
+def find_snapshots(filesystem: fs.FileSystem, run_path: str) -> dict[int, str]:
+    """Return the folder of each epoch's snapshot, by epochs finished; ascending."""
+    names = list_names(filesystem, run_path)
+    return {int(name[:8]): f"{run_path}/snapshots/{name}" for name in names}
+
+
+def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:
+    """Return the epochs for which there is a snapshot, ascending."""
+    return list(find_snapshots(filesystem, run_path))
+
+
+def write_snapshot(
+    filesystem: fs.FileSystem, run_path: str, state: RunState, *, stamp: str = NOBODY, keep: int = 3
+) -> str:
     """Write a run's whole state, see `finish_snapshot`; return its table's sha256."""
-    beside = begin_snapshot(filesystem, run_path, state.finished_epochs)
-    part = write_part(filesystem, beside, state.records, WHOLE)
-    finish_snapshot(filesystem, beside, state.epoch_starts, state.records.size, part, keep=keep)
+    folder = begin_snapshot(filesystem, run_path, state.finished_epochs, stamp)
+    part = write_part(filesystem, folder, state.records, WHOLE)
+    finish_snapshot(filesystem, folder, state.epoch_starts, state.records.size, part, keep=keep)
     return str(part[_file(0)]["sha256"])
 
 
-def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str:
-    """Make the folder, beside its place, that shards write their parts into; return its path.
+def begin_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, stamp: str = NOBODY) -> str:
+    """Make the folder that shards write their parts into; return its path.
 
     What snapshots that were never finished have left is deleted: a run has one writer, and it writes one at a time.
     """
-    beside = f"{_folder(run_path, finished_epochs)}{_MARK}{os.getpid()}"
-    with files.storage_errors("write the snapshot", beside):
-        for info in filesystem.get_file_info(fs.FileSelector(f"{run_path}/snapshots", allow_not_found=True)):
-            if _MARK in info.base_name:
-                filesystem.delete_dir(info.path)
-    files.make_folder(filesystem, beside)
-    return beside
+    whole, partial = _placed(filesystem, run_path)
+    for name in partial:
+        if _stamp(name) <= stamp:
+            _delete(filesystem, f"{run_path}/snapshots/{name}")
+    begins = f"{finished_epochs:08d}-{stamp}-"
+    last = max((int(name.rpartition("-")[2]) for name in whole if name.startswith(begins)), default=0)
+    folder = f"{run_path}/snapshots/{begins}{last + 1:04d}"
+    files.make_folder(filesystem, folder)
+    return folder
+
+
+def _delete(filesystem: fs.FileSystem, folder: str) -> None:
+    """Delete a snapshot, the manifest first: one that is deleted in part is none."""
+    with files.storage_errors("delete the snapshot", folder):
+        if filesystem.get_file_info(f"{folder}/manifest.json").type == fs.FileType.File:
+            filesystem.delete_file(f"{folder}/manifest.json")
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(folder)
 
 
 class _Counted:
@@ -128,7 +186,7 @@ class _Counted:
 
 def write_part(
     filesystem: fs.FileSystem,
-    beside: str,
+    folder: str,
     records: NDArray[np.void],
     shard: Shard,
     note: dict[str, Any] | None = None,
@@ -138,7 +196,7 @@ def write_part(
     The bytes are those of `encode_table`. It also says how the rows' columns spread, which goes into a file of its own.
     """
     table = records_to_arrow(records, shard)
-    with files.new_file(filesystem, f"{beside}/{_file(shard.index)}") as file:
+    with files.new_file(filesystem, f"{folder}/{_file(shard.index)}") as file:
         counted = _Counted(file)
         with pa.ipc.new_file(pa.PythonFile(counted, mode="w"), table.schema) as writer:
             writer.write_table(table)
@@ -147,22 +205,33 @@ def write_part(
 
 def finish_snapshot(
     filesystem: fs.FileSystem,
-    beside: str,
+    folder: str,
     epoch_starts: Sequence[int],
     num_samples: int,
     parts: Files,
     *,
     keep: int = 3,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the manifest and move the snapshot into place; keep it and the `keep` - 1 epochs before it.
+    """Write the manifest, with which the snapshot is there; keep it and the `keep` - 1 epochs before it.
 
     One of the same epoch is replaced and later ones are dropped: the run went back, and its future will be another.
+
+    Args:
+        filesystem: of the run.
+        folder: as `begin_snapshot` returned it, with a file of each shard in it.
+        epoch_starts: the run step at which each finished epoch, and the next one, begins.
+        num_samples: rows of the whole table.
+        parts: what `write_part` returned, of all shards.
+        keep: how many epochs have a snapshot.
+        confirm: called behind the manifest, before anything older is given up; raises where the snapshot does not
+            count, since another one writes the run.
 
     Raises:
         StorageError: it cannot be written, or a part is not to be seen from here.
     """
-    place, finished_epochs = beside.partition(_MARK)[0], len(epoch_starts) - 1
-    run_path = place.rpartition("/snapshots/")[0]
+    finished_epochs = len(epoch_starts) - 1
+    run_path, _, own = folder.rpartition("/snapshots/")[0], *folder.rpartition("/")[1:]
     spread = spreads.merged([entry["spreads"] for entry in parts.values()])
     parts = {name: {key: entry[key] for key in entry if key != "spreads"} for name, entry in parts.items()}
     manifest: dict[str, Any] = {
@@ -172,78 +241,77 @@ def finish_snapshot(
         "num_samples": num_samples,
         "files": parts,
     }
-    with files.storage_errors("write the snapshot", place):
+    with files.storage_errors("write the snapshot", folder):
         for name, entry in parts.items():
-            if filesystem.get_file_info(f"{beside}/{name}").size != entry["bytes"]:
+            if filesystem.get_file_info(f"{folder}/{name}").size != entry["bytes"]:
                 raise errors.StorageError(
-                    f"{beside}/{name} was written by its shard but is not to be seen here: shards on several nodes "
+                    f"{folder}/{name} was written by its shard but is not to be seen here: shards on several nodes "
                     "need a storage that all of them share"
                 )
-        files.write_json(filesystem, f"{beside}/manifest.json", manifest)
-        if filesystem.get_file_info(place).type != fs.FileType.NotFound:
-            filesystem.delete_dir(place)
-        drop_snapshots_after(filesystem, run_path, finished_epochs)
-        spreads.write_spreads(filesystem, run_path, finished_epochs, spread)
-        filesystem.move(beside, place)
-        files.sync_folder(filesystem, os.path.dirname(place))
-        for seq in list_snapshots(filesystem, run_path):
-            if seq <= finished_epochs - keep:
-                filesystem.delete_dir(_folder(run_path, seq))
+    drop_snapshots_after(filesystem, run_path, finished_epochs, _stamp(own))
+    spreads.write_spreads(filesystem, run_path, finished_epochs, spread)
+    files.write_json(filesystem, f"{folder}/manifest.json", manifest)
+    confirm()
+    for name in sorted(_placed(filesystem, run_path)[0]):
+        oldest = finished_epochs - keep < int(name[:8]) < finished_epochs
+        if _stamp(name) <= _stamp(own) and name != own and not oldest:
+            _delete(filesystem, f"{run_path}/snapshots/{name}")
 
 
-def drop_snapshots_after(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> None:
-    """Delete the snapshots of later epochs: the run went back, and its future will be another one."""
-    with files.storage_errors("clear snapshots in", run_path):
-        for seq in list_snapshots(filesystem, run_path):
-            if seq > finished_epochs:
-                filesystem.delete_dir(_folder(run_path, seq))
+def drop_snapshots_after(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, stamp: str) -> None:
+    """Delete the snapshots of later epochs that writers up to a stamp have left: the run went back, and its future will
+    be another one.
+    """
+    for name in sorted(_placed(filesystem, run_path)[0], reverse=True):
+        if _stamp(name) <= stamp and int(name[:8]) > finished_epochs:
+            _delete(filesystem, f"{run_path}/snapshots/{name}")
     spreads.drop_after(filesystem, run_path, finished_epochs)
 
 
-def list_snapshots(filesystem: fs.FileSystem, run_path: str) -> list[int]:
-    """Return the epochs for which there is a snapshot, ascending."""
-    selector = fs.FileSelector(f"{run_path}/snapshots", allow_not_found=True)
-    with files.storage_errors("list", selector.base_dir):
-        infos = filesystem.get_file_info(selector)
-    return sorted(int(info.base_name) for info in infos if info.base_name.isdecimal())
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What vouches for a snapshot: its folder, where epochs begin, rows of the table, each file's sha256 and note."""
+
+    folder: str
+    epoch_starts: tuple[int, ...]
+    num_samples: int
+    files: Files
 
 
-def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> dict[str, Any]:
-    folder = _folder(run_path, finished_epochs)
-    manifest = files.read_json(filesystem, f"{folder}/manifest.json")
-    if manifest.get("format") not in _READABLE:
+def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> _Manifest:
+    folder = find_snapshots(filesystem, run_path).get(finished_epochs)
+    if folder is None:
+        raise errors.StorageError(f"{run_path} holds no snapshot of the end of epoch {finished_epochs - 1}")
+    values = files.read_json(filesystem, f"{folder}/manifest.json")
+    if values.get("format") not in _READABLE:
         raise errors.StorageError(
-            f"{folder} has format {manifest.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
+            f"{folder} has format {values.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
         )
-    return manifest
-
-
-def _entries(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> Files:
-    """Return what the manifest vouches for: sha256 and note by file."""
-    manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
         entries = {
             str(name): {"sha256": str(entry["sha256"]), "note": entry.get("note")}
-            for name, entry in manifest["files"].items()
+            for name, entry in values["files"].items()
         }
-    except (AttributeError, KeyError, TypeError) as error:
-        raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json names no files") from error
+        starts = tuple(int(start) for start in values["epoch_starts"])
+        manifest = _Manifest(folder, starts, int(values["num_samples"]), entries)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.StorageError(f"{folder}/manifest.json is damaged: {error!r}") from error
     if sorted(entries) != sorted(_file(index) for index in range(len(entries))) or not entries:
-        raise errors.StorageError(f"{_folder(run_path, finished_epochs)}/manifest.json does not name {_file(0)} …")
-    return entries
+        raise errors.StorageError(f"{folder}/manifest.json does not name {_file(0)} …")
+    return manifest
 
 
 def read_note(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard) -> dict[str, Any] | None:
     """Return what this very shard noted with its file; None where it noted nothing or others wrote the snapshot."""
-    entries = _entries(filesystem, run_path, finished_epochs)
+    entries = _manifest(filesystem, run_path, finished_epochs).files
     note = entries[_file(shard.index)]["note"] if len(entries) == shard.count else None
     return note if isinstance(note, dict) else None
 
 
 def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> str | None:
     """Return the sha256 of the table where it lies in one file; None where shards wrote several."""
-    entries = _entries(filesystem, run_path, finished_epochs)
-    return entries[_file(0)]["sha256"] if len(entries) == 1 else None
+    entries = _manifest(filesystem, run_path, finished_epochs).files
+    return str(entries[_file(0)]["sha256"]) if len(entries) == 1 else None
 
 
 def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
@@ -253,15 +321,10 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
         StorageError: it is missing or damaged.
     """
     manifest = _manifest(filesystem, run_path, finished_epochs)
-    try:
-        starts = tuple(int(start) for start in manifest["epoch_starts"])
-        num_samples = int(manifest["num_samples"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
-    entries = _entries(filesystem, run_path, finished_epochs)
+    starts, num_samples, entries = manifest.epoch_starts, manifest.num_samples, manifest.files
 
     def part(index: int) -> NDArray[np.void]:
-        path = f"{_folder(run_path, finished_epochs)}/{_file(index)}"
+        path = f"{manifest.folder}/{_file(index)}"
         data = files.read_bytes(filesystem, path)
         if hashlib.sha256(data).hexdigest() != entries[_file(index)]["sha256"]:
             raise errors.StorageError(f"{path} is damaged: its sha256 is not the one in the manifest")
@@ -285,11 +348,7 @@ def read_position(
         finished_epochs = max(list_snapshots(filesystem, run_path), default=0)
     if not finished_epochs:
         return 0, (0,)
-    try:
-        starts = _manifest(filesystem, run_path, finished_epochs)["epoch_starts"]
-        return finished_epochs, tuple(int(start) for start in starts)
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
+    return finished_epochs, _manifest(filesystem, run_path, finished_epochs).epoch_starts
 
 
 def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:

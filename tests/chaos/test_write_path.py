@@ -20,9 +20,9 @@ POINTS = {
     "before a part of a snapshot is written": ("write", r"/snapshots/.*/shard-", "before"),
     "with an empty part of a snapshot": ("write", r"/snapshots/.*/shard-", "after"),
     "before the manifest": ("write", r"/snapshots/.*/manifest", "before"),
-    "before a snapshot is renamed into place": ("move", r"/snapshots/[0-9]{8}$", "before"),
-    "after a snapshot is renamed into place": ("move", r"/snapshots/[0-9]{8}$", "after"),
-    "while an old snapshot is deleted": ("delete", r"/snapshots/[0-9]{8}$", "before"),
+    "before a manifest is renamed into place": ("move", r"/snapshots/.*/manifest\.json$", "before"),
+    "after a manifest is renamed into place": ("move", r"/snapshots/.*/manifest\.json$", "after"),
+    "while an old snapshot is deleted": ("delete", r"/snapshots/[^/]*$", "before"),
     "while the history is written": ("move", r"/history/", "before"),
     "while the journal is trimmed": ("delete", r"/journal/", "before"),
 }
@@ -30,9 +30,9 @@ QUICK = {
     "leased": [
         "before a journal segment is renamed into place",
         "with an empty part of a snapshot",
-        "before a snapshot is renamed into place",
+        "before a manifest is renamed into place",
     ],
-    "sync": ["after a journal segment is renamed into place", "after a snapshot is renamed into place"],
+    "sync": ["after a journal segment is renamed into place", "after a manifest is renamed into place"],
 }
 EXCHANGES = ["leased", "sync", "prefetch"]
 

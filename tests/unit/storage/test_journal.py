@@ -13,8 +13,9 @@ import pytest
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import journal
-from es_service.storage.journal import Journal, Record
+from es_service.storage import segments as journal
+from es_service.storage.journal import Journal
+from es_service.storage.segments import Record
 
 LOCAL = fs.LocalFileSystem()
 LONG_S = 3600.0  # between two writes: nothing is written unless a test asks for it

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,11 @@ def test_a_free_run_is_claimed_and_released(tmp_path: Path) -> None:
     one.claim()
     one.renew()
     one.check()
-    assert (tmp_path / "owner.json").exists()
     one.release()
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in (tmp_path / "owners" / "run").iterdir()] == [".json"]  # no heartbeat any more
+    before = time.monotonic()
+    owner(tmp_path, "two").claim()
+    assert time.monotonic() - before < ownership._STALE_S  # not waited for
 
 
 def test_a_second_one_is_refused_while_the_first_renews(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_one_that_is_silent_is_taken_over_from_and_writes_no_more(tmp_path: Path
         first.check()
     second.renew()
     first.release()  # it is not its own any more
-    assert (tmp_path / "owner.json").exists()
+    second.renew()
 
 
 def test_one_that_slept_while_it_renewed_does_not_take_the_run_back(
@@ -88,8 +91,7 @@ def test_one_that_slept_while_it_renewed_does_not_take_the_run_back(
     second.renew()
     with pytest.raises(errors.RunExistsError):
         first.renew()
-    second.release()
-    assert not list(tmp_path.iterdir())
+    second.renew()
 
 
 def test_one_that_wakes_behind_the_end_of_the_other_writes_no_more(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_one_that_wakes_behind_the_end_of_the_other_writes_no_more(tmp_path: Pat
     second.release()
     with pytest.raises(errors.RunExistsError, match=r"another score server \(one that has ended since\)"):
         first.renew()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.pulse"))
 
 
 def test_the_same_actor_started_again_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +115,14 @@ def test_a_process_that_has_ended_is_not_waited_for(tmp_path: Path, monkeypatch:
     owner(tmp_path).claim()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    values = json.loads((tmp_path / "owner.json").read_text())
-    (tmp_path / "owner.json").write_text(json.dumps({**values, "pid": ended.pid}))
+    [claim] = (tmp_path / "owners" / "run").glob("*.json")
+    claim.write_text(json.dumps({**json.loads(claim.read_text()), "pid": ended.pid}))
     owner(tmp_path, "two").claim()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
 def test_a_damaged_file_is_nobodys(tmp_path: Path, content: str) -> None:
-    (tmp_path / "owner.json").write_text(content)
     owner(tmp_path).claim()
+    [claim] = (tmp_path / "owners" / "run").glob("*.json")
+    claim.write_text(content)
+    owner(tmp_path, "two").claim()

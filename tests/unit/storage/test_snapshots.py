@@ -16,6 +16,7 @@ from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable, records_to_arrow
 from es_service.storage import snapshots
+from es_service.storage.terms import NOBODY
 
 LOCAL = fs.LocalFileSystem()
 
@@ -36,7 +37,8 @@ def read(run: Path, finished: int) -> RunState:
 
 
 def folder(run: Path, finished: int) -> Path:
-    return run / "snapshots" / f"{finished:08d}"
+    [found] = (run / "snapshots").glob(f"{finished:08d}-*")
+    return found
 
 
 def change_manifest(run: Path, finished: int, **changes: Any) -> None:
@@ -61,7 +63,11 @@ def test_the_newest_few_are_kept_and_nothing_partial_is_left(tmp_path: Path) -> 
     for finished in range(1, 8):
         write(tmp_path, finished)
         assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == list(range(max(1, finished - 2), finished + 1))
-    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["00000005", "00000006", "00000007"]
+    assert sorted(path.name[:9] for path in (tmp_path / "snapshots").iterdir()) == [
+        "00000005-",
+        "00000006-",
+        "00000007-",
+    ]
     for path in (tmp_path / "snapshots").iterdir():
         assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "shard-0.arrow"]
 
@@ -81,23 +87,23 @@ def test_writing_the_same_epoch_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_a_crash_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
-    """What a killed writer leaves is a folder beside: never listed, never read."""
+    """What a killed writer leaves is a folder without a manifest: never listed, never read."""
     write(tmp_path, 1)
-    partial = tmp_path / "snapshots" / "00000002.partial-4711"
-    partial.mkdir()
+    partial = Path(snapshots.begin_snapshot(LOCAL, str(tmp_path), 2))
     (partial / "shard-0.arrow").write_bytes(b"half")
     assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
     assert snapshots.read_table(LOCAL, str(tmp_path)).num_rows == 11
     write(tmp_path, 2)
     assert read(tmp_path, 2).finished_epochs == 2
+    assert len(list((tmp_path / "snapshots").iterdir())) == 2
 
 
 def test_later_snapshots_can_be_dropped(tmp_path: Path) -> None:
     for finished in (1, 2, 3):
         write(tmp_path, finished)
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 1)
+    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 1, NOBODY)
     assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 0)
+    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 0, NOBODY)
     assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
 
 
@@ -105,7 +111,7 @@ def test_no_snapshots_at_all(tmp_path: Path) -> None:
     assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
     with pytest.raises(errors.StorageError, match="holds no snapshot yet"):
         snapshots.read_table(LOCAL, str(tmp_path))
-    with pytest.raises(errors.StorageError, match="no such file or folder"):
+    with pytest.raises(errors.StorageError, match="holds no snapshot of the end of epoch 0"):
         read(tmp_path, 1)
 
 
@@ -130,11 +136,18 @@ def test_a_table_of_another_length_is_found(tmp_path: Path, change: Any) -> None
         read(tmp_path, 1)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "shard-0.arrow"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    (folder(tmp_path, 1) / name).unlink()
-    with pytest.raises(errors.StorageError, match=f"{name}: no such file"):
+    (folder(tmp_path, 1) / "shard-0.arrow").unlink()
+    with pytest.raises(errors.StorageError, match=r"shard-0\.arrow: no such file"):
+        read(tmp_path, 1)
+
+
+def test_without_its_manifest_it_is_no_snapshot(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (folder(tmp_path, 1) / "manifest.json").unlink()
+    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+    with pytest.raises(errors.StorageError, match="holds no snapshot of the end of epoch 0"):
         read(tmp_path, 1)
 
 

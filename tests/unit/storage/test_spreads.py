@@ -15,6 +15,7 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.table import ScoreTable
 from es_service.storage import snapshots, spreads
+from es_service.storage.terms import NOBODY
 
 LOCAL = fs.LocalFileSystem()
 
@@ -123,9 +124,9 @@ def test_they_stay_when_the_snapshot_goes_and_go_when_the_run_goes_back(tmp_path
     assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3, 4, 5, 6]
     first = spreads.read_spreads(LOCAL, str(tmp_path), 1)["w"]
     assert first.mean == pytest.approx(records_of(50, seed=1)["w"].mean(), rel=1e-5)
-    manifest = json.loads((tmp_path / "snapshots" / "00000006" / "manifest.json").read_text())
+    manifest = json.loads(next(tmp_path.glob("snapshots/00000006-*/manifest.json")).read_text())
     assert "spreads" not in manifest["files"]["shard-0.arrow"]
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 4)
+    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 4, NOBODY)
     assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3, 4]
     write(tmp_path, 3)
     assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3]

@@ -1,0 +1,241 @@
+"""The files of a shard's journal: what is in them, and which of them count.
+
+    <folder>/<number of the first record, 16 digits>-<stamp>-<crc32 of the file, 8 hex digits>.arrow
+    <folder>/base-<stamp>.json     where the journal began anew, see `write_base`
+
+Records are numbered from 1. A segment's name vouches for its bytes. Each is an Arrow IPC file of the columns `kind`
+(text) and `payload` (bytes, none of this module's business).
+
+A shard may have had several writers one after the other, each with a stamp higher than the one before, see terms.py.
+Where a writer begins, what those before it wrote ends: records of theirs with its first number or a higher one were
+never acknowledged, and are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import re
+import zlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyarrow import fs
+
+from es_service import errors
+from es_service.storage import files
+
+__all__ = [
+    "FORMAT",
+    "Record",
+    "Segment",
+    "drop_segments",
+    "encode_segment",
+    "list_segments",
+    "read_base",
+    "read_records",
+    "read_segment",
+    "segment_path",
+    "set_aside",
+    "write_base",
+]
+
+FORMAT = 1
+_SCHEMA = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
+_STAMP = r"[0-9]{8}-[0-9a-f]{8}"
+_NAME = re.compile(rf"([0-9]{{16}})-(?:({_STAMP})-)?([0-9a-f]{{8}})\.arrow")  # no stamp: of the format before
+_BASE = re.compile(rf"base(?:-({_STAMP}))?\.json")
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One thing a shard was told.
+
+    Attributes:
+        number: counts the shard's records from 1.
+        kind: says how to read the payload.
+        payload: of the record.
+    """
+
+    number: int
+    kind: str
+    payload: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """A file of the journal: the number of its first record, its writer's stamp, and its path."""
+
+    first: int
+    stamp: str
+    path: str
+
+
+def encode_segment(kinds: list[str], payloads: list[bytes]) -> pa.Buffer:
+    """Return the bytes of a segment."""
+    sink = pa.BufferOutputStream()
+    table = pa.record_batch([pa.array(kinds, pa.string()), pa.array(payloads, pa.binary())], schema=_SCHEMA)
+    with pa.ipc.new_file(sink, _SCHEMA.with_metadata({"format": str(FORMAT)})) as writer:
+        writer.write_batch(table)
+    return sink.getvalue()
+
+
+def segment_path(folder: str, first: int, stamp: str, data: pa.Buffer) -> str:
+    """Return where a segment is written that begins with record number `first`."""
+    return f"{folder}/{first:016d}-{stamp}-{zlib.crc32(data):08x}.arrow"
+
+
+def _infos(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    with files.storage_errors("list", folder):
+        infos: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return infos
+
+
+def list_segments(filesystem: fs.FileSystem, folder: str) -> list[Segment]:
+    """Return all segments of a journal, those that do not count too, in order; none where there is no such folder."""
+    return _segments(_infos(filesystem, folder))
+
+
+def _segments(infos: list[fs.FileInfo]) -> list[Segment]:
+    named = [(info.path, _NAME.fullmatch(info.base_name)) for info in infos]
+    return sorted(Segment(int(found[1]), found[2] or "", path) for path, found in named if found)
+
+
+def _end(stamp: str, segments: list[Segment]) -> float:
+    """Return the number before which the records of a writer count: there a later one begins."""
+    return min((later.first for later in segments if later.stamp > stamp), default=float("inf"))
+
+
+def _that_count(segments: list[Segment]) -> list[list[Segment]]:
+    """Return the segments that hold a record that counts, in order; those with the same first record together."""
+    ends = {stamp: _end(stamp, segments) for stamp in {segment.stamp for segment in segments}}
+    counting = [segment for segment in segments if segment.first < ends[segment.stamp]]
+    return [list(same) for _, same in itertools.groupby(counting, lambda segment: segment.first)]
+
+
+def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
+    """Return the records of one segment.
+
+    Raises:
+        StorageError: it is damaged, or of a newer format.
+    """
+    data, found = files.read_bytes(filesystem, segment.path), _NAME.fullmatch(segment.path.rpartition("/")[2])
+    if found is None or zlib.crc32(data) != int(found[3], 16):
+        raise errors.StorageError(f"{segment.path} is damaged: its checksum is not the one in its name")
+    try:
+        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+            version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
+            if version != str(FORMAT):
+                raise errors.StorageError(
+                    f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
+                )
+            if not reader.schema.equals(_SCHEMA):
+                raise errors.StorageError(f"{segment.path} is no segment of a journal: {reader.schema.names}")
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise errors.StorageError(f"{segment.path} is damaged: {error}") from error
+    kinds, payloads = table.column("kind").to_pylist(), table.column("payload").to_pylist()
+    if None in kinds or None in payloads:
+        raise errors.StorageError(f"{segment.path} is damaged: it holds nulls")
+    return [
+        Record(segment.first + place, kind, payload)
+        for place, (kind, payload) in enumerate(zip(kinds, payloads, strict=True))
+    ]
+
+
+def _read_longest(filesystem: fs.FileSystem, same: list[Segment]) -> list[Record]:
+    """Return the records of the longest of some segments that begin alike; raise where none of them can be read."""
+    found: list[list[Record]] = []
+    failures: list[errors.StorageError] = []
+    for segment in same:
+        try:
+            found.append(read_segment(filesystem, segment))
+        except errors.StorageError as error:
+            failures.append(error)
+    if not found:
+        raise failures[0]
+    return max(found, key=len)
+
+
+def read_records(filesystem: fs.FileSystem, folder: str, after: int) -> Iterator[Record]:
+    """Yield the records numbered above `after`, in order.
+
+    A last segment that is damaged is left out, with a warning: it is what a torn write leaves behind.
+
+    Raises:
+        StorageError: a segment before the last is damaged, or one is missing.
+    """
+    segments = list_segments(filesystem, folder)
+    groups = _that_count(segments)
+    covered = sum(behind[0].first <= after + 1 for behind in groups[1:])
+    needed, expected = groups[covered:], after + 1
+    for same in needed:
+        try:
+            records = _read_longest(filesystem, same)
+        except errors.StorageError as error:
+            if same is not needed[-1]:
+                raise
+            _log.warning("%s; it is the last one, so what it held is left out", error)
+            return
+        if same[0].first > expected:
+            raise errors.StorageError(
+                f"{folder} lacks the records {expected} to {same[0].first - 1}: a segment of the journal is missing"
+            )
+        end = _end(same[0].stamp, segments)
+        for record in records:
+            if expected <= record.number < end:
+                yield record
+                expected = record.number + 1
+
+
+def drop_segments(filesystem: fs.FileSystem, folder: str, upto: int) -> None:
+    """Delete the segments all of whose records are numbered at most `upto` or do not count; the newest one stays."""
+    segments = list_segments(filesystem, folder)
+    groups = _that_count(segments)
+    kept = {
+        segment
+        for same, behind in itertools.zip_longest(groups, groups[1:])
+        if behind is None or behind[0].first > upto + 1
+        for segment in same
+    }
+    for segment in segments:
+        if segment not in kept:
+            with files.storage_errors("delete", segment.path):
+                filesystem.delete_file(segment.path)
+
+
+def set_aside(filesystem: fs.FileSystem, folder: str, after: int) -> list[str]:
+    """Rename the segments that begin behind record `after`, which nobody will read; return what they are called now."""
+    aside = []
+    for segment in list_segments(filesystem, folder):
+        if segment.first > after:
+            with files.storage_errors("rename", segment.path):
+                filesystem.move(segment.path, f"{segment.path}.damaged")
+            aside.append(f"{segment.path}.damaged")
+    return aside
+
+
+def write_base(filesystem: fs.FileSystem, folder: str, stamp: str, finished_epochs: int, number: int) -> None:
+    """Note that a journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
+    files.make_folder(filesystem, folder)
+    base = {"format": FORMAT, "finished_epochs": finished_epochs, "journal": number}
+    files.write_json(filesystem, f"{folder}/base-{stamp}.json", base)
+
+
+def read_base(filesystem: fs.FileSystem, folder: str, finished_epochs: int) -> int | None:
+    """Return the number of `write_base`, None where the journal did not begin anew at this snapshot.
+
+    As a segment, a base does not count where a later writer had begun before its number.
+    """
+    infos = _infos(filesystem, folder)
+    segments = _segments(infos)
+    bases = sorted((found[1] or "", info.path) for info in infos if (found := _BASE.fullmatch(info.base_name)))
+    for stamp, path in reversed(bases):
+        base = files.read_json(filesystem, path)
+        number = base.get("journal")
+        if isinstance(number, int) and number < _end(stamp, segments):
+            return number if base.get("finished_epochs") == finished_epochs else None
+    return None
