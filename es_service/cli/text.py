@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
+
+from es_service.storage.files import join
 
 __all__ = ["grid", "percent", "saved_so_far", "seconds", "summary"]
 
@@ -40,7 +43,7 @@ def _is_number(cell: str) -> bool:
 def summary(result: dict[str, Any]) -> str:
     """Return the end of a training in words: accuracy, what was scored and trained, what it saved, where things are."""
     samples, spent, saving = result["samples"], result["seconds"], result["saving"]
-    storage = result["storage"].rstrip("/")
+    storage = shlex.quote(result["storage"].rstrip("/"))
     elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
     parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
     where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
@@ -56,7 +59,7 @@ def summary(result: dict[str, Any]) -> str:
         *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
-        ("scores", f"{storage}/{result['run']} (es-service top {result['run']} --storage {storage})"),
+        ("scores", f"{join(result['storage'], result['run'])} (es-service top {result['run']} --storage {storage})"),
     ]
     title = f"{result['run']}: {result['method']} on {result['task']}, {_count(result['epochs'], 'epoch')}, "
     title += f"{_count(result['workers'], 'worker')}, exchange {result['exchange']}"

@@ -88,9 +88,9 @@ def open_filesystem(storage: str) -> tuple[fs.FileSystem, str]:
         else:
             filesystem, path = fs.LocalFileSystem(), absolute(storage)
     except (ValueError, OSError) as error:
-        raise errors.StorageError(
-            f"{storage.partition('?')[0]!r} is neither a folder nor a URI that pyarrow.fs knows: {error}"
-        ) from error
+        place, _, query = storage.partition("?")
+        why = str(error).replace(query, "…") if query else error
+        raise errors.StorageError(f"{place!r} is neither a folder nor a URI that pyarrow.fs knows: {why}") from error
     return filesystem, path.rstrip("/")
 
 

@@ -19,7 +19,7 @@ from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
 from es_service.storage import labels
-from es_service.storage.files import absolute
+from es_service.storage.files import absolute, join
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
 from es_service.training.loop import TrainSettings, fit
@@ -238,7 +238,7 @@ def _prepare(
         path = absolute(job.irreducible)
         irreducible.read_losses(path, config.num_samples)  # fails here rather than in a worker
         return {**cost, "path": path}
-    path = f"{absolute(job.storage).rstrip('/')}/{job.run}/irreducible.arrow"
+    path = join(absolute(job.storage), job.run, "irreducible.arrow")
     kept = storage.read_note("prepared")
     if kept is None:
         found = irreducible.hold_out_losses(

@@ -248,6 +248,7 @@ def _cause(error: train.TrainingFailedError) -> errors.EsServiceError:
 def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     use_gpu = resources.get("GPU", 0) >= job.num_workers
+    storage = RunStorage(job.storage, job.run)
     cpus_each = min(1.0, resources.get("CPU", 1.0) / job.num_workers)
     return ray_torch.TorchTrainer(
         _worker,
@@ -257,7 +258,8 @@ def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
         ),
         run_config=train.RunConfig(
             name="train",
-            storage_path=f"{job.storage.rstrip('/')}/{job.run}",
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import segments as journal
+from es_service.storage import files, segments
 from es_service.storage.journal import Journal
 from es_service.storage.segments import Record
 
@@ -34,10 +35,10 @@ class Journals:
         return made
 
     def read(self, after: int = 0) -> list[Record]:
-        return list(journal.read_records(LOCAL, self.folder, after))
+        return list(segments.read_records(LOCAL, self.folder, after))
 
     def segments(self) -> list[Path]:
-        return [Path(segment.path) for segment in journal.list_segments(LOCAL, self.folder)]
+        return [Path(segment.path) for segment in segments.list_segments(LOCAL, self.folder)]
 
     def write(self, *sizes: int) -> list[Record]:
         """Write a segment of so many records each; return all records."""
@@ -149,8 +150,6 @@ def test_a_missing_segment_is_noticed(journals: Journals) -> None:
 
 @pytest.mark.parametrize("change", ["newer format", "no format", "other columns", "nulls", "not arrow"])
 def test_a_file_with_a_good_checksum_and_bad_content_is_refused(journals: Journals, change: str) -> None:
-    import zlib
-
     journals.write(1, 1)
     schema = pa.schema([("kind", pa.string()), ("payload", pa.binary())], metadata={"format": "1"})
     table = pa.table({"kind": ["a"], "payload": [b"x"]}, schema=schema)
@@ -176,15 +175,15 @@ def test_a_file_with_a_good_checksum_and_bad_content_is_refused(journals: Journa
 
 def test_segments_that_are_not_needed_are_dropped_and_the_newest_stays(journals: Journals) -> None:
     records = journals.write(2, 2, 2)
-    journal.drop_segments(LOCAL, journals.folder, 3)
+    segments.drop_segments(LOCAL, journals.folder, 3)
     assert journals.read(after=2) == records[2:]
-    journal.drop_segments(LOCAL, journals.folder, 99)
+    segments.drop_segments(LOCAL, journals.folder, 99)
     assert [path.name[:16] for path in journals.segments()] == [f"{5:016d}"]
 
 
 def test_segments_set_aside_are_read_no_more_and_nothing_is_deleted(journals: Journals) -> None:
     records = journals.write(2, 2, 2)
-    aside = journal.set_aside(LOCAL, journals.folder, 2)
+    aside = segments.set_aside(LOCAL, journals.folder, 2)
     assert [Path(path).exists() for path in aside] == [True, True]
     assert journals.read() == records[:2]
 
@@ -206,6 +205,48 @@ def test_a_disk_that_is_full_is_tried_again_and_said(journals: Journals, caplog:
         assert writer._changed.wait_for(lambda: writer.durable == 2, 30.0)
     assert writer.failure is None
     assert [record.payload for record in journals.read()] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("fails", [1, 2, 5])
+def test_a_segment_that_is_there_though_its_writing_failed_is_not_written_longer(
+    journals: Journals, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """The folder cannot be brought to the disk, so nobody knows if the file is there; meanwhile more comes in."""
+    sync, left = files.sync_folder, [fails]
+
+    def broken(filesystem: fs.FileSystem, path: str) -> None:
+        if path == journals.folder and left[0]:
+            left[0] -= 1
+            raise OSError(24, "Too many open files")
+        sync(filesystem, path)
+
+    monkeypatch.setattr(files, "sync_folder", broken)
+    writer = journals.begin(every_s=0.01)
+    writer.append("a", b"1")
+    with pytest.raises(errors.StorageError, match="Too many open files"):
+        writer.flush()
+    writer.append("a", b"2")
+    with writer._changed:
+        assert writer._changed.wait_for(lambda: writer.durable == 2, 30.0)
+    writer.append("a", b"3")
+    writer.flush()
+    assert [record.payload for record in journals.read()] == [b"1", b"2", b"3"]
+    firsts = [path.name[:16] for path in journals.segments()]
+    assert len(firsts) == len(set(firsts))
+
+
+def test_of_segments_that_begin_alike_the_longest_that_can_be_read_counts(journals: Journals) -> None:
+    """As writers of before left them, which wrote a longer one behind an error."""
+    short = segments.encode_segment(["a"], [b"1"])
+    long = segments.encode_segment(["a", "a", "a"], [b"1", b"2", b"3"])
+    behind = segments.encode_segment(["a"], [b"4"])
+    Path(journals.folder).mkdir()
+    for first, data in ((1, short), (1, long), (4, behind)):
+        Path(journals.folder, f"{first:016d}-{zlib.crc32(data):08x}.arrow").write_bytes(data)
+    assert [record.payload for record in journals.read()] == [b"1", b"2", b"3", b"4"]
+    assert [record.payload for record in journals.read(after=2)] == [b"3", b"4"]
+    Path(journals.folder, f"{1:016d}-{zlib.crc32(short):08x}.arrow").write_bytes(b"torn")
+    assert [record.payload for record in journals.read()] == [b"1", b"2", b"3", b"4"]
 
 
 def test_what_is_kept_is_bounded_and_a_snapshot_puts_it_right(journals: Journals) -> None:

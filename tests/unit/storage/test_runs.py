@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,43 @@ def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
     with pytest.raises(errors.StorageError, match=r"s3://… holds a password") as caught:
         runs.RunStorage("s3://key:hunter2@bucket/folder", "mine")
     assert "hunter2" not in str(caught.value)
+
+
+def test_every_folder_is_brought_to_the_disk_by_the_one_above_it(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was made is lost with the power as long as the folder above it is not on the disk."""
+    synced, fsync = set(), os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    storage = RunStorage(str(tmp_path / "deep" / "runs"), "mine")
+    storage.begin(make_config())
+    keeper = Scorekeeper(make_config())
+    storage.claim("one")
+    storage.claim_journal(runs.WHOLE)
+    writer = storage.open_journal(runs.WHOLE, 0)
+    writer.append("state", b"{}")
+    writer.flush()
+    storage.write_snapshot(RunState(keeper.engine.table.copy_records(), 1, (0, 4)))
+    writer.close()
+    folders = {str(folder) for folder, _, _ in os.walk(tmp_path)}
+    assert len(folders) > 8
+    assert folders - synced == set()
+
+
+def test_a_link_or_a_file_planted_beside_is_not_written_through(tmp_path: Path) -> None:
+    filesystem, root = files.open_filesystem(str(tmp_path / "runs"))
+    (tmp_path / "runs").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("x.json.partial", f"x.json.partial-{os.getpid()}"):
+        (tmp_path / "runs" / name).symlink_to(victim)
+    files.write_json(filesystem, f"{root}/x.json", {})
+    (tmp_path / "runs" / "part").symlink_to(victim)
+    with pytest.raises(errors.StorageError), files.new_file(filesystem, f"{root}/part") as file:
+        file.write(b"theirs")
+    assert victim.read_text() == "mine"
