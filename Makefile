@@ -78,8 +78,8 @@ test: setup data  ## everything: check, and the tests on a real Ray, real files,
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests
 
-soak: setup  ## break things at random for MINUTES (10), SEED to do it again: prints what was broken and what held
-	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+soak: setup  ## break things at random for MINUTES (10), SEED to do it again, S3=1 in a bucket: prints what was broken and what held
+	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(S3),--s3)
 
 audit: setup  ## hold the pinned dependencies against the advisories of PyPI (needs the network)
 	$(PIP) pip-audit

@@ -1,6 +1,8 @@
 """A seeded random soak: trainings disturbed at random, each held against one that nobody disturbed.
 
-    python tests/chaos/soak.py --minutes 10 [--seed N]
+    python tests/chaos/soak.py --minutes 10 [--seed N] [--s3]
+
+With --s3 runs are kept in a bucket of moto's server; processes are killed and frozen there, at no named point.
 
 Prints its seed, every training with what was done to it, and what held: of the points where a server is killed those
 that were reached. Ends with 1 at the first difference.
@@ -28,10 +30,11 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of messages that come twice nobody waits for the second answer
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import driving
 import faulty_files
+import moto_s3
 import ray
 from test_messages import Unruly
 from test_write_path import POINTS
@@ -44,8 +47,9 @@ from es_service.actors.calls import call
 class Training:
     """One training with disturbances drawn from a random generator."""
 
-    def __init__(self, number: int, chance: random.Random, folder: Path) -> None:
+    def __init__(self, number: int, chance: random.Random, folder: Path, s3: str | None = None) -> None:
         self._chance, self._folder = chance, folder / f"{number:04d}"
+        self._s3 = s3  # address of the server whose bucket is used
         self.run = f"soak-{os.getpid()}-{number}"
         self.kind = chance.choice(["es", "eswp", "infobatch"])
         self.exchange = chance.choice(["sync", "leased", "prefetch"])
@@ -73,7 +77,7 @@ class Training:
             timer.start()
             self._frozen.append(timer)
             self.done["shard frozen"] += 1
-        elif chance < 0.10:
+        elif chance < 0.10 and self._s3 is None:
             point, count = self._chance.choice(list(POINTS)), self._chance.randint(1, 3)
             if self._has_fired():
                 operation, path, when = POINTS[point]
@@ -89,7 +93,7 @@ class Training:
 
     def holds(self) -> bool:
         """Train; return whether it came to what an undisturbed training comes to."""
-        storage = faulty_files.make_storage(self._folder)
+        storage = moto_s3.new_storage(self._s3) if self._s3 else faulty_files.make_storage(self._folder)
         selection = driving.selection_of(self.kind, self._chance.randrange(1000))
         selectors = driving.connect(
             self.run, storage, selection, self.exchange, self.world_size, shards=self.shards, on_unavailable="wait"
@@ -120,6 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--s3", action="store_true")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**9) if arguments.seed is None else arguments.seed
     print(f"seed {seed} (--seed {seed} does the same again)", flush=True)
@@ -129,13 +134,15 @@ def main() -> int:
     hook = {"env_vars": {"PYTHONPATH": str(HERE)}, "worker_process_setup_hook": "faulty_files.register"}
     broken: Counter[str] = Counter()
     num, end = 0, time.monotonic() + 60 * arguments.minutes
-    with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True))
+        s3 = stack.enter_context(moto_s3.serving()) if arguments.s3 else None
         ray.init(
             "local", num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
             _temp_dir=folder, runtime_env=hook, configure_logging=False,
         )  # fmt: skip
         while time.monotonic() < end:
-            training = Training(num, random.Random(f"{seed}:{num}"), Path(folder) / "runs")
+            training = Training(num, random.Random(f"{seed}:{num}"), Path(folder) / "runs", s3)
             held = training.holds()
             print(f"{num:4d} {'held  ' if held else 'BROKEN'} {training}", flush=True)
             broken += training.done
