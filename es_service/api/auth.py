@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["COOKIE", "SESSION_S", "Auth", "safe_next"]
 
@@ -46,11 +45,7 @@ class Auth:
         kind, _, shown = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.accepts_token(shown.strip()):
             return True
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and self._accepts_session(cookie.value)
+        return any(self._accepts_session(value) for value in _sessions(headers.get("cookie", "")))
 
     def new_session(self) -> str:
         """Return the value of a cookie that is good for 12 hours."""
@@ -65,6 +60,18 @@ class Auth:
 
     def _sign(self, expires: str) -> str:
         return hmac.new(self._key, expires.encode(), hashlib.sha256).hexdigest()
+
+
+def _sessions(cookies: str) -> Iterator[str]:
+    """Yield the values of our cookie in a Cookie header.
+
+    Browsers send what any application of this host has set, on whatever port, and several of one name where their paths
+    differ; what the others hold is nothing to us, so that only the separator of RFC 6265 counts.
+    """
+    for pair in cookies.split(";"):
+        name, is_pair, value = pair.partition("=")
+        if is_pair and name.strip() == COOKIE:
+            yield value.strip().strip('"')
 
 
 def _digest(purpose: bytes, value: bytes) -> bytes:

@@ -20,7 +20,8 @@ def compare(a: TableView, b: TableView, column: str, limit: int) -> dict[str, An
 
     Reference: Spearman's rank correlation, ties sharing their mean rank.
     """
-    return a.once(("compare", b.version, id(b), column, limit), lambda: _compare(a, b, column, limit))
+    key = ("compare", b.version, id(b), column, limit)
+    return a.once(key, lambda: _compare(a, b, column, limit), beside=b)
 
 
 def _compare(a: TableView, b: TableView, column: str, limit: int) -> dict[str, Any]:

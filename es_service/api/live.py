@@ -60,6 +60,7 @@ class LiveRuns:
         self._storage = files.absolute(storage).rstrip("/")
         self._refresh_s = refresh_s
         self._enabled, self._nice = enabled, nice
+        # A run's lock comes before the others; of those none is taken while another is held.
         self._lock = threading.Lock()
         self._stats_lock = threading.Lock()
         self._process: ReaderProcess | None = None
@@ -120,13 +121,13 @@ class LiveRuns:
                         failure = str(error)
         finally:
             with self._lock:
-                if self._closed and process is not None:
-                    process.close()
-                    process = None
+                unwanted, process = (process, None) if self._closed else (None, process)
                 if process is not None:
                     self._was_connected, failure = True, None
                 self._process, self._failure, self._connecting = process, failure, False
                 self._stats_at = -_STATS_EVERY_S
+            if unwanted is not None:  # closed meanwhile
+                unwanted.close()
 
     def close(self) -> None:
         """Let go of the cluster and of the copies."""

@@ -10,12 +10,15 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+import anyio
+
 from es_service import errors
 from es_service.api.problems import Problem
 
 __all__ = ["Previews", "Shown"]
 
 _MOST_TASKS = 3
+_THREADS = 4
 _MOST_CHARACTERS = 4000
 _MOST_BYTES = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,13 +30,17 @@ Shown = tuple[str, bytes]
 class Previews:
     """Shows samples of runs.
 
+    Its `threads` are how many do so at a time: the first preview loads torch and data, and other routes have threads
+    of their own that must not all wait for that.
+
     Args:
         own_tasks: import the module that a run's own task names.
     """
 
     def __init__(self, *, own_tasks: bool) -> None:
         self._own_tasks = own_tasks
-        self._lock = threading.Lock()
+        self.threads = anyio.CapacityLimiter(_THREADS)
+        self._lock = threading.Lock()  # held while a task is built, which may take long: nothing else is taken under it
         self._tasks: OrderedDict[str, Any] = OrderedDict()
 
     def show(self, run: str, training: dict[str, Any], sample_id: int) -> Shown:

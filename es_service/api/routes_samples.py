@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
@@ -23,6 +24,7 @@ from es_service.api.answers import (
 )
 from es_service.api.histories import history
 from es_service.api.models import samples as models
+from es_service.api.previews import Previews, Shown
 from es_service.api.tables import TableView
 
 __all__ = ["router"]
@@ -115,11 +117,16 @@ def sample_history(request: Request, run: RunName, id: SampleId) -> Response:  #
         },
     },
 )
-def preview(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
+async def preview(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
     """Show a sample as its task does."""
     catalogue = catalogue_of(request)
-    check_id(catalogue.view(run), run, id)
-    media_type, content = request.app.state.previews.show(run, catalogue.training(run)[0], id)
+    previews: Previews = request.app.state.previews
+
+    def show() -> Shown:
+        check_id(catalogue.view(run), run, id)
+        return previews.show(run, catalogue.training(run)[0], id)
+
+    media_type, content = await anyio.to_thread.run_sync(show, limiter=previews.threads)
     headers = {"Cache-Control": "private, max-age=3600"}  # a sample of an id is always the same
     return Response(content, media_type=media_type, headers=headers)
 

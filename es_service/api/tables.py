@@ -104,31 +104,51 @@ class TableView:
         self._kept: OrderedDict[Any, Any] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
-        self._locks: dict[Any, threading.Lock] = {}
+        self._under_way: dict[Any, threading.Event] = {}  # by key: set when it is worked out
 
     # -- what was worked out once -------------------------------------------------------------------------------------
 
-    def once(self, key: Any, work: Callable[[], T]) -> T:
-        """Return what `work` returns, worked out by whoever asks first; those who ask meanwhile wait for it."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                found: T = self._kept[key]
-                return found
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
+    def once(self, key: Any, work: Callable[[], T], *, beside: TableView | None = None) -> T:
+        """Return what `work` returns, worked out by whoever asks first; those who ask meanwhile wait for it.
+
+        A place (see `looking`) comes before the key: whoever has a key has all the places it needs, and who waits for
+        a key of others gives back the place taken here. So a key that is waited for never waits for a place.
+
+        Args:
+            key: names the value.
+            work: of it; may ask for other keys, of this table and of `beside`, that do not themselves need this one.
+            beside: another table that the work looks at.
+        """
+        while True:
             with self._lock:
                 if key in self._kept:
+                    self._kept.move_to_end(key)
                     return self._kept[key]  # type: ignore[no-any-return]
-            with self.looking():
-                value = work()
+            with self.looking(), (beside or self).looking():
+                with self._lock:
+                    others = self._under_way.get(key)
+                    is_mine = others is None and key not in self._kept
+                    if is_mine:
+                        self._under_way[key] = threading.Event()
+                if is_mine:
+                    return self._worked_out(key, work)
+            if others is not None:
+                others.wait()
+
+    def _worked_out(self, key: Any, work: Callable[[], T]) -> T:
+        """Work a value out and keep it; whether that goes well or not, those who wait for the key look again."""
+        try:
+            value = work()
             with self._lock:
                 self._kept[key] = value
                 self._kept_bytes += _size(value)
-                self._locks.pop(key, None)
                 while len(self._kept) > _MOST_KEPT or (self._kept_bytes > _MOST_KEPT_BYTES and len(self._kept) > 1):
                     self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
             return value
+        finally:
+            with self._lock:
+                done = self._under_way.pop(key)
+            done.set()
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ request, and is there, whole, once that request is acknowledged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -36,23 +37,29 @@ __all__ = [
     "write_json",
 ]
 
-_KNOWN_FAILURES = (OSError, pa.ArrowException)
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # type names of pyarrow.fs
 _SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)  # names in a query
+_KNOWN_FAILURES = (OSError, pa.ArrowException, UnicodeError)  # the last of names that are not UTF-8
+_OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_OF_THE_PLACE_REMOTELY = ("AWS Error ACCESS_DENIED",)  # what Arrow says where the storage has no errno
 _registered: dict[str, Callable[[], fs.FileSystem]] = {}
 
 
 @contextlib.contextmanager
 def storage_errors(doing: str, path: str) -> Iterator[None]:
-    """Turn an OSError of the filesystem into a StorageError that says what was tried, where, and what to change."""
+    """Turn an error of the filesystem into a StorageError that says what was tried, where, and what to change."""
     try:
         yield
     except FileNotFoundError as error:
         raise errors.StorageError(f"cannot {doing} {path}: no such file or folder") from error
     except _KNOWN_FAILURES as error:
-        raise errors.StorageError(
-            f"cannot {doing} {path}: {error}; check its permissions and free space, or name another --storage"
-        ) from error
+        hint = "; check its permissions and free space, or name another --storage" if _is_place(error) else ""
+        raise errors.StorageError(f"cannot {doing} {path}: {error}{hint}") from error
+
+
+def _is_place(error: BaseException) -> bool:
+    """Return whether a place refuses what is done there: no permission, read-only, no space. Arrow keeps the errno."""
+    return getattr(error, "errno", None) in _OF_THE_PLACE or any(word in str(error) for word in _OF_THE_PLACE_REMOTELY)
 
 
 def register_filesystem(scheme: str, make: Callable[[], fs.FileSystem]) -> None:

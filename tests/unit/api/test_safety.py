@@ -133,6 +133,20 @@ def test_sessions_end_with_time_and_with_the_token() -> None:
     assert not auth.accepts(headers)
 
 
+@pytest.mark.parametrize(
+    "others",
+    ["a=b", 'theme={"dark":true}', "prefs=[1,2]", "_xsrf=2|abc", "json=%7B%7D", "name with spaces=x", "flag", "=", ",",
+     "é=ü", f"{COOKIE}=", f"{COOKIE}=of.another", f"{COOKIE}x=1", f"x{COOKIE}=1", '"', "a=b;;;", "$Version=1", "\\"],
+)  # fmt: skip
+def test_cookies_of_other_applications_are_no_hindrance(others: str) -> None:
+    auth = Auth(TOKEN)
+    own = f"{COOKIE}={auth.new_session()}"
+    for cookies in (f"{others}; {own}", f"{own}; {others}", f"{others};{own};{others}", f"{own} ", f'"a"; {own}'):
+        assert auth.accepts({"cookie": cookies}), cookies
+    assert not auth.accepts({"cookie": others})
+    assert not auth.accepts({"cookie": f'x="{own}'})
+
+
 def test_the_token_comes_from_a_file_that_only_its_owner_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
