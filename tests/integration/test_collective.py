@@ -206,7 +206,7 @@ def go_apart(storage: str, how: str) -> None:
             alone = es.Selector(SELECTION, **SHAPE, exchange=other)
             for ids in alone.epoch(0):
                 alone.select(ids, losses_of(ids, 7))
-            selector.load_state_dict({**state, "table": alone.state_dict()["table"]})
+            selector.load_state_dict(alone.state_dict())
         next(selector.epoch(1))
     next(selector.epoch(2))
 
