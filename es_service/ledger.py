@@ -105,8 +105,13 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> Ledger:
-        """Make a ledger from `to_dict`'s values."""
-        return cls(clock=clock, **{**values, "seconds": dict(values["seconds"])})
+        """Make a ledger from `to_dict`'s values; KeyError, TypeError or ValueError where they are not that."""
+        seconds = {section: values["seconds"][section] for section in SECTIONS}
+        own = cls(clock=clock, **{**values, "seconds": seconds})
+        for value in (*seconds.values(), *(value for name, value in values.items() if name != "seconds")):
+            if not isinstance(value, int | float):
+                raise ValueError(f"the ledger holds {value!r}, where a number is needed")
+        return own
 
     @classmethod
     def merge(cls, ledgers: list[Ledger]) -> Ledger:

@@ -1,7 +1,11 @@
-"""What a checkpoint keeps of a Selector, as plain values and one bytes object with the table; and the way back."""
+"""What a checkpoint keeps of a Selector, as plain values and one bytes object with the table; and the way back.
+
+A digest of all of it goes along. States of format 2 have none: there the table's columns, ids and length are checked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +14,13 @@ from es_service import errors
 from es_service.exchange.base import SavedState
 from es_service.ledger import Ledger
 from es_service.selection.run import RunConfig, Share
-from es_service.storage import runs
+from es_service.selection.settings import as_integer
+from es_service.storage import runs, sealed
 
 __all__ = ["FORMAT", "state_from_dict", "state_to_dict"]
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, 3)  # 2: without a digest
 
 
 def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledger) -> dict[str, Any]:
@@ -26,7 +32,7 @@ def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledge
         step: of the open epoch, to go on with; 0 where none is open.
         ledger: as it was at that step.
     """
-    return {
+    values = {
         "format": FORMAT,
         "config": runs.config_to_dict(config),
         "finished_epochs": saved.finished_epochs,
@@ -36,6 +42,11 @@ def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledge
         "step": step,
         "ledger": ledger.to_dict(),
     }
+    return {**values, "sha256": _digest(values)}
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return sealed.digest({name: value for name, value in state.items() if name != "table"}, state["table"])
 
 
 def state_from_dict(state: dict[str, Any], config: RunConfig) -> tuple[SavedState, int, Ledger]:
@@ -45,15 +56,30 @@ def state_from_dict(state: dict[str, Any], config: RunConfig) -> tuple[SavedStat
         RunMismatchError: the state is of a run with another config.
         StorageError: it is damaged, or of another version.
     """
-    if state.get("format") != FORMAT:
-        raise errors.StorageError(f"the selector state has format {state.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(state, Mapping):
+        raise errors.StorageError(
+            f"the selector state is of type {type(state).__name__}: give load_state_dict what state_dict returned"
+        )
+    found = state.get("format")
+    if not isinstance(found, int) or found not in _READABLE:
+        raise errors.StorageError(f"the selector state has format {found!r}, this version reads {FORMAT}")
     try:
-        runs.check_same("in the checkpoint", runs.config_from_dict(state["config"]), config)
+        if not isinstance(state["table"], bytes):
+            raise TypeError(f"its table is of type {type(state['table']).__name__}, expected bytes")
+        if (found >= FORMAT or "sha256" in state) and state["sha256"] != _digest(state):
+            raise ValueError("its sha256 is not the one noted in it")
+        config_then = runs.config_from_dict(state["config"])
         share = None if state["share"] is None else _share_from_dict(state["share"])
-        saved = SavedState(state["finished_epochs"], tuple(state["epoch_starts"]), state["table"], share)
-        return saved, int(state["step"]), Ledger.from_dict(state["ledger"])
-    except (KeyError, TypeError, ValueError) as error:
+        finished, starts = as_integer("finished_epochs", state["finished_epochs"], least=0), state["epoch_starts"]
+        starts = tuple(as_integer("epoch_starts", start, least=0) for start in starts)
+        if list(starts) != sorted(starts):
+            raise ValueError(f"its epochs begin at {starts}, which do not rise")
+        saved = SavedState(finished, starts, state["table"], share)
+        step, ledger = as_integer("step", state["step"], least=0), Ledger.from_dict(state["ledger"])
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise errors.StorageError(f"the selector state is damaged: {error!r}") from error
+    runs.check_same("in the checkpoint", config_then, config)
+    return saved, step, ledger
 
 
 def _share_to_dict(share: Share) -> dict[str, Any]:

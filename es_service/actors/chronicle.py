@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,13 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.actors.shard_journal import from_json, journal_at
 from es_service.actors.wire import Report
-from es_service.selection.methods.base import Columns
-from es_service.selection.run import Caller
-from es_service.selection.shards import WHOLE, Shard
+from es_service.selection.shards import Shard
 from es_service.storage.runs import RunStorage
 
-__all__ = ["Chronicle", "history_of", "write_history"]
+__all__ = ["MAX_ROWS", "history_of", "write_history"]
 
 I64 = NDArray[np.int64]
-_MAX_ROWS = 20_000_000  # of one shard and epoch: they are sorted in memory
+MAX_ROWS = 20_000_000  # of one shard and epoch: they are sorted in memory
 _log = logging.getLogger(__name__)
 
 
@@ -64,40 +62,6 @@ def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
     )
 
 
-class Chronicle:
-    """The reports of an open epoch, kept in memory until it ends; of one that has too many, none.
-
-    Args:
-        storage: of the run, to write the history to.
-        signals: names of what the method observes.
-    """
-
-    def __init__(self, storage: RunStorage, signals: Sequence[str]) -> None:
-        self._storage, self._signals = storage, signals
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what was said of the open epoch."""
-        self._reports: list[Report] = []
-        self._num_rows = 0
-
-    def add(self, caller: Caller, run_step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
-        """Keep copies of what a rank has seen and trained on."""
-        self._num_rows += ids_B.size
-        if self._num_rows > _MAX_ROWS:
-            self._reports = []
-            return
-        kept = None if seen is None else {name: values_B.copy() for name, values_B in seen.items()}
-        ids = ids_B.copy() if kept is not None else ids_B[:0]
-        self._reports.append(Report(caller, len(self._reports) + 1, run_step, ids, kept, selected_b.copy()))
-
-    def write(self, epoch: int) -> None:
-        """Write the history of the epoch that ends."""
-        if self._num_rows <= _MAX_ROWS:
-            self._storage.write_history(epoch, WHOLE, history_of(self._reports, self._signals))
-        self.clear()
-
-
 def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:
     """Return all the ids one behind the other, and for each in which report it stands."""
     sizes = [one.size for one in ids]
@@ -128,7 +92,9 @@ def _matched(ids: I64, is_pick: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], N
     return kept, selected
 
 
-def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], finished_epochs: int) -> None:
+def write_history(
+    storage: RunStorage, shard: Shard, signals: Sequence[str], finished_epochs: int, allowed: Callable[[], None]
+) -> None:
     """Write the history of the last finished epochs that have none yet, and drop the journal that is not needed for it.
 
     An epoch at whose end no snapshot came to be is told from its neighbours by its steps.
@@ -138,11 +104,13 @@ def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], fin
         shard: whose journal it is.
         signals: names of what the method observes.
         finished_epochs: at whose end there is a snapshot.
+        allowed: raises StorageError where this process may not write the run any more.
     """
     try:
         epochs = storage.snapshot_epochs()
         numbers = {epoch: journal_at(storage, shard, epoch) for epoch in (0, *epochs) if epoch <= finished_epochs}
-        known = [(epoch, number) for epoch, number in numbers.items() if number is not None]
+        first = min(storage.first_records(shard), default=1)
+        known = [(epoch, number) for epoch, number in numbers.items() if number is not None and number + 1 >= first]
         for (before, begin), (behind, end) in itertools.pairwise(known):
             missing = [epoch for epoch in range(before, behind) if not storage.has_history(epoch, shard)]
             if not missing:
@@ -151,7 +119,9 @@ def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], fin
             reports = _reports(storage, shard, begin, end, starts)
             for epoch in missing if reports is not None else ():
                 own = [one for one in reports or () if starts[epoch] <= one.run_step < starts[epoch + 1]]
-                storage.write_history(epoch, shard, history_of(own, signals))
+                rows = history_of(own, signals)
+                allowed()
+                storage.write_history(epoch, shard, rows)
         if epochs and (oldest := numbers[epochs[0]]) is not None:
             storage.drop_records(shard, oldest)
     except errors.EsServiceError as error:
@@ -161,20 +131,26 @@ def write_history(storage: RunStorage, shard: Shard, signals: Sequence[str], fin
 def _reports(
     storage: RunStorage, shard: Shard, after: int, upto: int, epoch_starts: Sequence[int]
 ) -> list[Report] | None:
-    """Return the reports that some epochs came to in the end, None where they are too many."""
+    """Return the reports that some epochs came to in the end; None where they are too many, or were replaced.
+
+    A checkpoint's table takes the place of all that was reported before it: of its epochs this journal knows nothing.
+    """
     reports: list[Report] = []
     num_rows = 0
     for record in storage.records(shard, after):
         if record.number > upto:
             break
-        if record.kind == "state" and "go_to" in (state := from_json(record.payload)):
+        state = from_json(record.payload) if record.kind == "state" else {}
+        if state.get("loading"):
+            return None
+        if state.get("go_to", len(epoch_starts)) < len(epoch_starts):  # to a later epoch, and back again before it
             reports = [one for one in reports if one.run_step < epoch_starts[state["go_to"]]]
             num_rows = sum(one.ids.size for one in reports)
         if record.kind == "reports":
             new = list(wire.decode_reports(record.payload))
             reports += new
             num_rows += sum(report.ids.size for report in new)
-            if num_rows > _MAX_ROWS:
-                _log.warning("no history of an epoch with more than %d observations at one shard", _MAX_ROWS)
+            if num_rows > MAX_ROWS:
+                _log.warning("no history of an epoch with more than %d observations at one shard", MAX_ROWS)
                 return None
     return reports

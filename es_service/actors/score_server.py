@@ -321,10 +321,11 @@ class ScoreServer(ScoreShard):
                 return True
             if table is not None:
                 state = self._decoded(finished_epochs, starts, sha256, table)
+                self._snapshots.settle()
                 self._roster.go_to(finished_epochs, starts)
                 self._behind = self._shards.count > 1
                 self._shards.load(state.records)
-                self._storage.forget_after(finished_epochs)
+                self._storage.forget_after(finished_epochs, state.records)
                 failure = self._snapshots.write(self._roster.epoch_starts)
                 if failure is not None:
                     raise failure
@@ -449,7 +450,10 @@ class ScoreServer(ScoreShard):
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:
         """Take roster and shards to an epoch's end that is on storage, or to the beginning."""
-        self._snapshots.forget()
+        self._snapshots.settle()
         self._shards.all("go_to_snapshot", finished_epochs)
         self._roster.go_to(finished_epochs, starts)
         self._behind = False
+        self._keep_roster()  # it belongs to the rows, which are there already
+        with contextlib.suppress(errors.StorageError):  # whoever went back on purpose drops it anyway
+            self._storage.forget_history(finished_epochs)

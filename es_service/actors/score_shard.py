@@ -91,6 +91,8 @@ class ScoreShard:
         self._queued: dict[int, int] = {}  # reports that ranks hold back, as each said with its last message
         self._num_reports = self._num_observed = self._num_selected = 0
         self._copy: _Copy | None = None
+        self._writing_history = threading.Lock()
+        self._has_history = True  # its journal's reports are those of its table
         try:
             self._storage = runs.RunStorage(storage, run)
             self._config = described = runs.config_from_dict(config)
@@ -150,11 +152,16 @@ class ScoreShard:
         else:
             raise errors.StorageError(f"the journal holds a record of the unknown kind {record.kind!r}")
 
-    def _keep_state(self, **more: Any) -> None:
-        """Write who may report what to the journal; it is on storage when this returns, if it can be written."""
+    def _keep_state(self, **more: Any) -> int:
+        """Write who may report what to the journal; it is on storage when this returns, if it can be written.
+
+        Returns:
+            The number of its record.
+        """
         with self._lock:
-            self._journal.append("state", shard_journal.to_json({**self._intake.to_dict(), **more}))
+            number = self._journal.append("state", shard_journal.to_json({**self._intake.to_dict(), **more}))
         self._flush()
+        return number
 
     def _flush(self) -> None:
         with contextlib.suppress(errors.StorageError):  # receipts and `stats` say so; training goes on
@@ -406,6 +413,7 @@ class ScoreShard:
             number = self._journal.mark()
             note = {"journal": number, **self._note()}
         self._copy = _Copy(finished_epochs, number, note, self.copy_records(num_samples))
+        self._has_history = True
 
     @timed
     def write_part(self, beside: str, finished_epochs: int) -> dict[str, dict[str, Any]]:
@@ -434,19 +442,36 @@ class ScoreShard:
             self._journal.skip_to(self._copy.number)
 
     def write_history(self, finished_epochs: int) -> None:
-        """Make history of what the journal has up to a snapshot, and drop what nobody needs (group `write`)."""
+        """Make history of what the journal has up to a snapshot, and drop what nobody needs (group `write`).
+
+        Nothing where the rows went elsewhere since: a server that is gone may have asked for it before that.
+        """
         self._ready()
-        chronicle.write_history(self._storage, self._shard, self._config.selection.signals, finished_epochs)
+        with self._writing_history:
+            if self._has_history:
+                signals = self._config.selection.signals
+                chronicle.write_history(self._storage, self._shard, signals, finished_epochs, self._may_write)
+
+    def _end_history(self) -> None:
+        """Return once no history is being written; none will be before the next copy for a snapshot."""
+        with self._writing_history:
+            self._has_history = False
 
     def go_to_snapshot(self, finished_epochs: int) -> None:
         """Go back to the rows of this epoch's end; 0 forgets every observation."""
         self._ready()
+        self._end_history()
         self._load_rows(finished_epochs)
-        self._keep_state(go_to=finished_epochs)
+        number = self._keep_state(go_to=finished_epochs)
+        if finished_epochs == 0:
+            with contextlib.suppress(errors.StorageError):  # there is no history of epoch 0 then
+                if shard_journal.journal_at(self._storage, self._shard, 0) is None:  # the first records were dropped
+                    self._storage.write_base(self._shard, 0, number - 1)
 
     def load_records(self, records: NDArray[np.void]) -> None:
         """Replace the rows by those of a checkpoint, which a snapshot has to hold next."""
         self._ready()
+        self._end_history()
         with self._lock:
             self._engine.load_records(records)
         self._keep_state(loading=True)
@@ -454,6 +479,7 @@ class ScoreShard:
     def finish(self) -> None:
         """Write what is left to write: the process is about to be ended (group `read`)."""
         if self._failure is None:
+            self.write_history(self._storage.finished_epochs())  # where a server went down before it asked for it
             self._journal.close()
 
     def counts(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Lifecycle of one     copied (every shard keeps a copy of its rows, all taken while no reports come in) → each shard's
                      part written → put into place → told to the shards, whose journals need less from then on →
                      history written; or, at any point, given up: the copies are let go
-Who waits            nobody for the writing, but: `wait` until it is in place or given up, `close` until all is done
+Who waits            nobody for the writing, but: `wait` until it is in place or given up; `settle`, `close` until the
+                     history is written too
 
 One at a time. Until a snapshot is in place, a run that is recovered comes from the one before it and the journal.
 """
@@ -55,6 +56,7 @@ class SnapshotWriter:
         self._storage, self._shards, self._allowed = storage, shards, allowed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="es-service-snapshot")
         self._placed: Future[None] | None = None
+        self._told: Future[None] | None = None
         self._failure: errors.StorageError | None = None
 
     @property
@@ -76,7 +78,7 @@ class SnapshotWriter:
     def begin(self, copied: Copied) -> None:
         """Write what was copied, in the background."""
         placed = self._placed = self._thread.submit(self._write, copied)
-        self._thread.submit(self._tell, copied, placed)
+        self._told = self._thread.submit(self._tell, copied, placed)
 
     def write(self, epoch_starts: tuple[int, ...]) -> errors.EsServiceError | None:
         """Write the rows as they are now; return as `wait` does. Raises as `copy` does."""
@@ -96,10 +98,15 @@ class SnapshotWriter:
             raise error
         return error
 
-    def forget(self) -> None:
-        """Wait as `wait` does, and tell nobody any more what came of it: the run goes elsewhere."""
+    def settle(self) -> None:
+        """Return once the last snapshot, and the history, is written or given up; tell nobody any more what came of it.
+
+        The run goes elsewhere, and what was written of where it was is to be dropped.
+        """
         self.wait()
-        self._placed = self._failure = None
+        if self._told is not None:
+            self._told.exception()
+        self._placed = self._told = self._failure = None
 
     def close(self) -> None:
         """Return once the last snapshot, and the history, is written or given up. No other can be begun."""

@@ -11,8 +11,9 @@ the observations of all ranks in the order of steps, and of ranks within a step.
 bit, whatever the ids were.
 
 What waits for what: an all-gather for the slowest rank, nothing else. No rank has more to do than another, but that
-rank 0 writes the snapshots. Between two all-gathers a replica keeps what it saw of its own and the rows as they were
-before: about 60 bytes for each observation.
+rank 0 writes the snapshots and the history. Between two all-gathers a replica keeps what it saw of its own and the rows
+as they were before: about 60 bytes for each observation. Rank 0 keeps besides what all ranks observed in the open
+epoch, about 20 bytes for each, until it is the epoch's history.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.base import Position, SavedState
 from es_service.exchange.embedded import Embedded
+from es_service.exchange.kept import KeptRun
 from es_service.exchange.peers import Peers
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
@@ -53,7 +55,7 @@ class Collective:
         config: what the run is.
         peers: the ranks.
         every: k, steps from one all-gather to the next.
-        storage: where rank 0 writes a snapshot at each epoch's end; None keeps it all in memory.
+        storage: where rank 0 writes a snapshot and the history at each epoch's end; None keeps it all in memory.
         position: what this rank takes itself for, where it was told; must be what `peers` says.
 
     Raises:
@@ -83,7 +85,8 @@ class Collective:
         self._check_settings({"run": run, "rank": claimed.rank, "world_size": claimed.world_size, "every": self._every})
         self._keeper = Scorekeeper(config)
         ranks = range(self.position.world_size)
-        self._replica = [Embedded(self._keeper, Position(rank, len(ranks)), self._storage) for rank in ranks]
+        self._kept = None if self._storage is None else KeptRun(self._storage, config)
+        self._replica = [Embedded(self._keeper, Position(rank, len(ranks))) for rank in ranks]
         self._mine = self._replica[self.position.rank]
         self._stored = self._begin()  # epochs that the storage holds of an earlier life, neither loaded nor reset
         self._share: Share | None = None  # of the open epoch
@@ -152,6 +155,8 @@ class Collective:
             step = one.run_step - self._share.first_step
             ids = one.ids if one.seen is not None else one.selected
             self._replica[one.caller.rank].record(step, ids, one.seen, places(ids, one.selected))
+            if self._kept is not None:
+                self._kept.add(one.caller, one.run_step, one.ids, one.seen, one.selected)
 
     def _catch_up(self, step: int) -> None:
         """Make the all-gathers that come before this step: as many on every rank, even where one skips steps."""
@@ -232,22 +237,28 @@ class Collective:
             self._before.append((ids_B.copy(), self._keeper.engine.table.gather(ids_B)))
 
     def _tell(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
-        """Put a report into the next all-gather."""
+        """Put a report into the next all-gather; a rank that is alone has none, and keeps it for the history."""
+        assert self._share is not None
+        caller, run_step = Caller(self.position.rank, _ATTEMPT), self._share.first_step + step
+        observed, selected_b = ids_B if seen is not None else ids_B[:0], ids_B[positions_b]
         if self.position.world_size > 1:
-            assert self._share is not None
-            caller, run_step = Caller(self.position.rank, _ATTEMPT), self._share.first_step + step
-            observed = ids_B if seen is not None else ids_B[:0]
-            report = wire.Report(caller, 0, run_step, observed, seen, ids_B[positions_b])
+            report = wire.Report(caller, 0, run_step, observed, seen, selected_b)
             self._reports.append(wire.encode_report(report))
+        elif self._kept is not None:
+            self._kept.add(caller, run_step, observed, seen, selected_b)
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; waits for every rank's last step. Rank 0 returns once the snapshot is written."""
+        """See `Exchange.close_epoch`; waits for every rank's last step. Rank 0 returns once the snapshot and history
+        are written.
+        """
         assert self._share is not None, "the Selector closes what it opened"
         self._catch_up(-(-self._share.ids.size // self.config.batch_size) - 1)
         self._exchange(f"close epoch {epoch}")
         self._share = None
         for one in self._replica:
             one.close_epoch(epoch, num_steps)
+        if self._kept is not None:
+            self._kept.finish_epoch(self._keeper.state())
 
     def table(self) -> pa.Table:
         """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""
@@ -288,6 +299,8 @@ class Collective:
     def _stand_between(self) -> None:
         self._forget()
         self._share, self._stored = None, 0
+        if self._kept is not None:
+            self._kept.go_to(self._keeper.state())
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`: rank 0 writes progress.json beside run.json, unless it still writes the last one."""

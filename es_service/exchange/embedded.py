@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.actors.chronicle import Chronicle
 from es_service.exchange.base import Position, SavedState
+from es_service.exchange.kept import KeptRun
 from es_service.selection import queries
 from es_service.selection.agreement import agree
 from es_service.selection.engine import Draw
@@ -33,9 +33,12 @@ class Embedded:
     Args:
         keeper: of the run; several ranks in one process (a simulation, a test) share one.
         position: this rank.
-        storage: where to write a snapshot and the history at each epoch's end, as a score server does; None keeps it
-            all in memory.
+        storage: where to write a snapshot and the history at each epoch's end, as a score server does; of a run of one
+            rank. None keeps it all in memory.
         watch: called with what is published.
+
+    Raises:
+        ConfigError: a storage, and several ranks: each would write a part of the history as if it were the whole.
     """
 
     def __init__(
@@ -48,8 +51,9 @@ class Embedded:
         self.config: RunConfig = keeper.config
         self.position = position
         self._keeper = keeper
-        self._storage = storage
-        self._chronicle = None if storage is None else Chronicle(storage, keeper.config.selection.signals)
+        if storage is not None and position.world_size > 1:
+            raise errors.ConfigError(f"a storage goes with one rank in this process, not with {position.world_size}")
+        self._kept = None if storage is None else KeptRun(storage, keeper.config)
         self._watch = watch
         self._caller = Caller(position.rank, _ATTEMPT)
         self._share: Share | None = None
@@ -73,8 +77,8 @@ class Embedded:
     def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
         """See `Exchange.step`."""
         draw = self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step))
-        if self._chronicle is not None:
-            self._chronicle.add(self._caller, self._run_step(step), ids_B, seen, draw.ids)
+        if self._kept is not None:
+            self._kept.add(self._caller, self._run_step(step), ids_B, seen, draw.ids)
         return draw
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
@@ -84,8 +88,8 @@ class Embedded:
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""
         self._keeper.record(self._caller, ids_B, seen, ids_B[positions_b], self._run_step(step))
-        if self._chronicle is not None:
-            self._chronicle.add(self._caller, self._run_step(step), ids_B, seen, ids_B[positions_b])
+        if self._kept is not None:
+            self._kept.add(self._caller, self._run_step(step), ids_B, seen, ids_B[positions_b])
 
     def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
         """See `Exchange.refresh`."""
@@ -95,9 +99,8 @@ class Embedded:
         """See `Exchange.close_epoch`."""
         finished = self._keeper.close_epoch(self._caller, epoch, num_steps)
         self._share = None
-        if finished and self._storage is not None and self._chronicle is not None:
-            self._storage.write_snapshot(self._keeper.state())
-            self._chronicle.write(epoch)
+        if finished and self._kept is not None:
+            self._kept.finish_epoch(self._keeper.state())
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
@@ -123,17 +126,16 @@ class Embedded:
         table = snapshots.decode_table(state.table, "the table in the state")
         records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
         self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
-        self._forget()
+        self._share = None
+        if self._kept is not None:
+            self._kept.go_to(self._keeper.state(), inside=state.share is not None)
 
     def reset(self) -> None:
         """See `Exchange.reset`."""
         self._keeper.reset()
-        self._forget()
-
-    def _forget(self) -> None:
         self._share = None
-        if self._chronicle is not None:
-            self._chronicle.clear()
+        if self._kept is not None:
+            self._kept.go_to(self._keeper.state())
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`."""

@@ -243,11 +243,20 @@ class RunStorage:
             return False
         return True
 
-    def forget_after(self, finished_epochs: int) -> None:
-        """Drop the snapshots and the history of later epochs: the run went back to an earlier one."""
+    def forget_after(self, finished_epochs: int, records: NDArray[np.void] | None = None) -> None:
+        """Drop the snapshots, the spreads and the history of later epochs: the run went back to an earlier one.
+
+        Where records[n] are of another table than ended this epoch here, the history and spreads before it go too.
+        """
         self._confirm()
+        own = records is None or spreads.are_of(self._filesystem, self.path, finished_epochs, records)
+        self.forget_history(finished_epochs if own else 0)
         snapshots.drop_snapshots_after(self._filesystem, self.path, finished_epochs, self._stamped().stamp)
+
+    def forget_history(self, finished_epochs: int) -> None:
+        """Drop the history and the spreads of later epochs."""
         history.drop_history_from(self._filesystem, self.path, finished_epochs)
+        spreads.drop_after(self._filesystem, self.path, finished_epochs)
 
     def spread_epochs(self) -> list[int]:
         """Return the epochs at whose end it is kept how the table's columns spread, ascending."""
@@ -259,8 +268,7 @@ class RunStorage:
 
     def finished_epochs(self) -> int:
         """Return how many epochs the newest snapshot has behind it, 0 where there is none."""
-        epochs = snapshots.list_snapshots(self._filesystem, self.path)
-        return epochs[-1] if epochs else 0
+        return max(self.snapshot_epochs(), default=0)
 
     # -- the journal of a shard, and the history made of it ------------------------------------------------------------
 

@@ -19,7 +19,17 @@ from pyarrow import fs
 from es_service import errors
 from es_service.storage import files
 
-__all__ = ["COLUMNS", "Spread", "drop_after", "list_spreads", "merged", "read_spreads", "spreads_of", "write_spreads"]
+__all__ = [
+    "COLUMNS",
+    "Spread",
+    "are_of",
+    "drop_after",
+    "list_spreads",
+    "merged",
+    "read_spreads",
+    "spreads_of",
+    "write_spreads",
+]
 
 FORMAT = 1
 COLUMNS = ("s", "w", "last_loss", "loss_mean", "loss_std", "visits", "selected", "picked_share")
@@ -54,6 +64,14 @@ class Spread:
         bits = (int(values["first"]) + np.arange(counts.size + 1)).astype(np.uint32) << np.uint32(_SHIFT)
         edges = bits.view(np.float32).astype(np.float64)
         return cls(edges, counts, int(values["below"]), int(values["missing"]), float(values["sum"]))
+
+    def has_same_counts(self, other: Spread) -> bool:
+        """Return whether another one counts as many values in each bin."""
+        return (
+            np.array_equal(self.edges, other.edges)
+            and np.array_equal(self.counts, other.counts)
+            and (self.num_below, self.num_missing) == (other.num_below, other.num_missing)
+        )
 
     @property
     def num_values(self) -> int:
@@ -176,6 +194,21 @@ def read_spreads(filesystem: fs.FileSystem, run_path: str, finished_epochs: int)
         return {str(name): Spread.from_dict(one) for name, one in values["columns"].items()}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise errors.StorageError(f"{path} is damaged: {error}") from error
+
+
+def are_of(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, records: NDArray[np.void]) -> bool:
+    """Return whether what is kept of an epoch's end was made of these records[n]; without a file, it was not.
+
+    Sums are left out: each number of shards rounds them otherwise.
+    """
+    if finished_epochs == 0:
+        return True
+    try:
+        kept = read_spreads(filesystem, run_path, finished_epochs)
+    except errors.StorageError:
+        return False
+    mine = {name: Spread.from_dict(one) for name, one in spreads_of(records).items()}
+    return kept.keys() == mine.keys() and all(kept[name].has_same_counts(mine[name]) for name in mine)
 
 
 def drop_after(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> None:

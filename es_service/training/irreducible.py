@@ -9,6 +9,7 @@ Reference: Mindermann et al., arXiv 2206.07137 (they set data aside for it).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import tempfile
 import time
@@ -37,6 +38,7 @@ __all__ = ["Prepared", "hold_out_losses", "read_losses", "write_losses"]
 
 _COLUMNS = ("irreducible_loss", "last_loss")  # the second is what a table exported from another run has
 _BATCH = 500
+_DIGEST = b"sha256"  # of the losses, in the metadata of the files that are written here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,9 +121,14 @@ class _Some:
         return self._samples.__getitems__(self._ids[np.asarray(positions)].tolist())
 
 
+def _digest(losses: NDArray[np.float32]) -> str:
+    return hashlib.sha256(losses.astype("<f4").tobytes()).hexdigest()
+
+
 def write_losses(path: str, losses: NDArray[np.float32]) -> None:
     """Write irreducible losses float32[n] as an Arrow IPC file with the columns id and irreducible_loss."""
     table = pa.table({"id": np.arange(losses.size), _COLUMNS[0]: losses})
+    table = table.replace_schema_metadata({_DIGEST: _digest(losses)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -135,7 +142,7 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
     The column is irreducible_loss or last_loss, so that `es-service export` of another run makes such a file.
 
     Raises:
-        StorageError: the file cannot be read, or is none of these.
+        StorageError: the file cannot be read, is damaged, or is none of these.
         DataError: it has no such columns, not each id of 0 .. n-1 once, or a loss that is not finite.
     """
     filesystem, place = files.open_filesystem(path)
@@ -162,6 +169,9 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
     found = table.column(column).take(pa.array(order))
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
         losses: NDArray[np.float32] = found.to_numpy().astype(np.float32)
+    noted = (table.schema.metadata or {}).get(_DIGEST)
+    if column == _COLUMNS[0] and noted is not None and noted.decode(errors="replace") != _digest(losses):
+        raise errors.StorageError(f"{path} is damaged: its sha256 is not the one noted in it")
     usable = np.abs(losses) <= MAX_LOSS  # False for NaN, which a null becomes, too
     if not usable.all():
         first = int(np.argmin(usable))

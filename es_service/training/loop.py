@@ -15,6 +15,7 @@ from es_service.ledger import Ledger
 from es_service.selection.settings import as_integer, as_number
 from es_service.selector import Selector
 from es_service.training import scoring
+from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
@@ -232,16 +233,10 @@ class _Training:
             )
 
     def _save(self, folder: Path) -> None:
-        state = self.selector.state_dict()
-        (folder / "scores.arrow").write_bytes(state.pop("table"))
-        torch.save(
-            {
-                "model": self.bare.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "selector": state,
-                "history": self.history,
-            },
-            folder / "training.pt",
+        write_checkpoint(
+            folder,
+            self.selector.state_dict(),
+            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history},
         )
 
     def _restore(self) -> int:
@@ -250,12 +245,16 @@ class _Training:
             if folder is None:
                 self.selector.reset()
                 return 0
-            saved = torch.load(folder / "training.pt", map_location=self.workers.device, weights_only=True)
-            table = (folder / "scores.arrow").read_bytes()
-        self.bare.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+            state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
+        try:
+            self.bare.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise errors.RunMismatchError(
+                f"the checkpoint is of another model or optimiser than this task has: {error}"
+            ) from error
         self.history = saved["history"]
-        return self.selector.load_state_dict({**saved["selector"], "table": table})
+        return self.selector.load_state_dict(state)
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

@@ -53,7 +53,7 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
     """Rank settings by how differently they would have picked, the nearest to the run's own first.
 
     Args:
-        storage: of a finished run that went through a score server: that one keeps a history.
+        storage: of a finished run.
         space: the method's own settings, draw, power and cap; a grid is taken whole.
         samples: how many settings to draw from a space that is no grid.
         seed: of what is drawn from it.
@@ -174,8 +174,7 @@ def _steps(
     epochs = storage.history_epochs()
     if not epochs:
         raise errors.StorageError(
-            f"run {storage.run!r} has no history: a run keeps one where a score server has its table, with --exchange "
-            "leased say; one trained with embedded or collective cannot be replayed"
+            f"run {storage.run!r} has no history: it has finished no epoch, or was trained by a version that kept none"
         )
     if epochs != list(range(num_epochs)):
         raise errors.StorageError(

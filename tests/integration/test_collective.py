@@ -5,6 +5,7 @@ That their selection and table are those of one process: see test_exchanges.py.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import es_service as es
+from es_service.actors.wire import Report
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.run import RunConfig
@@ -204,7 +206,7 @@ def go_apart(storage: str, how: str) -> None:
             alone = es.Selector(SELECTION, **SHAPE, exchange=other)
             for ids in alone.epoch(0):
                 alone.select(ids, losses_of(ids, 7))
-            selector.load_state_dict({**state, "table": alone.state_dict()["table"]})
+            selector.load_state_dict(alone.state_dict())
         next(selector.epoch(1))
     next(selector.epoch(2))
 
@@ -325,3 +327,77 @@ def test_a_state_of_one_process_goes_to_replicas_unless_it_was_saved_inside_an_e
     for error in ranks.run(continue_from, storage, inside, 1, world_size=2):
         assert isinstance(error, es.ConfigError)
         assert "saved inside an epoch" in str(error)
+
+
+KEPT = {
+    "plain": {},
+    "pruned": {"prune_ratio": 0.3},
+    "scored every second epoch": {"score_every": 2},
+    "pruned, and annealed at both ends": {"prune_ratio": 0.3, "anneal": (0.3, 0.3)},
+}
+
+
+def selection_of(name: str) -> es.Selection:
+    return es.Selection(es.methods.evolved(), **{"ratio": 0.5, "anneal": (0, 0), "seed": 1, **KEPT[name]})
+
+
+def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
+    """Return what this rank observed: (id, step, rank, loss, picked); and how many reports it has in memory at each
+    epoch's end.
+
+    In an epoch that does not score, the losses of what was drawn come after the draw, but for each third step's: these
+    never come.
+    """
+    selector, rank = connect(storage, selection=selection_of(name), every=every)
+    rows: list[Any] = []
+    left = []
+    run_step = 0
+    for epoch in range(epochs):
+        for step, ids in enumerate(selector.epoch(epoch)):
+            if selector.wants_scores or step % 3 == 0:
+                seen, picked = ids, selector.select(ids, losses_of(ids, epoch)).ids
+            else:
+                seen = picked = selector.select(ids).ids
+                if step % 3 == 1:
+                    selector.observe(losses_of(picked, epoch))
+                else:  # counted with the next step, or the close
+                    rows += [(one, None, rank, None, True) for one in picked.tolist()]
+                    seen = picked[:0]
+            losses = losses_of(seen, epoch).tolist()
+            rows += [
+                (one, run_step, rank, loss, one in picked) for one, loss in zip(seen.tolist(), losses, strict=True)
+            ]
+            run_step += 1
+        left.append(sum(isinstance(one, Report) for one in gc.get_objects()))
+    selector.close()
+    return rows, left
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "every"),
+    [
+        *(("plain", world_size, every) for world_size in (1, 2, 3, 4) for every in (1, 4)),
+        *((name, 2, every) for name in KEPT if name != "plain" for every in (1, 1000)),
+        ("scored every second epoch", 1, 1),
+        ("pruned", 4, 3),
+    ],
+)
+def test_the_history_has_what_every_rank_observed_once(
+    name: str, world_size: int, every: int, ranks: Any, storage: str
+) -> None:
+    answers = ranks.run(train_and_tell, storage, name, every, 3, world_size=world_size)
+    kept = RunStorage(storage, "run")
+    assert kept.history_epochs() == [0, 1, 2]
+    tables = [kept.observations(epoch) for epoch in range(3)]
+    found = [
+        (row["id"], None, row["rank"], None, True) if np.isnan(row["loss"]) else tuple(row.values())
+        for table in tables
+        for row in table.to_pylist()
+    ]
+    assert sorted(map(repr, found)) == sorted(repr(row) for rows, _ in answers for row in rows)
+    visits = np.bincount([row[0] for row in found if row[3] is not None], minlength=SHAPE["num_samples"])
+    assert visits.tolist() == kept.table()["visits"].to_pylist()
+    picks = np.bincount([row[0] for row in found if row[4]], minlength=SHAPE["num_samples"])
+    assert picks.tolist() == kept.table()["selected"].to_pylist()
+    for _, left in answers:
+        assert left == [0, 0, 0]

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from es_service import errors
 from es_service.actors.chronicle import history_of
 from es_service.actors.wire import Report
 from es_service.exchange.base import Position
@@ -114,3 +116,77 @@ def test_an_embedded_run_keeps_its_history_and_so_does_one_that_was_reset(tmp_pa
         assert rows.column("epoch").to_pylist() == [0, 1]
         assert rows.column("loss").to_pylist() == [one, one + 1]
         assert rows.filter(rows.column("selected")).column("epoch").to_pylist() == picked.get(one, [])
+
+
+def losses_kept(storage: RunStorage) -> dict[int, set[float]]:
+    """The losses in the history of each epoch, which has to have every sample once."""
+    found = {}
+    for epoch in storage.history_epochs():
+        rows = storage.observations(epoch)
+        assert sorted(rows.column("id").to_pylist()) == list(range(30))
+        found[epoch] = set(rows.column("loss").to_pylist())
+    return found
+
+
+def test_an_embedded_run_that_goes_back_keeps_nothing_of_what_it_will_do_again(tmp_path: Path) -> None:
+    selection = Selection(methods.evolved(), ratio=0.5, anneal=(0, 0), seed=2)
+    config = RunConfig(selection=selection, num_samples=30, num_epochs=3, batch_size=10)
+    storage = RunStorage(str(tmp_path), "mine")
+    storage.begin(config)
+    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    selector = Selector(selection, num_samples=30, num_epochs=3, batch_size=10, exchange=exchange)
+
+    def train(epoch: int, loss: float, stop_after: int = 3) -> None:
+        for step, ids in enumerate(selector.epoch(epoch)):
+            selector.select(ids, np.full(ids.size, loss))
+            if step + 1 == stop_after < 3:
+                return
+
+    states = []
+    for epoch in range(3):
+        train(epoch, 1.0 + epoch)
+        states.append(selector.state_dict())
+    selector.load_state_dict(states[1])
+    assert (losses_kept(storage), storage.spread_epochs()) == ({0: {1.0}, 1: {2.0}}, [1, 2])
+    assert storage.snapshot_epochs() == [1, 2]
+    selector.reset()
+    assert (losses_kept(storage), storage.spread_epochs(), storage.snapshot_epochs()) == ({}, [], [])
+    train(0, 6.0)
+    selector.load_state_dict(states[1])  # of the first life: how it came about is not known here
+    assert losses_kept(storage) == {}
+    train(2, 7.0)
+    assert losses_kept(storage) == {2: {7.0}}
+    selector.reset()
+    train(0, 8.0)
+    train(1, 9.0, stop_after=1)
+    inside = selector.state_dict()
+    selector.load_state_dict(inside)
+    train(1, 9.0)
+    train(2, 10.0)
+    assert losses_kept(storage).keys() == {2}  # of epoch 1 a part is missing, and nothing says what came before it
+
+
+def test_several_ranks_in_one_process_do_not_each_write_a_part_of_the_history(tmp_path: Path) -> None:
+    config = RunConfig(selection=Selection(methods.evolved()), num_samples=30, num_epochs=2, batch_size=10)
+    with pytest.raises(errors.ConfigError, match="one rank"):
+        Embedded(Scorekeeper(config), Position(0, 2), RunStorage(str(tmp_path), "mine"))
+
+
+def test_a_history_that_cannot_be_written_is_not_the_next_epochs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    selection = Selection(methods.evolved(), ratio=0.5, anneal=(0, 0), seed=2)
+    config = RunConfig(selection=selection, num_samples=30, num_epochs=2, batch_size=10)
+    storage = RunStorage(str(tmp_path), "mine")
+    storage.begin(config)
+    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    selector = Selector(selection, num_samples=30, num_epochs=2, batch_size=10, exchange=exchange)
+    blocked = tmp_path / "mine" / "history"
+    blocked.write_text("a file where the folder should be")
+    for epoch in range(2):
+        for ids in selector.epoch(epoch):
+            selector.select(ids, np.full(ids.size, 1.0 + epoch))
+        if epoch == 0:
+            assert "no history of epoch 0" in caplog.text
+            blocked.unlink()
+    assert losses_kept(storage) == {1: {2.0}}

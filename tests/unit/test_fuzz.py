@@ -31,6 +31,7 @@ from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig
 from es_service.selection.shards import WHOLE
 from es_service.selection.table import ScoreTable
+from es_service.selector import Selector
 from es_service.storage import history, runs, segments, snapshots
 
 LOCAL = fs.LocalFileSystem()
@@ -179,6 +180,21 @@ def test_manifests(values: Any, key: str, snapshot: Path) -> None:
 @given(st.binary(max_size=200) | damaged(snapshots.encode_table(pa.table({"id": [0, 1]}))))
 def test_tables(data: bytes) -> None:
     sense(lambda: snapshots.decode_table(data, "the table"))
+
+
+@settings(max_examples=25)
+@given(JSON)
+def test_selector_states(values: Any) -> None:
+    """Of the format before, which has no digest: what is in it reaches what reads it."""
+    selector = Selector(CONFIG.selection, num_samples=64, num_epochs=3, batch_size=8)
+    next(selector.epoch(0))
+    known = {**selector.state_dict(), "format": 2}
+    del known["sha256"]
+    for state in (values, *({**known, key: values} for key in known)):
+        sense(lambda state=state: selector.load_state_dict(state))
+    for part in ("share", "ledger", "config"):
+        for key in known[part]:
+            sense(lambda part=part, key=key: selector.load_state_dict({**known, part: {**known[part], key: values}}))
 
 
 @given(st.text(max_size=40) | st.text(alphabet="./\\~-_:%0aA \x00", max_size=12))

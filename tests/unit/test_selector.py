@@ -532,6 +532,61 @@ def test_a_truncated_table_in_a_state_is_damaged(losses_of: Losses) -> None:
             selector.load_state_dict({**state, "table": state["table"][:end]})
 
 
+def test_a_flipped_bit_in_the_table_of_a_state_is_noticed_and_changes_nothing(losses_of: Losses) -> None:
+    selector = make()
+    train(selector, range(1), losses_of)
+    state = selector.state_dict()
+    for place in range(0, len(state["table"]), 61):
+        table = bytearray(state["table"])
+        table[place] ^= 1 << place % 8
+        with pytest.raises(errors.StorageError, match="damaged"):
+            selector.load_state_dict({**state, "table": bytes(table)})
+    assert selector.state_dict()["table"] == state["table"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("finished_epochs", 0), ("epoch_starts", [0, 7]), ("step", 1), ("sha256", "0" * 64), ("sha256", None)],
+)
+def test_a_state_whose_numbers_are_not_those_that_were_saved_is_damaged(
+    key: str, value: Any, losses_of: Losses
+) -> None:
+    selector = make()
+    train(selector, range(1), losses_of)
+    state = selector.state_dict()
+    with pytest.raises(errors.StorageError, match="sha256"):
+        selector.load_state_dict({**state, key: value})
+    with pytest.raises(errors.StorageError, match="sha256"):
+        selector.load_state_dict({**state, "ledger": {**state["ledger"], "trained": 7}})
+    assert selector.state_dict()["table"] == state["table"]
+
+
+@pytest.mark.parametrize("state", [None, [], ["format"], "state", b"", 7, 1.5, {}, {"format": []}, object()])
+def test_what_is_no_state_at_all_is_refused_in_words(state: Any) -> None:
+    with pytest.raises(errors.StorageError, match="the selector state"):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("table", [None, "ARROW1", 7, [1, 2], bytearray(b"ARROW1")])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_table_that_is_no_bytes_is_refused_in_words(table: Any, version: int) -> None:
+    with pytest.raises(errors.StorageError, match="expected bytes"):
+        make().load_state_dict({**make().state_dict(), "format": version, "table": table})
+
+
+def test_a_state_of_the_format_before_is_read(losses_of: Losses) -> None:
+    """It has no digest: the table's columns, ids and length are what there is to check."""
+    selector = make()
+    train(selector, range(1), losses_of)
+    state = {**selector.state_dict(), "format": 2}
+    del state["sha256"]
+    later = make()
+    assert later.load_state_dict(state) == 1
+    assert later.state_dict()["table"] == state["table"]
+    with pytest.raises(errors.StorageError):
+        make().load_state_dict({**state, "table": state["table"][:-40]})
+
+
 def test_reset_forgets_everything(losses_of: Losses) -> None:
     selector = make()
     first = train(selector, range(2), losses_of)

@@ -309,6 +309,52 @@ def test_a_checkpoint_of_another_selection_is_refused(tmp_path: Path) -> None:
         run(tmp_path, select(ratio=0.5))
 
 
+@pytest.mark.parametrize("name", ["training.pt", "scores.arrow", "checkpoint.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(name: str, tmp_path: Path) -> None:
+    run(tmp_path, select())
+    (place,) = tmp_path.glob("epoch-*")
+    whole = (place / name).read_bytes()
+    for at in (0.02, 0.3, 0.5, 0.7, 0.93):
+        data = bytearray(whole)
+        data[int(at * len(data))] ^= 4
+        (place / name).write_bytes(data)
+        selector = select()
+        before = table_bytes(selector)
+        with pytest.raises(errors.StorageError, match=r"damaged|format|JSON"):
+            run(tmp_path, selector)
+        assert table_bytes(selector) == before
+    for damage in (b"", whole[: len(whole) // 2]):
+        (place / name).write_bytes(damage)
+        with pytest.raises(errors.StorageError):
+            run(tmp_path, select())
+    (place / name).write_bytes(whole)
+    run(tmp_path, select())
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"selector": [1]}, {"model": {}}, torch.zeros(3)])
+def test_a_checkpoint_that_holds_something_else_is_refused_in_words(value: Any, tmp_path: Path) -> None:
+    run(tmp_path, select())
+    (place,) = tmp_path.glob("epoch-*")
+    torch.save(value, place / "training.pt")
+    (place / "checkpoint.json").unlink()
+    with pytest.raises(errors.StorageError, match="damaged"):
+        run(tmp_path, select())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    used = select()
+    run(tmp_path, used)
+    (place,) = tmp_path.glob("epoch-*")
+    (place / "checkpoint.json").unlink()
+    older = torch.load(place / "training.pt", weights_only=True)
+    older["selector"]["format"] = 2
+    del older["selector"]["sha256"]
+    torch.save(older, place / "training.pt")
+    again = select()
+    run(tmp_path, again)
+    assert table_bytes(again) == table_bytes(used)
+
+
 # -- settings -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,93 @@
+"""What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
+
+In memory stands what was reported in the open epoch, and no more: of an epoch with more than `_MAX_ROWS` observations
+there is no history, and a line in the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors.chronicle import MAX_ROWS, history_of
+from es_service.actors.wire import Report
+from es_service.selection.methods.base import Columns
+from es_service.selection.run import Caller, RunConfig, RunState
+from es_service.selection.shards import WHOLE
+from es_service.storage.runs import RunStorage
+
+__all__ = ["KeptRun"]
+
+I64 = NDArray[np.int64]
+_log = logging.getLogger(__name__)
+
+
+class KeptRun:
+    """See the module's text. One process has it for all ranks of the run.
+
+    Args:
+        storage: of the run.
+        config: of the run.
+    """
+
+    def __init__(self, storage: RunStorage, config: RunConfig) -> None:
+        self._storage, self._signals = storage, config.selection.signals
+        self._reports: list[Report] = []
+        self._num_rows = 0
+        self._is_whole = True  # nothing of the open epoch is missing
+
+    def add(self, caller: Caller, run_step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
+        """Keep copies of what a rank has observed and trained on."""
+        observed = ids_B if seen is not None else ids_B[:0]
+        self._num_rows += observed.size + selected_b.size
+        if self._num_rows > MAX_ROWS:
+            self._reports, self._is_whole = [], False
+        if self._is_whole:
+            kept = None if seen is None else {name: values_B.copy() for name, values_B in seen.items()}
+            seq = len(self._reports) + 1
+            self._reports.append(Report(caller, seq, run_step, observed.copy(), kept, selected_b.copy()))
+
+    def finish_epoch(self, state: RunState) -> None:
+        """Write the snapshot of an epoch's end, and the epoch's history.
+
+        Nothing needs the history: where it alone cannot be written, a line in the log says so.
+
+        Raises:
+            StorageError: the snapshot cannot be written.
+        """
+        try:
+            self._storage.write_snapshot(state)
+        finally:
+            self._write_history(state.finished_epochs - 1)
+
+    def _write_history(self, epoch: int) -> None:
+        reports, is_whole, num_rows = self._reports, self._is_whole, self._num_rows
+        self._forget()
+        if not is_whole:
+            reason = "it was continued in its middle" if num_rows <= MAX_ROWS else f"it has more than {MAX_ROWS} rows"
+            _log.warning("no history of epoch %d: %s", epoch, reason)
+            return
+        try:
+            self._storage.write_history(epoch, WHOLE, history_of(reports, self._signals))
+        except errors.StorageError as error:
+            _log.warning("no history of epoch %d: %s", epoch, error)
+
+    def go_to(self, state: RunState, *, inside: bool = False) -> None:
+        """Drop what is on storage of another life of the run: it continues from this state.
+
+        Args:
+            state: of the end of an epoch.
+            inside: the next epoch is open and partly done; there will be no history of it.
+
+        Raises:
+            StorageError: the storage cannot be written.
+        """
+        self._forget()
+        self._is_whole = not inside
+        self._storage.forget_after(state.finished_epochs, state.records)
+
+    def _forget(self) -> None:
+        self._reports, self._num_rows, self._is_whole = [], 0, True
