@@ -103,6 +103,11 @@ class SelectiveLoader:
         self._observed = True
         self.draw: Draw | None = None
         """The last draw: which ids the batch just yielded holds."""
+        self.weight = 0
+        """How many samples the mean of losses·scale stands for: b, or all that were scored where the scale is unbiased.
+
+        The weight of this rank's mean beside that of other ranks; see `step.rank_factor`.
+        """
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield (batch of b samples, scale float32[b]) for every step of an epoch; then score what it hid.
@@ -123,6 +128,7 @@ class SelectiveLoader:
                 with timing("data"), torch.random.fork_rng(devices=[]):
                     self._try(_few(ids_B), self._fetch)
             blind = self._reuse_losses and not selector.wants_scores
+            skipped = selector.ledger.skipped
             if blind:
                 draw = selector.select(ids_B)
                 with timing("data"):
@@ -136,6 +142,8 @@ class SelectiveLoader:
                 with timing("data"):
                     batch = self._take(whole, draw, ids_B)
             self.draw, self._observed = draw, not blind
+            num_scored = ids_B.size - (selector.ledger.skipped - skipped)
+            self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size
             scale = torch.from_numpy(draw.scale).to(self._device)
             with timing("train"):
                 yield batch, scale
