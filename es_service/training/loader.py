@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,12 +149,15 @@ class SelectiveLoader:
                 yield batch, scale
         if not self._observed:
             raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
-        for ids_B in selector.hidden_batches():
+        for hidden_B in selector.hidden_batches():
+            scored_B = hidden_B
+            if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
+                scored_B = np.append(hidden_B, self.draw.ids[:1])
             with timing("data"):
-                whole = self._fetch(ids_B)
+                whole = self._fetch(scored_B)
             with timing("score"):
                 observed = self._score(whole.batch)
-            selector.refresh(ids_B, observed)
+            selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
 
     def observe(self, losses: Any) -> None:
         """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""
@@ -211,6 +214,13 @@ class SelectiveLoader:
             self._try(few, lambda few: self._checked(next(fetched), few))
         for ids_B in meta_batches:
             yield self._checked(next(fetched), ids_B)
+
+
+def _first(observed: Any, num: int) -> Any:
+    """Return the losses, or signals by name, of the first samples."""
+    if isinstance(observed, Mapping):
+        return {name: values[:num] for name, values in observed.items()}
+    return observed[:num]
 
 
 def _few(ids_B: NDArray[np.int64]) -> NDArray[np.int64]:
