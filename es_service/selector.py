@@ -217,7 +217,8 @@ class Selector:
         if epoch is None:
             return
         began = self.ledger.clock()
-        for ids_B in _cut(self._share.hidden, self.config.batch_size):
+        hidden = self._share.hidden
+        for ids_B in np.array_split(hidden, -(-hidden.size // self.config.batch_size)) if hidden.size else ():
             self._planned = ids_B
             yield ids_B
             if self._open_epoch != epoch:
@@ -270,7 +271,7 @@ class Selector:
                 self._open_epoch = None
                 raise
         if not self._streamed:
-            full_share = self.config.num_samples // self.exchange.position.world_size
+            full_share = self.config.rank_share(self.config.num_samples, self.exchange.position.world_size)
             self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)
         self._open_epoch = None
 
@@ -280,7 +281,7 @@ class Selector:
             return num_ids
         if selection.interrupt is not None and (self._share.first_step + self._step + 1) % selection.interrupt == 0:
             return num_ids
-        return selection.num_selected(num_ids, self._share.ratio)
+        return self.config.num_selected(num_ids, self._share.ratio)
 
     @property
     def wants_scores(self) -> bool:

@@ -112,14 +112,15 @@ class Unattended:
             self._unclosed = None
 
     def _num_steps(self, share: Share) -> int:
-        return -(-share.ids.size // self.config.batch_size)
+        return plans.num_steps(share.ids.size, self.config.batch_size)
 
     def _everything(self, epoch: int, streamed: bool) -> I64:
         if streamed or self.config.grows:
             return np.empty(0, dtype=np.int64)
-        config = self.config
+        config, world_size = self.config, self.position.world_size
         order = plans.shuffle(np.arange(config.num_samples), seed=config.selection.seed, epoch=epoch)
-        parts = plans.split(order, world_size=self.position.world_size, num_samples=config.num_samples, epoch=epoch)
+        share = config.rank_share(config.num_samples, world_size)
+        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch, share=share)
         return parts[self.position.rank]
 
     def expect(self, step: int, ids_B: I64) -> None:

@@ -39,6 +39,8 @@ class Selection:
         interrupt: every so many steps one trains on everything, unscored; None never.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
         prune_unobserved: let pruning drop samples whose loss was never seen.
+        drop_last: every meta-batch of an epoch is full; the samples left over sit it out, others each time. Otherwise
+            the last one may be smaller, though never of a single sample.
         on_bad_loss: "skip" leaves NaN and infinite losses out of the step and counts them, instead of raising.
         seed: in [0, 2**63); the same seed gives the same selection on any topology.
 
@@ -64,6 +66,7 @@ class Selection:
     interrupt: int | None = None
     max_age: int | None = 5
     prune_unobserved: bool = False
+    drop_last: bool = False
     on_bad_loss: OnBadLoss = "raise"
     seed: int = 0
 
@@ -90,8 +93,9 @@ class Selection:
         ):
             if value not in allowed:
                 raise errors.ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-        if not isinstance(self.prune_unobserved, bool):
-            raise errors.ConfigError(f"prune_unobserved must be true or false, got {self.prune_unobserved!r}")
+        for name in ("prune_unobserved", "drop_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise errors.ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         self._check_weights()
         object.__setattr__(self, "score_every", as_integer("score_every", self.score_every, least=1))
         if self.interrupt is not None:

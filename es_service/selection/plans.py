@@ -150,13 +150,15 @@ def shuffle(ids_m: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.in
     return keys.ids_of(hashes_m, seed, keys.Purpose.SHUFFLE, epoch)
 
 
-def split(ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch: int) -> list[NDArray[np.int64]]:
+def split(
+    ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch: int, share: int | None = None
+) -> list[NDArray[np.int64]]:
     """Deal the plan out to the ranks, equally many each: rank r gets every world_size-th id from the r-th on.
 
-    The m mod world_size ids that do not come out even sit this epoch out. They are neighbours by id from a place that
-    moves on by as many with each epoch, so in plans that are not pruned everybody sits out in turn. Since the ids are
-    dealt in turn, one step of all ranks together covers the same stretch of the plan whatever the number of ranks, at
-    equal total batch size.
+    Each gets `share` ids, see `rank_share`; as many as there are for None. The others sit this epoch out: neighbours by
+    id from a place that moves on by as many with each epoch, so in plans that are not pruned everybody sits out in
+    turn. Since the ids are dealt in turn, one step of all ranks together covers the same stretch of the plan whatever
+    the number of ranks, at equal total batch size.
 
     Raises:
         ConfigError: fewer ids than ranks.
@@ -165,7 +167,7 @@ def split(ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch:
         raise errors.ConfigError(
             f"a plan of {ids_m.size} ids cannot feed {world_size} ranks: use fewer workers or prune less"
         )
-    odd = ids_m.size % world_size
+    odd = ids_m.size - world_size * (ids_m.size // world_size if share is None else share)
     if odd:
         start = epoch * odd % num_samples
         behind_start = (ids_m - start) % num_samples
@@ -175,11 +177,17 @@ def split(ids_m: NDArray[np.int64], *, world_size: int, num_samples: int, epoch:
     return [np.ascontiguousarray(ids_m[rank::world_size]) for rank in range(world_size)]
 
 
-def rank_share(num_ids: int, world_size: int) -> int:
-    """Return how many ids of a plan each rank gets."""
-    return num_ids // world_size
+def rank_share(num_ids: int, world_size: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """Return how many ids of a plan each rank gets: an equal part, less what the last meta-batch is not made of.
+
+    A last meta-batch of a single sample, from which BatchNorm cannot learn, is left out; with `drop_last` any that is
+    not full. A rank that cannot fill one meta-batch keeps what it has.
+    """
+    share = num_ids // world_size
+    last = share % batch_size
+    return share - last if share > batch_size and (drop_last or last == 1) else share
 
 
-def num_steps(num_ids: int, world_size: int, batch_size: int) -> int:
-    """Return each rank's number of steps in an epoch; the last one may be smaller."""
-    return -(-rank_share(num_ids, world_size) // batch_size)
+def num_steps(share: int, batch_size: int) -> int:
+    """Return a rank's number of steps in an epoch, of its number of ids; the last one may be smaller."""
+    return -(-share // batch_size)

@@ -166,11 +166,12 @@ class Roster:
         if plan is None:
             del self._starts[epoch + 1 :]
             return [Share(ids=np.empty(0, dtype=np.int64), first_step=first_step)] * world_size
-        end = first_step + plans.num_steps(plan.ids.size, world_size, config.batch_size)
+        share = config.rank_share(plan.ids.size, world_size)
+        end = first_step + plans.num_steps(share, config.batch_size)
         if end > _MAX_STEPS:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
         order = plans.shuffle(plan.ids, seed=config.selection.seed, epoch=epoch)
-        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch)
+        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch, share=share)
         hidden = plans.shuffle(plan.hidden, seed=config.selection.seed, epoch=epoch)  # batches of all kinds, like steps
         del self._starts[epoch + 1 :]
         self._starts.append(end)
@@ -229,7 +230,7 @@ class Roster:
         self._starts = list(epoch_starts)
         self._leave_epoch()
         if open_share is not None:
-            steps = plans.num_steps(open_share.ids.size, 1, self.config.batch_size)
+            steps = plans.num_steps(open_share.ids.size, self.config.batch_size)
             self._starts.append(self._starts[-1] + steps)
             self._is_open, self._dealt_out = True, [open_share]
 

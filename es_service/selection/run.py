@@ -66,6 +66,11 @@ class RunConfig:
     def check_streams(self) -> None:
         """Raise ConfigError where the selection goes by plans, which a stream has none of."""
         method = self.selection.method
+        if self.selection.drop_last:
+            raise errors.ConfigError(
+                "drop_last=True is for epochs that this package plans; the batches of a stream are yours: leave the "
+                "last one out there"
+            )
         if method.window > self.batch_size:
             raise errors.ConfigError(
                 f"method {method.name!r} compares a meta-batch with those before it in the plan, and a stream has "
@@ -84,7 +89,7 @@ class RunConfig:
             raise errors.ConfigError(f"rank {rank} is outside [0, world_size={world_size})")
         if self.grows:
             return
-        share = plans.rank_share(self.selection.num_kept(self.num_samples), world_size)
+        share = self.rank_share(self.selection.num_kept(self.num_samples), world_size)
         if self.batch_size > share:
             raise errors.ConfigError(
                 f"batch_size={self.batch_size} is larger than the plan: {self.num_samples:,} samples, pruned by "
@@ -108,7 +113,22 @@ class RunConfig:
         places; the most there may be for methods that decide it by the losses (infobatch, kakurenbo).
         """
         kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
-        return plans.num_steps(kept, world_size, self.batch_size)
+        return plans.num_steps(self.rank_share(kept, world_size), self.batch_size)
+
+    def rank_share(self, num_ids: int, world_size: int) -> int:
+        """Return how many ids of a plan each rank gets, see `plans.rank_share`."""
+        return plans.rank_share(num_ids, world_size, self.batch_size, drop_last=self.selection.drop_last)
+
+    def num_selected(self, num_ids: int, ratio: float | None = None) -> int:
+        """Return b = ⌈ratio·B⌉ for a meta-batch of B = num_ids, outside annealing; a plan may name another ratio.
+
+        Of a smaller meta-batch than the others at least 2 are drawn, unless a full one gives but 1 as well: BatchNorm
+        cannot learn from a single sample.
+        """
+        num = self.selection.num_selected(num_ids, ratio)
+        if num > 1 or num_ids >= self.batch_size:
+            return num
+        return min(num_ids, 2, self.selection.num_selected(self.batch_size, ratio))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,107 +1,123 @@
 """Batches of any make: take some of the samples, cut into micro-batches, move to a device.
 
-A batch is a tree of dicts, lists, tuples, NamedTuples and dataclasses with leaves at its ends. A leaf has a length if
-it is a tensor or array of at least one dimension, or a list or tuple without any tensor or array in it (one string per
-sample, say). B is the length of the first such leaf. Leaves of length B are indexed; all else (scalars, strings, None,
-a tensor of another length) passes through as it is. So does the make of the tree: a NamedTuple stays one.
-
-A list or tuple of tensors is read as fields, `[images, labels]`, unless they do not all have B samples and there are B
-of them: then it is one tensor per sample, as in detection. That needs an earlier leaf that says what B is.
+What a batch may be, and what has a row per sample, stands in `trees`.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import functools
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils import rnn
 
 from es_service import errors
+from es_service.training import trees
 
-__all__ = ["Positions", "batch_length", "even_sizes", "split", "take", "to_device"]
+__all__ = ["Positions", "batch_length", "check", "even_sizes", "split", "take", "to_device"]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
 
-def batch_length(batch: Any) -> int:
+def batch_length(batch: Any, per_sample: Sequence[str] | None = None) -> int:
     """Return B, the number of samples of a batch.
 
     Raises:
-        ShapeError: nothing in it has a length.
+        ShapeError: nothing in it has rows, or leaves have different numbers of them.
     """
-    for leaf in _leaves(batch):
-        length = _length(leaf)
-        if length is not None:
-            return length
+    for part in trees.named_nodes(batch, per_sample).values():
+        for _, leaf in trees.leaves_of(part):
+            rows = trees.num_rows(leaf)
+            if rows is not None:
+                check(batch, rows, per_sample)
+                return rows
     raise errors.ShapeError(
         f"cannot tell how many samples a batch of type {type(batch).__name__} has: it must hold at least one tensor, "
         "array or list with one entry per sample, in any nesting of dicts, lists, tuples and dataclasses"
     )
 
 
-def take(batch: Any, positions: Positions) -> Any:
+def check(batch: Any, num: int, per_sample: Sequence[str] | None = None) -> None:
+    """Raise ShapeError unless this is a batch of `num` samples: every leaf has a row for each, or those named do."""
+    found = False
+    for path, part in trees.named_nodes(batch, per_sample).items():
+        if (misfit := trees.first_misfit(part, num, path)) is not None:
+            raise errors.ShapeError(trees.refusal(batch, *misfit, num))
+        found = found or any(trees.num_rows(leaf) is not None for _, leaf in trees.leaves_of(part, path))
+    if not found and num:
+        raise errors.ShapeError(
+            f"a batch of type {type(batch).__name__} for {num} samples has nothing with a row for each: it must hold "
+            "at least one tensor, array or list with one entry per sample"
+        )
+
+
+def take(batch: Any, positions: Positions, num: int | None = None, per_sample: Sequence[str] | None = None) -> Any:
     """Return a batch of the samples at these positions, in their order; it shares no memory with `batch`.
 
     Args:
         batch: of B samples.
         positions: integer[b], each in [0, B).
+        num: B, where it is known; otherwise the first leaf says it.
+        per_sample: names of the leaves, or of nodes above them, that have a row per sample; None for all.
 
     Raises:
-        ShapeError: the batch has no length, or the positions have more than one dimension or are no integers.
+        ShapeError: a leaf has no row for each sample, or the positions have more than one dimension or are no integers.
         InputError: a position outside [0, B).
     """
-    length = batch_length(batch)
+    if num is None:
+        num = batch_length(batch, per_sample)
+    else:
+        check(batch, num, per_sample)
     host = positions.cpu().numpy() if isinstance(positions, torch.Tensor) else np.asarray(positions)
     if host.ndim != 1 or (host.size and host.dtype.kind not in "iu"):
         raise errors.ShapeError(f"positions must be integers of one dimension, got {host.dtype}{list(host.shape)}")
     host = host.astype(np.int64, copy=False)
-    outside = np.flatnonzero((host < 0) | (host >= length))
+    outside = np.flatnonzero((host < 0) | (host >= num))
     if outside.size:  # checked here: on a GPU the same mistake would take the whole process down
         raise errors.InputError(
-            f"position {host[outside[0]]} (entry {outside[0]}) is outside the batch of {length} samples"
+            f"position {host[outside[0]]} (entry {outside[0]}) is outside the batch of {num} samples"
         )
     moved: dict[torch.device, torch.Tensor] = {}
 
     def pick(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, torch.Tensor) and not leaf.is_nested:
             if leaf.device not in moved:
                 moved[leaf.device] = torch.tensor(host, device=leaf.device)
             return leaf.index_select(0, moved[leaf.device])
-        if isinstance(leaf, np.ndarray):
-            return leaf[host]
-        return _like(leaf, [leaf[position] for position in host.tolist()])
+        return leaf[host] if isinstance(leaf, np.ndarray) else _picked(leaf, host.tolist())
 
-    return _map(batch, pick, length)
+    return _map(batch, pick, num, per_sample)
 
 
-def split(batch: Any, size: int | Sequence[int]) -> Iterator[Any]:
+def split(batch: Any, size: int | Sequence[int], per_sample: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield the batch in pieces; tensors and arrays in them are views.
 
     Args:
         batch: of B samples; where one piece holds them all it is yielded itself, with B = 0 nothing is.
         size: samples of each piece but the last, at least 1; or the sizes of all pieces, which sum to B.
+        per_sample: as in `take`.
 
     Raises:
-        ShapeError: the batch has no length.
+        ShapeError: a leaf has no row for each sample.
         ConfigError: `size` below 1.
     """
-    length = batch_length(batch)
     if isinstance(size, int):
         if size < 1:
             raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {size}")
-        size = [min(size, length - start) for start in range(0, length, size)]
+        num = batch_length(batch, per_sample)
+        size = [min(size, num - start) for start in range(0, num, size)]
     if len(size) == 1:
         yield batch
         return
-    start = 0
+    num, start = sum(size), 0
+    check(batch, num, per_sample)
     for one in size:
-        yield _map(batch, operator.itemgetter(slice(start, start + one)), length)
+        yield _map(batch, functools.partial(_piece, start=start, end=start + one), num, per_sample)
         start += one
 
 
@@ -129,78 +145,78 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     target = torch.device(device)
 
     def move(leaf: Any) -> Any:
-        return leaf.to(target, non_blocking=target.type == "cuda") if isinstance(leaf, torch.Tensor) else leaf
+        is_moved = isinstance(leaf, (torch.Tensor, rnn.PackedSequence))
+        return leaf.to(target, non_blocking=target.type == "cuda") if is_moved else leaf
 
-    return _map(batch, move, None)
-
-
-def _is_sequence(node: Any) -> bool:
-    return isinstance(node, (list, tuple)) and not _is_namedtuple(node)
+    return _map(batch, move, None, None)
 
 
-def _is_namedtuple(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_make")
+def _picked(leaf: Any, positions: Sequence[int]) -> Any:
+    """Return some of the samples of a leaf that cannot be indexed by many positions at once."""
+    if isinstance(leaf, rnn.PackedSequence):
+        sequences = rnn.unpack_sequence(leaf)
+        return rnn.pack_sequence([sequences[position] for position in positions], enforce_sorted=False)
+    if trees.is_nested(leaf):
+        rows = leaf.unbind()
+        return torch.nested.as_nested_tensor([rows[position] for position in positions], layout=leaf.layout)
+    return _like(leaf, [leaf[position] for position in positions])
 
 
-def _is_dataclass(node: Any) -> bool:
-    return dataclasses.is_dataclass(node) and not isinstance(node, type)
+def _piece(leaf: Any, start: int, end: int) -> Any:
+    if isinstance(leaf, rnn.PackedSequence) or trees.is_nested(leaf):
+        return _picked(leaf, range(start, end))
+    return leaf[start:end]
 
 
-def _children(node: Any) -> list[Any] | None:
-    """Return what hangs below a node of the tree, None for a leaf."""
-    if isinstance(node, Mapping):
-        return list(node.values())
-    if _is_dataclass(node):
-        return [getattr(node, field.name) for field in dataclasses.fields(node)]
-    if _is_namedtuple(node) or (_is_sequence(node) and any(_holds_array(child) for child in node)):
-        return list(node)
-    return None
-
-
-def _holds_array(node: Any) -> bool:
-    if isinstance(node, (torch.Tensor, np.ndarray)):
-        return True
-    return any(_holds_array(child) for child in _children(node) or ())
-
-
-def _leaves(node: Any) -> Iterator[Any]:
-    children = _children(node)
-    if children is None:
-        yield node
+def _map(
+    node: Any, function: Callable[[Any], Any], num: int | None, per_sample: Sequence[str] | None, path: str = ""
+) -> Any:
+    """Rebuild a tree with `function` applied to the leaves with `num` rows that are named; to all where num is None."""
+    if per_sample is not None and path in per_sample:
+        per_sample = None  # all below it
+    children = trees.children_of(node)
+    if num is None:
+        is_leaf, is_meant = children is None, True
     else:
-        for child in children:
-            yield from _leaves(child)
-
-
-def _length(leaf: Any) -> int | None:
-    if isinstance(leaf, (torch.Tensor, np.ndarray)):
-        return leaf.shape[0] if leaf.ndim else None
-    return len(leaf) if _is_sequence(leaf) else None
-
-
-def _map(node: Any, function: Callable[[Any], Any], length: int | None) -> Any:
-    """Rebuild a tree with `function` applied to the leaves of this length; to all leaves where length is None."""
-    children = _children(node)
-    is_samples = length is not None and _is_sequence(node) and len(node) == length
-    if is_samples and children is not None and all(_length(leaf) == length for leaf in _leaves(node)):
-        is_samples = False  # B fields of B samples each
-    if is_samples or children is None:
-        return function(node) if is_samples or length is None or _length(node) == length else node
-    mapped = [_map(child, function, length) for child in children]
+        is_leaf = children is None or _is_sample_each(node, num)
+        is_meant = per_sample is None and trees.num_rows(node) is not None
+    if children is None or (is_leaf and is_meant):
+        return function(node) if is_meant else node
+    mapped = {
+        name: _map(child, function, num, per_sample, trees.path_below(path, name)) for name, child in children.items()
+    }
     if isinstance(node, Mapping):
-        items = dict(zip(node, mapped, strict=True))
-        if type(node) is dict or not isinstance(node, MutableMapping):
-            return items
-        same = copy.copy(node)  # keeps what a subclass carries besides its items
-        for key, value in items.items():  # some, like transformers' ModelOutput, have no update()
-            same[key] = value
-        return same
-    if _is_dataclass(node):
-        same = copy.copy(node)
-        for field, value in zip(dataclasses.fields(node), mapped, strict=True):
-            object.__setattr__(same, field.name, value)
-        return same
-    return node._make(mapped) if _is_namedtuple(node) else _like(node, mapped)
+        return mapped if type(node) is dict else _like_mapping(node, mapped, function, num)
+    if isinstance(node, tuple) and hasattr(node, "_make"):
+        return node._make(mapped.values())
+    if trees.is_sequence(node):
+        return _like(node, list(mapped.values()))
+    same = copy.copy(node)
+    for name, value in mapped.items():
+        object.__setattr__(same, name, value)
+    return same
+
+
+def _is_sample_each(node: Any, num: int) -> bool:
+    """Whether a list of tensors is one of samples, not of fields."""
+    if not trees.is_sequence(node) or len(node) != num:
+        return False
+    return any(trees.first_misfit(child, num, "") is not None for child in node)
+
+
+def _like_mapping(
+    node: Mapping[Any, Any], items: dict[Any, Any], function: Callable[[Any], Any], num: int | None
+) -> Mapping[Any, Any]:
+    """Return a mapping of the same make; what it carries beside its items, one per sample, is treated as these are."""
+    if not isinstance(node, MutableMapping):
+        return items
+    same = copy.copy(node)
+    for key, value in items.items():  # some, like transformers' ModelOutput, have no update()
+        same[key] = value
+    for name, value in list(getattr(same, "__dict__", {}).items()):
+        if name not in items and isinstance(value, list) and len(value) == num:
+            setattr(same, name, function(value))  # of transformers' BatchEncoding, the encoding of each text
+    return same
 
 
 def _like(node: Any, items: list[Any]) -> Any:

@@ -212,6 +212,8 @@ _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 
 
 def _check_resumed(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if "selection" in before:  # an older version wrote fewer settings
+        before = {**before, "selection": Selection.from_dict(before["selection"]).to_dict()}
     differing = [
         f"{key}: was {before[key]!r}, now {now[key]!r}"
         for key in now

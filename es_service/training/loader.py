@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,25 @@ from es_service.selector import Selector
 from es_service.training import batches
 
 __all__ = ["SelectiveLoader"]
+
+_NUM_TRIED = 2  # samples
+
+
+class _Fetched(NamedTuple):
+    """A batch, and the samples that it was collated from; None where they are not kept."""
+
+    samples: Any
+    batch: Any
+
+
+class _Keeping:
+    """Collates samples and keeps them; at the top of the module, for processes that fetch ahead import it."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> tuple[Any, Any]:
+        return samples, self._collate(samples)
 
 
 class SelectiveLoader:
@@ -36,9 +55,16 @@ class SelectiveLoader:
         collate_fn: list of samples -> batch, or what `__getitems__` returns -> batch; torch's default otherwise.
         device: moves every batch there.
         num_workers: processes that fetch ahead; 0 fetches in this one, and then no more than is needed.
+        per_sample: names of the leaves of a batch that have a row per sample, such as ["image", "targets.boxes"] or
+            ["0", "1"], see `training.trees`; all others then go into every mini-batch as they are. None: every leaf
+            with rows must have one for each sample, and a batch of two samples is fetched once to see that it has.
+        recollate: collate the drawn samples anew instead of taking rows of the meta-batch: text padded to the longest
+            of B samples is then padded to the longest of b. `collate_fn` must not draw at random. Needed, too, for
+            batches that cannot be taken apart, graphs for example.
 
     Raises:
-        ConfigError: the data set has another length than the selector was told.
+        ConfigError: the data set has another length than the selector was told, or both `per_sample` and `recollate`
+            are given.
     """
 
     def __init__(
@@ -51,11 +77,18 @@ class SelectiveLoader:
         collate_fn: Callable[[Any], Any] | None = None,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
+        per_sample: Sequence[str] | None = None,
+        recollate: bool = False,
     ) -> None:
         if len(dataset) != selector.config.num_samples:
             raise errors.ConfigError(
                 f"the data set has {len(dataset):,} samples, the selector was made for "
                 f"num_samples={selector.config.num_samples:,}: ids would name the wrong samples"
+            )
+        if per_sample is not None and (recollate or isinstance(per_sample, str)):
+            raise errors.ConfigError(
+                f"per_sample={per_sample!r} must be a list of names, and left out with recollate=True, which takes no "
+                "rows"
             )
         self._dataset = dataset
         self._selector = selector
@@ -64,75 +97,131 @@ class SelectiveLoader:
         self._collate = collate_fn if collate_fn is not None else data.default_collate
         self._device = torch.device(device)
         self._num_workers = num_workers
+        self._per_sample = per_sample
+        self._recollate = recollate
+        self._is_tried = per_sample is not None or recollate
         self._observed = True
         self.draw: Draw | None = None
         """The last draw: which ids the batch just yielded holds."""
+        self.weight = 0
+        """How many samples the mean of losses·scale stands for: b, or all that were scored where the scale is unbiased.
+
+        The weight of this rank's mean beside that of other ranks; see `step.rank_factor`.
+        """
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield (batch of b samples, scale float32[b]) for every step of an epoch; then score what it hid.
 
         Raises:
-            ShapeError: `observe` was promised for the step before and did not come; or as `Selector.select` raises.
+            ShapeError: a batch does not have a row for each sample; `observe` was promised for the step before and did
+                not come; or as `Selector.select` raises.
         """
         selector, timing = self._selector, self._selector.ledger.timing
-        ahead: Iterator[Any] | None = None
+        ahead: Iterator[_Fetched] | None = None
         self._observed = True
         for ids_B in selector.epoch(epoch):
             if not self._observed:
                 raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
             if self._num_workers > 0 and ahead is None:
                 ahead = self._fetch_ahead(selector.batches())
+            elif not self._is_tried:
+                with timing("data"), torch.random.fork_rng(devices=[]):
+                    self._try(_few(ids_B), self._fetch)
             blind = self._reuse_losses and not selector.wants_scores
+            skipped = selector.ledger.skipped
             if blind:
                 draw = selector.select(ids_B)
                 with timing("data"):
-                    batch = self._take(next(ahead), draw, ids_B) if ahead else self._fetch(draw.ids)
+                    batch = self._take(next(ahead), draw, ids_B) if ahead else self._fetch(draw.ids).batch
             else:
                 with timing("data"):
                     whole = next(ahead) if ahead else self._fetch(ids_B)
                 with timing("score"):
-                    losses_B = self._score(whole)
+                    losses_B = self._score(whole.batch)
                 draw = selector.select(ids_B, losses_B)
                 with timing("data"):
                     batch = self._take(whole, draw, ids_B)
             self.draw, self._observed = draw, not blind
+            num_scored = ids_B.size - (selector.ledger.skipped - skipped)
+            self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size
             scale = torch.from_numpy(draw.scale).to(self._device)
             with timing("train"):
                 yield batch, scale
         if not self._observed:
             raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
-        for ids_B in selector.hidden_batches():
+        for hidden_B in selector.hidden_batches():
+            scored_B = hidden_B
+            if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
+                scored_B = np.append(hidden_B, self.draw.ids[:1])
             with timing("data"):
-                whole = self._fetch(ids_B)
+                whole = self._fetch(scored_B)
             with timing("score"):
-                observed = self._score(whole)
-            selector.refresh(ids_B, observed)
+                observed = self._score(whole.batch)
+            selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
 
     def observe(self, losses: Any) -> None:
         """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""
         self._selector.observe(losses)
         self._observed = True
 
-    def _take(self, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
-        return whole if draw.positions.size == ids_B.size else batches.take(whole, draw.positions)
+    def _take(self, whole: _Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
+        if draw.positions.size == ids_B.size:
+            return whole.batch
+        if not self._recollate:
+            return batches.take(whole.batch, draw.positions, ids_B.size, self._per_sample)
+        if isinstance(whole.samples, list) and len(whole.samples) == ids_B.size:
+            return self._fetched([whole.samples[position] for position in draw.positions.tolist()], draw.ids).batch
+        return self._fetch(draw.ids).batch  # __getitems__ returned a batch
 
-    def _fetch(self, ids: NDArray[np.int64]) -> Any:
+    def _fetch(self, ids: NDArray[np.int64]) -> _Fetched:
         many = getattr(self._dataset, "__getitems__", None)
         indices = ids.tolist()
-        samples = many(indices) if many is not None else [self._dataset[index] for index in indices]
-        return self.to_device(self._collate(samples))
+        return self._fetched(many(indices) if many is not None else [self._dataset[index] for index in indices], ids)
+
+    def _fetched(self, samples: Any, ids: NDArray[np.int64]) -> _Fetched:
+        return self._checked(_Fetched(samples, self._collate(samples)), ids)
+
+    def _checked(self, fetched: _Fetched, ids: NDArray[np.int64]) -> _Fetched:
+        if not self._recollate:
+            batches.check(fetched.batch, ids.size, self._per_sample)
+        return fetched._replace(batch=self.to_device(fetched.batch))
+
+    def _try(self, few: NDArray[np.int64], fetch: Callable[[NDArray[np.int64]], Any]) -> None:
+        """Fetch a batch of another size: a leaf that has B rows by chance does not follow the number of samples."""
+        try:
+            fetch(few)
+        except errors.ShapeError as error:
+            raise errors.ShapeError(
+                f"fetched {few.size} samples, to see which leaves of a batch follow their number: {error}"
+            ) from error
+        self._is_tried = True
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to where this loader's batches go."""
         return batches.to_device(batch, self._device)
 
-    def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[Any]:
+    def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[_Fetched]:
+        tried = [] if self._is_tried else [_few(meta_batches[0])]
         loader = data.DataLoader(
             self._dataset,
-            batch_sampler=[ids_B.tolist() for ids_B in meta_batches],
+            batch_sampler=[ids_B.tolist() for ids_B in [*tried, *meta_batches]],
             num_workers=self._num_workers,
-            collate_fn=self._collate,
+            collate_fn=_Keeping(self._collate) if self._recollate else self._collate,
             pin_memory=self._device.type == "cuda",
         )
-        for batch in loader:
-            yield self.to_device(batch)
+        fetched = (_Fetched(*batch) if self._recollate else _Fetched(None, batch) for batch in loader)
+        for few in tried:
+            self._try(few, lambda few: self._checked(next(fetched), few))
+        for ids_B in meta_batches:
+            yield self._checked(next(fetched), ids_B)
+
+
+def _first(observed: Any, num: int) -> Any:
+    """Return the losses, or signals by name, of the first samples."""
+    if isinstance(observed, Mapping):
+        return {name: values[:num] for name, values in observed.items()}
+    return observed[:num]
+
+
+def _few(ids_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    return ids_B[: _NUM_TRIED if ids_B.size > _NUM_TRIED else 1]

@@ -170,6 +170,7 @@ class _Training:
                 batch,
                 scale,
                 lambda model, part: self._signals(model(self.task.inputs(part)), part),
+                weight=self.loader.weight,
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
             )

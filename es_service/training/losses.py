@@ -80,17 +80,21 @@ def squared_error(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return residuals(predictions, targets).square().mean(dim=1)
 
 
-def check_per_sample(losses: Any, length: int) -> None:
-    """Raise ShapeError unless these are the losses of `length` samples, one each: a tensor float[length]."""
+def check_per_sample(losses: Any, length: int | None) -> None:
+    """Raise ShapeError unless these are the losses of `length` samples, one each: a tensor float[length].
+
+    Where the length is unknown, None, one dimension is all that is asked for.
+    """
     if not isinstance(losses, torch.Tensor):
         raise errors.ShapeError(f"the loss function must return a tensor, got {type(losses).__name__}")
+    samples = "the samples of a batch" if length is None else f"{length} samples"
     if losses.ndim == 0:
         raise errors.ShapeError(
-            f"the loss function returned one number for {length} samples: it must give one loss per sample; "
+            f"the loss function returned one number for {samples}: it must give one loss per sample; "
             "with torch's loss functions pass reduction='none'"
         )
-    if losses.shape != (length,):
+    if losses.ndim != 1 or length not in (None, losses.numel()):
         raise errors.ShapeError(
-            f"the loss function returned shape {tuple(losses.shape)} for {length} samples: it must be ({length},), one "
+            f"the loss function returned shape {tuple(losses.shape)} for {samples}: it must be ({length or 'B'},), one "
             "loss per sample; of several per sample, take the mean over all but the first dimension"
         )

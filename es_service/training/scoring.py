@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.training import batches
 from es_service.training.losses import check_per_sample
 from es_service.training.observed import Signals, joined
@@ -26,9 +27,11 @@ def score(
     model: torch.nn.Module,
     batch: Any,
     *,
-    inputs: Callable[[Any], Any],
     losses: Callable[[Any, Any], Signals],
+    inputs: Callable[[Any], Any] | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
     micro_batch_size: int | None = None,
+    per_sample: Sequence[str] | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
     """Return the loss of every sample of a batch, without gradient and without a trace in the model.
@@ -39,12 +42,16 @@ def score(
     Args:
         model: bare, or wrapped in DistributedDataParallel. If it is in training mode, modules of it that were put in
             evaluation mode, a frozen BatchNorm say, stay so; if it is in evaluation mode, all of it trains meanwhile.
-        batch: of B samples, on the model's device; anything `training.batches` can take apart.
-        inputs: batch -> what goes into the model.
+        batch: of B samples, on the model's device; with `micro_batch_size` one that `training.batches` can take apart.
         losses: (outputs, batch) -> losses[b], one per sample of that batch; or several such tensors by the name of the
             signal, "loss" among them.
+        inputs: batch -> what goes into the model, as its only argument.
+        forward: (model, batch) -> outputs, for a model with other arguments: `lambda model, batch: model(**batch)`.
+            Either this or `inputs`. Do not wrap the model in a module of your own instead: the wrapper would be in
+            training mode where the model evaluates.
         micro_batch_size: most samples of one forward pass, None takes all at once. BatchNorm's statistics are those of
             the micro-batch.
+        per_sample: names of the leaves that have a row per sample, where not all have; see `training.trees`.
         autocast: makes the context of each forward pass; None of them and no surrounding one means full precision.
 
     Returns:
@@ -52,20 +59,22 @@ def score(
         infinite: whoever uses them checks that.
 
     Raises:
-        ShapeError: the losses are not one per sample, or the batch has no length.
-        ConfigError: micro_batch_size below 1.
+        ShapeError: the losses are not one per sample, or a batch to be cut has no row for each sample.
+        ConfigError: micro_batch_size below 1; both `inputs` and `forward`, or neither.
     """
+    if (inputs is None) == (forward is None):
+        raise errors.ConfigError("score needs either inputs (batch -> argument) or forward ((model, batch) -> outputs)")
     bare = unwrap(model)
-    sizes = batches.even_sizes(batches.batch_length(batch), micro_batch_size)
     parts: list[Signals] = []
     with torch.no_grad(), untouched(bare):
         if not bare.training:
             bare.train()
-        for part in batches.split(batch, sizes):
+        for part, length in _parts(batch, micro_batch_size, per_sample):
             with autocast(), _no_autocast_cache():
-                signals = losses(bare(inputs(part)), part)
+                outputs = bare(inputs(part)) if inputs is not None else forward(bare, part)  # type: ignore[misc]
+                signals = losses(outputs, part)
             for values in signals.values() if isinstance(signals, Mapping) else (signals,):
-                check_per_sample(values, batches.batch_length(part))
+                check_per_sample(values, length)
             parts.append(signals)
     if not parts:
         return np.empty(0, dtype=np.float32)
@@ -73,6 +82,21 @@ def score(
     if isinstance(seen, Mapping):
         return {name: values.cpu().numpy() for name, values in seen.items()}
     return seen.cpu().numpy()
+
+
+def _parts(
+    batch: Any, micro_batch_size: int | None, per_sample: Sequence[str] | None
+) -> Iterator[tuple[Any, int | None]]:
+    """Yield the micro-batches with their lengths; a batch that need not be cut may be one whose length is unknown."""
+    try:
+        num = batches.batch_length(batch, per_sample)
+    except errors.ShapeError:
+        if micro_batch_size is not None:
+            raise
+        yield batch, None
+        return
+    sizes = batches.even_sizes(num, micro_batch_size)
+    yield from zip(batches.split(batch, sizes, per_sample), sizes, strict=True)
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from es_service import errors
 from es_service.training import batches
 from es_service.training.observed import Signals, joined, losses_in
 
-__all__ = ["autocast_for", "train_step"]
+__all__ = ["autocast_for", "rank_factor", "train_step"]
 
 
 def autocast_for(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -29,10 +29,15 @@ def train_step(
     scale: torch.Tensor,
     forward_losses: Callable[[torch.nn.Module, Any], Signals],
     *,
+    weight: float | None = None,
     micro_batch_size: int | None = None,
+    per_sample: Sequence[str] | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Signals:
     """Minimise mean(losses·scale) of a mini-batch by one step: ⌈b/b_micro⌉ forward and backward passes.
+
+    With a DistributedDataParallel model it is the mean over the mini-batches of all ranks, also where they differ in
+    size.
 
     Args:
         model: in training mode; gradients of a DistributedDataParallel model are averaged once, in the last pass.
@@ -40,7 +45,9 @@ def train_step(
         batch: of b samples.
         scale: float32[b].
         forward_losses: (model, batch) -> losses[b], one per sample; or signals by name, "loss" among them.
+        weight: what this rank's mean counts for beside the other ranks'; None for b. See `SelectiveLoader.weight`.
         micro_batch_size: most samples of a pass; None takes the whole mini-batch at once.
+        per_sample: names of the leaves that have a row per sample, where not all have; see `training.trees`.
         autocast: context of the forward passes.
 
     Returns:
@@ -50,10 +57,11 @@ def train_step(
         ShapeError: the losses are not one per sample.
     """
     num = scale.numel()
+    factor = rank_factor(model, num if weight is None else weight, scale.device)
     optimizer.zero_grad(set_to_none=True)
     observed = []
     sizes = batches.even_sizes(num, micro_batch_size)
-    parts, scales = batches.split(batch, sizes), torch.split(scale, sizes)
+    parts, scales = batches.split(batch, sizes, per_sample), torch.split(scale, sizes)
     for index, (part, part_scale) in enumerate(zip(parts, scales, strict=True)):
         is_last = index == len(scales) - 1
         with contextlib.nullcontext() if is_last else _without_sync(model):
@@ -65,14 +73,39 @@ def train_step(
                     f"the loss function returned shape {tuple(losses.shape)} for {part_scale.numel()} samples: "
                     "it must give one loss per sample (reduction='none')"
                 )
-            (losses.float() * part_scale).sum().div(num).backward()  # type: ignore[no-untyped-call]
+            (losses.float() * part_scale).sum().div(num).mul(factor).backward()  # type: ignore[no-untyped-call]
         observed.append(signals)
     optimizer.step()
     return joined(observed)
 
 
+def rank_factor(model: torch.nn.Module, weight: float, device: torch.device) -> torch.Tensor | float:
+    """Return what to multiply a rank's mean loss by, so that the ranks' average counts each by its weight.
+
+    DistributedDataParallel averages the gradients of its ranks, W of them, as if all had as many samples. With the
+    factor W·weight/Σweight, of weights that are numbers of samples, it becomes the mean over the samples of all ranks.
+    It is 1 where all weights are equal, and for any other model. All ranks call it, once a step.
+
+    Args:
+        model: that takes the step.
+        weight: this rank's, above 0.
+        device: where the factor is wanted, that of the model.
+    """
+    parallel = _parallel(model)
+    if parallel is None:
+        return 1.0
+    total = torch.tensor(float(weight), device=device)
+    torch.distributed.all_reduce(total, group=parallel.process_group)
+    return weight * torch.distributed.get_world_size(parallel.process_group) / total
+
+
 def _without_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Hold back the gradient exchange of DistributedDataParallel, where the model is one."""
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
+    parallel = _parallel(model)
+    return contextlib.nullcontext() if parallel is None else parallel.no_sync()
+
+
+def _parallel(model: torch.nn.Module) -> torch.nn.parallel.DistributedDataParallel | None:
+    """Return the model as DistributedDataParallel, beneath torch.compile too; None where it is none."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, torch.nn.parallel.DistributedDataParallel) else None

@@ -60,6 +60,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "closeness": ("threshold_closeness", {"seed": 23, "anneal": (0.2, 0)}),
     "variance": ("prediction_variance", {"seed": 24, "anneal": (0, 0), "beta": 0.7}),
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
+    "es-drop-last": ("es", {"seed": 25, "anneal": (0.2, 0), "drop_last": True}),
+    "infobatch-drop-last": ("infobatch", {"seed": 26, "drop_last": True}),
     "es-skip": ("es", {"seed": 23, "anneal": (0.2, 0), "on_bad_loss": "skip"}),
 }
 SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}

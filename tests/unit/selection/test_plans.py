@@ -252,7 +252,6 @@ def test_ranks_get_equal_disjoint_shares_of_the_plan(size: int, world: int, epoc
     )
     shares = plans.split(plan, world_size=world, num_samples=size, epoch=epoch)
     assert {share.size for share in shares} == {plan_size // world}
-    assert plans.rank_share(plan_size, world) == plan_size // world
     together = np.concatenate(shares)
     assert np.unique(together).size == together.size
     assert set(together.tolist()) <= set(plan.tolist())
@@ -261,7 +260,40 @@ def test_ranks_get_equal_disjoint_shares_of_the_plan(size: int, world: int, epoc
     assert dealt.tolist() == [one for one in plan.tolist() if one in set(together.tolist())]
     batch = data.draw(st.integers(1, 30))
     steps = {len(range(0, share.size, batch)) for share in shares}
-    assert steps == {plans.num_steps(plan_size, world, batch)}
+    assert steps == {plans.num_steps(plan_size // world, batch)}
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 30), st.booleans(), st.integers(0, 500))
+def test_no_last_batch_is_of_one_sample_and_with_drop_last_all_are_full(
+    size: int, world: int, batch: int, drop_last: bool, epoch: int
+) -> None:
+    size = max(size, world)
+    share = plans.rank_share(size, world, batch, drop_last=drop_last)
+    plan = plans.shuffle(np.arange(size, dtype=np.int64), seed=0, epoch=epoch)
+    shares = plans.split(plan, world_size=world, num_samples=size, epoch=epoch, share=share)
+    assert [one.size for one in shares] == [share] * world
+    together = np.concatenate(shares)
+    assert np.unique(together).size == together.size
+    equal = size // world
+    if equal <= batch:
+        assert share == equal
+    elif drop_last:
+        assert (share % batch, share // batch) == (0, equal // batch)
+    else:
+        assert share == equal - (equal % batch == 1 and batch > 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "world", "batch", "drop_last"), [(65, 1, 64, False), (130, 2, 64, False), (100, 2, 12, True)]
+)
+def test_everybody_sits_out_in_turn(size: int, world: int, batch: int, drop_last: bool) -> None:
+    share = plans.rank_share(size, world, batch, drop_last=drop_last)
+    times = np.zeros(size, dtype=np.int64)
+    for epoch in range(size):
+        plan = plans.shuffle(np.arange(size, dtype=np.int64), seed=0, epoch=epoch)
+        shares = plans.split(plan, world_size=world, num_samples=size, epoch=epoch, share=share)
+        times[np.setdiff1d(plan, np.concatenate(shares))] += 1
+    assert times.min() == times.max() == size - share * world
 
 
 @pytest.mark.parametrize(("size", "world"), [(101, 4), (50, 7), (23, 3), (1000, 64)])

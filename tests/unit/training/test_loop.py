@@ -472,3 +472,50 @@ def test_watchers_are_told_where_the_seconds_go(tmp_path: Path) -> None:
     assert told[-1]["seconds"] == {"total": ledger.total_s, **ledger.seconds}
     assert all(set(one["seconds"]) == {"total", "score", "train", "exchange", "data"} for one in told)
     assert told[-1]["seconds"]["train"] > told[0]["seconds"]["train"]
+
+
+# -- last batches -------------------------------------------------------------------------------------------------
+
+
+def sized(num: int, method: str, task: PointsTask | None = None, **settings: Any) -> tuple[es.Selector, PointsTask]:
+    """A task of `num` samples and its selector, B = 64."""
+    task = task or PointsTask()
+    task.train_set = Points(num, 1)
+    selection = es.Selection(getattr(es.methods, method)(), ratio=0.25, anneal=(0, 0), seed=3, **settings)
+    return es.Selector(selection, num_samples=num, num_epochs=3, batch_size=64), task
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("num", [65, 68, 129])
+@pytest.mark.parametrize("method", ["full", "random", "evolved", "infobatch"])
+def test_batch_norm_trains_whatever_the_last_batch_would_be(
+    method: str, num: int, drop_last: bool, tmp_path: Path
+) -> None:
+    """65 samples leave one over; a quarter of the 4 that 68 leave is one."""
+    selector, task = sized(num, method, drop_last=drop_last)
+    metrics = run(tmp_path, selector, task)
+    assert metrics["epoch"] == 2
+    assert min(task.loss_sizes) >= 2
+    if drop_last and method != "infobatch":
+        assert set(task.loss_sizes) <= {64, 16}
+
+
+class OneSure(PointsTask):
+    """Right and certain of sample 7 alone, which has the lowest loss: KAKURENBO hides that one."""
+
+    def is_sure(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (batch["x"] == self.train_set.x[7].to(batch["x"].device)).all(dim=1).float()
+
+    def losses(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().losses(outputs, batch) * (1 - 0.99999 * self.is_sure(batch))
+
+    def signals(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"correct": self.is_sure(batch), "confidence": self.is_sure(batch)}
+
+
+def test_a_single_hidden_sample_is_scored_beside_another(tmp_path: Path) -> None:
+    selector, task = sized(130, "kakurenbo", OneSure())
+    metrics = run(tmp_path, selector, task)
+    assert metrics["ledger"]["scored"] == 1  # of epoch 1; the last hides nothing that anybody looks at again
+    assert selector.table()["visits"].to_pylist()[7] == 2
+    assert selector.table()["selected"].to_pylist()[7] == 1

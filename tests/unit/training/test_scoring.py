@@ -307,3 +307,67 @@ def test_a_signal_that_is_not_one_per_sample_is_refused() -> None:
     model, batch = make()
     with pytest.raises(errors.ShapeError, match="one number"):
         score(model, batch, losses=lambda o, b: {"loss": losses(o, b), "correct": torch.ones(())})
+
+
+# -- models and batches of another make ---------------------------------------------------------------------------
+
+
+class ByName(nn.Module):
+    """Takes its inputs by name, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, *, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.net(x * mask)
+        return outputs
+
+
+def by_name(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    outputs: torch.Tensor = model(x=batch["x"], mask=batch["mask"])
+    return outputs
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_model_may_take_its_inputs_by_name(micro_batch_size: int | None) -> None:
+    torch.manual_seed(0)
+    model, batch = ByName(), {"x": torch.randn(NUM, 4), "mask": torch.ones(NUM, 4), "y": torch.randint(0, 3, (NUM,))}
+    model.eval()  # all of it trains while it scores: a module around it would hide that from `score`
+    torch.manual_seed(1)
+    found = scoring.score(
+        model,
+        batch,
+        forward=by_name,
+        losses=lambda outputs, part: F.cross_entropy(outputs, part["y"], reduction="none"),
+        micro_batch_size=micro_batch_size,
+    )
+    evaluated = F.cross_entropy(by_name(model, batch), batch["y"], reduction="none").detach().numpy()
+    assert found.shape == (NUM,)
+    assert not np.allclose(found, evaluated)  # dropout dropped
+    assert not model.training
+
+
+@pytest.mark.parametrize("settings", [{}, {"inputs": inputs, "forward": by_name}])
+def test_a_model_is_called_in_one_way(settings: dict[str, Any]) -> None:
+    model, batch = make()
+    with pytest.raises(errors.ConfigError, match=r"either inputs .* or forward"):
+        scoring.score(model, batch, losses=losses, **settings)
+
+
+def test_micro_batches_need_a_row_per_sample_and_whole_batches_do_not() -> None:
+    model, (x, y) = make()
+    batch = {"weights": torch.ones(3), "x": x, "y": y}
+
+    def settings(**more: Any) -> Any:
+        return {
+            "inputs": lambda part: part["x"],
+            "losses": lambda outputs, part: F.cross_entropy(outputs, part["y"], part["weights"], reduction="none"),
+            **more,
+        }
+
+    assert scoring.score(model, batch, **settings()).shape == (NUM,)
+    with pytest.raises(errors.ShapeError, match=r"leaf 'x' .*has 10 rows in a batch of 3|'weights'.*3 rows"):
+        scoring.score(model, batch, **settings(micro_batch_size=4))
+    found = scoring.score(model, batch, **settings(micro_batch_size=4, per_sample=["x", "y"]))
+    assert found.shape == (NUM,)
