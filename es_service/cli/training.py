@@ -16,6 +16,8 @@ from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, der
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
+from es_service.training.described import TrainJob
+from es_service.training.tasks.derived import Derived
 
 __all__ = ["add_parser"]
 
@@ -87,8 +89,13 @@ def train_command(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         job = _job(options)
-    from es_service.training import job as jobs
-
+    job.check_place()
+    try:
+        from es_service.training import job as jobs
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
+        ) from error
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         result = jobs.train(job, progress.show)
@@ -100,7 +107,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"es-service: warning: {message}", file=sys.stderr)
 
 
-def _job(options: argparse.Namespace) -> Any:
+def _job(options: argparse.Namespace) -> TrainJob:
     """Return the TrainJob that flags, file and defaults describe together."""
     given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
     from_file = _read_config(options.config) if options.config else {}
@@ -122,13 +129,6 @@ def _job(options: argparse.Namespace) -> Any:
             "that takes as long as a method"
         )
     selection = preset(values["method"], **settings)
-    try:
-        from es_service.training.job import TrainJob
-        from es_service.training.tasks.derived import Derived
-    except ImportError as error:
-        raise errors.ConfigError(
-            f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
-        ) from error
     return TrainJob(
         run=values["run"] or _run_name(values["task"], values["method"]),
         storage=values["storage"],

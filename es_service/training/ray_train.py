@@ -31,7 +31,8 @@ from es_service.connect import ExchangeName, connect
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 from es_service.training.irreducible import read_losses
-from es_service.training.loop import TrainSettings, fit
+from es_service.training.loop import fit
+from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
 
