@@ -1,4 +1,4 @@
-"""What is wrong with a command is found before torch and Ray are imported: that takes many seconds on a busy machine."""
+"""What is wrong with a command is found before torch and Ray are imported: that takes seconds, many on a busy one."""
 
 from __future__ import annotations
 
