@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.evidence import jobs
 from es_service.evidence.compare import check_report_extra, compare
@@ -95,7 +94,7 @@ def compare_command(options: argparse.Namespace) -> int:
         except (KeyboardInterrupt, SystemExit):
             progress.say("es-service: stopped; finished runs are kept, the same command goes on from there")
             raise
-    print(json.dumps(results) if options.json else _summary(results, folder))
+    output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0
 
 

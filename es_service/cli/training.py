@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 import warnings
 from typing import Any
 
 from es_service import errors
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
+from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
@@ -99,7 +99,7 @@ def train_command(options: argparse.Namespace) -> int:
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         result = jobs.train(job, progress.show)
-    print(json.dumps(result) if options.json else text.summary(result))
+    output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
 
 
@@ -185,17 +185,7 @@ def _setting(word: str) -> tuple[str, Any]:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise errors.ConfigError("--config needs PyYAML: pip install pyyaml") from error
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise errors.ConfigError(f"cannot read --config {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise errors.ConfigError(f"--config {path} holds a {type(values).__name__}, expected settings by name")
+    values = read_yaml("--config", path)
     known = [*_DEFAULTS, "set"]
     for key in values:
         if key not in known:
