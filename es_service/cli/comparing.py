@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from es_service.cli import output, text
@@ -89,9 +87,8 @@ def compare_command(options: argparse.Namespace) -> int:
         )
     with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
         try:
-            with _stoppable():
-                results = compare(comparison, folder, slots, progress)
-        except (KeyboardInterrupt, SystemExit):
+            results = compare(comparison, folder, slots, progress)
+        except KeyboardInterrupt:
             progress.say("es-service: stopped; finished runs are kept, the same command goes on from there")
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, folder))
@@ -100,20 +97,6 @@ def compare_command(options: argparse.Namespace) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"es-service: warning: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the command in order, as Ctrl-C does."""
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _summary(results: dict[str, Any], folder: Any) -> str:

@@ -14,11 +14,21 @@ from typing import IO, Any
 
 from es_service import errors
 
-__all__ = ["bytes_to_stdout", "file_at", "print_json", "print_text", "require_stdout"]
+__all__ = ["bytes_to_stdout", "check_streams", "file_at", "print_json", "print_text"]
 
 
-def require_stdout() -> None:
-    """Raise StorageError where stdout is closed: a result could not be seen, or would go to another open file."""
+def check_streams() -> None:
+    """Raise StorageError where stdout is closed: a result would be lost.
+
+    The numbers of closed streams are taken: the next file that is opened would get what is printed to them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if sys.stdout is None:
         raise errors.StorageError("stdout is closed, and the result goes there: send it to a file, or to /dev/null")
 
@@ -69,7 +79,7 @@ def _forget_stdout() -> None:
 
 @contextlib.contextmanager
 def file_at(place: str) -> Iterator[IO[bytes]]:
-    """Let a file be written that is there, whole and on the disk, when the block ends.
+    """Let a file be written that is there, whole, when the block ends.
 
     A regular file is written beside its place and renamed, so that a failure leaves the old one; a link is followed to
     where it leads. What is no regular file (a device, a FIFO) is written to as it is.
@@ -103,5 +113,6 @@ def _beside(place: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             os.replace(beside, place)
         except BaseException:
-            os.unlink(beside)
+            with contextlib.suppress(FileNotFoundError):  # it was stopped right behind the rename
+                os.unlink(beside)
             raise

@@ -98,7 +98,12 @@ def train_command(options: argparse.Namespace) -> int:
         ) from error
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
-        result = jobs.train(job, progress.show)
+        try:
+            result = jobs.train(job, progress.show)
+        except KeyboardInterrupt:
+            if RunStorage(job.storage, job.run).exists():
+                print(f"es-service: stopped; --run {job.run} --resume continues it", file=sys.stderr)
+            raise
     output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
 

@@ -134,7 +134,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     places=places,
                     start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             progress.say("es-service: stopped; the same command with --resume goes on from there")
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, options.out))
