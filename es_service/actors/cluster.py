@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 
 import ray
 
@@ -26,6 +30,11 @@ def ensure_ray() -> None:
     """
     if ray.is_initialized():
         return
+    with _own_handler_kept():
+        _init()
+
+
+def _init() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if not address:
@@ -41,6 +50,17 @@ def ensure_ray() -> None:
             f"cannot connect to the Ray cluster at RAY_ADDRESS={address}: is it up? One that asks for a token "
             "needs RAY_AUTH_MODE=token here too; without RAY_ADDRESS a cluster is started on this machine"
         ) from error
+
+
+@contextlib.contextmanager
+def _own_handler_kept() -> Iterator[None]:
+    """Put back the handler of SIGTERM that this program has set: Ray's exits with status 15, or 1."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _knock(address: str) -> None:

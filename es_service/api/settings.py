@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import socket
 import stat
 
 from es_service import errors
 from es_service.selection.settings import as_integer
+from es_service.storage.given import read_given
 
 __all__ = ["TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
 
@@ -92,19 +94,27 @@ def read_token(path: str | None) -> str | None:
     if path is None:
         token = os.environ.get(TOKEN_VARIABLE)
         return None if not token else check_token(token, TOKEN_VARIABLE)
+
+    def check_mode(found: os.stat_result) -> None:
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise errors.ConfigError(f"token file {path} may be read by others: chmod 600 {path}")
+
     try:
-        with open(path, encoding="ascii") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                raise errors.ConfigError(f"token file {path} may be read by others: chmod 600 {path}")
-            token = file.read(_MOST_TOKEN + 2).strip()
+        token = read_given(path, _MOST_TOKEN + 2, check=check_mode).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ConfigError(f"cannot read the token file {path}: {error}") from error
     return check_token(token, f"the token in {path}")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address reaches this machine only."""
+    """Return whether an address reaches this machine only: 127.0.0.0/8, ::1, and what else is written for them."""
+    plain = host.strip("[]")
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(plain)
     except ValueError:
-        return host == "localhost"
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(plain))  # 127.1, which sockets take
+        except OSError:
+            return plain.lower().rstrip(".") == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -1,20 +1,24 @@
 """The command `es-service`.
 
-Exit status: 0 done, 1 failed, 2 bad usage. Results go to stdout, progress and errors to stderr.
+Exit status: 0 done, 1 failed, 2 bad usage, 130 or 143 stopped by Ctrl-C or SIGTERM, which leaves no process behind; a
+second one ends it at once. Results go to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 from collections.abc import Sequence
 
 import es_service
 from es_service import errors
-from es_service.cli import comparing, inspecting, serving, training, tuning
+from es_service.cli import comparing, inspecting, output, serving, training, tuning
+from es_service.stopping import Stops
 
 __all__ = ["main"]
+
+_ENDS = {int(signal.SIGINT): "interrupted", int(signal.SIGTERM): "terminated"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,10 +38,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    with Stops() as stops:
+        try:
+            status = _run(arguments)
+        except BaseException as error:
+            stopped = _signal_of(error)
+            if stops.asked is None and stopped is not None:
+                stops.asked = stopped
+            if stops.asked is None:  # else it is what Stopped became on its way
+                raise
+        if stops.asked is None:
+            return status
+        print(f"es-service: {_ENDS[stops.asked]}", file=sys.stderr)
+        stops.end_children()
+        return 128 + stops.asked
+
+
+def _signal_of(error: BaseException) -> int | None:
+    """Return the signal that an exception stands for, None where it is another one."""
+    if isinstance(error, KeyboardInterrupt):
+        return int(getattr(error, "number", signal.SIGINT))
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's handler, while it starts
+        return int(signal.SIGTERM)
+    return None
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     try:
+        output.check_streams()
+        _check_words(options)
         status: int = options.run_command(options)
-        sys.stdout.flush()
         return status
     except (errors.ConfigError, errors.RunNameError) as error:
         print(f"es-service: {error}", file=sys.stderr)
@@ -46,8 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"es-service: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("es-service: interrupted", file=sys.stderr)
-        return 130
+
+
+def _check_words(options: argparse.Namespace) -> None:
+    """Raise ConfigError where an argument, or a default from the environment, is not UTF-8."""
+    for name, value in vars(options).items():
+        for word in value if isinstance(value, list) else [value]:
+            try:
+                word.encode() if isinstance(word, str) else None
+            except UnicodeEncodeError as error:
+                raise errors.ConfigError(f"{name.replace('_', '-')}: {word!r} is not valid UTF-8") from error

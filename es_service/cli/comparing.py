@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
-from es_service import errors
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
+from es_service.evidence import jobs
+from es_service.evidence.compare import check_report_extra, compare
 from es_service.evidence.contenders import DEFAULT_METHODS, parse_contenders
+from es_service.evidence.folder import Folder
+from es_service.evidence.progress import Progress
+from es_service.evidence.running import Slots
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser"]
@@ -65,56 +66,37 @@ def compare_command(options: argparse.Namespace) -> int:
     """
     as_integer("seeds", options.seeds, least=1)
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
-    from es_service.evidence.compare import check_report_extra, compare
-    from es_service.evidence.folder import Folder
-    from es_service.evidence.progress import Progress
-    from es_service.evidence.running import Slots
-
-    check_report_extra()
-    try:
-        from es_service.evidence import jobs
-    except ImportError as error:
-        raise errors.ConfigError(f"comparing needs torch: pip install 'es-service[all]' ({error})") from error
+    contenders = parse_contenders(options.methods)
     folder, slots = Folder(options.out), Slots.of(options.jobs)
+    subject = {
+        "task": options.task or DEFAULT_TASK,
+        "data": options.data,
+        "derived": derived_settings(vars(options)),
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+    }
+    folder.check_identity(jobs.check_subject(**subject))
+    check_report_extra()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         comparison = jobs.begin(
-            task=options.task or DEFAULT_TASK,
-            data=options.data,
-            derived=derived_settings(vars(options)),
-            contenders=parse_contenders(options.methods),
+            **subject,
+            contenders=contenders,
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
         )
     with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
         try:
-            with _stoppable():
-                results = compare(comparison, folder, slots, progress)
-        except (KeyboardInterrupt, SystemExit):
+            results = compare(comparison, folder, slots, progress)
+        except KeyboardInterrupt:
             progress.say("es-service: stopped; finished runs are kept, the same command goes on from there")
             raise
-    print(json.dumps(results) if options.json else _summary(results, folder))
+    output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"es-service: warning: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the command in order, as Ctrl-C does."""
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _summary(results: dict[str, Any], folder: Any) -> str:

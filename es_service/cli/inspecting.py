@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import math
 import os
-import sys
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
 from es_service import errors
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.selection.settings import suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage, list_runs
 
 __all__ = ["add_parsers"]
+
+_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv"}
+"""How names of files end -> what they hold."""
 
 
 def add_parsers(commands: Any) -> None:
@@ -37,7 +36,9 @@ def add_parsers(commands: Any) -> None:
 
     export = commands.add_parser("export", help="write a run's table to a file", description=export_command.__doc__)
     export.add_argument("run")
-    export.add_argument("--format", choices=("parquet", "arrow", "csv"), default="parquet")
+    export.add_argument(
+        "--format", choices=("parquet", "arrow", "csv"), help="default: what the name of --out says, else parquet"
+    )
     export.add_argument("--out", metavar="FILE", help="file to write (default: RUN.FORMAT here); - is stdout")
     _common(export)
     export.set_defaults(run_command=export_command)
@@ -52,17 +53,17 @@ def list_command(options: argparse.Namespace) -> int:
     """List the runs of a storage folder, oldest first, with what came of them."""
     found = [_describe(RunStorage(options.storage, run)) for run in list_runs(options.storage)]
     if options.json:
-        print(json.dumps({"storage": options.storage, "runs": found}))
+        output.print_json({"storage": options.storage, "runs": found})
         return 0
     if not found:
-        print(f"no runs in {options.storage}")
+        output.print_text(f"no runs in {options.storage}")
         return 0
     header = ["run", "method", "epochs", "samples", "state", "accuracy", "saved passes", "saved time"]
     rows = [_row(one) for one in found]
     if any(one.get("search") for one in found):
         header.append("search")
         rows = [[*row, one.get("search")] for row, one in zip(rows, found, strict=True)]
-    print(text.grid(header, rows))
+    output.print_text(text.grid(header, rows))
     return 0
 
 
@@ -112,16 +113,10 @@ def top_command(options: argparse.Namespace) -> int:
         compute.select_k_unstable(table, k=min(options.limit, table.num_rows), sort_keys=keys)
     ).to_pylist()
     if options.json:
-        samples = [{name: _finite(value) for name, value in row.items()} for row in rows]
-        print(json.dumps({"run": options.run, "samples": samples}, allow_nan=False))
+        output.print_json({"run": options.run, "samples": rows})
         return 0
-    print(text.grid(table.column_names, [[_cell(value) for value in row.values()] for row in rows]))
+    output.print_text(text.grid(table.column_names, [[_cell(value) for value in row.values()] for row in rows]))
     return 0
-
-
-def _finite(value: Any) -> Any:
-    """Return None for the NaN of a loss never observed, which JSON does not know."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:
@@ -132,31 +127,37 @@ def _cell(value: Any) -> str:
 
 def export_command(options: argparse.Namespace) -> int:
     """Write a run's whole table, as of the last finished epoch, to a file."""
+    file_format = _format(options.format, options.out)
+    if options.out == "-" and options.json:
+        raise errors.ConfigError("--json and --out - both want stdout: name a file")
     table = RunStorage(options.storage, options.run).table()
-    place = options.out or f"{options.run}.{options.format}"
-    if place == "-":
-        if options.json:
-            raise errors.ConfigError("--json and --out - both want stdout: name a file")
-        _write(table, options.format, pa.PythonFile(sys.stdout.buffer, mode="w"))
+    if options.out == "-":
+        with output.bytes_to_stdout() as stdout:
+            _write(table, file_format, stdout)
         return 0
-    beside = f"{place}.partial"
-    try:
-        with pa.OSFile(beside, "wb") as sink:
-            _write(table, options.format, sink)
-        os.replace(beside, place)
-    except OSError as error:
-        raise errors.StorageError(f"cannot write {place}: {error}; name another place with --out") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; a failure must not leave it behind
-            os.unlink(beside)
+    place = options.out or f"{options.run}.{file_format}"
+    with output.file_at(place) as file:
+        _write(table, file_format, file)
     if options.json:
-        print(json.dumps({"run": options.run, "file": place, "format": options.format, "rows": table.num_rows}))
+        output.print_json({"run": options.run, "file": place, "format": file_format, "rows": table.num_rows})
     else:
-        print(f"wrote {table.num_rows:,} rows to {place}")
+        output.print_text(f"wrote {table.num_rows:,} rows to {place}")
     return 0
 
 
-def _write(table: pa.Table, file_format: str, sink: Any) -> None:
+def _format(asked: str | None, out: str | None) -> str:
+    """Return the format that was asked for, or that the file's name says; ConfigError where the two differ."""
+    named = _FORMATS.get(os.path.splitext(out or "")[1].lower())
+    if asked is not None and named is not None and asked != named:
+        raise errors.ConfigError(
+            f"--out {out} is named like a file of {named}, and --format is {asked}: leave --format out, or name the "
+            "file otherwise"
+        )
+    return asked or named or "parquet"
+
+
+def _write(table: pa.Table, file_format: str, file: IO[bytes]) -> None:
+    sink = pa.PythonFile(file, mode="w")
     if file_format == "parquet":
         parquet.write_table(table, sink)
     elif file_format == "csv":

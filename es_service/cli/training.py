@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 import warnings
 from typing import Any
 
 from es_service import errors
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
+from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
+from es_service.training.described import TrainJob
+from es_service.training.tasks.derived import Derived
 
 __all__ = ["add_parser"]
 
@@ -87,12 +89,22 @@ def train_command(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         job = _job(options)
-    from es_service.training import job as jobs
-
+    job.check_place()
+    try:
+        from es_service.training import job as jobs
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
+        ) from error
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
-        result = jobs.train(job, progress.show)
-    print(json.dumps(result) if options.json else text.summary(result))
+        try:
+            result = jobs.train(job, progress.show)
+        except KeyboardInterrupt:
+            if RunStorage(job.storage, job.run).exists():
+                print(f"es-service: stopped; --run {job.run} --resume continues it", file=sys.stderr)
+            raise
+    output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
 
 
@@ -100,7 +112,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"es-service: warning: {message}", file=sys.stderr)
 
 
-def _job(options: argparse.Namespace) -> Any:
+def _job(options: argparse.Namespace) -> TrainJob:
     """Return the TrainJob that flags, file and defaults describe together."""
     given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
     from_file = _read_config(options.config) if options.config else {}
@@ -122,13 +134,6 @@ def _job(options: argparse.Namespace) -> Any:
             "that takes as long as a method"
         )
     selection = preset(values["method"], **settings)
-    try:
-        from es_service.training.job import TrainJob
-        from es_service.training.tasks.derived import Derived
-    except ImportError as error:
-        raise errors.ConfigError(
-            f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
-        ) from error
     return TrainJob(
         run=values["run"] or _run_name(values["task"], values["method"]),
         storage=values["storage"],
@@ -185,17 +190,7 @@ def _setting(word: str) -> tuple[str, Any]:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise errors.ConfigError("--config needs PyYAML: pip install pyyaml") from error
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise errors.ConfigError(f"cannot read --config {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise errors.ConfigError(f"--config {path} holds a {type(values).__name__}, expected settings by name")
+    values = read_yaml("--config", path)
     known = [*_DEFAULTS, "set"]
     for key in values:
         if key not in known:

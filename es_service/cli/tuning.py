@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import warnings
 from typing import Any
 
 from es_service import errors
-from es_service.cli import text
+from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
+from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
@@ -134,10 +134,10 @@ def tune_command(options: argparse.Namespace) -> int:
                     places=places,
                     start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             progress.say("es-service: stopped; the same command with --resume goes on from there")
             raise
-    print(json.dumps(results) if options.json else _summary(results, options.out))
+    output.print_json(results) if options.json else output.print_text(_summary(results, options.out))
     return 0
 
 
@@ -157,7 +157,7 @@ def _replay(options: argparse.Namespace) -> int:
         RunStorage(options.storage, options.replayed), _space(options), samples=options.samples, seed=options.seed
     )
     if options.json:
-        print(json.dumps(found))
+        output.print_json(found)
         return 0
     names = list(found["rows"][0]["settings"])
     header = (*names, "other picks", "loss of the picked", "samples picked")
@@ -171,8 +171,8 @@ def _replay(options: argparse.Namespace) -> int:
         for row in found["rows"]
     ]
     own = found["own"]
-    print(text.grid(header, rows))
-    print(
+    output.print_text(text.grid(header, rows))
+    output.print_text(
         f"\n{found['run']} itself: loss of the picked {own['lift']:.3f} of the mean, {text.percent(own['coverage'])} "
         f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would be others.\n"
         "Settings that pick alike need no trial each. Which of them trains better only trials tell: the losses are\n"
@@ -191,16 +191,8 @@ def _space(options: argparse.Namespace) -> Space:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise errors.ConfigError("--space needs PyYAML: pip install pyyaml") from error
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise errors.ConfigError(f"cannot read --space {path}: {error}") from error
-    if not isinstance(values, dict) or not values:
+    values = read_yaml("--space", path)
+    if not values:
         raise errors.ConfigError(f"--space {path} holds no settings by name: write `beta1: uniform(0, 0.5)`, say")
     return values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,18 @@ class Claim:
                 raise errors.ConfigError(f"--out {folder} cannot be used: {error}") from error
             yield
 
+    def check(self, folder: Path, known: Mapping[str, Any]) -> None:
+        """Look whether the folder can be held, as far as its identity is known; nothing is written.
+
+        Raises:
+            ConfigError: it is no folder, or holds something else.
+        """
+        try:
+            if folder.exists():
+                self._check_same(folder, known)
+        except (OSError, errors.StorageError) as error:
+            raise errors.ConfigError(f"--out {folder} cannot be used: {error}") from error
+
     def is_there(self, folder: Path) -> bool:
         """Return whether the folder is somebody's."""
         return (folder / self._name).exists()
@@ -65,7 +77,7 @@ class Claim:
         except BlockingIOError as error:
             raise errors.ConfigError(f"--out {folder}: another es-service {self.command} is at work there") from error
 
-    def _check_same(self, folder: Path, identity: dict[str, Any]) -> None:
+    def _check_same(self, folder: Path, identity: Mapping[str, Any]) -> None:
         if not self.is_there(folder):
             if any(entry.name != "lock" for entry in folder.iterdir()):
                 raise errors.ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 from es_service import errors
 from es_service.selection.config import Selection, preset
 from es_service.selection.settings import as_integer, parse_value
+from es_service.training.settings import TrainSettings
 
 __all__ = ["DEFAULT_METHODS", "FULL", "RANDOM", "SHORT_FULL", "Contender", "parse_contenders", "short_full"]
 
@@ -49,6 +50,8 @@ class Contender:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) is not None:
                 as_integer(f"{name} of method {self.label!r}", getattr(self, name), least=1)
+        if self.learning_rate is not None:
+            TrainSettings(learning_rate=self.learning_rate)
         self.selection(0)
 
     def selection(self, seed: int) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from es_service.evidence.comparison import Comparison
@@ -10,13 +11,49 @@ from es_service.evidence.contenders import Contender
 from es_service.evidence.subject import RunSpec
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
+from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
-from es_service.training.job import TrainJob
-from es_service.training.loop import TrainSettings
-from es_service.training.tasks import build_task, check_signals
+from es_service.training.described import TrainJob
+from es_service.training.settings import TrainSettings
+from es_service.training.tasks import build_task, check_signals, check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["begin", "train_job"]
+__all__ = ["begin", "check_subject", "train_job"]
+
+
+def check_subject(
+    *,
+    task: str,
+    data: str | None,
+    derived: Mapping[str, Any],
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+) -> dict[str, Any]:
+    """Check what can be known of a subject before its task is built, which takes torch and the data.
+
+    Returns:
+        Of `Subject.identity` what is known already: the task, and what was given.
+
+    Raises:
+        ConfigError: an unknown task, or a value outside its domain.
+        DataError: the task's data are not where they should be.
+    """
+    check_task_name(task)
+    check_task_data(task, data)
+    counts = {"epochs": epochs, "batch_size": batch_size}
+    for name, value in counts.items():
+        if value is not None:
+            as_integer(name, value, least=1)
+    if learning_rate is not None:
+        TrainSettings(learning_rate=learning_rate)
+    plain, wanted = Derived().to_dict(), Derived(**derived).to_dict()
+    known = {
+        "task": task,
+        "data": absolute(data) if data is not None and os.path.exists(data) else data,
+        "derived": {name: value for name, value in wanted.items() if value != plain[name]},
+    }
+    return {**known, **{name: value for name, value in {**counts, "learning_rate": learning_rate}.items() if value}}
 
 
 def begin(
@@ -38,14 +75,14 @@ def begin(
         ConfigError: an unknown task, or a run that could not begin.
         DataError: the task's data are missing or damaged.
     """
-    data = absolute(data) if data is not None and os.path.exists(data) else data
-    wanted = Derived(**derived)
-    built = build_task(task, data, wanted)
-    plain = Derived().to_dict()
+    known = check_subject(
+        task=task, data=data, derived=derived, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate
+    )
+    built = build_task(task, known["data"], Derived(**derived))
     comparison = Comparison(
         task=task,
-        data=data,
-        derived={name: value for name, value in wanted.to_dict().items() if value != plain[name]},
+        data=known["data"],
+        derived=known["derived"],
         num_samples=len(built.train_set),
         epochs=built.defaults.epochs if epochs is None else epochs,
         batch_size=built.defaults.batch_size if batch_size is None else batch_size,

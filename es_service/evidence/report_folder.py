@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class ReportFolder:
     def is_claimed(self) -> bool:
         """Whether one of its kind is there."""
         return self._claim.is_there(self.path)
+
+    def check_identity(self, known: Mapping[str, Any]) -> None:
+        """Raise ConfigError where it holds something else, as far as is known before the task is built."""
+        self._claim.check(self.path, known)
 
     @contextlib.contextmanager
     def open(self, subject: Subject) -> Iterator[None]:

@@ -31,7 +31,8 @@ from es_service.selector import Selector
 from es_service.storage import files
 from es_service.training import batches
 from es_service.training.local import LocalWorkers
-from es_service.training.loop import TrainSettings, fit_model
+from es_service.training.loop import fit_model
+from es_service.training.settings import TrainSettings
 from es_service.training.tasks.base import Samples, Task
 
 __all__ = ["Prepared", "hold_out_losses", "read_losses", "write_losses"]

@@ -3,112 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from es_service import errors
 from es_service.connect import ExchangeName
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
-from es_service.selection.settings import as_integer, suggest
 from es_service.selector import Selector
 from es_service.storage import labels
 from es_service.storage.files import absolute, join
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
-from es_service.training.loop import TrainSettings, fit
+from es_service.training.described import EXCHANGES, TrainJob
+from es_service.training.loop import fit
 from es_service.training.result import measured, trained_on
+from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.base import Task
-from es_service.training.tasks.derived import Derived
 
 __all__ = ["EXCHANGES", "TrainJob", "note_samples", "train"]
-
-EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """A run to train.
-
-    Args:
-        run: its name.
-        storage: folder that holds the runs.
-        task: name of the task, or module:function of one's own; `data` says where its data are, None for what it
-            brings along.
-        derived: what to make of its train set: wrong labels, a long tail, few samples.
-        method: short name of the selection, for the result.
-        selection: what to select, and how.
-        exchange: "leased", "sync", "prefetch", "collective", or "embedded" (one worker in this process, no Ray).
-        shards: over how many actors the table is spread.
-        every: steps between two all-gathers of "collective".
-        num_workers: ranks.
-        epochs, batch_size, learning_rate: None takes the task's own.
-        micro_batch_size: most samples of one pass.
-        irreducible: file of irreducible losses, for methods that observe them; None works them out first.
-        seed: of the initial weights; the selection has its own.
-        resume: go on with a run of this name; otherwise the name must be new.
-        search: name of the search that the run is a trial of, None where it is none's.
-    """
-
-    run: str
-    storage: str
-    task: str
-    method: str
-    selection: Selection
-    data: str | None = None
-    derived: Derived = dataclasses.field(default_factory=Derived)
-    exchange: Literal["leased", "sync", "prefetch", "collective", "embedded"] = "leased"
-    shards: int = 1
-    every: int = 1
-    num_workers: int = 1
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    micro_batch_size: int | None = None
-    irreducible: str | None = None
-    seed: int = 0
-    resume: bool = False
-    search: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.exchange not in EXCHANGES:
-            raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
-        if self.irreducible is not None and not self._needs_irreducible:
-            raise errors.ConfigError(
-                f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
-            )
-        as_integer("workers", self.num_workers, least=1)
-        as_integer("shards", self.shards, least=1)
-        as_integer("seed", self.seed, least=0, end=2**63)
-        if as_integer("every", self.every, least=1) != 1 and self.exchange != "collective":
-            raise errors.ConfigError(
-                f"every={self.every} is a setting of exchange 'collective', the exchange is {self.exchange!r}: leave "
-                "it out"
-            )
-        if self.exchange == "embedded" and self.num_workers != 1:
-            raise errors.ConfigError(
-                f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
-                "use 'leased', 'sync' or 'collective'"
-            )
-        if self.exchange in ("embedded", "collective") and self.shards != 1:
-            raise errors.ConfigError(
-                f"exchange {self.exchange!r} has no score server, and so no shards={self.shards}: use 'leased'"
-            )
-        if self.exchange == "embedded" and "://" in self.storage:
-            raise errors.ConfigError(
-                f"exchange 'embedded' keeps its checkpoints in a local folder, not at {self.storage}: name a folder"
-            )
-
-    @property
-    def _needs_irreducible(self) -> bool:
-        return "irreducible_loss" in self.selection.signals
 
 
 def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -142,16 +60,13 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
     )
     config.check_world(job.num_workers)
     check_signals(task, job.selection)
-    training = _training(job, config, settings)
-    if job.resume:
-        _check_resumed(job.run, storage.training() or {}, training)
-    elif storage.exists():
-        raise errors.RunExistsError(
-            f"run {job.run!r} exists in {job.storage}: continue it with --resume, or take another --run name"
-        )
+    job = dataclasses.replace(
+        job, epochs=config.num_epochs, batch_size=config.batch_size, learning_rate=settings.learning_rate
+    )
+    job.check_place()
     if job.exchange != "embedded":
         _reach_ray(job.exchange)
-    storage.begin(config, training, search=job.search)  # what cannot be written shows before any worker starts
+    storage.begin(config, job.description(), search=job.search)  # what cannot be written shows before any worker starts
     note_samples(storage, task)
     prepared = _prepare(job, storage, config, settings, task)
     if job.exchange == "embedded":
@@ -186,46 +101,6 @@ def note_samples(storage: RunStorage, task: Task) -> None:
     labels.write_notes(storage, task.labels, task.label_names, preview)
 
 
-def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict[str, Any]:
-    """Return how this run is trained, as plain values: what `--resume` starts from."""
-    return {
-        "task": job.task,
-        "data": _data(job),
-        "derived": job.derived.to_dict(),
-        "method": job.method,
-        "selection": job.selection.to_dict(),
-        "epochs": config.num_epochs,
-        "batch_size": config.batch_size,
-        "learning_rate": settings.learning_rate,
-        "micro_batch_size": settings.micro_batch_size,
-        "irreducible": job.irreducible,
-        "seed": job.seed,
-        "exchange": job.exchange,
-        "shards": job.shards,
-        "every": job.every,
-        "workers": job.num_workers,
-    }
-
-
-_MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
-"""What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
-
-
-def _check_resumed(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    if "selection" in before:  # an older version wrote fewer settings
-        before = {**before, "selection": Selection.from_dict(before["selection"]).to_dict()}
-    differing = [
-        f"{key}: was {before[key]!r}, now {now[key]!r}"
-        for key in now
-        if key not in _MAY_CHANGE and key in before and before[key] != now[key]
-    ]
-    if differing:
-        raise errors.RunMismatchError(
-            f"run {run!r} was begun with other settings ({'; '.join(differing)}): resume it without naming these, or "
-            "take another run name"
-        )
-
-
 def _prepare(
     job: TrainJob, storage: RunStorage, config: RunConfig, settings: TrainSettings, task: Task
 ) -> dict[str, Any]:
@@ -234,7 +109,7 @@ def _prepare(
     Those worked out here are kept with the run: a resumed one finds them.
     """
     cost = {"path": None, "scored": 0, "trained": 0, "seconds": 0.0}
-    if not job._needs_irreducible:
+    if not job.needs_irreducible:
         return cost
     if job.irreducible is not None:
         path = absolute(job.irreducible)
@@ -266,11 +141,6 @@ def _reach_ray(exchange: str) -> None:
     ensure_ray()
 
 
-def _data(job: TrainJob) -> str | None:
-    """Return where the data are, for whatever folder another process is in."""
-    return absolute(job.data) if job.data is not None and os.path.exists(job.data) else job.data
-
-
 def _fit_on_ray(
     job: TrainJob,
     exchange: ExchangeName,
@@ -291,7 +161,7 @@ def _fit_on_ray(
         every=job.every,
         num_workers=job.num_workers,
         task=job.task,
-        data=_data(job),
+        data=job.data_place,
         derived=job.derived,
         irreducible=prepared["path"],
         stoppable=job.search is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any
 
 import torch
 
-from es_service import errors
 from es_service.ledger import Ledger
-from es_service.selection.settings import as_integer, as_number
 from es_service.selector import Selector
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
+from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
@@ -28,39 +26,6 @@ __all__ = ["TrainSettings", "fit", "fit_model"]
 
 _PUBLISH_EVERY_S = 0.5
 _WARM_UP = 0.2  # share of the training in which the learning rate rises
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
-    """How to optimise.
-
-    Args:
-        learning_rate: the highest of a one-cycle schedule over the whole training.
-        momentum: of SGD, Nesterov's.
-        weight_decay: L2.
-        micro_batch_size: most samples of one forward or backward pass on a worker; None for no limit.
-        seed: of the initial weights.
-
-    Raises:
-        ConfigError: a value outside its domain.
-    """
-
-    learning_rate: float
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    micro_batch_size: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
-            raise errors.ConfigError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
-        if not 0 <= as_number("momentum", self.momentum) < 1:
-            raise errors.ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 <= as_number("weight_decay", self.weight_decay) < math.inf:
-            raise errors.ConfigError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
-        if self.micro_batch_size is not None:
-            as_integer("micro_batch_size", self.micro_batch_size, least=1)
-        as_integer("seed", self.seed, least=0, end=2**63)
 
 
 def learning_rate_at(progress: float, highest: float) -> float:

@@ -31,7 +31,8 @@ from es_service.connect import ExchangeName, connect
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 from es_service.training.irreducible import read_losses
-from es_service.training.loop import TrainSettings, fit
+from es_service.training.loop import fit
+from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
 
@@ -41,6 +42,7 @@ _WATCH_EVERY_S = 0.5
 _MAX_FAILURES = 3
 _STOP = "stop"  # note in the run's folder
 _TAKEN_DEADLINE_S = 15.0
+_ABORT_DEADLINE_S = 10.0
 _WORTH_ANOTHER_TRY = (errors.ServerError, errors.TrainingError, errors.EpochOrderError)
 
 
@@ -222,8 +224,12 @@ def _fit(job: RayJob) -> dict[str, Any]:
     """
     attempts_left = _MAX_FAILURES
     while True:
+        trainer = _trainer(job)
         try:
-            return dict(_trainer(job).fit().metrics or {})
+            return dict(trainer.fit().metrics or {})
+        except KeyboardInterrupt:
+            trainer.abort()
+            raise
         except train.TrainingFailedError as error:
             cause = _cause(error)
             if not attempts_left or not isinstance(cause, _WORTH_ANOTHER_TRY):
@@ -245,12 +251,28 @@ def _cause(error: train.TrainingFailedError) -> errors.EsServiceError:
     return errors.TrainingError(f"the workers ended before the training did: {first.strip()}")
 
 
-def _trainer(job: RayJob) -> ray_torch.TorchTrainer:
+class _Trainer(ray_torch.TorchTrainer):
+    """A trainer that leaves signals to this program, and can be told to end its workers."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Keep what Ray's handler of SIGINT would end: that handler exits with status 1 and says nothing."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the workers and give back what they hold; those of a cluster outlive their driver for a while."""
+        if self._controller is not None:
+            with contextlib.suppress(ray.exceptions.RayError):  # it ends without an answer
+                ray.get(self._controller.abort.remote(), timeout=_ABORT_DEADLINE_S)
+
+
+def _trainer(job: RayJob) -> _Trainer:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     use_gpu = resources.get("GPU", 0) >= job.num_workers
     storage = RunStorage(job.storage, job.run)
     cpus_each = min(1.0, resources.get("CPU", 1.0) / job.num_workers)
-    return ray_torch.TorchTrainer(
+    return _Trainer(
         _worker,
         train_loop_config={"job": job},
         scaling_config=train.ScalingConfig(

@@ -38,6 +38,10 @@ class Stop(Stopper):
         self.in_order: Callable[[], bool] = lambda: True
         self._give_up: float | None = None
 
+    def ask(self, number: int) -> None:
+        """Take the signal that asks for it."""
+        self.signal = number
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - the contract's arguments
         """Return False: the conductor decides about each trial."""
         return False

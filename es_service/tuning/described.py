@@ -10,7 +10,8 @@ from es_service import errors
 from es_service.evidence.contenders import FULL, SHORT_FULL
 from es_service.evidence.subject import RunSpec, Subject
 from es_service.selection.config import preset
-from es_service.selection.settings import as_integer, as_number
+from es_service.selection.settings import as_integer, as_number, suggest
+from es_service.training.described import EXCHANGES
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import check_algorithm
 from es_service.tuning.space import Space
@@ -31,7 +32,7 @@ class Places:
         max_concurrent: trials at a time; None for as many as there is room for.
 
     Raises:
-        ConfigError: a count below 1, or workers that the exchange cannot have.
+        ConfigError: an unknown exchange, a count below 1, or workers that the exchange cannot have.
     """
 
     exchange: str = "embedded"
@@ -40,6 +41,8 @@ class Places:
     max_concurrent: int | None = None
 
     def __post_init__(self) -> None:
+        if self.exchange not in EXCHANGES:
+            raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, EXCHANGES)}")
         as_integer("workers", self.workers, least=1)
         if not as_number("cpus-per-trial", self.cpus) > 0:
             raise errors.ConfigError(f"cpus-per-trial must be above 0, got {self.cpus}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from es_service import errors
+from es_service.evidence.jobs import check_subject
 from es_service.evidence.subject import RunSpec
+from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer
-from es_service.storage.files import absolute
 from es_service.storage.runs import RunStorage
+from es_service.training.settings import TrainSettings
+from es_service.training.tasks import build_task, check_signals
+from es_service.training.tasks.derived import Derived
 from es_service.tuning.described import Places, Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.objectives import Objective
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["begin", "search"]
 
 Tell = Callable[[Trial], None]
+_OPEN = {"num_samples": 1, "epochs": 1, "batch_size": 1, "learning_rate": 1.0}  # until the task is built
 
 
 def search(
@@ -66,7 +71,7 @@ def search(
     whole_space = space if isinstance(space, Space) else read_space(method, space)
     folder = Folder(out)
     folder.check(resume=resume)
-    described = begin(task, whole_space, name=folder.path.name, **settings)
+    described = begin(task, whole_space, name=folder.path.name, folder=folder, **settings)
     check_extras()
     from es_service.actors.cluster import ensure_ray
     from es_service.tuning import report, results
@@ -102,8 +107,11 @@ def begin(
     learning_rate: float | None = None,
     places: Places | None = None,
     start_from: RunStorage | None = None,
+    folder: Folder | None = None,
 ) -> Search:
     """Return the search with everything filled in that the task decides, having checked it.
+
+    What can be checked without the task is checked first: building it takes torch and the data.
 
     Args:
         task: what to train; `data` says where its data are.
@@ -122,18 +130,12 @@ def begin(
         epochs, batch_size, learning_rate: of the trials; None takes the task's.
         places: where trials run.
         start_from: a finished run of this task, to begin with settings that pick differently; see `starting_points`.
+        folder: where the search is to go; one that holds another search is refused.
 
     Raises:
         ConfigError: an unknown task, an objective that it cannot give, or a trial that could not begin.
         DataError: the task's data are missing or damaged.
     """
-    try:
-        from es_service.selection.run import RunConfig
-        from es_service.training.loop import TrainSettings
-        from es_service.training.tasks import build_task, check_signals
-        from es_service.training.tasks.derived import Derived
-    except ImportError as error:
-        raise errors.ConfigError(f"tuning needs torch: pip install 'es-service[tune]' ({error})") from error
     as_integer("seeds", num_seeds, least=1)
     as_integer("seed", seed, least=0, end=2**32)
     wanted = Derived(**(derived or {}))
@@ -142,29 +144,19 @@ def begin(
         metric = "balanced_accuracy" if balanced else "accuracy"
         objective = Objective(name=objective, target=target, metric=metric)
     algorithm = algorithm or ("grid" if space.is_grid else "optuna")
-    place = absolute(data) if data is not None and os.path.exists(data) else data
-    built = build_task(task, place, wanted)
-    if objective.metric == "balanced_accuracy" and built.held_out_labels is None:
-        raise errors.ConfigError(
-            f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
-        )
-    if start_from is not None and start_from.config().num_samples != len(built.train_set):
-        raise errors.ConfigError(
-            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {len(built.train_set)}: "
-            "begin with a run of the same task"
-        )
-    plain = Derived().to_dict()
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
-    described = Search(
-        name=name,
+    known = check_subject(
         task=task,
-        data=place,
-        derived={key: value for key, value in wanted.to_dict().items() if value != plain[key]},
-        num_samples=len(built.train_set),
-        epochs=built.defaults.epochs if epochs is None else epochs,
-        batch_size=built.defaults.batch_size if batch_size is None else batch_size,
-        learning_rate=built.defaults.learning_rate if learning_rate is None else learning_rate,
+        data=data,
+        derived=wanted.to_dict(),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    described = Search(
+        **{**_OPEN, **known},
+        name=name,
         space=space,
         objective=objective,
         algorithm=algorithm,
@@ -175,6 +167,22 @@ def begin(
         places=places or Places(),
         start=() if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
     )
+    if folder is not None:
+        folder.check_identity(
+            {key: value for key, value in described.identity().items() if key in known or key not in _OPEN}
+        )
+    built = build_task(task, described.data, wanted)
+    if objective.metric == "balanced_accuracy" and built.held_out_labels is None:
+        raise errors.ConfigError(
+            f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
+        )
+    if start_from is not None and start_from.config().num_samples != len(built.train_set):
+        raise errors.ConfigError(
+            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {len(built.train_set)}: "
+            "begin with a run of the same task"
+        )
+    usual = {name: getattr(built.defaults, name) for name in _OPEN if name != "num_samples" and name not in known}
+    described = dataclasses.replace(described, num_samples=len(built.train_set), **usual)
     for extreme in _extremes(space):
         selection = space.selection(extreme, 0)
         own = {**space.of_the_run(space.fixed), **space.of_the_run(extreme)}

@@ -11,8 +11,6 @@ import functools
 import logging
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ray import tune
 
 from es_service import errors
 from es_service.evidence.subject import RunSpec
+from es_service.stopping import Stopped, in_order
 from es_service.tuning.conductor import Conductor, Source, Stop, Tell
 from es_service.tuning.described import Places, Search
 from es_service.tuning.early import Asha, Early, Never
@@ -86,7 +85,7 @@ def run_trials(
 
     Raises:
         ConfigError: a trial asks for more CPUs than there are.
-        KeyboardInterrupt, SystemExit: somebody asked to stop. Trials under way are left to be gone on with.
+        Stopped: a signal asked to stop. Trials under way are left to be continued.
     """
     conductor = Conductor(queue, spec, early, tell, storage, places)
     conductor.go_through_journal()
@@ -116,15 +115,13 @@ def run_trials(
         run_config=tune.RunConfig(name=search, storage_path=str(scratch), stop=stop, verbose=0),
     )
     try:
-        with _stoppable(stop), _quiet():
+        with in_order(stop.ask), _quiet():
             tuner.fit()
     finally:
         conductor.tidy_up()
         shutil.rmtree(scratch, ignore_errors=True)
-    if stop.signal == signal.SIGINT:
-        raise KeyboardInterrupt
     if stop.signal is not None:
-        raise SystemExit(128 + stop.signal)
+        raise Stopped(stop.signal)
 
 
 def _named_function(train: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
@@ -146,26 +143,6 @@ def _resources(places: Places) -> dict[str, float]:
     if places.on_ray_train:
         return {"CPU": 0, "memory": 1}  # a byte: Ray Tune takes no trial that asks for nothing
     return {"CPU": places.cpus, **({"GPU": 1} if _cluster("GPU") else {})}
-
-
-@contextlib.contextmanager
-def _stoppable(stop: Stop) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the trials in order; a second one ends this process at once."""
-
-    def asked(number: int, _: Any) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

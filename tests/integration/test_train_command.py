@@ -258,7 +258,7 @@ USAGE = {
     "prune_ratio 1": (("--prune-ratio", "1"), "prune_ratio must lie in [0, 1)"),
     "slash in the name": (("--run", "a/b"), "no slash"),
     "batch larger than the plan": (("--batch-size", "513"), "at most 512"),
-    "no epochs": (("--epochs", "0"), "num_epochs"),
+    "no epochs": (("--epochs", "0"), "epochs must be an integer of at least 1, got 0"),
     "no workers": (("--workers", "0"), "workers"),
     "every 0": (("--exchange", "collective", "--every", "0"), "every must be"),
     "every without collective": (("--every", "2"), "every=2 is a setting of exchange 'collective'"),
@@ -303,6 +303,8 @@ def test_bad_files_exit_2(text: str, message: str, tmp_path: Path) -> None:
 def test_failures_exit_1_with_what_to_do(few_images: Path, tmp_path: Path) -> None:
     missing = here("train", "--data", tmp_path / "nowhere", "--storage", tmp_path / "s", expect=1)
     assert "nowhere" in missing.stderr
+    (tmp_path / "empty").mkdir()
+    missing = here("train", "--data", tmp_path / "empty", "--storage", tmp_path / "s", expect=1)
     assert "train-images-idx3-ubyte" in missing.stderr
     (tmp_path / "file").write_text("")
     blocked = here("train", "--data", few_images, "--storage", tmp_path / "file", "--exchange", "embedded", expect=1)

@@ -1,25 +1,53 @@
-"""Tasks by name: those that are built in, and a user's own."""
+"""Tasks by name: those that are built in, and a user's own. Torch is imported once a task is built."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from es_service import errors
-from es_service.selection.config import Selection
 from es_service.selection.settings import suggest
-from es_service.training.tasks import fashion, flights, own, reviews
-from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived, derive
+from es_service.training.tasks.names import check_importable
 
-__all__ = ["TASKS", "build_task", "check_signals"]
+if TYPE_CHECKING:
+    from es_service.selection.config import Selection
+    from es_service.training.tasks.base import Task
+
+__all__ = ["TASKS", "build_task", "check_signals", "check_task_data", "check_task_name"]
+
+
+def _build(name: str, data: str | None) -> Task:
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    task: Task = module.build(data)
+    return task
+
 
 TASKS: Mapping[str, Callable[[str | None], Task]] = MappingProxyType(
-    {"fashion": fashion.build, "flights": flights.build, "reviews": reviews.build}
+    {name: functools.partial(_build, name) for name in ("fashion", "flights", "reviews")}
 )
 """Name -> function that builds the task from where its data are, None for the place where they are by themselves."""
+
+
+def check_task_name(name: str) -> None:
+    """Raise ConfigError where no task has this name; a module of the user's own is looked for, but not imported."""
+    if ":" in name:
+        check_importable(name)
+    elif name not in TASKS:
+        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (one of your own is module:function)")
+
+
+def check_task_data(name: str, data: str | None) -> None:
+    """Raise DataError where the data of a built-in task are to be at a place that is not there."""
+    if name in TASKS and data is not None and not os.path.exists(data):
+        raise errors.DataError(
+            f"--data {data}: there is no such file or folder; docs/own_task.md says what the task {name!r} reads, and "
+            "where to get it"
+        )
 
 
 def build_task(name: str, data: str | None = None, derived: Derived | None = None) -> Task:
@@ -35,12 +63,17 @@ def build_task(name: str, data: str | None = None, derived: Derived | None = Non
         DataError: the data are missing or damaged.
         ShapeError: a task of the user's own gives no loss for each sample.
     """
-    if ":" in name:
-        task = own.load(name, data)
-    elif name in TASKS:
+    check_task_name(name)
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise errors.ConfigError(f"a task needs torch: pip install 'es-service[all]' ({error})") from error
+    if name in TASKS:
         task = TASKS[name](data)
     else:
-        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (one of your own is module:function)")
+        from es_service.training.tasks import own
+
+        task = own.load(name, data)
     return task if derived is None else derive(task, derived)
 
 
@@ -49,6 +82,8 @@ def check_signals(task: Task, selection: Selection) -> None:
     needed = [name for name in selection.signals if name not in ("loss", "irreducible_loss")]
     if not needed:
         return
+    import torch
+
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         batch = task.train_set.__getitems__([0])
         given = task.signals(task.build_model().eval()(task.inputs(batch)), batch)

@@ -12,16 +12,19 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.settings import as_integer, as_number, exact_share
-from es_service.training.tasks.base import Samples, Task, TaskDefaults
 from es_service.training.tasks.splits import shuffled, stream_of, words
+
+if TYPE_CHECKING:
+    import torch
+
+    from es_service.training.tasks.base import Samples, Task, TaskDefaults
 
 __all__ = ["Derived", "DerivedTask", "derive"]
 
@@ -165,6 +168,8 @@ class _DerivedSamples:
         batch = self._samples.__getitems__(self._source_ids[ids_B].tolist())
         if self._relabel is None or self._labels_m is None:
             return batch
+        import torch
+
         return self._relabel(batch, torch.from_numpy(self._labels_m[ids_B]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from typing import Any, cast
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from es_service import errors
 from es_service.training import batches, losses
 from es_service.training.tasks.base import Task, TaskDefaults
+from es_service.training.tasks.names import split_name
 from es_service.training.tasks.supervised import check_labels
 
 __all__ = ["check", "load"]
@@ -35,16 +35,12 @@ def load(spec: str, data: str | None) -> Task:
         ConfigError: no such module or function, or what it returns is no task.
         DataError, ShapeError: see `check`.
     """
-    module_name, _, function_name = spec.partition(":")
-    if not module_name or not function_name:
-        raise errors.ConfigError(f"task {spec!r} is not of the form module:function")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    module_name, function_name = split_name(spec)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            why = f"no module {error.name!r} is installed or in the current directory, {here}"
+            why = f"no module {error.name!r} is installed or in the current directory, {os.getcwd()}"
         else:
             why = f"importing {module_name!r} failed: {error}"
         raise errors.ConfigError(f"task {spec!r}: {why}") from error

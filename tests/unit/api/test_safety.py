@@ -161,6 +161,9 @@ def test_the_token_comes_from_a_file_that_only_its_owner_reads(tmp_path: Path, m
             read_token(str(path))
     with pytest.raises(errors.ConfigError, match="cannot read"):
         read_token(str(tmp_path / "absent"))
+    path.write_bytes(TOKEN.encode() + b" " * 1000)
+    with pytest.raises(errors.ConfigError, match="more than 514 bytes"):
+        read_token(str(path))
     monkeypatch.setenv(settings.TOKEN_VARIABLE, TOKEN)
     assert read_token(None) == TOKEN
     monkeypatch.delenv(settings.TOKEN_VARIABLE)
@@ -184,7 +187,11 @@ def test_other_hosts_need_a_token(
 
 @pytest.mark.parametrize(
     ("host", "reaches_only_here"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)],
+    [
+        *(("127.0.0.1", True), ("127.0.0.2", True), ("127.8.8.8", True), ("127.1", True), ("::ffff:127.0.0.2", True)),
+        *(("::1", True), ("localhost", True), ("LOCALHOST", True), ("localhost.", True)),
+        *(("0.0.0.0", False), ("::", False), ("128.1", False), ("::ffff:10.0.0.1", False), ("localhost.org", False)),
+    ],
 )
 def test_what_counts_as_loopback(host: str, reaches_only_here: bool) -> None:
     assert settings.is_loopback(host) == reaches_only_here

@@ -147,10 +147,11 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, c
     assert lines[0].split() == ["beta1", "other", "picks", "loss", "of", "the", "picked", "samples", "picked"]
     assert lines[1].split()[:3] == ["0.2", "0.0", "%"]
     assert "at random 75.0 % would be others" in "\n".join(lines)
+    out = ["--out", str(tmp_path / "x")]
     for more, message in (
         (["--resume"], "leave --resume out"), (["--samples", "0"], "samples must be"),
-        (["--out", str(tmp_path / "x"), "--limit", "100"], "run 'run' has 240 samples, the task 100"),
-        (["--out", str(tmp_path / "x"), "--limit", str(N)], "a grid tries every setting"),
+        ([*out, "--limit", "100", "--algorithm", "random"], "run 'run' has 240 samples, the task 100"),
+        ([*out, "--limit", str(N)], "a grid tries every setting"),
     ):  # fmt: skip
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""How a training optimises, checked without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from es_service import errors
+from es_service.selection.settings import as_integer, as_number
+
+__all__ = ["TrainSettings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """How to optimise.
+
+    Args:
+        learning_rate: the highest of a one-cycle schedule over the whole training.
+        momentum: of SGD, Nesterov's.
+        weight_decay: L2.
+        micro_batch_size: most samples of one forward or backward pass on a worker; None for no limit.
+        seed: of the initial weights.
+
+    Raises:
+        ConfigError: a value outside its domain.
+    """
+
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    micro_batch_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
+            raise errors.ConfigError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= as_number("momentum", self.momentum) < 1:
+            raise errors.ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= as_number("weight_decay", self.weight_decay) < math.inf:
+            raise errors.ConfigError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+        if self.micro_batch_size is not None:
+            as_integer("micro_batch_size", self.micro_batch_size, least=1)
+        as_integer("seed", self.seed, least=0, end=2**63)
