@@ -13,7 +13,7 @@ from ray import exceptions
 
 from es_service import errors
 
-__all__ = ["DEADLINE_S", "AwayError", "Patience", "call", "call_patiently"]
+__all__ = ["DEADLINE_S", "AwayError", "GoneError", "Patience", "ask_until_answered", "call", "call_patiently"]
 
 DEADLINE_S = 60.0
 _PAUSE_S = (0.05, 1.0)  # first and longest
@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 
 class AwayError(errors.ServerUnavailableError):
     """The actor is restarting; whether a call was done is open. Made again, it is done once."""
+
+
+class GoneError(errors.ServerUnavailableError):
+    """The actor has ended for good; another one may be started under its name."""
 
 
 def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
@@ -35,7 +39,8 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
     Raises:
         EsServiceError: whatever the actor raised of our own, as it was raised there.
         AwayError: the actor is restarting.
-        ServerUnavailableError: no answer in time, or the actor is gone for good.
+        GoneError: the actor has ended for good.
+        ServerUnavailableError: no answer in time.
     """
     try:
         return ray.get(reference, timeout=deadline_s)
@@ -48,7 +53,7 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
             raise error.cause from None
         raise
     except exceptions.ActorDiedError as error:
-        raise errors.ServerUnavailableError(
+        raise GoneError(
             f"cannot {doing}: the score server is gone for good ({error}); connect again, it starts from storage"
         ) from error
     except exceptions.RayActorError as error:
@@ -64,7 +69,7 @@ class Patience:
     """
 
     def __init__(self, deadline_s: float, *, for_ever: bool = False) -> None:
-        self.deadline_s, self._for_ever = deadline_s, for_ever
+        self.deadline_s, self.for_ever = deadline_s, for_ever
         self._give_up = time.monotonic() + deadline_s
         self._pause_s = _PAUSE_S[0]
 
@@ -73,42 +78,63 @@ class Patience:
         """Seconds until the deadline."""
         return max(0.0, self._give_up - time.monotonic())
 
-    def pause(self, error: errors.ServerError) -> None:
+    def pause(self, error: errors.EsServiceError) -> None:
         """Let a moment go by before the next try; raise the error where the deadline does not leave one."""
         if self.left_s <= self._pause_s:
             self.overrun(error)
         time.sleep(self._pause_s * random.uniform(0.5, 1.0))  # polling: Ray says nothing when an actor is back
         self._pause_s = min(2 * self._pause_s, _PAUSE_S[1])
 
-    def overrun(self, error: errors.ServerError) -> None:
-        """Hear that the deadline is past: raise the error, or say it and begin anew."""
-        if not self._for_ever:
+    def overrun(self, error: errors.EsServiceError) -> None:
+        """Hear that the deadline is past: raise the error, or log it and begin anew."""
+        if not self.for_ever:
             raise error
-        _log.warning("%s Waiting on, as on_unavailable='wait' has it.", error)
+        _log.warning("%s. Waiting on, as on_unavailable has it.", str(error).removesuffix("."))
         self._give_up = time.monotonic() + self.deadline_s
 
 
-def call_patiently(
-    ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str, *, for_ever: bool = False
-) -> Any:
+def call_patiently(ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str) -> Any:
     """Return the answer of a call that may as well be made again: a server that is restarting is waited for.
 
     Args:
         ask: makes the call.
         deadline_s: seconds for all of it.
         doing: as in `call`.
-        for_ever: as in `Patience`.
 
     Raises:
         AwayError: it was still restarting at the deadline.
         EsServiceError: as `call`.
     """
-    patience = Patience(deadline_s, for_ever=for_ever)
+    return ask_until_answered(ask, Patience(deadline_s), doing)
+
+
+def ask_until_answered(
+    ask: Callable[[], ray.ObjectRef[Any]],
+    patience: Patience,
+    doing: str,
+    reconnect: Callable[[], bool] = lambda: False,
+    answer: Callable[[ray.ObjectRef[Any], float, str], Any] = call,
+) -> Any:
+    """Do as `call_patiently`, and where the actor has ended look for another one under its name.
+
+    Args:
+        ask: makes the call.
+        patience: how long to wait. One that waits for ever waits for an actor under this name, too.
+        doing: as in `call`.
+        reconnect: looks for the actor by its name; whether there is another one now, which `ask` calls from now on.
+        answer: waits, as `call` does.
+
+    Raises:
+        GoneError: the actor has ended for good, and there is no other.
+        AwayError, EsServiceError: as `call_patiently`.
+    """
     reference = ask()
     while True:
         try:
-            return call(reference, patience.left_s, doing)
-        except AwayError as error:
+            return answer(reference, patience.left_s, doing)
+        except (AwayError, GoneError) as error:
+            if isinstance(error, GoneError) and not reconnect() and not patience.for_ever:
+                raise
             patience.pause(error)
             reference = ask()
         except errors.ServerUnavailableError as error:

@@ -82,6 +82,14 @@ class Intake:
         """Take reports of these run steps."""
         self._steps = steps
 
+    def check_open(self, run_step: int) -> None:
+        """Raise ServerRestartedError where the epoch of a step that a rank is in is not open here."""
+        if run_step not in self._steps:
+            raise errors.ServerRestartedError(
+                f"the epoch of run step {run_step} is not open here: this process restarted, and what had opened it "
+                "could not be written; connect again and continue from the last checkpoint, if it is not sent again"
+            )
+
     def check_begun(self) -> None:
         """Raise ServerRestartedError where no attempt has begun since this process did."""
         if self._attempt is None:

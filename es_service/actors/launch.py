@@ -111,10 +111,10 @@ def find(run: str) -> Handle:
         ) from error
 
 
-def find_shards(run: str) -> list[Handle]:
+def find_shards(run: str, deadline_s: float = _START_DEADLINE_S) -> list[Handle]:
     """Return all shards of a run, the score server first; RunNotFoundError where one is not there."""
     server = find(run)
-    _, _, count = _identity(server)
+    _, _, count = _identity(server, deadline_s)
     try:
         return [server, *(_find(run, shard) for shard in range(1, count))]
     except ValueError as error:
@@ -123,10 +123,10 @@ def find_shards(run: str) -> list[Handle]:
         ) from error
 
 
-def _identity(actor: Handle) -> tuple[errors.EsServiceError | None, str, int]:
+def _identity(actor: Handle, deadline_s: float = _START_DEADLINE_S) -> tuple[errors.EsServiceError | None, str, int]:
     identity = actor.identity.options(concurrency_group=READ_GROUP)
     found: tuple[errors.EsServiceError | None, str, int]
-    found = call_patiently(identity.remote, _START_DEADLINE_S, "start the score server")
+    found = call_patiently(identity.remote, deadline_s, "start the score server")
     return found
 
 

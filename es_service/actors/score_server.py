@@ -18,7 +18,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
 from es_service.selection import queries
 from es_service.selection.plans import Plan
-from es_service.selection.roster import Roster
+from es_service.selection.roster import Roster, out_of_order
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import runs, snapshots
@@ -90,6 +90,7 @@ class ScoreServer(ScoreShard):
         self._snapshots = SnapshotWriter(self._storage, self._shards, self._may_write)
 
     def _may_write(self) -> None:
+        super()._may_write()
         if self._ownership is not None:
             try:
                 self._ownership.renew()
@@ -99,7 +100,12 @@ class ScoreServer(ScoreShard):
     def _ready(self) -> None:
         super()._ready()
         if self._ownership is not None:
-            self._ownership.check()
+            try:
+                self._ownership.check()
+            except errors.RunExistsError as error:
+                if self._storage.exists():
+                    raise
+                raise self._gone() from error  # no other owner: its file went with the folder
 
     # -- where the journal left it -------------------------------------------------------------------------------------
 
@@ -139,7 +145,10 @@ class ScoreServer(ScoreShard):
         return {**super()._note(), "roster": self._roster_values()}
 
     def _keep_roster(self, *, plan: Plan | None = None) -> None:
-        """Write where everybody is to the journal; it is on storage when this returns, if it can be written."""
+        """Write where everybody is to the journal; it is on storage when this returns, if it can be written.
+
+        Where it cannot, training goes on: a rank keeps what it said until `settle` says that it is on storage.
+        """
         with self._lock:
             if plan is not None:
                 self._journal.append("plan", encode_plan(plan))
@@ -148,23 +157,37 @@ class ScoreServer(ScoreShard):
 
     # -- for ranks -----------------------------------------------------------------------------------------------------
 
-    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any]) -> int:
+    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any], opens: int | None = None) -> int:
         """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
+
+        Args:
+            rank: the caller's.
+            attempt: the caller's.
+            world_size: of the attempt.
+            config: `runs.config_to_dict` of the caller's.
+            opens: the epoch that the caller is about to open; None where it loads a state or resets first.
 
         Returns:
             How many rewinds this rank has asked for in this attempt; it counts on.
 
         Raises:
             RunMismatchError: the caller's config is not the run's.
-            ConfigError, EpochOrderError: see `Roster.join`.
+            ConfigError, EpochOrderError: see `Roster.join`; or a new attempt would be refused the epoch it opens, so
+                that the one before it is left alone.
+            StorageError: it cannot be written that there is a new attempt.
         """
         self._ready()
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
         self._config.check_world(world_size, rank)
         with self._roster_lock:
-            if not self._roster.knows(attempt):
+            is_new = not self._roster.knows(attempt)
+            if is_new:
                 self._snapshots.wait()
-                if self._shards.count > 1 or self._roster.open_epoch_number is not None:
+                goes_back = self._shards.count > 1 or self._roster.open_epoch_number is not None
+                stands_at = self._storage.finished_epochs() if goes_back else self._roster.finished_epochs
+                if opens is not None and opens != stands_at:
+                    raise out_of_order(rank, opens, stands_at)
+                if goes_back:
                     self._go_back()  # another shard may stand elsewhere
                 self._shards.all("begin", attempt)
                 self._rewinds.clear()
@@ -173,7 +196,20 @@ class ScoreServer(ScoreShard):
             self._roster.join(Caller(rank, attempt), world_size)
             asked = self._rewinds.setdefault(rank, 0)
             self._keep_roster()
+            if is_new:
+                self._journal.flush()  # a server that came back without it would take all its ranks for old ones
             return asked
+
+    def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:
+        """Return how many epochs this rank has closed, and whether it has one open: less than it knows after a crash.
+
+        Raises:
+            EpochOrderError: it is superseded.
+        """
+        self._check_restart()
+        with self._roster_lock:
+            self._roster.check(Caller(rank, attempt))
+            return self._roster.place_of(rank)
 
     def open_epoch(
         self, rank: int, attempt: str, epoch: int, streamed: bool = False, turn: str = ""
@@ -207,15 +243,27 @@ class ScoreServer(ScoreShard):
         self._roster.check(caller)
         return bool(turn) and self._turns.get(caller.rank) == turn
 
-    def close_epoch(self, rank: int, attempt: str, epoch: int, num_steps: int = 0, turn: str = "") -> bool:
+    def close_epoch(
+        self, rank: int, attempt: str, epoch: int, num_steps: int = 0, seqs: Sequence[int] = (), turn: str = ""
+    ) -> bool:
         """Close an epoch for one rank; return whether it was the last one.
 
         With it the snapshot is begun: every shard has taken a copy of its rows when this returns, and writes it in
-        the background. The end of the last epoch is on storage when this returns.
+        the background. The end of the last epoch is on storage when this returns. Whether the close itself is, and
+        the reports before it, `settle` says.
+
+        Args:
+            rank: the caller's.
+            attempt: the caller's.
+            epoch: the open one.
+            num_steps: that this rank made.
+            seqs: of its last report to each shard; for none it has not reported anything.
+            turn: see the module's text.
 
         Raises:
+            ServerRestartedError: a shard lacks reports of this rank; nothing is closed before it has them again.
             StorageError: the snapshot of the epoch before, or of the last one, could not be written; this epoch is
-                finished all the same.
+                finished all the same. Called again, the last one is tried again.
         """
         self._check_restart()
         with self._roster_lock:
@@ -223,6 +271,8 @@ class ScoreServer(ScoreShard):
             if self._is_repeated(caller, turn) and self._roster.has_closed(rank, epoch):
                 self._finish_run()
                 return epoch < self._roster.finished_epochs
+            if seqs:
+                self._shards.each("check_reports", [(rank, attempt, seq) for seq in seqs])
             before = self._roster.to_dict(), self._roster.plan
             if not self._roster.close_epoch(caller, epoch, num_steps):
                 self._turns[rank] = turn
@@ -254,13 +304,22 @@ class ScoreServer(ScoreShard):
             return
         failure = self._snapshots.wait()
         for _ in range(_MAX_TRIES):
-            if isinstance(failure, errors.StorageError):
-                raise failure
-            if self._storage.finished_epochs() == finished:
+            if failure is None and self._storage.finished_epochs() == finished:
                 return
             failure = self._snapshots.write(self._roster.epoch_starts)  # a process went down, with what it had copied
+            if isinstance(failure, errors.StorageError):
+                break
         if failure is not None:
             raise failure
+
+    def settle(self, rank: int, attempt: str, seq: int, num_closed: int = 0) -> bytes:
+        """See `ScoreShard.settle`; that this rank has closed so many epochs is to be on storage, too."""
+        if self.whereabouts(rank, attempt)[0] < num_closed:
+            raise errors.ServerRestartedError(
+                f"rank {rank} has closed {num_closed} epochs, which is not known here: a process went down before it "
+                "could be written; connect again and continue from the last checkpoint, if it is not said again"
+            )
+        return super().settle(rank, attempt, seq)
 
     def _log_epoch(self, epoch: int) -> None:
         """Say in one line of JSON what an epoch was; counts are since this process began."""
@@ -340,27 +399,56 @@ class ScoreServer(ScoreShard):
             self._keep_roster()
             return True
 
-    def state(self) -> tuple[bytes, int, tuple[int, ...]]:
-        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint.
+    def state(self, finished_epochs: int | None = None) -> tuple[bytes, int, tuple[int, ...]] | list[int]:
+        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint (group `read`).
+
+        Where another rank has opened the next epoch, the table is the snapshot of the end of the one before.
+
+        Args:
+            finished_epochs: that the caller has closed; None where it only looks.
+
+        Returns:
+            The state; or the ranks that have not closed the last of these epochs, to be asked for again.
 
         Raises:
             EpochOrderError: an epoch is open; what is in the table then is no state to continue from.
+            StorageError: another rank is ahead, and the snapshot of the epoch's end cannot be read.
             ServerRestartedError: a shard restarted, and may have lost what the others have.
         """
         self._ready()
         with self._roster_lock:
-            if self._roster.open_epoch_number is not None:
+            opened, finished = self._roster.open_epoch_number, self._roster.finished_epochs
+            if finished_epochs is not None and finished_epochs > finished:
+                return self._roster.not_closed(finished_epochs - 1)
+            if opened is None and finished_epochs in (None, finished):
+                return self._present_state()
+            if not finished_epochs:
                 raise errors.EpochOrderError(
-                    f"epoch {self._roster.open_epoch_number} is open: take the state between two epochs, "
+                    f"epoch {opened} is open: take the state between two epochs, "
                     "when every rank has closed the last one"
                 )
-            if self._roster.attempt is None:
-                if self._behind:
-                    self._go_back()
-            elif self._shards.count > 1:  # one that restarted may stand elsewhere
-                self._shards.all("check_begun")
-            table = records_to_arrow(self._shards.records())
-            return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
+        return self._stored_state(finished_epochs)
+
+    def _stored_state(self, finished_epochs: int) -> tuple[bytes, int, tuple[int, ...]]:
+        self._snapshots.wait()
+        try:
+            state = self._storage.snapshot(finished_epochs)
+        except errors.StorageError as error:
+            raise errors.StorageError(
+                f"a rank has opened epoch {finished_epochs}, and the snapshot of the end of epoch "
+                f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others go on "
+                "(a barrier does), or after the next epoch"
+            ) from error
+        return snapshots.encode_table(records_to_arrow(state.records)), finished_epochs, state.epoch_starts
+
+    def _present_state(self) -> tuple[bytes, int, tuple[int, ...]]:
+        if self._roster.attempt is None:
+            if self._behind:
+                self._go_back()
+        elif self._shards.count > 1:  # one that restarted may stand elsewhere
+            self._shards.all("check_begun")
+        table = records_to_arrow(self._shards.records())
+        return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
 
     def stored_epochs(self) -> int:
         """Return the epochs behind the newest snapshot on storage, once none is being written any more (group `read`).

@@ -110,7 +110,16 @@ class ScoreShard:
         """Nothing to do: the score server has begun the run."""
 
     def _may_write(self) -> None:
-        """Nothing to ask: the score server sees to it that there is one."""
+        """Raise StorageError where the run is not there any more: what was deleted is not to be made again in part."""
+        if not self._storage.exists():
+            raise self._gone()
+
+    def _gone(self) -> errors.StorageError:
+        return errors.StorageError(
+            f"the run's folder {self._storage.path} is gone, or its run.json: it was deleted or moved while the run is "
+            "trained. Put it back, or stop the run's score server (es_service.actors.launch.stop) and start again from "
+            "a checkpoint"
+        )
 
     # -- where the journal left it -------------------------------------------------------------------------------------
 
@@ -187,29 +196,39 @@ class ScoreShard:
         return seq
 
     def settle(self, rank: int, attempt: str, seq: int) -> bytes:
-        """Return a receipt once this rank's reports up to `seq` are on storage, if that can be written.
+        """Return a receipt once this rank's reports up to `seq` are on storage.
 
         Raises:
             ServerRestartedError: some of them went down with a process; they have to be sent again.
+            StorageError: they are here, but cannot be written at the moment.
         """
+        self.check_reports(rank, attempt, seq)
+        self._journal.flush()
+        with self._lock:
+            return self._receipt(rank)
+
+    def check_reports(self, rank: int, attempt: str, seq: int) -> None:
+        """Raise ServerRestartedError unless this rank's reports up to `seq` are here."""
         self._check_restart()
         with self._lock:
             self._intake.check(rank, attempt)
             self._intake.check_has(rank, seq)
-        self._flush()
-        with self._lock:
-            return self._receipt(rank)
 
     def _receipt(self, rank: int) -> bytes:
         durable = self._intake.durable(rank, self._journal.durable)
         return wire.encode_receipt(wire.Receipt(self._intake.seq(rank), durable, self._journal.failure is not None))
 
     @timed
-    def lease(self, rank: int, attempt: str, ids_m: I64) -> dict[str, NDArray[Any]]:
-        """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`."""
+    def lease(self, rank: int, attempt: str, ids_m: I64, run_step: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`.
+
+        Raises:
+            ServerRestartedError: the epoch that begins with `run_step` is not open here, so that rows may be older.
+        """
         self._check_restart()
         with self._lock:
             self._intake.check(rank, attempt)
+            self._intake.check_open(run_step)
             return self._engine.lease(self._check_ids(ids_m))
 
     @timed
@@ -217,12 +236,16 @@ class ScoreShard:
         """Return the packed rows of ids that the rank will observe next, and note that it does.
 
         Rows are read behind every report that this rank sent before; the answer says up to which.
+
+        Raises:
+            ServerRestartedError: the epoch of this step is not open here, so that rows may be older.
         """
         self._check_restart()
         caller, run_step, ids_B = wire.decode_request(message)
         ids_B = self._check_ids(ids_B)
         with self._lock:
             self._intake.check(caller.rank, caller.attempt)
+            self._intake.check_open(run_step)
             self._engine.make_room(ids_B)
             rows_B = self._shard.rows(ids_B)
             num_overlaps = self._overlaps.asked(rows_B, caller.rank, run_step, len(self._engine.table))

@@ -35,7 +35,7 @@ class Background(Remote):
         if self._failure is not None:
             raise self._failure
         if self._backlogs is None:
-            patience, shards = super()._patience, range(len(self._shards))
+            patience, shards = super()._patience, range(self._num_shards)
             self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]
         for shard, _, message in self._reports(step, ids_B, seen, selected_b):
             try:
@@ -56,13 +56,18 @@ class Background(Remote):
 
     def _patience(self) -> Patience:
         """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
-        return Patience(self.deadline_s, for_ever=self._on_unavailable != "raise")
+        return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; waits until the backlog is empty."""
         for backlog in self._backlogs or ():
             backlog.flush()
         super().close_epoch(epoch, num_steps)
+
+    def _send_again(self, cause: errors.EsServiceError) -> None:
+        for backlog in self._backlogs or ():
+            backlog.flush()  # what is on its way already; then the reporting threads do nothing
+        super()._send_again(cause)
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`; what has not been reported is about to be forgotten anyway."""

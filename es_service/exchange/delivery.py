@@ -2,8 +2,9 @@
 
     post ──► under way ── answer ──► applied ── receipt says so ──► durable, and let go of
 
-What is not known to be on storage is kept. When the shard comes back from a crash the rank asks which of its reports it
-has, and sends the rest again; what it has already it takes no second time.
+What is not known to be on storage is kept, past the end of its epoch too. When the shard comes back from a crash the
+rank asks which of its reports it has, and sends the rest again; what it has already it takes no second time. Where it
+came back inside an epoch that is over, that one is ended again on the way, see `epochs`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import ray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.actors.calls import AwayError, Patience
+from es_service.actors.calls import AwayError, GoneError, Patience
+from es_service.exchange.epochs import LostError
 
 __all__ = ["Delivery", "Line", "Posted"]
 
@@ -35,6 +37,8 @@ class Line:
         enter: -> seq of the rank's last report that the shard has; waits for a shard that is restarting.
         patience: makes a new one.
         name: of the shard, for messages.
+        is_behind: whether the server came back from before the epoch that the rank is in.
+        again: brings it to that epoch, given what sends the kept reports up to a seq.
     """
 
     ask: Callable[..., ray.ObjectRef[Any]]
@@ -42,6 +46,8 @@ class Line:
     enter: Callable[[], int]
     patience: Callable[[], Patience]
     name: str
+    is_behind: Callable[[], bool]
+    again: Callable[[Callable[[int], None]], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -106,16 +112,20 @@ class Delivery:
                 try:
                     answer = self._line.wait(posted.reference, patience.left_s, posted.method)
                     break
-                except (AwayError, errors.ServerRestartedError) as error:
-                    patience.pause(error)
-                    if self._send_again(error) >= posted.last and not posted.wanted:
-                        return b""
+                except (AwayError, GoneError, errors.ServerRestartedError) as error:
+                    cause: errors.EsServiceError = error
                 except errors.ServerUnavailableError as error:
                     patience.overrun(error)
-                except errors.EsServiceError:
-                    self._kept.remove(posted)
-                    self._num_bytes -= posted.num_bytes
-                    raise
+                    continue
+                except errors.EsServiceError as error:
+                    if not isinstance(error, errors.EpochOrderError) or not self._line.is_behind():
+                        self._kept.remove(posted)
+                        self._num_bytes -= posted.num_bytes
+                        raise
+                    cause = error
+                patience.pause(cause)
+                if self._send_again(cause) >= posted.last and not posted.wanted:
+                    return b""
         finally:
             posted.wanted = False
             self._waiting.remove(posted)
@@ -131,11 +141,12 @@ class Delivery:
             self._warned = True
             warnings.warn(
                 f"{self._line.name} cannot write its storage (es-service runs, or the server's stats, say why): "
-                "training goes on, but a crash of the server would take it back to its last finished epoch. Told once",
+                "training goes on, and what is reported is kept here and at the server until it can be written. "
+                "Warned of once",
                 stacklevel=2,
             )
 
-    def send_again(self, cause: errors.ServerError) -> None:
+    def send_again(self, cause: errors.EsServiceError) -> None:
         """Bring back to the shard what it has lost of this rank's reports; all of them have been answered before.
 
         Raises:
@@ -147,15 +158,45 @@ class Delivery:
         for posted in again:
             self.answer(posted)
 
-    def _send_again(self, cause: errors.ServerError | None) -> int:
+    def _send_again(self, cause: errors.EsServiceError) -> int:
         """Post once more what the shard does not have, or has and somebody waits for; return up to where it has all."""
+        self._bring_back(cause)
+        has = self._has(cause)
+        for posted in self._kept:
+            if posted.last > has or posted.wanted:
+                self._post(posted)
+        return has
+
+    def _bring_back(self, cause: errors.EsServiceError) -> None:
+        """Bring the shard to the epoch that this rank is in, over restarts meanwhile."""
+
+        def bring(upto: int) -> None:
+            has = self._has(cause)
+            for posted in self._kept:
+                if has < posted.last <= upto:
+                    self._post(posted)
+                    self._line.wait(posted.reference, self._line.patience().left_s, posted.method)
+
+        patience = self._line.patience()
+        while True:
+            self._has(cause)
+            try:
+                self._line.again(bring)
+                return
+            except LostError:
+                raise
+            except (AwayError, errors.ServerRestartedError) as error:  # it went down again
+                patience.pause(error)
+
+    def _has(self, cause: errors.EsServiceError) -> int:
+        """Return up to which seq the shard has this rank's reports; ServerRestartedError where some are nowhere."""
         has = self._line.enter()
         if self._kept and self._kept[0].first > has + 1:
             raise errors.ServerRestartedError(
                 f"{self._line.name} came back with {has} of this rank's reports, of which those from "
                 f"{self._kept[0].first} on are kept here: connect again and continue from the last checkpoint"
             ) from cause
-        for posted in self._kept:
-            if posted.last > has or posted.wanted:
-                posted.reference = self._line.ask(posted.method, *posted.messages, **posted.more)
         return has
+
+    def _post(self, posted: Posted) -> None:
+        posted.reference = self._line.ask(posted.method, *posted.messages, **posted.more)

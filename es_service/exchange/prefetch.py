@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.background import Background
 from es_service.exchange.errands import Errands
@@ -44,8 +45,8 @@ class Prefetch(Background):
         self._dtypes = {name: _DTYPES.get(name, _FLOAT) for name in names}
         self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
         self._fetching: tuple[I64, Future[list[tuple[int, I64 | slice, bytes]]]] | None = None
-        self._confirmed = [0] * len(self._shards)  # seq that a shard was last known to have
-        self._unconfirmed = [Unconfirmed() for _ in self._shards]
+        self._confirmed = [0] * self._num_shards  # seq that a shard was last known to have
+        self._unconfirmed = [Unconfirmed() for _ in range(self._num_shards)]
         self.num_overlaps = 0
         return super().open_epoch(epoch, streamed=streamed)
 
@@ -105,6 +106,16 @@ class Prefetch(Background):
         """Return the leased columns of these ids as they are when all that this rank has said is applied."""
         if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
             return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
+        fetched, rows = self._held = self._over_restarts(lambda: self._received(step, ids_B))
+        found = places(fetched, ids_B)  # all of them, but where some were not finite
+        return {name: values[found] for name, values in rows.items()}
+
+    def _received(self, step: int, ids_B: I64) -> tuple[I64, dict[str, NDArray[Any]]]:
+        """Return ids, of which these are, and their rows, once they are here.
+
+        Raises:
+            ServerRestartedError: a shard restarted, and has lost what made its rows.
+        """
         if self._fetching is None or places(self._fetching[0], ids_B).min() < 0:
             self.expect(step, ids_B)
         assert self._fetching is not None
@@ -112,25 +123,16 @@ class Prefetch(Background):
         rows = {name: np.empty(fetched.size, dtype=dtype) for name, dtype in self._dtypes.items()}
         for shard, where, answer in answers.result():
             seq, num_overlaps, columns = wire.decode_rows(answer, fetched[where].size, self._dtypes)
-            if seq < self._confirmed[shard]:  # it restarted, and has lost reports that made these rows
-                self._recover(shard)
-                return self._rows(step, ids_B)
+            if seq < self._confirmed[shard]:
+                self._confirmed[shard] = 0
+                raise errors.ServerRestartedError(f"shard {shard} lacks reports that it had: it restarted")
             self._confirmed[shard] = seq
             self._warn(num_overlaps)
             current = {name: values.copy() for name, values in columns.items()}
             self._unconfirmed[shard].put_on(seq, fetched[where], current)
             for name, values in current.items():
                 rows[name][where] = values
-        self._held = (fetched, rows)
-        found = places(fetched, ids_B)  # all of them, but where some were not finite
-        return {name: values[found] for name, values in rows.items()}
-
-    def _recover(self, shard: int) -> None:
-        """Bring back to a shard what it lost, and ask anew for the rows of the step."""
-        if self._backlogs is not None:
-            self._backlogs[shard].flush()
-        self._settle(shard)
-        self._confirmed[shard], self._fetching = 0, None
+        return fetched, rows
 
     def _report(self, step: int, ids_B: I64, seen: Columns, selected_b: I64, new: dict[str, NDArray[Any]]) -> None:
         """Report, and keep what the rows now are until the server is known to have it."""
@@ -138,7 +140,7 @@ class Prefetch(Background):
         self._held = None
         if not self._dtypes:
             return
-        for shard, cut in enumerate(pieces(ids_B, len(self._shards), ids_B.size)):
+        for shard, cut in enumerate(pieces(ids_B, self._num_shards, ids_B.size)):
             for where in cut:
                 newer = {name: new[name][where] for name in self._dtypes}
                 self._unconfirmed[shard].add(self._seqs[shard], ids_B[where], newer)

@@ -9,22 +9,20 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
-from ray import exceptions
 
 from es_service import errors
 from es_service.actors import launch, wire
-from es_service.actors.calls import DEADLINE_S, Patience, call, call_patiently
+from es_service.actors.calls import DEADLINE_S, Patience, ask_until_answered
 from es_service.exchange.base import OnUnavailable, Position, SavedState
+from es_service.exchange.connection import Connection
 from es_service.exchange.delivery import Delivery, Line, Posted
+from es_service.exchange.epochs import Epochs
 from es_service.exchange.lease import Lease
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
@@ -37,7 +35,7 @@ __all__ = ["NO_IDS", "Remote"]
 
 NO_IDS = np.empty(0, dtype=np.int64)
 _MAX_PIECES = 32  # of one step at one shard; what is larger than that many quick messages goes in larger ones
-_POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
+T = TypeVar("T")
 
 
 class Remote:
@@ -50,6 +48,7 @@ class Remote:
         attempt: 32 hexadecimal digits, the same on all ranks of one life of the group.
         deadline_s: seconds that any wait may take.
         on_unavailable: past it, "raise" or "wait" on.
+        connection: how its shards are called; looked up where none is given.
 
     It joins the run when it first opens an epoch, loads or resets; until then it only looks, and disturbs nobody.
 
@@ -66,24 +65,28 @@ class Remote:
         *,
         deadline_s: float = DEADLINE_S,
         on_unavailable: OnUnavailable = "raise",
+        connection: Connection | None = None,
     ) -> None:
         self.run = run
         self.config = config
         self.position = position
         self._caller = Caller(position.rank, attempt)
-        self.deadline_s = deadline_s
+        self.deadline_s = self._patient_s = deadline_s
         self._on_unavailable: OnUnavailable = on_unavailable
-        self._turns: dict[tuple[str, int], str] = {}
         self._share = Share(ids=NO_IDS, first_step=0)
         self._lease = Lease(config.selection, config.batch_size, self._share, {})
         self._joined = False
         self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
-        self._shards = launch.find_shards(run)
-        self._seqs = [0] * len(self._shards)
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(len(self._shards))]
+        self.connection = Connection(run) if connection is None else connection
+        self._num_shards = len(self.connection.shards)
+        self._seqs = [0] * self._num_shards
+        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
+        self._epochs = Epochs(
+            lambda method, *args: self._call(method, *args, patience=self._patience()),
+            self._caller, self._num_shards, lambda: self.deadline_s,
+        )  # fmt: skip
         self._piece = wire.max_ids(len(config.selection.signals))
-        self._methods: dict[tuple[int, str], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (
@@ -98,86 +101,64 @@ class Remote:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _ask(self, shard: int, method: str, *args: Any, group: str | None = None, **named: Any) -> ray.ObjectRef[Any]:
-        """Begin a call of a shard; the first is the score server."""
-        bound = self._methods.get((shard, method))  # kept: to look one up anew costs Ray 30 µs
-        if bound is None:
-            bound = getattr(self._shards[shard], method)
-            if group is not None:
-                bound = bound.options(concurrency_group=group)
-            self._methods[shard, method] = bound
-        try:
-            reference: ray.ObjectRef[Any] = bound.remote(*args, **named)
-        except exceptions.PendingCallsLimitExceeded as error:
-            raise errors.ServerUnavailableError(
-                f"too many calls of this process wait for shard {shard} of run {self.run!r}: it does not keep up; use "
-                "more shards, or larger batches"
-            ) from error
-        return reference
+    def _call(
+        self, method: str, *args: Any, shard: int = 0, group: str | None = None, patience: Patience | None = None
+    ) -> Any:
+        """Call a shard and wait for its answer, over a restart of it too: what is called may be called again."""
+        return self._asked(shard, method, *args, group=group, patience=patience)()
 
-    def _wait(self, reference: ray.ObjectRef[Any], method: str, deadline_s: float | None = None) -> Any:
-        return call(reference, self.deadline_s if deadline_s is None else deadline_s, self._doing(method))
+    def _asked(
+        self, shard: int, method: str, *args: Any, group: str | None = None, patience: Patience | None = None
+    ) -> Callable[[], Any]:
+        """Begin a call that may be made again; return how to wait for its answer, as `_call` does."""
+        begun = [self.connection.ask(shard, method, *args, group=group)]
+
+        def again() -> Any:
+            return begun.pop() if begun else self.connection.ask(shard, method, *args, group=group)
+
+        return lambda: ask_until_answered(
+            again,
+            Remote._patience(self) if patience is None else patience,
+            self._doing(method),
+            self.connection.reconnect,
+            self.connection.wait,
+        )
 
     def _doing(self, method: str) -> str:
         return f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
 
-    def _call(self, method: str, *args: Any, shard: int = 0, group: str | None = None) -> Any:
-        """Call a shard and wait for its answer, over a restart of it too: what is called may be called again."""
-        return call_patiently(
-            lambda: self._ask(shard, method, *args, group=group),
-            self.deadline_s,
-            self._doing(method),
-            for_ever=self._waits_on,
-        )
-
-    def _asked(self, shard: int, method: str, *args: Any) -> Callable[[], Any]:
-        """Begin a call that may be made again; return how to wait for its answer, as `_call` does."""
-        begun = [self._ask(shard, method, *args)]
-
-        def again() -> ray.ObjectRef[Any]:
-            return begun.pop() if begun else self._ask(shard, method, *args)
-
-        return lambda: call_patiently(again, self.deadline_s, self._doing(method), for_ever=self._waits_on)
-
-    @property
-    def _waits_on(self) -> bool:
-        return self._on_unavailable == "wait"
-
     def _line(self, shard: int) -> Line:
         """Return how this rank's reports get to a shard."""
         return Line(
-            ask=functools.partial(self._ask, shard),
-            wait=lambda reference, deadline_s, method: self._wait(reference, method, deadline_s),
-            enter=lambda: self._call("enter", self.position.rank, self._caller.attempt, shard=shard),
-            patience=self._patience,
+            ask=functools.partial(self.connection.ask, shard),
+            wait=lambda reference, deadline_s, method: self.connection.wait(reference, deadline_s, self._doing(method)),
+            enter=lambda: self._call(
+                "enter", self.position.rank, self._caller.attempt, shard=shard, patience=self._patience()
+            ),
+            patience=lambda: self._patience(),
             name=f"shard {shard} of run {self.run!r}",
+            is_behind=lambda: self._epochs.is_behind(),
+            again=lambda bring: self._epochs.again(bring),
         )
 
     def _patience(self) -> Patience:
-        return Patience(self.deadline_s, for_ever=self._waits_on)
+        """Return that of whoever reports."""
+        return Patience(self.deadline_s, for_ever=self._on_unavailable == "wait")
 
-    def _once(self, method: str, epoch: int, *args: Any) -> Any:
-        """Let the score server change the roster: once, however often it has to be asked until it answers."""
-        turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
-        answer = self._call(method, self.position.rank, self._caller.attempt, epoch, *args, turn)
-        if not isinstance(answer, list):  # else it is not done yet
-            del self._turns[method, epoch]
-        return answer
-
-    def _join(self) -> None:
-        """Enter the run, once; from then on an older attempt's ranks are refused."""
+    def _join(self, opens: int | None = None) -> None:
+        """Enter the run, once, to open this epoch or to load; from then on an older attempt's ranks are refused."""
         if not self._joined:
             rank, attempt = self.position.rank, self._caller.attempt
             described = runs.config_to_dict(self.config)
-            self._num_rewinds = self._call("join", rank, attempt, self.position.world_size, described)
+            self._num_rewinds = self._call("join", rank, attempt, self.position.world_size, described, opens)
             self._enter()
             self._joined = True
 
     def _enter(self) -> None:
         """Hear from every shard which of this rank's reports was its last."""
         caller = (self.position.rank, self._caller.attempt)
-        self._seqs = [self._call("enter", *caller, shard=shard) for shard in range(len(self._shards))]
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(len(self._shards))]
+        self._seqs = [self._call("enter", *caller, shard=shard) for shard in range(self._num_shards)]
+        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +166,7 @@ class Remote:
         self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64] | slice, bytes]]:
         """Pack what this rank has seen and trained on: (shard, positions in ids_B, message), a piece of it each."""
-        num_shards, run_step = len(self._shards), self._share.first_step + step
+        num_shards, run_step = self._num_shards, self._share.first_step + step
         observed = self._pieces(ids_B) if seen is not None else [[]] * num_shards
         counted = self._pieces(selected_b)
         for shard in range(num_shards):
@@ -199,7 +180,7 @@ class Remote:
 
     def _pieces(self, ids_B: NDArray[np.int64]) -> list[list[NDArray[np.int64] | slice]]:
         """Cut ids as `shards.pieces` does, small enough for a quick message each, but into no more than so many."""
-        return pieces(ids_B, len(self._shards), max(self._piece, -(-ids_B.size // _MAX_PIECES)))
+        return pieces(ids_B, self._num_shards, max(self._piece, -(-ids_B.size // _MAX_PIECES)))
 
     def _packed(
         self, shard: int, run_step: int, ids: NDArray[np.int64], seen: Columns | None, selected: NDArray[np.int64]
@@ -249,20 +230,27 @@ class Remote:
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
-        self._join()
-        give_up = time.monotonic() + self.deadline_s
-        pause_s = _POLL_S[0]
-        while isinstance(answer := self._once("open_epoch", epoch, streamed), list):
-            if time.monotonic() > give_up:
-                raise errors.ServerUnavailableError(
-                    f"rank {self.position.rank} waited {self.deadline_s:g} s to open epoch {epoch}: rank(s) {answer} "
-                    f"have not finished epoch {epoch - 1}; did they leave their loop early, or die?"
-                )
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _POLL_S[1])
-        self._share = answer
-        self._lease = self._leased(answer)
-        return self._share
+        self._join(epoch)
+        share = self._share = self._over_restarts(lambda: self._epochs.open(epoch, streamed=streamed))
+        self._lease = self._over_restarts(lambda: self._leased(share))
+        return share
+
+    def _over_restarts(self, act: Callable[[], T]) -> T:
+        """Do what may be done again; where the server went down with something of this rank's, it gets that first."""
+        patience = Remote._patience(self)
+        while True:
+            try:
+                return act()
+            except (errors.EpochOrderError, errors.ServerRestartedError) as error:
+                if isinstance(error, errors.EpochOrderError) and not self._epochs.is_behind():
+                    raise
+                patience.pause(error)
+                self._send_again(error)
+
+    def _send_again(self, cause: errors.EsServiceError) -> None:
+        """Bring back to the shards what they lost of this rank's reports and epochs."""
+        for delivery in self._deliveries:
+            delivery.send_again(cause)
 
     def _leases(self) -> bool:
         """Return whether this rank draws by columns that come with the epoch."""
@@ -274,8 +262,8 @@ class Remote:
         if self._leases() and leased_columns(self.config.selection) and share.ids.size:
             caller, num = (self.position.rank, self._caller.attempt), share.ids.size
             asked = [
-                (where, self._asked(shard, "lease", *caller, share.ids[where]))
-                for shard, cut in enumerate(pieces(share.ids, len(self._shards), num))
+                (where, self._asked(shard, "lease", *caller, share.ids[where], share.first_step))
+                for shard, cut in enumerate(pieces(share.ids, self._num_shards, num))
                 for where in cut
             ]
             for where, wait in asked:
@@ -310,23 +298,51 @@ class Remote:
         return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step))
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; the last rank returns once every shard has a copy of its rows to write."""
-        for shard in range(len(self._shards)):
-            self._settle(shard)
-        self._once("close_epoch", epoch, num_steps)
+        """See `Exchange.close_epoch`; returns once what this rank said of it is on storage.
 
-    def _settle(self, shard: int) -> None:
-        """See to it that a shard has all of this rank's reports on storage: it may have lost some that it took."""
-        caller = (self.position.rank, self._caller.attempt)
-        patience = Remote._patience(self)
+        The last rank returns once every shard has a copy of its rows to write, too.
+
+        Raises:
+            StorageError: it could not be written within the deadline, or a snapshot could not. The epoch is over all
+                the same; what is not on storage is kept, here and at the server.
+            ServerRestartedError: the server went down with reports that are not kept here any more.
+        """
+        self._epochs.ends(epoch, num_steps, self._seqs)
+        failure = self._over_restarts(lambda: self._closed(epoch))
+        self._epochs.stored()
+        if failure is not None and self._on_unavailable == "raise":
+            raise failure
+
+    def _closed(self, epoch: int) -> errors.StorageError | None:
+        """Return once the epoch is closed and that is on storage; why a snapshot before it is not, where one is not."""
+        failure, patience = None, Remote._patience(self)
         while True:
             try:
-                answer = self._call("settle", *caller, self._seqs[shard], shard=shard)
-                self._deliveries[shard].received(wire.decode_receipt(answer)[0])
-                return
-            except errors.ServerRestartedError as error:
-                patience.pause(error)
-                self._deliveries[shard].send_again(error)
+                try:
+                    self._epochs.close()
+                except errors.StorageError as error:
+                    if epoch == self.config.num_epochs - 1 or self._epochs.is_behind():
+                        raise
+                    failure = error
+                for shard in range(self._num_shards):
+                    self._settle(shard)
+                return failure
+            except errors.StorageError as error:
+                patience.pause(self._not_stored(epoch, error))
+
+    def _settle(self, shard: int) -> None:
+        """Let go of what this rank keeps for a shard: all of it is on storage."""
+        caller = (self.position.rank, self._caller.attempt)
+        closed = () if shard else (self._epochs.num_closed,)  # the score server alone knows of epochs
+        answer = self._call("settle", *caller, self._seqs[shard], *closed, shard=shard)
+        self._deliveries[shard].received(wire.decode_receipt(answer)[0])
+
+    def _not_stored(self, epoch: int, error: errors.StorageError) -> errors.StorageError:
+        return errors.StorageError(
+            f"epoch {epoch} of run {self.run!r} is over, but not on storage: {error}. The score server and this rank "
+            f"keep what was reported (waited {self.deadline_s:g} s). Make the storage writable; on_unavailable='wait' "
+            "waits for it, 'continue' trains on meanwhile"
+        )
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
@@ -342,8 +358,18 @@ class Remote:
         return found
 
     def save(self) -> SavedState:
-        """See `Exchange.save`; between epochs only, and while no other rank is ahead."""
-        table, finished_epochs, starts = self._call("state")
+        """See `Exchange.save`; between epochs, once all ranks have closed the last one; some may be ahead by then."""
+        if self._epochs.is_open:
+            raise errors.EpochOrderError(
+                f"epoch {self._epochs.num_closed} is open: take the state between two epochs, "
+                "when this rank has closed the last one"
+            )
+        closed = self._epochs.num_closed
+        table, finished_epochs, starts = self._epochs.wait_for_ranks(
+            lambda: self._call("state", closed, group=launch.READ_GROUP),
+            f"for the state of the end of epoch {(closed or 1) - 1}",
+            "have not closed it",
+        )
         return SavedState(finished_epochs, starts, table)
 
     def load(self, state: SavedState) -> None:
@@ -368,13 +394,14 @@ class Remote:
         if not self._call("rewind", *caller, finished_epochs, starts, sha256, table):
             return False
         self._num_rewinds += 1
+        self._epochs.stand_at(finished_epochs)
         self._enter()
         return True
 
     def publish(self, progress: dict[str, Any]) -> None:
         """See `Exchange.publish`; nobody waits for it."""
         with contextlib.suppress(errors.ServerUnavailableError):
-            self._ask(0, "publish", progress, group=launch.READ_GROUP)
+            self.connection.ask(0, "publish", progress, group=launch.READ_GROUP)
 
     def close(self) -> None:
         """See `Exchange.close`."""

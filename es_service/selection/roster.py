@@ -22,7 +22,7 @@ from es_service.selection import plans
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller, RunConfig, Share
 
-__all__ = ["Roster", "superseded"]
+__all__ = ["Roster", "out_of_order", "superseded"]
 
 _MAX_STEPS = 2**31 - 1  # last_step is an int32
 
@@ -32,6 +32,14 @@ def superseded(rank: int) -> errors.EpochOrderError:
     return errors.EpochOrderError(
         f"rank {rank} belongs to an attempt that a newer one has superseded: end this worker; or, if two jobs share "
         "the run's name, give one of them another"
+    )
+
+
+def out_of_order(rank: int, epoch: int, current: int) -> errors.EpochOrderError:
+    """Return the error of a rank that opens another epoch than the one that the run stands before."""
+    return errors.EpochOrderError(
+        f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue "
+        "a run load its state_dict, to start over call selector.reset(); where another job trains it, take another name"
     )
 
 
@@ -123,12 +131,9 @@ class Roster:
         self.check(caller)
         current = self.finished_epochs
         if epoch == current + 1 and caller.rank in self._closed:
-            return sorted(set(range(self._world_size)) - self._closed)
+            return self.not_closed(current)
         if epoch != current:
-            raise errors.EpochOrderError(
-                f"rank {caller.rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by "
-                "one; to continue a run load its state_dict, to start over call selector.reset()"
-            )
+            raise out_of_order(caller.rank, epoch, current)
         if caller.rank in self._opened:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "
@@ -283,6 +288,15 @@ class Roster:
     def has_opened(self, rank: int) -> Share | None:
         """Return the share of a rank that has opened the epoch that is open, whether or not it closed it since."""
         return self._share_of(rank) if self._is_open and rank in self._opened else None
+
+    def place_of(self, rank: int) -> tuple[int, bool]:
+        """Return how many epochs a rank of the current attempt has closed, and whether it has one open."""
+        has_closed = self._is_open and rank in self._closed
+        return self.finished_epochs + has_closed, self._is_open and rank in self._opened and not has_closed
+
+    def not_closed(self, epoch: int) -> list[int]:
+        """Return the ranks of the current attempt that have not closed an epoch."""
+        return [rank for rank in range(self._world_size) if not self.has_closed(rank, epoch)]
 
     def has_closed(self, rank: int, epoch: int) -> bool:
         """Return whether a rank of the current attempt has closed an epoch."""

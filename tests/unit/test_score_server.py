@@ -197,13 +197,13 @@ def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: Ru
     worker = Worker(server, config)
     worker.train(0, losses_of)
     ids, first_step = worker.open(1)
-    lease = server.lease(0, FIRST, ids)
+    lease = server.lease(0, FIRST, ids, first_step)
     assert list(lease) == ["s"]
     assert lease["s"].tolist() == server.snapshot().column("s").to_numpy()[ids].tolist()
     assert lease["s"].dtype == np.float32
     assert first_step == 4
     with pytest.raises(errors.IdError, match="id 24 at position 1"):
-        server.lease(0, FIRST, np.array([3, 24]))
+        server.lease(0, FIRST, np.array([3, 24]), first_step)
 
 
 # -- exactly once -------------------------------------------------------------------------------------------------
@@ -491,6 +491,7 @@ def test_a_restarted_server_goes_on_inside_the_epoch(
     messages = [worker.message(ids, losses_of(ids, start + k), start + k) for k, ids in enumerate(share.reshape(3, 6))]
     answers = [weights_of(first.observe(message)).tolist() for message in messages[:2]]
     first.settle(0, FIRST, worker.seq - 1)
+    assert first.stored_epochs() == 2
 
     second = make_server()  # as Ray would after a SIGKILL
     assert table(second) == table(first)
@@ -499,6 +500,7 @@ def test_a_restarted_server_goes_on_inside_the_epoch(
     assert table(second) == table(first)
     assert weights_of(second.observe(messages[2])).tolist() == weights_of(first.observe(messages[2])).tolist()
     assert second.close_epoch(0, FIRST, 2) is True
+    assert second.stored_epochs() == 3
     assert first.close_epoch(0, FIRST, 2) is True
     assert second.state() == first.state()
 
@@ -509,7 +511,9 @@ class Calls:
     def __init__(self, worker: Worker) -> None:
         self.worker, self.server = worker, worker.server
         self.asked: list[str] = []
-        self.delivery = Delivery(Line(self.ask, self.wait, self.enter, lambda: Patience(30.0), "shard 0"))
+        self.delivery = Delivery(
+            Line(self.ask, self.wait, self.enter, lambda: Patience(30.0), "shard 0", lambda: False, lambda bring: None)
+        )
 
     def ask(self, method: str, *messages: bytes, **more: int) -> Any:
         self.asked.append(method)
@@ -746,7 +750,7 @@ def every_call(server: ScoreServer, config: RunConfig) -> list[Callable[[], Any]
         lambda: server.join(0, FIRST, 1, runs.config_to_dict(config)),
         lambda: server.open_epoch(0, FIRST, 0),
         lambda: server.observe(b""),
-        lambda: server.lease(0, FIRST, np.arange(3)),
+        lambda: server.lease(0, FIRST, np.arange(3), 0),
         lambda: server.report(b""),
         lambda: server.close_epoch(0, FIRST, 0),
         lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),

@@ -1,0 +1,187 @@
+"""Where a rank is in the epochs of its run, and how a score server gets there again that came back from before.
+
+    open ──► reports ──► ends, close ──► (all of it on storage) stored ──► forgotten
+
+A server opens and closes epochs whether or not it can write so: training goes on while storage fails. Until all that an
+epoch was is on storage, the rank keeps it. Where the server goes down meanwhile it comes back inside an epoch that the
+rank has left; every rank then closes it again, behind its reports, and opens the next one, which gets the same plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from es_service import errors
+from es_service.selection.run import Caller, Share
+
+__all__ = ["Epochs", "LostError"]
+
+_POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their epoch
+
+
+class LostError(errors.ServerRestartedError):
+    """The server cannot be brought to where the rank is, however often it is tried."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Epoch:
+    """An epoch that a rank has opened.
+
+    Attributes:
+        number: of the epoch.
+        streamed: its ids come from outside.
+        num_steps: that the rank made of it; where it is not over yet, 0.
+        seqs: of the rank's last report to each shard when it ended; where it is not over yet, none.
+    """
+
+    number: int
+    streamed: bool
+    num_steps: int = 0
+    seqs: tuple[int, ...] = ()
+
+
+class Epochs:
+    """See the module's text. One thread at a time uses it.
+
+    Args:
+        call: (method, arguments) -> the score server's answer; waits for one that is restarting.
+        caller: the rank.
+        num_shards: S.
+        deadline_s: -> seconds that other ranks are waited for.
+    """
+
+    def __init__(
+        self, call: Callable[..., Any], caller: Caller, num_shards: int, deadline_s: Callable[[], float]
+    ) -> None:
+        self._call, self._caller, self._num_shards, self._deadline_s = call, caller, num_shards, deadline_s
+        self._turns: dict[tuple[str, int], str] = {}
+        self._over: list[_Epoch] = []  # ended, and not known to be on storage
+        self._current: _Epoch | None = None
+        self._first_step = 0  # of the current one
+        self.num_closed: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rank is inside an epoch."""
+        return self._current is not None
+
+    def stand_at(self, num_closed: int | None) -> None:
+        """Forget all of it: the run stands at the end of so many epochs, None where that is not known."""
+        self._turns.clear()
+        self._over.clear()
+        self._current, self.num_closed = None, num_closed
+
+    def open(self, epoch: int, *, streamed: bool) -> Share:
+        """Open an epoch, once all ranks have closed the one before; return the rank's share.
+
+        Raises:
+            ServerUnavailableError: some did not within the deadline; the message names them.
+            EpochOrderError: see `Roster.open_epoch`; also where the server came back from before, see `is_behind`.
+        """
+        share = self._open(_Epoch(epoch, streamed))
+        self._current, self.num_closed, self._first_step = _Epoch(epoch, streamed), epoch, share.first_step
+        return share
+
+    def _open(self, epoch: _Epoch) -> Share:
+        share: Share = self.wait_for_ranks(
+            lambda: self._once("open_epoch", epoch.number, epoch.streamed),
+            f"to open epoch {epoch.number}",
+            f"have not finished epoch {epoch.number - 1}",
+        )
+        return share
+
+    def wait_for_ranks(self, ask: Callable[[], Any], purpose: str, lack: str) -> Any:
+        """Ask until the answer is no list of ranks any more.
+
+        Raises:
+            ServerUnavailableError: it still was at the deadline.
+        """
+        give_up, pause_s = time.monotonic() + self._deadline_s(), _POLL_S[0]
+        while isinstance(answer := ask(), list):
+            if time.monotonic() > give_up:
+                raise errors.ServerUnavailableError(
+                    f"rank {self._caller.rank} waited {self._deadline_s():g} s {purpose}: rank(s) {answer} {lack}; did "
+                    "they leave their loop early, or die?"
+                )
+            time.sleep(pause_s)  # polling: the server has one thread for all ranks, which none may keep
+            pause_s = min(2 * pause_s, _POLL_S[1])
+        return answer
+
+    def ends(self, epoch: int, num_steps: int, seqs: Sequence[int]) -> None:
+        """Note that the rank has said all it will of an epoch."""
+        if self._current is not None and self._current.number == epoch:
+            self._over.append(dataclasses.replace(self._current, num_steps=num_steps, seqs=tuple(seqs)))
+            self._current, self.num_closed = None, epoch + 1
+
+    def close(self) -> None:
+        """Close the epoch that has ended last; done once, however often it is asked for.
+
+        Raises:
+            ServerRestartedError: a shard lacks reports of this rank.
+            StorageError: see `ScoreServer.close_epoch`.
+        """
+        self._close(self._over[-1])
+
+    def _close(self, epoch: _Epoch) -> None:
+        self._once("close_epoch", epoch.number, epoch.num_steps, epoch.seqs)
+
+    def stored(self) -> None:
+        """Forget what has ended: all of it is on storage."""
+        self._turns.clear()
+        self._over.clear()
+
+    def is_behind(self) -> bool:
+        """Return whether the server stands before where this rank is: it restarted, and could not write what it knew.
+
+        Raises:
+            EpochOrderError: the rank is superseded.
+        """
+        if self.num_closed is None:
+            return False
+        closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+        return (closed, is_open) < (self.num_closed, self.is_open)
+
+    def again(self, bring: Callable[[int], None]) -> None:
+        """Bring a server that is behind to where this rank is.
+
+        Args:
+            bring: sends what is kept of the reports up to a seq.
+
+        Raises:
+            LostError: it cannot be brought there.
+            ServerError: it went down meanwhile.
+        """
+        if not self.is_behind():
+            return
+        if self._num_shards > 1:  # the others may stand elsewhere, and plans are made of all
+            raise self._lost("with several shards that cannot be made up for")
+        for epoch in self._over:
+            closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+            if closed <= epoch.number:
+                if not is_open:
+                    self._open(epoch)
+                bring(epoch.seqs[0])
+                self._close(epoch)
+        if self._current is not None:
+            if self._open(self._current).first_step != self._first_step:
+                raise self._lost(f"epoch {self._current.number} would be planned otherwise now")
+        elif self.is_behind():
+            raise self._lost("this rank does not know any more what came between")
+
+    def _lost(self, why: str) -> LostError:
+        return LostError(
+            f"the score server restarted and stands before the end of epoch {(self.num_closed or 1) - 1}, since its "
+            f"storage could not be written; {why}: connect again and continue from the last checkpoint"
+        )
+
+    def _once(self, method: str, epoch: int, *args: Any) -> Any:
+        """Let the score server change the roster: once, however often it has to be asked until it answers."""
+        turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
+        answer = self._call(method, self._caller.rank, self._caller.attempt, epoch, *args, turn)
+        if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused
+            del self._turns[method, epoch]
+        return answer
