@@ -101,12 +101,25 @@ class SelectiveLoader:
                 yield batch, scale
         if not self._observed:
             raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
+        self._score_hidden()
+
+    def _score_hidden(self) -> None:
+        selector, timing = self._selector, self._selector.ledger.timing
         for ids_B in selector.hidden_batches():
             with timing("data"):
                 whole = self._fetch(ids_B)
             with timing("score"):
                 observed = self._score(whole)
             selector.refresh(ids_B, observed)
+
+    def finish_epoch(self) -> None:
+        """Score what the open epoch hid, and close it where it stands; nothing where it is closed already.
+
+        For loops that never ask for a batch behind the last one, and for an epoch that is cut short; see
+        `Selector.finish_epoch`. Every rank calls it.
+        """
+        self._score_hidden()
+        self._selector.finish_epoch()
 
     def observe(self, losses: Any) -> None:
         """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""

@@ -21,6 +21,7 @@ FLOORS = {
     "exchange": 3,
     "selector": 4,
     "selector_state": 4,
+    "epoch": 4,
     "ledger": 4,
     "connect": 4,
     "training": 5,
