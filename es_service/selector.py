@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
+from es_service.whereabouts import check_alone
 
 __all__ = ["Selector"]
 
@@ -52,10 +54,13 @@ class Selector:
         batch_size: B, the meta-batch of this rank.
         irreducible_losses: float[n], one per sample, for the method `rho`; observations need not bring them then.
         exchange: how to reach the score table; by default it lives in this process. `es.connect` makes the others.
+        world_size: 1 lets a process that belongs to a group of several select by itself, in-process: one that selects
+            for all, or ranks that train on the same samples (tensor parallel). None refuses that.
         clock: seconds, for the ledger.
 
     Raises:
-        ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan.
+        ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan; or an in-process selector
+            under torch.distributed or Ray Train with several ranks, which would train all of them on the same samples.
         ShapeError, LossError: irreducible losses that are not one finite number per sample.
 
     Example:
@@ -77,11 +82,19 @@ class Selector:
         batch_size: int,
         irreducible_losses: Any = None,
         exchange: Exchange | None = None,
+        world_size: Literal[1] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not isinstance(selection, Selection):
             raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
         self.config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
+        if world_size is not None:
+            as_integer("world_size", world_size, least=1)
+        if world_size not in (None, 1):
+            raise errors.ConfigError(f"world_size={world_size}: an es.Selector is one rank; es.connect is for several")
+        self._is_alone = exchange is None and world_size is None  # unless a group shows that it is not
+        if self._is_alone:
+            check_alone()
         if exchange is None:
             self.config.check_world(1)
             exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
@@ -120,6 +133,26 @@ class Selector:
         if here is not None and here.num_steps is not None:
             return here.num_steps
         return self.config.num_steps(epoch, self.exchange.position.world_size)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
+
+        Where `es.connect` found a run that had begun, this is where to go on with it.
+
+        Warns:
+            UserWarning: it found one that is finished, so that there is nothing to go on with.
+        """
+        if self._here is not None:
+            return self._here.number + self._here.is_closed
+        found = self.exchange.next_epoch()
+        if found >= self.config.num_epochs:
+            warnings.warn(
+                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
+                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
+                stacklevel=2,
+            )
+        return found
 
     @property
     def learning_rate_factor(self) -> float:
@@ -205,6 +238,8 @@ class Selector:
 
     def _open(self, epoch: int, *, streamed: bool, num_steps: int | None = None) -> Epoch:
         number = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
+        if self._is_alone:
+            check_alone()  # a group may have come into being since
         self.finish_epoch()
         with self.ledger.timing_overhead():
             share = self.exchange.open_epoch(number, streamed=streamed)

@@ -59,6 +59,10 @@ class Exchange(Protocol):
     config: RunConfig
     position: Position
 
+    def next_epoch(self) -> int:
+        """Return how many epochs of the run are finished; to be asked before this rank opens one."""
+        ...
+
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """Return this rank's part of the epoch, an empty one where ids come as a stream.
 

@@ -31,7 +31,8 @@ def superseded(rank: int) -> errors.EpochOrderError:
     """Return the error of a rank whose attempt is no longer the current one."""
     return errors.EpochOrderError(
         f"rank {rank} belongs to an attempt that a newer one has superseded: end this worker; or, if two jobs share "
-        "the run's name, give one of them another"
+        "the run's name, give one of them another; ranks of one job have to connect as one group: initialise "
+        "torch.distributed first, or give rank=, world_size= and attempt="
     )
 
 
@@ -124,10 +125,17 @@ class Roster:
         current = self.finished_epochs
         if epoch == current + 1 and caller.rank in self._closed:
             return sorted(set(range(self._world_size)) - self._closed)
+        if epoch != current and current >= self.config.num_epochs:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. "
+                "Take another run name; or, on every rank, call selector.reset() to begin it anew, or load_state_dict "
+                "to go back"
+            )
         if epoch != current:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by "
-                "one; to continue a run load its state_dict, to start over call selector.reset()"
+                "one; to continue a run begin at selector.next_epoch, or load its state_dict; to start over call "
+                "selector.reset()"
             )
         if caller.rank in self._opened:
             raise errors.EpochOrderError(

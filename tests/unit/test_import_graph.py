@@ -24,6 +24,7 @@ FLOORS = {
     "epoch": 4,
     "ledger": 4,
     "connect": 4,
+    "whereabouts": 4,
     "training": 5,
     "tuning": 6,
     "evidence": 6,
