@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
@@ -9,7 +10,7 @@ from es_service.exchange.base import Exchange, OnUnavailable
 from es_service.exchange.resume import Resume, check_begun, check_resume
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
-from es_service.selection.settings import as_integer, suggest
+from es_service.selection.settings import as_integer, as_number, suggest
 from es_service.selector import Selector
 from es_service.storage import runs
 from es_service.storage.files import absolute
@@ -95,6 +96,11 @@ def connect(
     if not isinstance(selection, Selection):
         raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
     runs.check_run_name(run)
+    every = as_integer("every", every, least=1)
+    shards = None if shards is None else as_integer("shards", shards, least=1)
+    deadline_s = as_number("deadline_s", deadline_s)
+    if not 0 < deadline_s < math.inf:
+        raise errors.ConfigError(f"deadline_s must be above 0 and finite, got {deadline_s:g}")
     _check_exchange(exchange, shards, every, on_unavailable)
     check_resume(resume)
     config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
@@ -127,7 +133,7 @@ def _unattended(inner: Remote) -> Exchange:
 def _check_exchange(name: str, shards: int | None, every: int, on_unavailable: str) -> None:
     if name not in get_args(ExchangeName):
         raise errors.ConfigError(f"unknown exchange {name!r}; {suggest(name, list(get_args(ExchangeName)))}")
-    if as_integer("every", every, least=1) != 1 and name != "collective":
+    if every != 1 and name != "collective":
         raise errors.ConfigError(
             f"every={every} is a setting of exchange 'collective', the exchange is {name!r}: leave it out"
         )

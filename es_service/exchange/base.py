@@ -19,6 +19,7 @@ from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig, Share
+from es_service.selection.settings import make_plain
 
 __all__ = ["Exchange", "OnUnavailable", "Position", "SavedState"]
 
@@ -34,6 +35,9 @@ class Position:
 
     rank: int
     world_size: int
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

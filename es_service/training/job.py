@@ -16,7 +16,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
-from es_service.selection.settings import as_integer, suggest
+from es_service.selection.settings import as_integer, make_plain, suggest
 from es_service.selector import Selector
 from es_service.storage import labels
 from es_service.storage.files import absolute
@@ -78,6 +78,7 @@ class TrainJob:
     search: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.exchange not in EXCHANGES:
             raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
         if self.irreducible is not None and not self._needs_irreducible:

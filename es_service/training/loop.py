@@ -12,7 +12,7 @@ import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
-from es_service.selection.settings import as_integer, as_number
+from es_service.selection.settings import as_integer, make_plain
 from es_service.selector import Selector
 from es_service.training import scoring
 from es_service.training.evaluation import evaluate
@@ -51,11 +51,12 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
+        make_plain(self)
+        if not 0 < self.learning_rate < math.inf:
             raise errors.ConfigError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
-        if not 0 <= as_number("momentum", self.momentum) < 1:
+        if not 0 <= self.momentum < 1:
             raise errors.ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 <= as_number("weight_decay", self.weight_decay) < math.inf:
+        if not 0 <= self.weight_decay < math.inf:
             raise errors.ConfigError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.micro_batch_size is not None:
             as_integer("micro_batch_size", self.micro_batch_size, least=1)
