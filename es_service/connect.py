@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
-import uuid
+import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
-from es_service.exchange.base import Exchange, OnUnavailable, Position
+from es_service.exchange.base import Exchange, OnUnavailable
+from es_service.exchange.resume import Resume, check_begun, check_resume
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
-from es_service.selection.settings import as_integer, suggest
+from es_service.selection.settings import as_integer, as_number, suggest
 from es_service.selector import Selector
 from es_service.storage import runs
 from es_service.storage.files import absolute
+from es_service.whereabouts import given, whereabouts
 
 if TYPE_CHECKING:
     from es_service.exchange.collective import Collective
@@ -37,6 +37,7 @@ def connect(
     shards: int | None = None,
     every: int = 1,
     storage: str = runs.DEFAULT_STORAGE,
+    resume: Resume = "auto",
     rank: int | None = None,
     world_size: int | None = None,
     attempt: str | None = None,
@@ -53,7 +54,7 @@ def connect(
     initialised, and every rank holds a replica of the table. Connecting waits for all ranks there.
 
     Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
-    rank, world size and attempt come from there.
+    rank, world size and attempt come from there. Several ranks need one Ray: name it in RAY_ADDRESS.
 
     Args:
         run: names the run; letters, digits, '.', '_' and '-'.
@@ -71,6 +72,9 @@ def connect(
         every: k, for "collective": another rank's observations are seen at most k - 1 steps late.
         storage: folder or URI for snapshots, as seen from the server's node, or from rank 0 with "collective";
             ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
+        resume: what a run of this name that has begun comes to. "auto": it is continued, from the end of its last
+            finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
+            it must be new. A run has begun once an epoch of it was opened, and is new again after `selector.reset()`.
         rank: this rank, where nothing else says it.
         world_size: number of ranks, likewise.
         attempt: any text that all ranks of one start of the group share and a restarted group does not; needed where
@@ -81,7 +85,9 @@ def connect(
             train without it: from what this rank holds, else on uniform draws, with one loud warning.
 
     Raises:
-        RunNameError, ConfigError: an argument cannot be used.
+        RunNameError, ConfigError: an argument cannot be used; several processes without a group, or without one Ray.
+        RunNotFoundError: resume="must", and there is no such run.
+        RunExistsError: resume="never", and it has begun.
         RunMismatchError: the run exists with another n, method or seed; or, with "collective", a rank came with
             other arguments.
         StorageError: the storage folder cannot be written.
@@ -90,16 +96,22 @@ def connect(
     if not isinstance(selection, Selection):
         raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
     runs.check_run_name(run)
+    every = as_integer("every", every, least=1)
+    shards = None if shards is None else as_integer("shards", shards, least=1)
+    deadline_s = as_number("deadline_s", deadline_s)
+    if not 0 < deadline_s < math.inf:
+        raise errors.ConfigError(f"deadline_s must be above 0 and finite, got {deadline_s:g}")
     _check_exchange(exchange, shards, every, on_unavailable)
+    check_resume(resume)
     config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
     if config.grows and exchange not in ("sync", "prefetch"):
         raise errors.ConfigError(f"exchange {exchange!r} needs ids known beforehand: take 'prefetch' or 'sync'")
     connected: Exchange
     if exchange == "collective":
-        connected = _collective(run, config, every, storage, rank, world_size, deadline_s)
+        connected = _collective(run, config, every, storage, resume, rank, world_size, deadline_s)
     else:
         attended = _remote(
-            run, config, exchange, shards, storage, rank, world_size, attempt, deadline_s, on_unavailable
+            run, config, exchange, shards, storage, resume, rank, world_size, attempt, deadline_s, on_unavailable
         )
         connected = attended if on_unavailable != "continue" else _unattended(attended)
     return Selector(
@@ -121,7 +133,7 @@ def _unattended(inner: Remote) -> Exchange:
 def _check_exchange(name: str, shards: int | None, every: int, on_unavailable: str) -> None:
     if name not in get_args(ExchangeName):
         raise errors.ConfigError(f"unknown exchange {name!r}; {suggest(name, list(get_args(ExchangeName)))}")
-    if as_integer("every", every, least=1) != 1 and name != "collective":
+    if every != 1 and name != "collective":
         raise errors.ConfigError(
             f"every={every} is a setting of exchange 'collective', the exchange is {name!r}: leave it out"
         )
@@ -143,6 +155,7 @@ def _remote(
     exchange: Literal["leased", "sync", "prefetch"],
     shards: int | None,
     storage: str,
+    resume: Resume,
     rank: int | None,
     world_size: int | None,
     attempt: str | None,
@@ -152,20 +165,27 @@ def _remote(
     """Return the exchange with the run's score server, which is started if absent."""
     from es_service.actors import launch
     from es_service.actors.calls import call_patiently
-    from es_service.actors.cluster import ensure_ray
+    from es_service.actors.cluster import check_shared, ensure_ray
     from es_service.exchange.leased import Leased
     from es_service.exchange.prefetch import Prefetch
     from es_service.exchange.sync import Sync
 
     kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
-    position, shared = _whereabouts(rank, world_size)
+    position, group, in_group = whereabouts(rank, world_size, attempt)
     config.check_world(position.world_size, position.rank)
-    group = _attempt(attempt or shared, position)
+    if position.world_size > 1 and (in_group or position.rank > 0):  # rank 0 of ranks in one process may start theirs
+        check_shared(position.rank, position.world_size)
     ensure_ray()
-    server = launch.start(run, config, absolute(storage), shards=shards)[0]
+    place = absolute(storage)
+    if resume == "must" and not launch.is_up(run):  # else looking for it would begin it
+        check_begun(resume, runs.RunStorage(place, run).exists(), run, storage)
+    server = launch.start(run, config, place, shards=shards)[0]
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
+    if stats["attempt"] != group:  # else another rank of this group has begun or reset it
+        has_begun = stats["finished_epochs"] > 0 or stats["open_epoch"] is not None
+        check_begun(resume, has_begun, run, storage)
     return kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)
 
 
@@ -174,6 +194,7 @@ def _collective(
     config: RunConfig,
     every: int,
     storage: str,
+    resume: Resume,
     rank: int | None,
     world_size: int | None,
     deadline_s: float,
@@ -186,62 +207,11 @@ def _collective(
         raise errors.ConfigError(
             f"exchange 'collective' needs torch: pip install 'es-service[torch]' ({error})"
         ) from error
-    claimed = _given(rank, world_size)
+    claimed = given(rank, world_size)
     kept = runs.RunStorage(storage, run)
     peers = Peers(deadline_s)
     try:
-        return Collective(run, config, peers, every=every, storage=kept, position=claimed)
+        return Collective(run, config, peers, every=every, storage=kept, resume=resume, position=claimed)
     except errors.EsServiceError:
         peers.close()
         raise
-
-
-def _given(rank: int | None, world_size: int | None) -> Position | None:
-    """Return the position that the caller gave, None where it gave none."""
-    if (rank is None) != (world_size is None):
-        raise errors.ConfigError(f"rank={rank} and world_size={world_size}: give both, or neither")
-    return None if rank is None or world_size is None else Position(rank, world_size)
-
-
-def _whereabouts(rank: int | None, world_size: int | None) -> tuple[Position, str | None]:
-    """Return this worker's position, and a text its group shares, from whoever knows."""
-    given = _given(rank, world_size)
-    if given is not None:
-        return given, None
-    if "ray.train" in sys.modules:
-        found = _from_ray_train()
-        if found is not None:
-            return found
-    if "torch.distributed" in sys.modules:
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            shared = [uuid.uuid4().hex]
-            distributed.broadcast_object_list(shared)
-            return Position(distributed.get_rank(), distributed.get_world_size()), shared[0]
-    return Position(0, 1), None
-
-
-def _from_ray_train() -> tuple[Position, str] | None:
-    """Return position and shared text inside a Ray Train worker, None elsewhere."""
-    from ray import train
-    from ray.train import collective
-
-    try:
-        context = train.get_context()
-    except RuntimeError:  # Ray's answer outside a training function
-        return None
-    shared = collective.broadcast_from_rank_zero(uuid.uuid4().hex)
-    return Position(context.get_world_rank(), context.get_world_size()), str(shared)
-
-
-def _attempt(shared: str | None, position: Position) -> str:
-    """Return 32 hexadecimal digits that this life of the group shares."""
-    if shared is not None:
-        return hashlib.sha256(shared.encode()).hexdigest()[:32]
-    if position.world_size > 1:
-        raise errors.ConfigError(
-            f"rank={position.rank} of world_size={position.world_size} was given by hand: give attempt= too, any text "
-            "that all ranks of one start share and a restarted group does not (a start time, a job id)"
-        )
-    return uuid.uuid4().hex

@@ -61,8 +61,8 @@ class Ledger:
             yield
         self.total_s += self.seconds["exchange"] - before
 
-    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> None:
-        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`.
+    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> bool:
+        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`; return whether it is a measure.
 
         `is_full_step`: it took all of them and scored none, so that full training would have spent as much.
         """
@@ -70,9 +70,17 @@ class Ledger:
         self.full_steps += num_ids / batch_size
         self.total_s += seconds
         self.steps += 1
-        if is_full_step and num_ids == batch_size and self.steps > _WARM_UP_STEPS:
+        is_measured = is_full_step and num_ids == batch_size and self.steps > _WARM_UP_STEPS
+        if is_measured:
             self.measured_s += seconds
             self.measured_steps += 1
+        return is_measured
+
+    def prolong_step(self, seconds: float, *, is_measured: bool) -> None:
+        """Add what the step counted last took since then; `is_measured` as `count_step` said."""
+        self.total_s += seconds
+        if is_measured:
+            self.measured_s += seconds
 
     def count_pruned(self, num_ids: int, batch_size: int) -> None:
         """Count ids that this epoch's plan left out and a full run would have trained on."""

@@ -11,34 +11,36 @@ Shapes: B ids in a meta-batch, b drawn from it.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection import observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
-from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
-from es_service.selection.run import RunConfig, Share
+from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
+from es_service.whereabouts import check_alone
 
 __all__ = ["Selector"]
 
 T = TypeVar("T")
 _I64 = NDArray[np.int64]
-_NO_SHARE = Share(ids=np.empty(0, dtype=np.int64), first_step=0)
 
 
 class Selector:
@@ -52,10 +54,13 @@ class Selector:
         batch_size: B, the meta-batch of this rank.
         irreducible_losses: float[n], one per sample, for the method `rho`; observations need not bring them then.
         exchange: how to reach the score table; by default it lives in this process. `es.connect` makes the others.
+        world_size: 1 lets a process that belongs to a group of several select by itself, in-process: one that selects
+            for all, or ranks that train on the same samples (tensor parallel). None refuses that.
         clock: seconds, for the ledger.
 
     Raises:
-        ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan.
+        ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan; or an in-process selector
+            under torch.distributed or Ray Train with several ranks, which would train all of them on the same samples.
         ShapeError, LossError: irreducible losses that are not one finite number per sample.
 
     Example:
@@ -77,11 +82,19 @@ class Selector:
         batch_size: int,
         irreducible_losses: Any = None,
         exchange: Exchange | None = None,
+        world_size: Literal[1] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not isinstance(selection, Selection):
             raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
         self.config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
+        if world_size is not None:
+            as_integer("world_size", world_size, least=1)
+        if world_size not in (None, 1):
+            raise errors.ConfigError(f"world_size={world_size}: an es.Selector is one rank; es.connect is for several")
+        self._is_alone = exchange is None and world_size is None  # unless a group shows that it is not
+        if self._is_alone:
+            check_alone()
         if exchange is None:
             self.config.check_world(1)
             exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
@@ -97,17 +110,8 @@ class Selector:
             self._irreducible = observations.check_losses(
                 irreducible_losses, num_samples, non_negative=False, what="irreducible_losses"
             )
-        self._open_epoch: int | None = None
-        self._share = _NO_SHARE
-        self._planned = self._share.ids
-        self._step = 0
+        self._here: Epoch | None = None  # the epoch that was opened last
         self._resume_step = 0
-        self._step_began = 0.0
-        self._step_done = False
-        self._streamed = False  # the open epoch's ids come from outside
-        self._awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
-        self._scored = False  # in this step, by a forward pass of its own
-        self._unreported: Draw | None = None
 
     # -- what a schedule needs to know ------------------------------------------------------------------------------
 
@@ -118,56 +122,78 @@ class Selector:
     def steps(self, epoch: int) -> int:
         """Return how many steps this epoch has on every rank, for a learning-rate schedule.
 
-        Exact for the epoch that is open; for one to come see `RunConfig.num_steps`. Nobody knows it of a stream.
+        Exact for the epoch that was opened last; for one to come see `RunConfig.num_steps`. Of a stream it is unknown.
 
         Raises:
-            EpochOrderError: the open epoch is a stream, or the run can only be one.
+            EpochOrderError: the epoch is a stream, or the run can only be one.
         """
-        if self.config.grows or (epoch == self._open_epoch and self._streamed):
+        here = self._here if self._here is not None and self._here.number == epoch else None
+        if self.config.grows or (here is not None and here.streamed):
             raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
-        if epoch == self._open_epoch:
-            return -(-self._share.ids.size // self.config.batch_size)
+        if here is not None and here.num_steps is not None:
+            return here.num_steps
         return self.config.num_steps(epoch, self.exchange.position.world_size)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
+
+        Where `es.connect` found a run that had begun, this is where to go on with it.
+
+        Warns:
+            UserWarning: it found one that is finished, so that there is nothing to go on with.
+        """
+        if self._here is not None:
+            return self._here.number + self._here.is_closed
+        found = self.exchange.next_epoch()
+        if found >= self.config.num_epochs:
+            warnings.warn(
+                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
+                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
+                stacklevel=2,
+            )
+        return found
 
     @property
     def learning_rate_factor(self) -> float:
         """By what the open epoch's learning rate is to be multiplied: 1, but where a method asks for more."""
-        return self._share.learning_rate_factor
+        return 1.0 if self._here is None else self._here.share.learning_rate_factor
 
     def batches(self) -> list[_I64]:
         """Return the open epoch's meta-batches from the current step on, for a loader that fetches ahead."""
-        return _cut(self._share.ids, self.config.batch_size)[self._step :]
+        return [] if self._here is None else self._here.batches()[self._here.step :]
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def epoch(self, epoch: int) -> Iterator[_I64]:
-        """Yield this rank's meta-batches, int64[B] (the last may be smaller), and close the epoch behind the last.
+        """Yield this rank's meta-batches, int64[B] (the last may be smaller).
 
-        An epoch left early is closed when the next one opens; one with hidden samples by `hidden_batches`.
+        The epoch is closed once its last step is selected, and its losses are observed where they come later; a loop
+        need not ask for what follows. One left early is closed by `finish_epoch`, or when the next one opens; one with
+        hidden samples by `hidden_batches`.
 
         Raises:
             ConfigError: an epoch past num_epochs.
             EpochOrderError: not the next epoch of the run.
         """
-        epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
-        self._open(epoch, streamed=False)
-        self._share.ids.flags.writeable = False  # what is yielded comes back to `select` as it was
+        here = self._open(epoch, streamed=False)
+        here.share.ids.flags.writeable = False  # what is yielded comes back to `select` as it was
         first, self._resume_step = self._resume_step, 0
-        for step, ids_B in enumerate(_cut(self._share.ids, self.config.batch_size)[first:], first):
-            self._begin_step(step, ids_B)
+        for step, ids_B in enumerate(here.batches()[first:], first):
+            here.begin_step(step, ids_B)
             yield ids_B
-            if self._open_epoch != epoch:
-                return  # reset() or load_state_dict() was called inside the loop
-            self._count_step(self.ledger)
-        self._awaits_hidden = self._share.hidden.size > 0
-        if not self._awaits_hidden:
-            self._close()
+            if here is not self._here or not here.end_step():  # reset() or load_state_dict(), or it is closed
+                return
+        here.awaits_hidden = here.share.hidden.size > 0
+        if not here.awaits_hidden:
+            here.finish()
 
     def stream(self, epoch: int, batches: Iterable[T], ids: Callable[[T], Any] | str = "id") -> Iterator[T]:
-        """Yield batches whose ids nobody knows beforehand, each a meta-batch, and close the epoch behind the last.
+        """Yield batches whose ids nobody knows beforehand, each a meta-batch.
 
         For an iterable data set, a Ray Data pipeline, or a sampler of one's own. Every rank makes as many epochs, of
-        any number of steps.
+        any number of steps. The epoch is closed behind the last batch: as `epoch` does where `len(batches)` tells which
+        that is, else when it is asked for what follows; a loop that does not ask calls `finish_epoch`.
 
         Args:
             epoch: in [0, num_epochs), rising by one.
@@ -177,35 +203,57 @@ class Selector:
         Raises:
             ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
             IdError, ShapeError: a batch's ids cannot be used.
-            EpochOrderError: not the next epoch of the run.
+            EpochOrderError: not the next epoch of the run; or more batches come than their length says.
         """
-        epoch = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
-        self._open(epoch, streamed=True)
+        here = self._open(epoch, streamed=True, num_steps=_length(batches))
         for step, batch in enumerate(batches):
+            if here.is_closed:
+                raise errors.EpochOrderError(
+                    f"more batches come than len(batches)={step} says, and epoch {epoch} was closed behind that many: "
+                    "stream iter(batches), whose end shows when it is there"
+                )
             found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
             ids_B = observations.check_ids(found, self.config.end_of_ids).copy()  # the batch is the caller's to change
-            self._begin_step(step, ids_B)
+            here.begin_step(step, ids_B)
             yield batch
-            if self._open_epoch != epoch:
+            if here is not self._here or (not here.end_step() and step + 1 != here.num_steps):
                 return
-            self._count_step(self.ledger)
-        self._close()
+        here.finish()
 
-    def _open(self, epoch: int, *, streamed: bool) -> None:
-        if self._open_epoch is not None:
-            self._close()
+    def finish_epoch(self) -> None:
+        """Close the open epoch where it stands; nothing where it is closed already. Every rank calls it.
+
+        For loops that stop without asking for another batch and whose last step nobody can know: a stream without a
+        length, draws whose losses are never observed, an epoch that is cut short. Such an epoch counts as finished:
+        what was observed is in the table, the ids of the steps that were not made keep their scores, and the next epoch
+        is planned by that. Hidden samples stay unseen. Ranks may stop at different steps.
+
+        Raises:
+            StorageError: the epoch is finished, but its snapshot could not be written.
+            ServerUnavailableError: the score server, or with "collective" another rank, did not answer in time.
+        """
+        if self._here is not None:
+            self._here.raise_held()
+            self._here.finish()
+
+    def _open(self, epoch: int, *, streamed: bool, num_steps: int | None = None) -> Epoch:
+        number = as_integer("epoch", epoch, least=0, end=self.config.num_epochs)
+        if self._is_alone:
+            check_alone()  # a group may have come into being since
+        self.finish_epoch()
         with self.ledger.timing_overhead():
-            self._share = self.exchange.open_epoch(epoch, streamed=streamed)
-        self._open_epoch, self._awaits_hidden, self._streamed = epoch, False, streamed
-        self._step = -1
+            share = self.exchange.open_epoch(number, streamed=streamed)
+        self._here = Epoch(
+            self.exchange, self.ledger, self._irreducible, number, share, streamed=streamed, num_steps=num_steps
+        )
+        return self._here
 
-    def _begin_step(self, step: int, ids_B: _I64) -> None:
-        self._step = step
-        self._step_began = self.ledger.clock()
-        self._step_done = self._scored = False
-        self._planned = ids_B
-        with self.ledger.timing("exchange"):
-            self.exchange.expect(step, ids_B)
+    def _opened(self, doing: str) -> Epoch:
+        """Return the open epoch, or raise EpochOrderError: there is none."""
+        if self._here is None or self._here.is_closed:
+            over = "" if self._here is None else f"; epoch {self._here.number} is over"
+            raise errors.EpochOrderError(f"no epoch is open: call {doing}{over}")
+        return self._here
 
     def hidden_batches(self) -> Iterator[_I64]:
         """Yield what the open epoch hid and its method wants to see again, int64[B] at a time, and close the epoch.
@@ -213,18 +261,14 @@ class Selector:
         To be asked after the epoch's last step: fetch, forward without gradient, `refresh`. Most methods hide nothing
         (of those here, kakurenbo does). Without it the epoch is closed all the same when the next one opens.
         """
-        epoch = self._open_epoch
-        if epoch is None:
+        here = self._here
+        if here is None or here.is_closed:
             return
-        began = self.ledger.clock()
-        hidden = self._share.hidden
-        for ids_B in np.array_split(hidden, -(-hidden.size // self.config.batch_size)) if hidden.size else ():
-            self._planned = ids_B
+        for ids_B in here.hidden():
             yield ids_B
-            if self._open_epoch != epoch:
+            if self._here is not here or here.is_closed:
                 return
-        self.ledger.total_s += self.ledger.clock() - began
-        self._close()
+        here.finish()
 
     def refresh(self, ids_B: Any, observed: Any) -> None:
         """Observe samples that the open epoch left out: nothing is drawn.
@@ -237,58 +281,12 @@ class Selector:
             ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
             EpochOrderError: no epoch is open.
         """
-        if self._open_epoch is None:
-            raise errors.EpochOrderError(
-                "no epoch is open: call refresh inside `for ids_B in selector.hidden_batches()`"
-            )
-        ids = observations.check_ids(ids_B, self.config.num_samples)
-        if ids_B is not self._planned and (foreign := ~np.isin(ids, self._share.hidden)).any():
-            position = int(np.argmax(foreign))
-            raise errors.IdError(
-                f"id {ids[position]} at position {position} is none that epoch {self._open_epoch} hid: refresh what "
-                "selector.hidden_batches() yields"
-            )
-        seen, good = self._checked(ids, observed)
-        self.ledger.scored += ids.size
-        with self.ledger.timing("exchange"):
-            self._report_pending()
-            self.exchange.refresh(self.steps(self._open_epoch) - 1, *_only(ids, seen, good))
-
-    def _count_step(self, ledger: Ledger) -> None:
-        size = self.config.batch_size
-        num_ids = self._planned.size
-        seconds = ledger.clock() - self._step_began
-        is_full_step = self._num_to_draw(num_ids) == num_ids and not self._scored
-        ledger.count_step(num_ids, size, seconds, is_full_step=is_full_step)
-
-    def _close(self) -> None:
-        assert self._open_epoch is not None
-        with self.ledger.timing_overhead():
-            self._report_pending()
-            try:
-                self.exchange.close_epoch(self._open_epoch, self._step + 1)
-            except errors.StorageError:  # finished all the same, but for its snapshot
-                self._open_epoch = None
-                raise
-        if not self._streamed:
-            full_share = self.config.rank_share(self.config.num_samples, self.exchange.position.world_size)
-            self.ledger.count_pruned(full_share - self._share.ids.size, self.config.batch_size)
-        self._open_epoch = None
-
-    def _num_to_draw(self, num_ids: int) -> int:
-        selection = self.config.selection
-        if self._open_epoch is None or self.is_annealing(self._open_epoch):
-            return num_ids
-        if selection.interrupt is not None and (self._share.first_step + self._step + 1) % selection.interrupt == 0:
-            return num_ids
-        return self.config.num_selected(num_ids, self._share.ratio)
+        self._opened("refresh inside `for ids_B in selector.hidden_batches()`").refresh(ids_B, observed)
 
     @property
     def wants_scores(self) -> bool:
         """Whether this step's draw needs losses: not where everything is taken, or none are needed or re-used."""
-        if self._open_epoch is None or self._num_to_draw(self.config.batch_size) == self.config.batch_size:
-            return False
-        return self.config.selection.is_scoring(self._open_epoch, self.config.num_epochs)
+        return self._here is not None and self._here.is_scoring(self.config.batch_size)
 
     def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
@@ -307,60 +305,8 @@ class Selector:
             ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
             EpochOrderError: no epoch is open.
         """
-        if self._open_epoch is None:
-            raise errors.EpochOrderError("no epoch is open: call select inside `for ids_B in selector.epoch(e)`")
-        ids = ids_B if ids_B is self._planned else observations.check_ids(ids_B, self.config.end_of_ids)
-        num = self._num_to_draw(ids.size)
-        if losses_B is None:
-            if num < ids.size and self.config.selection.is_scoring(self._open_epoch, self.config.num_epochs):
-                raise errors.ShapeError(
-                    f"method {self.config.selection.method.name!r} draws by the losses of this step: "
-                    "select(ids_B, losses_B) needs one per id (selector.wants_scores tells when)"
-                )
-            draw = self._draw_blind(ids, num)
-        else:
-            draw = self._draw_scored(ids, losses_B, num)
-        self.ledger.trained += draw.positions.size
-        self._step_done = True
-        scale_m = self._share.scale
-        if scale_m is None:
-            return draw
-        rows = self._share.rows(self._step, draw.ids, self.config.batch_size)
-        factors_b = scale_m[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), scale_m[rows])
-        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
-
-    def _draw_blind(self, ids_B: _I64, num: int) -> Draw:
-        """Draw by what is known; what was drawn is reported together with its losses, or alone if none come."""
-        with self.ledger.timing("exchange"):
-            self._report_pending()
-            draw = self.exchange.draw(self._step, ids_B, num)
-        self._unreported = draw
-        return draw
-
-    def _draw_scored(self, ids_B: _I64, losses: Any, num: int) -> Draw:
-        seen, good = self._checked(ids_B, losses)
-        self.ledger.scored += ids_B.size
-        self._scored = True
-        with self.ledger.timing("exchange"):
-            self._report_pending()
-            if good is None:
-                return self.exchange.step(self._step, ids_B, seen, num)
-            ids_good, seen_good = _only(ids_B, seen, good)
-            draw = self.exchange.step(self._step, ids_good, seen_good, min(num, good.size))
-        return Draw(good[draw.positions], draw.ids, draw.scale)
-
-    def _checked(self, ids_B: _I64, observed: Any) -> tuple[Columns, _I64 | None]:
-        """Return the signals, and where some samples are to be skipped the positions of the others."""
-        selection, num = self.config.selection, ids_B.size
-        needed, non_negative = selection.signals, selection.non_negative
-        if self._irreducible is not None and "irreducible_loss" in needed:
-            known = {"irreducible_loss": self._irreducible[ids_B]}
-            observed = {**known, **(observed if isinstance(observed, Mapping) else {"loss": observed})}
-        if selection.on_bad_loss == "raise":
-            return observations.check_signals(observed, num, needed, non_negative=non_negative), None
-        seen, good = observations.split_signals(observed, num, needed, non_negative=non_negative)
-        self.ledger.skipped += num - good.size
-        return seen, None if good.size == num else good
+        here = self._opened("select inside `for ids_B in selector.epoch(e)`")
+        return here.select(here.checked(ids_B), losses_B)
 
     def observe(self, losses_b: Any) -> None:
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.
@@ -372,23 +318,8 @@ class Selector:
         Raises:
             ShapeError, LossError: the losses cannot be used; nothing was written.
         """
-        draw = self._unreported
-        if draw is None:
-            return
-        seen, good = self._checked(draw.ids, losses_b)
-        with self.ledger.timing("exchange"):
-            if good is None:
-                self._unreported = None
-                self.exchange.record(self._step, draw.ids, seen, np.arange(draw.ids.size))
-                return
-            self._report_pending()  # all were trained on, only the good ones observed
-            self.exchange.record(self._step, *_only(draw.ids, seen, good), np.empty(0, dtype=np.int64))
-
-    def _report_pending(self) -> None:
-        """Count a blind draw whose losses never came."""
-        draw, self._unreported = self._unreported, None
-        if draw is not None:
-            self.exchange.record(self._step, draw.ids, None, np.arange(draw.ids.size))
+        if self._here is not None:
+            self._here.observe(losses_b)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -423,31 +354,20 @@ class Selector:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
 
-        In-process at any step; over Ray between two epochs, when every rank has closed the last one.
+        In-process at any step; over Ray between two epochs, when every rank has closed the last one. Behind an epoch's
+        last step it stands before the next epoch, whether or not the loop asked for what follows.
 
         Raises:
             EpochOrderError: over Ray, inside an epoch; anywhere, while `hidden_batches` are under way.
+            StorageError, ServerError: the epoch could not be closed behind its last step.
         """
-        if self._open_epoch is not None and self._awaits_hidden:
-            raise errors.EpochOrderError(
-                f"what epoch {self._open_epoch} hid is being observed: take the state before the epoch's last step or "
-                "after selector.hidden_batches()"
-            )
-        if self._open_epoch is not None and self._streamed:
-            raise errors.EpochOrderError(
-                f"epoch {self._open_epoch} is a stream, which nobody can take up in its middle: take the state between "
-                "epochs"
-            )
+        here = self._here
+        if here is not None:
+            here.raise_held()
+            here.check_savable()
         saved = self.exchange.save()
         ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)
-        step = 0
-        if saved.share is not None:
-            step = self._step
-            if self._unreported is not None:  # drawn, but its losses are still to come: this step will be done again
-                ledger.trained -= self._unreported.positions.size
-            elif self._step_done:
-                step += 1
-                self._count_step(ledger)
+        step = 0 if here is None or saved.share is None else here.position(ledger)
         return state_to_dict(self.config, saved, step, ledger)
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
@@ -460,15 +380,18 @@ class Selector:
         saved, step, ledger = state_from_dict(state, self.config)
         ledger.clock = self.ledger.clock
         self.exchange.load(saved)
-        self.ledger, self._resume_step = ledger, step
-        self._open_epoch, self._unreported, self._share = None, None, _NO_SHARE
+        self._stand_before(ledger, step)
         return saved.finished_epochs
 
     def reset(self) -> None:
         """Forget every observation and stand before epoch 0; every rank calls it."""
         self.exchange.reset()
-        self.ledger = Ledger(clock=self.ledger.clock)
-        self._open_epoch, self._unreported, self._share, self._resume_step = None, None, _NO_SHARE, 0
+        self._stand_before(Ledger(clock=self.ledger.clock), 0)
+
+    def _stand_before(self, ledger: Ledger, step: int) -> None:
+        """Stand before an epoch, or before a step of it."""
+        self.ledger, self._resume_step = ledger, step
+        self._here = None
 
     def publish(self, progress: dict[str, Any]) -> None:
         """Let watchers of the run see how training goes (accuracy, say); plain values only."""
@@ -479,12 +402,12 @@ class Selector:
         self.exchange.close()
 
 
-def _cut(ids: _I64, size: int) -> list[_I64]:
-    return [ids[start : start + size] for start in range(0, ids.size, size)]
-
-
-def _only(ids_B: _I64, seen: Columns, good: _I64 | None) -> tuple[_I64, Columns]:
-    """Return the ids and signals at the good positions, all of them for None."""
-    if good is None:
-        return ids_B, seen
-    return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}
+def _length(batches: Iterable[Any]) -> int | None:
+    """Return how many batches there are, None where that is not known, or only roughly."""
+    torch_data = sys.modules.get("torch.utils.data")
+    if torch_data is not None and isinstance(getattr(batches, "dataset", None), torch_data.IterableDataset):
+        return None  # a guess, as torch says itself
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None

@@ -15,7 +15,7 @@ import ray
 
 from es_service import errors
 
-__all__ = ["ensure_ray"]
+__all__ = ["check_shared", "ensure_ray"]
 
 _KNOCK_DEADLINE_S = 10.0
 
@@ -61,6 +61,16 @@ def _own_handler_kept() -> Iterator[None]:
     finally:
         if callable(ours) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
+
+
+def check_shared(rank: int, world_size: int) -> None:
+    """Raise ConfigError where `ensure_ray` would start a Ray of its own for one of several processes."""
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        raise errors.ConfigError(
+            f"rank {rank} of {world_size} would start a Ray of its own, and every rank a score server of its own with "
+            "it: start one Ray (`ray start --head`) and name it in RAY_ADDRESS on every rank; or take "
+            "exchange='collective', which needs no Ray"
+        )
 
 
 def _knock(address: str) -> None:

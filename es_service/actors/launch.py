@@ -18,7 +18,7 @@ from es_service.actors.score_shard import ScoreShard
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 
-__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "find_shards", "start", "stop"]
+__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "find_shards", "is_up", "start", "stop"]
 
 Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remote method
 
@@ -109,6 +109,15 @@ def find(run: str) -> Handle:
         raise errors.RunNotFoundError(
             f"no score server for run {run!r} on this Ray cluster: es.connect() starts one, or the run has ended"
         ) from error
+
+
+def is_up(run: str) -> bool:
+    """Return whether a score server of this run is there."""
+    try:
+        _find(run, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def find_shards(run: str, deadline_s: float = _START_DEADLINE_S) -> list[Handle]:

@@ -494,6 +494,7 @@ class ScoreServer(ScoreShard):
             "finished_epochs": self._roster.finished_epochs,
             "open_epoch": self._roster.open_epoch_number,
             "world_size": self._roster.world_size,
+            "attempt": self._roster.attempt,
             "shards": len(shards),
             **{name: sum(shard[name] for shard in shards) for name in shards[0]},
             "storage_failure": next(filter(None, self._shards.all("storage_failure")), None),

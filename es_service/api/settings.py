@@ -9,7 +9,7 @@ import socket
 import stat
 
 from es_service import errors
-from es_service.selection.settings import as_integer
+from es_service.selection.settings import as_integer, make_plain
 from es_service.storage.given import read_given
 
 __all__ = ["TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
@@ -40,6 +40,7 @@ class Limits:
     body_bytes: int = 16_384
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("burst", "concurrent", "streams", "logins_per_minute", "body_bytes"):
             as_integer(name, getattr(self, name), least=1)
         if not self.per_second > 0:
@@ -71,6 +72,7 @@ class Settings:
     nice: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.token is not None:
             check_token(self.token, "the token")
 

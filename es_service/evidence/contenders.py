@@ -9,7 +9,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.selection.config import Selection, preset
-from es_service.selection.settings import as_integer, parse_value
+from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 
 __all__ = ["DEFAULT_METHODS", "FULL", "RANDOM", "SHORT_FULL", "Contender", "parse_contenders", "short_full"]
@@ -42,6 +42,7 @@ class Contender:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if "seed" in self.settings:
             raise errors.ConfigError(
                 f"method {self.label!r}: the seeds come from --seeds and --seed-base, the same for every method; "

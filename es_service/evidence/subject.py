@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from es_service import errors
-from es_service.selection.settings import as_integer
+from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["RunSpec", "Subject"]
 
@@ -71,6 +71,7 @@ class Subject:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("num_samples", "epochs", "batch_size"):
             as_integer(name, getattr(self, name), least=1)
         if not self.seeds:

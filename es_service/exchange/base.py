@@ -19,6 +19,7 @@ from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig, Share
+from es_service.selection.settings import make_plain
 
 __all__ = ["Exchange", "OnUnavailable", "Position", "SavedState"]
 
@@ -34,6 +35,9 @@ class Position:
 
     rank: int
     world_size: int
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class Exchange(Protocol):
 
     config: RunConfig
     position: Position
+
+    def next_epoch(self) -> int:
+        """Return how many epochs of the run are finished; to be asked before this rank opens one."""
+        ...
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """Return this rank's part of the epoch, an empty one where ids come as a stream.

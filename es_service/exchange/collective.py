@@ -34,6 +34,7 @@ from es_service.exchange.base import Position, SavedState
 from es_service.exchange.embedded import Embedded
 from es_service.exchange.kept import KeptRun
 from es_service.exchange.peers import Peers
+from es_service.exchange.resume import Resume, check_begun
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
@@ -56,12 +57,14 @@ class Collective:
         peers: the ranks.
         every: k, steps from one all-gather to the next.
         storage: where rank 0 writes a snapshot and the history at each epoch's end; None keeps it all in memory.
+        resume: whether the storage may, must or must not hold a finished epoch of the run.
         position: what this rank takes itself for, where it was told; must be what `peers` says.
 
     Raises:
         ConfigError: `every` below 1, or the plan is too small for so many ranks.
         RunMismatchError: a rank came with other settings, which the message names; every rank raises it. Or the run
             is in the storage with others.
+        RunNotFoundError, RunExistsError: it is not as `resume` says; every rank raises it.
         StorageError: rank 0 cannot write the storage; every rank raises it.
         ServerUnavailableError: a rank did not come in time.
     """
@@ -74,6 +77,7 @@ class Collective:
         *,
         every: int = 1,
         storage: RunStorage | None = None,
+        resume: Resume = "auto",
         position: Position | None = None,
     ) -> None:
         self.config = config
@@ -88,7 +92,7 @@ class Collective:
         self._kept = None if self._storage is None else KeptRun(self._storage, config)
         self._replica = [Embedded(self._keeper, Position(rank, len(ranks))) for rank in ranks]
         self._mine = self._replica[self.position.rank]
-        self._stored = self._begin()  # epochs that the storage holds of an earlier life, neither loaded nor reset
+        self._stored = self._begin(resume)  # epochs that the storage holds of an earlier life, neither loaded nor reset
         self._share: Share | None = None  # of the open epoch
         self._next = self._every  # step before which the next all-gather comes
         self._reports: list[bytes] = []  # of this rank since the last one, and the rows as they were before them
@@ -127,20 +131,21 @@ class Collective:
                     "start every rank with the same"
                 )
 
-    def _begin(self) -> int:
+    def _begin(self, resume: Resume) -> int:
         """Begin the run in the storage; return how many epochs it holds of it."""
-        told, failure = {"stored": 0, "failure": ""}, None
+        told, failure = {"stored": 0, "failure": "", "kind": ""}, None
         if self._storage is not None:
             try:
-                self._storage.begin(self.config)
                 told["stored"] = self._storage.finished_epochs()
+                check_begun(resume, bool(told["stored"]), self._storage.run, self._storage.storage)
+                self._storage.begin(self.config)
             except errors.EsServiceError as error:
-                told["failure"], failure = str(error), error
+                told["failure"], told["kind"], failure = str(error), type(error).__name__, error
         said = json.loads(self._agree("begin the run", json.dumps(told).encode())[0])
         if failure is not None:
             raise failure
         if said["failure"]:
-            raise errors.StorageError(f"rank 0 cannot keep the run: {said['failure']}")
+            raise getattr(errors, said["kind"])(f"rank 0 cannot keep the run: {said['failure']}")
         return int(said["stored"])
 
     def _exchange(self, doing: str) -> None:
@@ -168,6 +173,10 @@ class Collective:
         self._reports, self._before = [], []
 
     # -- the contract -----------------------------------------------------------------------------------------------
+
+    def next_epoch(self) -> int:
+        """See `Exchange.next_epoch`; what the storage holds has to be loaded first."""
+        return self._stored or self._mine.next_epoch()
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; all ranks make sure that they hold the same table and the same plan.

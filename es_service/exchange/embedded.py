@@ -59,6 +59,10 @@ class Embedded:
         self._share: Share | None = None
         keeper.join(self._caller, position.world_size)
 
+    def next_epoch(self) -> int:
+        """See `Exchange.next_epoch`."""
+        return self._keeper.finished_epochs
+
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
         share = self._keeper.open_epoch(self._caller, epoch, streamed=streamed)

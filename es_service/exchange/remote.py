@@ -228,6 +228,10 @@ class Remote:
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
+    def next_epoch(self) -> int:
+        """See `Exchange.next_epoch`."""
+        return int(self._call("stats", group=launch.READ_GROUP)["finished_epochs"])
+
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
         self._join(epoch)

@@ -80,6 +80,10 @@ class Unattended:
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
+    def next_epoch(self) -> int:
+        """See `Exchange.next_epoch`."""
+        return self._inner.next_epoch()
+
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
         missed = list(self._missed)

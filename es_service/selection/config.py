@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from es_service import errors
 from es_service.selection import annealing, draws, methods
-from es_service.selection.settings import as_integer, as_number, ceil_share, exact_share, suggest
+from es_service.selection.settings import as_flag, as_integer, as_number, ceil_share, exact_share, suggest
 from es_service.selection.signals import SIGNALS, WeightSignal
 
 __all__ = ["PRESETS", "Selection", "preset"]
@@ -94,8 +94,7 @@ class Selection:
             if value not in allowed:
                 raise errors.ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
         for name in ("prune_unobserved", "drop_last"):
-            if not isinstance(getattr(self, name), bool):
-                raise errors.ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, as_flag(name, getattr(self, name)))
         self._check_weights()
         object.__setattr__(self, "score_every", as_integer("score_every", self.score_every, least=1))
         if self.interrupt is not None:

@@ -31,15 +31,17 @@ def superseded(rank: int) -> errors.EpochOrderError:
     """Return the error of a rank whose attempt is no longer the current one."""
     return errors.EpochOrderError(
         f"rank {rank} belongs to an attempt that a newer one has superseded: end this worker; or, if two jobs share "
-        "the run's name, give one of them another"
+        "the run's name, give one of them another; ranks of one job have to connect as one group: initialise "
+        "torch.distributed first, or give rank=, world_size= and attempt="
     )
 
 
 def out_of_order(rank: int, epoch: int, current: int) -> errors.EpochOrderError:
     """Return the error of a rank that opens another epoch than the one that the run stands before."""
     return errors.EpochOrderError(
-        f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue "
-        "a run load its state_dict, to start over call selector.reset(); where another job trains it, take another name"
+        f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue a "
+        "run begin at selector.next_epoch, or load its state_dict; to start over call selector.reset(); where another "
+        "job trains it, take another name"
     )
 
 
@@ -132,6 +134,12 @@ class Roster:
         current = self.finished_epochs
         if epoch == current + 1 and caller.rank in self._closed:
             return self.not_closed(current)
+        if epoch != current and current >= self.config.num_epochs:
+            raise errors.EpochOrderError(
+                f"rank {caller.rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. "
+                "Take another run name; or, on every rank, call selector.reset() to begin it anew, or load_state_dict "
+                "to go back"
+            )
         if epoch != current:
             raise out_of_order(caller.rank, epoch, current)
         if caller.rank in self._opened:

@@ -11,7 +11,7 @@ from es_service import errors
 from es_service.selection import plans
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
-from es_service.selection.settings import as_integer
+from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["Caller", "RunConfig", "RunState", "Share", "places"]
 
@@ -45,7 +45,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_epochs", "batch_size"):
-            object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
+            as_integer(name, getattr(self, name), least=1)
+        make_plain(self)
         if self.grows:
             self.check_streams()
 

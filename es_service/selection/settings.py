@@ -1,8 +1,9 @@
-"""Reading settings: numbers that may come from a file or a command line, and words that may be misspelt."""
+"""Reading settings: numbers that may come from a file, a command line or an array, and words that may be misspelt."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
 import json
@@ -13,29 +14,90 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from es_service import errors
 
-__all__ = ["as_integer", "as_number", "ceil_share", "exact_share", "parse_value", "suggest"]
+__all__ = [
+    "as_flag",
+    "as_integer",
+    "as_number",
+    "as_plain",
+    "ceil_share",
+    "exact_share",
+    "make_plain",
+    "parse_value",
+    "suggest",
+]
+
+
+def as_plain(value: Any) -> Any:
+    """Return a value without numpy scalars: they, and those in lists, tuples and dicts, become Python's own.
+
+    A float32 becomes the number that it prints as, which is the one that was meant.
+
+    Example:
+        >>> as_plain([np.float32(0.1), np.int64(3), np.True_, "race"])
+        [0.1, 3, True, 'race']
+    """
+    if isinstance(value, np.floating):
+        return float(str(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(as_plain(one) for one in value)
+    if type(value) is dict:
+        return {as_plain(key): as_plain(one) for key, one in value.items()}
+    return value
+
+
+def make_plain(settings: Any) -> None:
+    """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold.
+
+    Raises:
+        ConfigError: a float that is no number, an int that is no integer, a bool that is neither true nor false.
+    """
+    for field in dataclasses.fields(settings):
+        value = as_plain(getattr(settings, field.name))
+        kind, _, optional = str(field.type).partition(" | ")
+        if value is None and optional:
+            continue
+        if kind == "float":
+            value = as_number(field.name, value)
+        elif kind == "bool":
+            value = as_flag(field.name, value)
+        elif kind == "int":
+            value = as_integer(field.name, value)
+        object.__setattr__(settings, field.name, value)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Return a setting as a bool, or raise ConfigError: it is neither true nor false."""
+    value = as_plain(value)
+    if not isinstance(value, bool):
+        raise errors.ConfigError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def as_number(name: str, value: Any) -> float:
     """Return a setting as a float, or raise ConfigError: it is no number."""
+    value = as_plain(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise errors.ConfigError(f"{name} must be a number, got {value!r}")
     return float(value)
 
 
-def as_integer(name: str, value: Any, *, least: int, end: int | None = None) -> int:
-    """Return a setting as an int in [least, end), or raise ConfigError."""
+def as_integer(name: str, value: Any, *, least: int | None = None, end: int | None = None) -> int:
+    """Return a setting as an int in [least, end), or raise ConfigError; without `least`, as any int."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or number < least or (end is not None and number >= end):
-        shown = end if end is None or end < 2**32 else f"2**{(end - 1).bit_length()}"
-        domain = f"of at least {least}" if end is None else f"in [{least}, {shown})"
-        raise errors.ConfigError(f"{name} must be an integer {domain}, got {value!r}")
-    return number
+    if number is not None and (least is None or least <= number) and (end is None or number < end):
+        return number
+    shown = end if end is None or end < 2**32 else f"2**{(end - 1).bit_length()}"
+    domain = "" if least is None else f" of at least {least}" if end is None else f" in [{least}, {shown})"
+    raise errors.ConfigError(f"{name} must be an integer{domain}, got {value!r}")
 
 
 def exact_share(share: float, whole: int) -> Fraction:

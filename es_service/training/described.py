@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from es_service import errors
 from es_service.selection.config import Selection
-from es_service.selection.settings import as_integer, suggest
+from es_service.selection.settings import as_integer, make_plain, suggest
 from es_service.storage.files import absolute, open_filesystem, storage_errors
 from es_service.storage.runs import RunStorage, check_run_name
 from es_service.training.settings import TrainSettings
@@ -68,6 +68,7 @@ class TrainJob:
     search: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_task_name(self.task)
         check_run_name(self.run)
         if self.exchange not in EXCHANGES:

@@ -149,6 +149,10 @@ class SelectiveLoader:
                 yield batch, scale
         if not self._observed:
             raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
+        self._score_hidden()
+
+    def _score_hidden(self) -> None:
+        selector, timing = self._selector, self._selector.ledger.timing
         for hidden_B in selector.hidden_batches():
             scored_B = hidden_B
             if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
@@ -158,6 +162,15 @@ class SelectiveLoader:
             with timing("score"):
                 observed = self._score(whole.batch)
             selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
+
+    def finish_epoch(self) -> None:
+        """Score what the open epoch hid, and close it where it stands; nothing where it is closed already.
+
+        For loops that never ask for a batch behind the last one, and for an epoch that is cut short; see
+        `Selector.finish_epoch`. Every rank calls it.
+        """
+        self._score_hidden()
+        self._selector.finish_epoch()
 
     def observe(self, losses: Any) -> None:
         """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""

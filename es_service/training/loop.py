@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from es_service import errors
 from es_service.ledger import Ledger
 from es_service.selector import Selector
 from es_service.training import scoring

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from es_service import errors
-from es_service.selection.settings import as_integer, as_number
+from es_service.selection.settings import as_integer, as_number, make_plain
 
 __all__ = ["TrainSettings"]
 
@@ -33,6 +33,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
             raise errors.ConfigError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         if not 0 <= as_number("momentum", self.momentum) < 1:

@@ -10,7 +10,7 @@ from es_service import errors
 from es_service.evidence.contenders import FULL, SHORT_FULL
 from es_service.evidence.subject import RunSpec, Subject
 from es_service.selection.config import preset
-from es_service.selection.settings import as_integer, as_number, suggest
+from es_service.selection.settings import as_integer, as_number, make_plain, suggest
 from es_service.training.described import EXCHANGES
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import check_algorithm
@@ -48,6 +48,7 @@ class Places:
             raise errors.ConfigError(f"cpus-per-trial must be above 0, got {self.cpus}")
         if self.max_concurrent is not None:
             as_integer("max-concurrent", self.max_concurrent, least=1)
+        make_plain(self)
         if self.exchange == "embedded" and self.workers != 1:
             raise errors.ConfigError(
                 f"exchange 'embedded' trains in the trial's process, so workers={self.workers} cannot share its table: "

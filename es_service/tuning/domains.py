@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from es_service import errors
-from es_service.selection.settings import suggest
+from es_service.selection.settings import as_plain, suggest
 
 __all__ = ["KINDS", "Domain", "domain_of", "parse_domain"]
 
@@ -59,6 +59,8 @@ class Domain:
     values: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # ends of integers stay integers
+            object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))
         if self.kind not in KINDS:
             raise errors.ConfigError(f"unknown kind of search space {self.kind!r}; {suggest(self.kind, KINDS)}")
         if self.kind in _OF_VALUES:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from es_service import errors
-from es_service.selection.settings import as_number, suggest
+from es_service.selection.settings import make_plain, suggest
 
 __all__ = ["OBJECTIVES", "Epochs", "Objective"]
 
@@ -38,6 +38,7 @@ class Objective:
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.name not in OBJECTIVES:
             raise errors.ConfigError(f"unknown objective {self.name!r}; {suggest(self.name, OBJECTIVES)}")
         if self.name == "balanced_accuracy":
@@ -52,7 +53,7 @@ class Objective:
             raise errors.ConfigError(
                 f"objective {self.name!r} is what it takes to reach an accuracy: give it, --target 0.85 say"
             )
-        if not 0 < as_number("target", self.target) < 1:
+        if not 0 < self.target < 1:
             raise errors.ConfigError(f"target is an accuracy, in (0, 1), got {self.target}")
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.selection.config import PRESETS, Selection, preset
-from es_service.selection.settings import as_integer, as_number, parse_value, suggest
+from es_service.selection.settings import as_integer, as_number, make_plain, parse_value, suggest
 from es_service.tuning.domains import KINDS, Domain, domain_of
 
 __all__ = ["OF_THE_RUN", "Space", "default_space", "parse_flags", "read_space"]
@@ -45,6 +45,7 @@ class Space:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.method not in PRESETS:
             raise errors.ConfigError(f"unknown method {self.method!r}; {suggest(self.method, PRESETS)}")
         if not self.domains:

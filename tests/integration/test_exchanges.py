@@ -315,6 +315,55 @@ def test_replicas_start_again_between_epochs(name: str, world_size: int, every: 
     assert {one[1] for one in second} == {encode_table(finish(reference))}
 
 
+def counted(selectors: Sequence[es.Selector], epochs: range) -> list[Any]:
+    """Drive all ranks as `train` does, in a loop that counts its steps and never asks for a batch behind the last."""
+    steps: list[Any] = []
+    for epoch in epochs:
+        batches = [selector.epoch(epoch) for selector in selectors]
+        num_steps = 1
+        while num_steps:
+            for rank, (selector, ids) in enumerate(zip(selectors, map(next, batches), strict=True)):
+                draw = selector.select(ids, observed(epoch, ids))
+                steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+            num_steps = num_steps + 1 if num_steps < selectors[0].steps(epoch) else 0
+        STILL_OPEN.extend(batches)
+    return steps
+
+
+STILL_OPEN: list[Any] = []  # generators that nobody asks any more, nor closes
+
+
+@pytest.mark.parametrize(("exchange", "name"), [("sync", "eswp"), ("leased", "infobatch"), ("prefetch", "es")])
+def test_a_state_taken_right_after_the_last_step_can_be_continued(
+    exchange: str, name: str, run: str, storage: str
+) -> None:
+    expected = train(reference := embedded(SELECTIONS[name], 2), range(NUM_EPOCHS))
+    first = remote(run, storage, exchange, SELECTIONS[name], 2)
+    before = counted(first, range(3))
+    state = first[0].state_dict()
+    assert state["finished_epochs"] == 3
+    second = remote(run, storage, exchange, SELECTIONS[name], 2)
+    for selector in second:
+        assert selector.load_state_dict(state) == 3
+    assert before + counted(second, range(3, NUM_EPOCHS)) == expected
+    assert same(finish(second), finish(reference))
+    for selector in first:
+        selector.close()
+
+
+def count_steps_of_one_rank(name: str, storage: str) -> Any:
+    selector = collective("run", storage, SELECTIONS[name], 4)
+    steps = counted([selector], range(NUM_EPOCHS))
+    return steps, selector.state_dict()["finished_epochs"], encode_table(finish([selector]))
+
+
+def test_replicas_close_their_epochs_behind_the_last_step(ranks: Any, storage: str) -> None:
+    expected = by_rank(train(reference := embedded(SELECTIONS["eswp"], 2), range(NUM_EPOCHS)), 2)
+    table = encode_table(finish(reference))
+    answers = ranks.run(count_steps_of_one_rank, "eswp", storage, world_size=2)
+    assert answers == [(steps, NUM_EPOCHS, table) for steps in expected]
+
+
 def test_another_seed_gives_another_selection() -> None:
     one = train(embedded(preset("es", seed=1), 1), range(2))
     assert one == train(embedded(preset("es", seed=1), 1), range(2))

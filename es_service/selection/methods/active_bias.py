@@ -13,7 +13,7 @@ import numpy as np
 
 from es_service import errors
 from es_service.selection.methods.base import F32, Columns, Method
-from es_service.selection.settings import as_number
+from es_service.selection.settings import make_plain
 
 __all__ = ["PredictionVariance", "ThresholdCloseness", "prediction_variance", "threshold_closeness"]
 
@@ -26,8 +26,7 @@ class _ActiveBias(Method):
     epsilon: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("beta", "epsilon"):
-            object.__setattr__(self, name, as_number(name, getattr(self, name)))
+        make_plain(self)
         if not 0.0 <= self.beta <= 1.0:
             raise errors.ConfigError(f"beta must lie in [0, 1], got {self.beta}: it is the weight of the past")
         if not 0.0 < self.epsilon <= 1.0:

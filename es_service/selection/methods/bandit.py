@@ -16,7 +16,7 @@ from es_service.selection import agreement
 from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import F32, Columns, Method
 from es_service.selection.plans import Plan, Prospect
-from es_service.selection.settings import as_integer, as_number, exact_share
+from es_service.selection.settings import as_integer, exact_share, make_plain
 
 __all__ = ["EpsilonGreedy", "Ucb", "epsilon_greedy", "ucb"]
 
@@ -31,10 +31,10 @@ class _Bandit(Method):
     every: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", as_number("beta", self.beta))
+        make_plain(self)
         if not 0.0 <= self.beta <= 1.0:
             raise errors.ConfigError(f"beta must lie in [0, 1], got {self.beta}: it is the weight of the past")
-        object.__setattr__(self, "every", as_integer("every", self.every, least=1))
+        as_integer("every", self.every, least=1)
 
     def initial_score(self, num_samples: int) -> float:  # noqa: ARG002 - the contract's argument
         """Return 0; a sample never observed is never pruned."""
@@ -68,7 +68,6 @@ class Ucb(_Bandit):
 
     def __post_init__(self) -> None:
         _Bandit.__post_init__(self)
-        object.__setattr__(self, "c", as_number("c", self.c))
         if not 0.0 <= self.c < math.inf:
             raise errors.ConfigError(f"c must be at least 0 and finite, got {self.c}: it weighs the variance")
 
@@ -95,7 +94,6 @@ class EpsilonGreedy(_Bandit):
 
     def __post_init__(self) -> None:
         _Bandit.__post_init__(self)
-        object.__setattr__(self, "epsilon", as_number("epsilon", self.epsilon))
         if not 0.0 <= self.epsilon <= 1.0:
             raise errors.ConfigError(f"epsilon must lie in [0, 1], got {self.epsilon}: the share drawn by chance")
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from es_service import errors
 from es_service.selection.methods.base import F32, Columns, Method
-from es_service.selection.settings import as_number
+from es_service.selection.settings import as_number, make_plain
 
 __all__ = ["Ema", "Evolved", "Loss", "ema", "evolved", "loss"]
 
@@ -19,7 +19,6 @@ PruneBy = Literal["w", "s"]
 
 
 def _check_beta(name: str, value: float) -> None:
-    value = as_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise errors.ConfigError(f"{name} must lie in [0, 1], got {value}")
 
@@ -34,6 +33,7 @@ class Evolved(Method):
     prune_by: PruneBy = "w"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check_beta("beta1", self.beta1)
         _check_beta("beta2", self.beta2)
         if self.prune_by not in get_args(PruneBy):
@@ -82,6 +82,7 @@ class Ema(Evolved):
     beta: float = 0.9
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", as_number("beta", self.beta))
         _check_beta("beta", self.beta)
         object.__setattr__(self, "beta1", self.beta)
         object.__setattr__(self, "beta2", self.beta)
@@ -118,7 +119,7 @@ def evolved(beta1: float = 0.2, beta2: float = 0.9, *, prune_by: PruneBy = "w") 
     Reference: arXiv 2509.23461, algorithm 1.
     """
     method = Evolved(beta1=beta1, beta2=beta2, prune_by=prune_by)
-    if beta1 > beta2:
+    if method.beta1 > method.beta2:
         warnings.warn(
             f"beta1={beta1} > beta2={beta2}: a sample then loses weight as its loss rises; use beta1 <= beta2",
             stacklevel=2,

@@ -16,7 +16,7 @@ from es_service.selection import agreement
 from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
-from es_service.selection.settings import as_number, exact_share
+from es_service.selection.settings import exact_share, make_plain
 
 __all__ = ["InfoBatch", "infobatch"]
 
@@ -34,7 +34,7 @@ class InfoBatch(LastValue):
     r: float = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "r", as_number("r", self.r))
+        make_plain(self)
         if not 0.0 <= self.r < 1.0:
             raise errors.ConfigError(f"r must lie in [0, 1), got {self.r}: the share of the well-learned to leave out")
 

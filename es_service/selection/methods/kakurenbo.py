@@ -16,7 +16,7 @@ from es_service.selection import agreement
 from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
-from es_service.selection.settings import as_number, exact_share
+from es_service.selection.settings import exact_share, make_plain
 
 __all__ = ["Kakurenbo", "kakurenbo"]
 
@@ -37,8 +37,7 @@ class Kakurenbo(LastValue):
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        for name in ("fraction", "threshold"):
-            object.__setattr__(self, name, as_number(name, getattr(self, name)))
+        make_plain(self)
         if not 0.0 <= self.fraction < 1.0:
             raise errors.ConfigError(f"fraction must lie in [0, 1), got {self.fraction}: the share to hide at most")
         if not 0.0 <= self.threshold <= 1.0:

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from es_service import errors
 from es_service.selection import agreement
 from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.settings import make_plain
 
 __all__ = ["Ordered", "ordered"]
 
@@ -32,8 +32,7 @@ class Ordered(LastValue):
     adaptive: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.adaptive, bool):
-            raise errors.ConfigError(f"adaptive must be true or false, got {self.adaptive!r}")
+        make_plain(self)
 
     def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return the usual plan, with the share q/s that the train accuracy of the last predictions calls for."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.methods.base import F32, LastValue
-from es_service.selection.settings import as_integer, as_number
+from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["SelectiveBackprop", "selective_backprop"]
 
@@ -27,10 +27,10 @@ class SelectiveBackprop(LastValue):
     history: int = 1024
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", as_number("beta", self.beta))
+        make_plain(self)
         if not 0.0 <= self.beta <= 100.0:
             raise errors.ConfigError(f"beta must lie in [0, 100], got {self.beta}: it is the power of a share")
-        object.__setattr__(self, "history", as_integer("history", self.history, least=0, end=2**24))
+        as_integer("history", self.history, least=0, end=2**24)
 
     @property
     def window(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["Samples", "Task", "TaskDefaults"]
 
@@ -37,10 +38,9 @@ class TaskDefaults:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise errors.ConfigError(
-                f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}"
-            )
+        make_plain(self)
+        as_integer("epochs", self.epochs, least=1)
+        as_integer("batch_size", self.batch_size, least=1)
         if not self.learning_rate > 0:
             raise errors.ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.settings import as_integer, as_number, exact_share
+from es_service.selection.settings import as_integer, exact_share, make_plain
 from es_service.training.tasks.splits import shuffled, stream_of, words
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ class Derived:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= as_number("label_noise", self.label_noise) <= 1:
+        make_plain(self)
+        if not 0 <= self.label_noise <= 1:
             raise errors.ConfigError(f"label_noise is a share of the samples, in [0, 1], got {self.label_noise}")
-        if self.long_tail is not None and not 0 < as_number("long_tail", self.long_tail) <= 1:
+        if self.long_tail is not None and not 0 < self.long_tail <= 1:
             raise errors.ConfigError(
                 f"long_tail is the size of the rarest class as a share of the most frequent one's, in (0, 1], "
                 f"got {self.long_tail}"

@@ -495,6 +495,46 @@ def test_what_an_epoch_hid_is_scored_at_its_end_and_trained_on_by_nobody() -> No
     assert selector.ledger.trained + selector.ledger.scored == sum(column(selector, "visits"))
 
 
+@pytest.mark.parametrize("reuse_losses", [True, False])
+def test_a_loop_that_counts_its_steps_leaves_a_state_to_continue_from(reuse_losses: bool) -> None:
+    """As frameworks do: the loader is never asked for a batch behind the last one."""
+    selector = select(anneal=(0.25, 0))
+    loader = SelectiveLoader(tuples(), selector, Scorer(), reuse_losses=reuse_losses)
+    kept = []
+    for epoch in range(2):
+        kept.append(batches := loader.epoch(epoch))
+        for _ in range(-(-NUM // SIZE)):
+            batch, _ = next(batches)
+            loader.observe(loss_of(ids_of(batch)))
+        state = selector.state_dict()
+        assert (state["finished_epochs"], state["share"]) == (epoch + 1, None)
+    assert select(anneal=(0.25, 0)).load_state_dict(state) == 2
+
+
+def test_what_was_hidden_is_scored_by_finish_epoch_too() -> None:
+    def signals(ids: list[int]) -> dict[str, NDArray[np.float32]]:
+        is_easy = (np.array(ids) < 9).astype(np.float32)
+        return {"loss": loss_of(ids) + 1 - is_easy, "correct": is_easy, "confidence": is_easy}
+
+    tables = []
+    for asks_on in (True, False):
+        selector = select(es.methods.kakurenbo(0.2), reweight="none")
+        loader = SelectiveLoader(
+            WholeSet(), selector, lambda batch: signals(batch.tolist()), reuse_losses=True, collate_fn=as_is
+        )
+        for epoch in range(EPOCHS):
+            batches = loader.epoch(epoch)
+            batch, _ = next(batches)
+            loader.observe(signals(batch.tolist()))
+            for batch, _ in batches if asks_on else itertools.islice(batches, selector.steps(epoch) - 1):
+                loader.observe(signals(batch.tolist()))
+            loader.finish_epoch()
+            assert selector.state_dict()["finished_epochs"] == epoch + 1
+        tables.append(selector.table())
+        assert selector.ledger.scored > 0
+    assert repr(tables[0].to_pydict()) == repr(tables[1].to_pydict())
+
+
 def test_infobatch_weighs_what_it_keeps() -> None:
     selector = select(es.methods.infobatch(0.5), reweight="none")
     loader = SelectiveLoader(WholeSet(), selector, Scorer(), reuse_losses=True, collate_fn=as_is)

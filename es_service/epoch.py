@@ -1,0 +1,307 @@
+"""An epoch as one rank goes through it: its steps, what they observe and draw, and its end.
+
+begin_step → select (→ observe) → end_step, over and over; → (hidden → refresh)* → finish
+
+A step is done once all its ids are selected. The epoch closes by itself when that is true of the last step, nothing is
+still to be told of it, and nothing was hidden: loops that count steps never ask for what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.exchange.base import Exchange
+from es_service.ledger import Ledger
+from es_service.selection import observations
+from es_service.selection.engine import Draw
+from es_service.selection.methods.base import Columns
+from es_service.selection.run import RunConfig, Share
+
+__all__ = ["Epoch"]
+
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+
+class Epoch:
+    """An opened epoch of one rank; it stays readable once it is closed.
+
+    Args:
+        exchange: with which it was opened.
+        ledger: to count in.
+        irreducible: float32[n], irreducible losses, where observations need not bring them.
+        number: of the epoch.
+        share: the rank's part of it.
+        streamed: ids come from outside.
+        num_steps: how many steps a stream has, None where that shows at its end only.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        ledger: Ledger,
+        irreducible: F32 | None,
+        number: int,
+        share: Share,
+        *,
+        streamed: bool,
+        num_steps: int | None = None,
+    ) -> None:
+        self.config: RunConfig = exchange.config
+        self._exchange, self._ledger, self._irreducible = exchange, ledger, irreducible
+        self.number = number
+        self.share = share
+        self.streamed = streamed
+        self.num_steps = num_steps if streamed else len(self.batches())
+        self.is_closed = False
+        self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
+        self.step = -1
+        self._ids_B: I64 = share.ids[:0]  # of the step, or what is handed out of the hidden
+        self._num_left = 0  # ids of the step that were not selected yet
+        self._began = self._touched = 0.0  # when the step began, and when it was last selected from or observed
+        self._is_scored = False  # the step, by a forward pass of its own
+        self._is_counted = self._is_measured = False  # the step, in the ledger; and as one of full training
+        self._unreported: Draw | None = None  # drawn without losses, which are still to come
+        self._held: errors.EsServiceError | None = None  # of closing behind the last step
+
+    # -- what there is to do -----------------------------------------------------------------------------------------
+
+    def batches(self) -> list[I64]:
+        """Return the planned meta-batches, int64[B] each."""
+        return _cut(self.share.ids, self.config.batch_size)
+
+    def num_to_draw(self, num_ids: int) -> int:
+        """Return b for so many ids of the step at hand."""
+        selection = self.config.selection
+        if self.config.is_annealing(self.number):
+            return num_ids
+        if selection.interrupt is not None and (self.share.first_step + self.step + 1) % selection.interrupt == 0:
+            return num_ids
+        return self.config.num_selected(num_ids, self.share.ratio)
+
+    def is_scoring(self, num_ids: int) -> bool:
+        """Return whether a draw from so many ids of the step at hand needs their losses."""
+        if self.is_closed or self.num_to_draw(num_ids) == num_ids:
+            return False
+        return self.config.selection.is_scoring(self.number, self.config.num_epochs)
+
+    @property
+    def _step_is_done(self) -> bool:
+        return self.step >= 0 and self._num_left <= 0 and self._unreported is None
+
+    def check_savable(self) -> None:
+        """Raise EpochOrderError where the epoch stands at a point that nobody can take up."""
+        if self.is_closed:
+            return
+        if self.awaits_hidden:
+            raise errors.EpochOrderError(
+                f"what epoch {self.number} hid is being observed: take the state before the epoch's last step or "
+                "after selector.hidden_batches()"
+            )
+        if self.streamed:
+            raise errors.EpochOrderError(
+                f"epoch {self.number} is a stream, which nobody can take up in its middle: take the state between "
+                "epochs; where its last batch is trained on, call selector.finish_epoch() first"
+            )
+
+    def position(self, ledger: Ledger) -> int:
+        """Return the step to go on with after a restart, and bring a copy of the ledger to where it begins."""
+        if self._unreported is not None:  # drawn, but its losses are still to come: this step will be done again
+            ledger.trained -= self._unreported.positions.size
+        if not self._step_is_done:
+            return max(0, self.step)
+        self._count_step(ledger)
+        return self.step + 1
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def begin_step(self, step: int, ids_B: I64) -> None:
+        """Go to the next step, of these ids."""
+        self.step, self._ids_B, self._num_left = step, ids_B, ids_B.size
+        self._began = self._touched = self._ledger.clock()
+        self._is_scored = self._is_counted = self._is_measured = False
+        with self._ledger.timing("exchange"):
+            self._exchange.expect(step, ids_B)
+
+    def end_step(self) -> bool:
+        """Count the step, whose training is over; return whether the epoch goes on."""
+        self.raise_held()
+        since, self._touched = self._touched, self._ledger.clock()
+        if self._is_counted:  # when the epoch was closed
+            self._ledger.prolong_step(self._touched - since, is_measured=self._is_measured)
+        else:
+            self._count_step(self._ledger)
+            self._is_counted = True
+        return not self.is_closed
+
+    def _count_step(self, ledger: Ledger) -> None:
+        num_ids = self._ids_B.size
+        is_full_step = self.num_to_draw(num_ids) == num_ids and not self._is_scored
+        self._is_measured = ledger.count_step(
+            num_ids, self.config.batch_size, self._touched - self._began, is_full_step=is_full_step
+        )
+
+    def checked(self, ids_B: Any) -> I64:
+        """Return ids that a caller brought, checked unless they are those of the step."""
+        return self._ids_B if ids_B is self._ids_B else observations.check_ids(ids_B, self.config.end_of_ids)
+
+    def select(self, ids_B: I64, losses_B: Any) -> Draw:
+        """Observe the losses, where given, and draw; see `Selector.select`."""
+        num = self.num_to_draw(ids_B.size)
+        if losses_B is not None:
+            draw = self._draw_scored(ids_B, losses_B, num)
+        elif self.is_scoring(ids_B.size):
+            raise errors.ShapeError(
+                f"method {self.config.selection.method.name!r} draws by the losses of this step: "
+                "select(ids_B, losses_B) needs one per id (selector.wants_scores tells when)"
+            )
+        else:  # reported together with its losses, or alone if none come
+            with self._ledger.timing("exchange"):
+                self._report_pending()
+                draw = self._unreported = self._exchange.draw(self.step, ids_B, num)
+        self._ledger.trained += draw.positions.size
+        draw = self._scaled(draw)
+        self._num_left -= ids_B.size
+        self._advance()
+        return draw
+
+    def _draw_scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
+        seen, good = self._signals(ids_B, losses)
+        self._ledger.scored += ids_B.size
+        self._is_scored = True
+        with self._ledger.timing("exchange"):
+            self._report_pending()
+            if good is None:
+                return self._exchange.step(self.step, ids_B, seen, num)
+            ids_good, seen_good = _only(ids_B, seen, good)
+            draw = self._exchange.step(self.step, ids_good, seen_good, min(num, good.size))
+        return Draw(good[draw.positions], draw.ids, draw.scale)
+
+    def _scaled(self, draw: Draw) -> Draw:
+        """Return the draw with its scale multiplied by what the plan says of each id."""
+        scale_m = self.share.scale
+        if scale_m is None:
+            return draw
+        rows = self.share.rows(self.step, draw.ids, self.config.batch_size)
+        factors_b = scale_m[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), scale_m[rows])
+        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
+
+    def _signals(self, ids_B: I64, observed: Any) -> tuple[Columns, I64 | None]:
+        """Return the signals, and where some samples are to be skipped the positions of the others."""
+        selection, num = self.config.selection, ids_B.size
+        needed, non_negative = selection.signals, selection.non_negative
+        if self._irreducible is not None and "irreducible_loss" in needed:
+            known = {"irreducible_loss": self._irreducible[ids_B]}
+            observed = {**known, **(observed if isinstance(observed, Mapping) else {"loss": observed})}
+        if selection.on_bad_loss == "raise":
+            return observations.check_signals(observed, num, needed, non_negative=non_negative), None
+        seen, good = observations.split_signals(observed, num, needed, non_negative=non_negative)
+        self._ledger.skipped += num - good.size
+        return seen, None if good.size == num else good
+
+    def observe(self, losses_b: Any) -> None:
+        """Take the losses of the last draw, where it was made without any; see `Selector.observe`."""
+        draw = self._unreported
+        if draw is None:
+            return
+        seen, good = self._signals(draw.ids, losses_b)
+        with self._ledger.timing("exchange"):
+            if good is None:
+                self._unreported = None
+                self._exchange.record(self.step, draw.ids, seen, np.arange(draw.ids.size))
+            else:
+                self._report_pending()  # all were trained on, only the good ones observed
+                self._exchange.record(self.step, *_only(draw.ids, seen, good), np.empty(0, dtype=np.int64))
+        self._advance()
+
+    def _report_pending(self) -> None:
+        """Count a blind draw whose losses never came."""
+        draw, self._unreported = self._unreported, None
+        if draw is not None:
+            self._exchange.record(self.step, draw.ids, None, np.arange(draw.ids.size))
+
+    # -- its end -----------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Close the epoch if that was the end of its last step.
+
+        An error of that is kept for whoever asks for more: what was drawn is to be trained on first.
+        """
+        self._touched = self._ledger.clock()
+        if self.step + 1 == self.num_steps and self._step_is_done and not self.share.hidden.size:
+            try:
+                self.finish()
+            except errors.EsServiceError as error:
+                self._held = error
+
+    def raise_held(self) -> None:
+        """Raise what went wrong when the epoch was closed behind its last step."""
+        held, self._held = self._held, None
+        if held is not None:
+            raise held
+
+    def hidden(self) -> Iterator[I64]:
+        """Yield what the epoch hid; see `Selector.hidden_batches`."""
+        self._settle_step()
+        began = self._ledger.clock()
+        self.awaits_hidden = True
+        hidden = self.share.hidden
+        for ids_B in np.array_split(hidden, -(-hidden.size // self.config.batch_size)) if hidden.size else ():
+            self._ids_B = ids_B
+            yield ids_B
+        self._ledger.total_s += self._ledger.clock() - began
+
+    def refresh(self, ids_B: Any, observed: Any) -> None:
+        """Observe samples that the epoch hid; see `Selector.refresh`."""
+        ids = observations.check_ids(ids_B, self.config.num_samples)
+        if ids_B is not self._ids_B and (foreign := ~np.isin(ids, self.share.hidden)).any():
+            position = int(np.argmax(foreign))
+            raise errors.IdError(
+                f"id {ids[position]} at position {position} is none that epoch {self.number} hid: refresh what "
+                "selector.hidden_batches() yields"
+            )
+        seen, good = self._signals(ids, observed)
+        self._ledger.scored += ids.size
+        with self._ledger.timing("exchange"):
+            self._report_pending()
+            self._exchange.refresh(len(self.batches()) - 1, *_only(ids, seen, good))
+
+    def _settle_step(self) -> None:
+        """Tell what is still to be told of the last step, and count it if it was made."""
+        with self._ledger.timing_overhead():
+            self._report_pending()
+        if self._step_is_done and not self._is_counted:
+            self._count_step(self._ledger)
+        self._is_counted = True
+
+    def finish(self) -> None:
+        """Close the epoch, unless it is closed; see `Selector.finish_epoch`."""
+        if self.is_closed:
+            return
+        self._settle_step()
+        try:
+            with self._ledger.timing_overhead():
+                self._exchange.close_epoch(self.number, self.step + 1)
+        except errors.StorageError:  # finished all the same, but for its snapshot
+            self.is_closed = True
+            raise
+        self.is_closed, self._touched = True, self._ledger.clock()
+        if not self.streamed:
+            full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
+            self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)
+
+
+def _cut(ids: I64, size: int) -> list[I64]:
+    return [ids[start : start + size] for start in range(0, ids.size, size)]
+
+
+def _only(ids_B: I64, seen: Columns, good: I64 | None) -> tuple[I64, Columns]:
+    """Return the ids and signals at the good positions, all of them for None."""
+    if good is None:
+        return ids_B, seen
+    return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}
