@@ -19,6 +19,7 @@ from pyarrow import fs
 from es_service import errors
 
 __all__ = [
+    "MOST_JSON_BYTES",
     "absolute",
     "make_folder",
     "new_file",
@@ -33,6 +34,7 @@ __all__ = [
     "write_json",
 ]
 
+MOST_JSON_BYTES = 32 << 20
 _KNOWN_FAILURES = (OSError, pa.ArrowException)
 _registered: dict[str, Callable[[], fs.FileSystem]] = {}
 
@@ -89,11 +91,18 @@ def absolute(place: str) -> str:
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
-    """Return a whole file; StorageError where it cannot be read."""
-    with storage_errors("read", path), filesystem.open_input_file(path) as file:
-        data: bytes = file.read()
-        return data
+def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
+    """Return a whole file; StorageError where it cannot be read, is no regular file, or longer than it can be."""
+    with storage_errors("read", path):
+        is_local = isinstance(filesystem, fs.LocalFileSystem)
+        if is_local and filesystem.get_file_info(path).type != fs.FileType.File:  # a FIFO would never be opened
+            raise FileNotFoundError(path)
+        with filesystem.open_input_file(path) as file:
+            size = file.size()
+            if size > most_bytes:
+                raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
+            data: bytes = file.read(size)
+            return data
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:
@@ -158,8 +167,8 @@ def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
 def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
     """Return a file's JSON object; StorageError where it is not one."""
     try:
-        value = json.loads(read_bytes(filesystem, path))
-    except ValueError as error:
+        value = json.loads(read_bytes(filesystem, path, MOST_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise errors.StorageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise errors.StorageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
@@ -167,5 +176,10 @@ def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
 
 
 def write_json(filesystem: fs.FileSystem, path: str, value: dict[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_atomically(filesystem, path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+    """Write a JSON object atomically; StorageError where it is longer than `read_json` reads."""
+    data = json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+    if len(data) > MOST_JSON_BYTES:
+        raise errors.StorageError(
+            f"{path} would have {len(data):,} bytes, more than the {MOST_JSON_BYTES:,} it may have"
+        )
+    write_atomically(filesystem, path, data)

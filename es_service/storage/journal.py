@@ -27,7 +27,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import arrow_files, files
 
 __all__ = [
     "FORMAT",
@@ -44,6 +44,7 @@ __all__ = [
 FORMAT = 1
 _SCHEMA = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
 _NAME = re.compile(r"([0-9]{16})-([0-9a-f]{8})\.arrow")
+_MOST_BYTES, _MOST_RECORDS = 256 << 20, 1 << 21  # of a segment: twice what is ever kept for one, as small reports
 _log = logging.getLogger(__name__)
 
 
@@ -261,22 +262,21 @@ def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
     Raises:
         StorageError: it is damaged, or of a newer format.
     """
-    data, found = files.read_bytes(filesystem, segment.path), _NAME.fullmatch(segment.path.rpartition("/")[2])
+    found = _NAME.fullmatch(segment.path.rpartition("/")[2])
+    data = files.read_bytes(filesystem, segment.path, _MOST_BYTES)
     if found is None or zlib.crc32(data) != int(found[2], 16):
         raise errors.StorageError(f"{segment.path} is damaged: its checksum is not the one in its name")
-    try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
-            if version != str(FORMAT):
-                raise errors.StorageError(
-                    f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
-                )
-            if not reader.schema.equals(_SCHEMA):
-                raise errors.StorageError(f"{segment.path} is no segment of a journal: {reader.schema.names}")
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{segment.path} is damaged: {error}") from error
+
+    def check(schema: pa.Schema) -> None:
+        version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
+        if version != str(FORMAT):
+            raise errors.StorageError(
+                f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
+            )
+        if not schema.equals(_SCHEMA):
+            raise errors.StorageError(f"{segment.path} is no segment of a journal: {schema.names}")
+
+    table = arrow_files.read_table(data, segment.path, check, most_rows=_MOST_RECORDS, full=True)
     kinds, payloads = table.column("kind").to_pylist(), table.column("payload").to_pylist()
     if None in kinds or None in payloads:
         raise errors.StorageError(f"{segment.path} is damaged: it holds nulls")

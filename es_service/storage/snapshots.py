@@ -24,15 +24,17 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
-from es_service.storage import files, spreads
+from es_service.storage import arrow_files, files, sealed, spreads
 
 __all__ = [
     "begin_snapshot",
+    "check_size",
     "decode_table",
     "drop_snapshots_after",
     "encode_table",
     "finish_snapshot",
     "list_snapshots",
+    "most_bytes",
     "read_ipc",
     "read_note",
     "read_position",
@@ -45,6 +47,8 @@ __all__ = [
 
 FORMAT = 2
 _READABLE = (1, 2)  # 1: without notes
+_END_OF_IDS = 1 << 62
+_LEAST_ROW_BYTES, _MOST_ROW_BYTES, _HEAD_BYTES = 40, 64, 1 << 16  # of a file: a row, and what is not rows
 _MARK = ".partial-"  # between the place of a snapshot and the process that writes it
 Files = dict[str, dict[str, Any]]
 
@@ -64,18 +68,27 @@ def encode_table(table: pa.Table) -> bytes:
 
 def decode_table(data: bytes, what: str) -> pa.Table:
     """Return the table of an Arrow IPC file; StorageError, naming `what`, where it is not one of our schema."""
-    return read_ipc(pa.BufferReader(data), what)
+    return read_ipc(data, what)
 
 
-def read_ipc(source: Any, what: str) -> pa.Table:
-    """Return the table of an Arrow IPC file that is open, as `decode_table` does; what is mapped stays mapped."""
-    try:
-        with pa.ipc.open_file(source) as reader:
-            if not is_table_schema(reader.schema):
-                raise errors.StorageError(f"{what} has columns {reader.schema.names}, expected {SCHEMA.names}")
-            return reader.read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{what} is damaged: {error}") from error
+def read_ipc(source: Any, what: str, most_rows: int | None = None) -> pa.Table:
+    """Return the table of an Arrow IPC file, as `decode_table` does; what is mapped stays mapped.
+
+    `most_rows` that it can have; else as many as there are bytes for.
+    """
+
+    def check(schema: pa.Schema) -> None:
+        if not is_table_schema(schema):
+            raise errors.StorageError(f"{what} has columns {schema.names}, expected {SCHEMA.names}")
+
+    num_bytes = source.size() if isinstance(source, pa.NativeFile) else len(source)
+    most_rows = num_bytes // _LEAST_ROW_BYTES if most_rows is None else most_rows
+    return arrow_files.read_table(source, what, check, most_rows=most_rows)
+
+
+def most_bytes(num_rows: int) -> int:
+    """Return the most bytes that a file of so many rows of a table can have."""
+    return _HEAD_BYTES + num_rows * _MOST_ROW_BYTES
 
 
 def _folder(run_path: str, finished_epochs: int) -> str:
@@ -179,7 +192,7 @@ def finish_snapshot(
                     f"{beside}/{name} was written by its shard but is not to be seen here: shards on several nodes "
                     "need a storage that all of them share"
                 )
-        files.write_json(filesystem, f"{beside}/manifest.json", manifest)
+        files.write_json(filesystem, f"{beside}/manifest.json", sealed.seal(manifest))
         if filesystem.get_file_info(place).type != fs.FileType.NotFound:
             filesystem.delete_dir(place)
         drop_snapshots_after(filesystem, run_path, finished_epochs)
@@ -215,7 +228,7 @@ def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) ->
         raise errors.StorageError(
             f"{folder} has format {manifest.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
         )
-    return manifest
+    return sealed.check(manifest, f"{folder}/manifest.json")
 
 
 def _entries(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> Files:
@@ -246,11 +259,17 @@ def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int)
     return entries[_file(0)]["sha256"] if len(entries) == 1 else None
 
 
-def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
+def read_snapshot(
+    filesystem: fs.FileSystem,
+    run_path: str,
+    finished_epochs: int,
+    shard: Shard = WHOLE,
+    most_samples: int | None = None,
+) -> RunState:
     """Return the state that was written for this epoch, with the rows of one shard; however many wrote it.
 
     Raises:
-        StorageError: it is missing or damaged.
+        StorageError: it is missing or damaged, or has more than `most_samples`.
     """
     manifest = _manifest(filesystem, run_path, finished_epochs)
     try:
@@ -258,15 +277,17 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
         num_samples = int(manifest["num_samples"])
     except (KeyError, TypeError, ValueError) as error:
         raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
+    check_size(num_samples, most_samples, _folder(run_path, finished_epochs))
     entries = _entries(filesystem, run_path, finished_epochs)
 
     def part(index: int) -> NDArray[np.void]:
         path = f"{_folder(run_path, finished_epochs)}/{_file(index)}"
-        data = files.read_bytes(filesystem, path)
+        own = Shard(index, len(entries))
+        num_rows = own.num_rows(num_samples)
+        data = files.read_bytes(filesystem, path, most_bytes(num_rows))
         if hashlib.sha256(data).hexdigest() != entries[_file(index)]["sha256"]:
             raise errors.StorageError(f"{path} is damaged: its sha256 is not the one in the manifest")
-        own = Shard(index, len(entries))
-        return arrow_to_records(decode_table(data, path), own.num_rows(num_samples), own)
+        return arrow_to_records(read_ipc(data, path, num_rows), num_rows, own)
 
     if len(entries) == shard.count:
         return RunState(part(shard.index), finished_epochs, starts)
@@ -275,6 +296,14 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     for index in range(len(entries)):
         whole[index :: len(entries)] = part(index) if index else first
     return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
+
+
+def check_size(num_samples: int, most_samples: int | None, what: str) -> None:
+    """Raise StorageError where a snapshot has more samples than its run can have, as far as that is known."""
+    if most_samples is None:
+        most_samples = _END_OF_IDS
+    if not 0 <= num_samples <= most_samples:
+        raise errors.StorageError(f"{what} has {num_samples:,} samples, its run has {most_samples:,}")
 
 
 def read_position(
@@ -292,9 +321,9 @@ def read_position(
         raise errors.StorageError(f"the manifest of epoch {finished_epochs} in {run_path} is damaged") from error
 
 
-def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:
-    """Return the newest snapshot's table; StorageError where there is none."""
+def read_table(filesystem: fs.FileSystem, run_path: str, most_samples: int | None = None) -> pa.Table:
+    """Return the newest snapshot's table; StorageError where there is none, or it has more than `most_samples`."""
     epochs = list_snapshots(filesystem, run_path)
     if not epochs:
         raise errors.StorageError(f"{run_path} holds no snapshot yet: one is written at the end of each epoch")
-    return records_to_arrow(read_snapshot(filesystem, run_path, epochs[-1]).records)
+    return records_to_arrow(read_snapshot(filesystem, run_path, epochs[-1], most_samples=most_samples).records)

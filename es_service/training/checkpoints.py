@@ -11,7 +11,6 @@ the selector's state is checked as far as that goes.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,10 @@ def read_checkpoint(
         table = (folder / _TABLE).read_bytes()
         saved = torch.load(folder / _TRAINING, map_location=device, weights_only=True)
         return {**saved["selector"], "table": table}, {name: saved[name] for name in names}
-    except (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise _refused(folder, str(error) or repr(error)) from error
-    except pickle.UnpicklingError as error:  # of which PyTorch makes a page
-        raise _refused(folder, str(error).strip().partition("\n")[0]) from error
+    except errors.StorageError:
+        raise
+    except Exception as error:  # PyTorch's reader raises almost anything, some of it a page long
+        raise _refused(folder, (str(error) or repr(error)).strip().partition("\n")[0]) from error
 
 
 def _check(folder: Path) -> None:
