@@ -95,5 +95,8 @@ def _share_to_dict(share: Share) -> dict[str, Any]:
 
 def _share_from_dict(values: dict[str, Any]) -> Share:
     arrays = {name: np.asarray(values[name], dtype=np.int64) for name in ("ids", "hidden")}
-    scale = None if values["scale"] is None else np.asarray(values["scale"], dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        scale = None if values["scale"] is None else np.asarray(values["scale"], dtype=np.float32)
+    if scale is not None and not np.isfinite(scale).all():
+        raise ValueError("a scale that is not finite")
     return Share(**{**values, **arrays, "scale": scale})

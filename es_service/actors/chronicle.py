@@ -19,12 +19,12 @@ from es_service.actors import wire
 from es_service.actors.shard_journal import from_json, journal_at
 from es_service.actors.wire import Report
 from es_service.selection.shards import Shard
+from es_service.storage.history import most_rows
 from es_service.storage.runs import RunStorage
 
-__all__ = ["MAX_ROWS", "history_of", "write_history"]
+__all__ = ["history_of", "num_rows_of", "write_history"]
 
 I64 = NDArray[np.int64]
-MAX_ROWS = 20_000_000  # of one shard and epoch: they are sorted in memory
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +60,11 @@ def history_of(reports: Sequence[Report], signals: Sequence[str]) -> pa.Table:
             **values,
         }
     )
+
+
+def num_rows_of(report: Report) -> int:
+    """Return how many rows a report can add to the history."""
+    return report.ids.size + report.selected.size
 
 
 def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:
@@ -116,7 +121,7 @@ def write_history(
             if not missing:
                 continue
             starts = storage.position(behind)[1]
-            reports = _reports(storage, shard, begin, end, starts)
+            reports = _reports(storage, shard, begin, end, starts, most_rows(storage.config().end_of_ids))
             for epoch in missing if reports is not None else ():
                 own = [one for one in reports or () if starts[epoch] <= one.run_step < starts[epoch + 1]]
                 rows = history_of(own, signals)
@@ -129,7 +134,7 @@ def write_history(
 
 
 def _reports(
-    storage: RunStorage, shard: Shard, after: int, upto: int, epoch_starts: Sequence[int]
+    storage: RunStorage, shard: Shard, after: int, upto: int, epoch_starts: Sequence[int], most: int
 ) -> list[Report] | None:
     """Return the reports that some epochs came to in the end; None where they are too many, or were replaced.
 
@@ -145,12 +150,12 @@ def _reports(
             return None
         if state.get("go_to", len(epoch_starts)) < len(epoch_starts):  # to a later epoch, and back again before it
             reports = [one for one in reports if one.run_step < epoch_starts[state["go_to"]]]
-            num_rows = sum(one.ids.size for one in reports)
+            num_rows = sum(map(num_rows_of, reports))
         if record.kind == "reports":
             new = list(wire.decode_reports(record.payload))
             reports += new
-            num_rows += sum(report.ids.size for report in new)
-            if num_rows > MAX_ROWS:
-                _log.warning("no history of an epoch with more than %d observations at one shard", MAX_ROWS)
+            num_rows += sum(map(num_rows_of, new))
+            if num_rows > most:
+                _log.warning("no history of an epoch with more than %d observations and picks at one shard", most)
                 return None
     return reports

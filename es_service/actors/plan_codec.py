@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.plans import Plan
+from es_service.storage import arrow_files
 
 __all__ = ["decode_plan", "encode_plan"]
 
@@ -36,14 +37,14 @@ def encode_plan(plan: Plan) -> bytes:
 
 def decode_plan(data: bytes) -> Plan:
     """Unpack a plan; StorageError where the bytes are not one."""
-    try:
-        with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"the journal holds a plan that is damaged: {error}") from error
-    if not table.schema.equals(_SCHEMA) or table.num_rows != 1:
-        raise errors.StorageError(f"the journal holds no plan: {table.num_rows} rows of {table.schema.names}")
+
+    def check(schema: pa.Schema) -> None:
+        if not schema.equals(_SCHEMA):
+            raise errors.StorageError(f"the journal holds no plan, but {schema.names}")
+
+    table = arrow_files.read_stream(data, "a plan in the journal", check)
+    if table.num_rows != 1:
+        raise errors.StorageError(f"the journal holds no plan, but {table.num_rows} rows of one")
     [row] = table.to_pylist()
     if row["ids"] is None or row["hidden"] is None or row["learning_rate_factor"] is None:
         raise errors.StorageError("the journal holds a plan without ids")

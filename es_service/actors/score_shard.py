@@ -132,7 +132,9 @@ class ScoreShard:
             self._intake.begin(None)
 
     def _load_rows(self, finished_epochs: int) -> None:
-        state = self._storage.snapshot(finished_epochs, self._shard) if finished_epochs else None
+        state = None
+        if finished_epochs:
+            state = self._storage.snapshot(finished_epochs, self._shard, self._config.end_of_ids)
         with self._lock:
             if state is None:
                 self._engine.clear()

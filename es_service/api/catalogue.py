@@ -234,7 +234,7 @@ class Catalogue:
         if (known := self._known_view(key)) is not None:
             return known
         storage = RunStorage(self.storage, run)
-        opened = columns.open_snapshot(storage.filesystem, storage.path, epoch)
+        opened = columns.open_snapshot(storage.filesystem, storage.path, epoch, described.config.end_of_ids)
         view = TableView(
             opened.shards,
             version=f"stored-{epoch}-{opened.written_ns:x}",

@@ -95,7 +95,7 @@ def _array(view: TableView, name: str, start: int, stop: int, kept: NDArray[np.i
         values = values[kept]
     if name == "label":
         assert view.labels is not None
-        names = pa.array([view.labels.name(code) for code in range(view.labels.num)], pa.string())
-        return names.take(pa.array(values))
+        codes, places = np.unique(values, return_inverse=True)
+        return pa.array([view.labels.name(int(code)) for code in codes], pa.string()).take(pa.array(places))
     there = present(name, values)
     return pa.array(values, mask=None if there is None else ~there)

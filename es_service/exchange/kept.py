@@ -1,7 +1,7 @@
 """What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
 
-In memory stands what was reported in the open epoch, and no more: of an epoch with more than `_MAX_ROWS` observations
-there is no history, and a line in the log says so.
+In memory stands what was reported in the open epoch, and no more: of an epoch with more than `history.most_rows` there
+is no history, and a line in the log says so.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.actors.chronicle import MAX_ROWS, history_of
+from es_service.actors.chronicle import history_of, num_rows_of
 from es_service.actors.wire import Report
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller, RunConfig, RunState
 from es_service.selection.shards import WHOLE
+from es_service.storage.history import most_rows
 from es_service.storage.runs import RunStorage
 
 __all__ = ["KeptRun"]
@@ -34,21 +35,21 @@ class KeptRun:
     """
 
     def __init__(self, storage: RunStorage, config: RunConfig) -> None:
-        self._storage, self._signals = storage, config.selection.signals
+        self._storage, self._signals, self._most_rows = storage, config.selection.signals, most_rows(config.end_of_ids)
         self._reports: list[Report] = []
         self._num_rows = 0
         self._is_whole = True  # nothing of the open epoch is missing
 
     def add(self, caller: Caller, run_step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
         """Keep copies of what a rank has observed and trained on."""
-        observed = ids_B if seen is not None else ids_B[:0]
-        self._num_rows += observed.size + selected_b.size
-        if self._num_rows > MAX_ROWS:
+        kept = None if seen is None else {name: values_B.copy() for name, values_B in seen.items()}
+        observed = ids_B.copy() if seen is not None else ids_B[:0]
+        report = Report(caller, len(self._reports) + 1, run_step, observed, kept, selected_b.copy())
+        self._num_rows += num_rows_of(report)
+        if self._num_rows > self._most_rows:
             self._reports, self._is_whole = [], False
         if self._is_whole:
-            kept = None if seen is None else {name: values_B.copy() for name, values_B in seen.items()}
-            seq = len(self._reports) + 1
-            self._reports.append(Report(caller, seq, run_step, observed.copy(), kept, selected_b.copy()))
+            self._reports.append(report)
 
     def finish_epoch(self, state: RunState) -> None:
         """Write the snapshot of an epoch's end, and the epoch's history.
@@ -67,8 +68,12 @@ class KeptRun:
         reports, is_whole, num_rows = self._reports, self._is_whole, self._num_rows
         self._forget()
         if not is_whole:
-            reason = "it was continued in its middle" if num_rows <= MAX_ROWS else f"it has more than {MAX_ROWS} rows"
-            _log.warning("no history of epoch %d: %s", epoch, reason)
+            more = f"it has more than {self._most_rows} observations and picks"
+            _log.warning(
+                "no history of epoch %d: %s",
+                epoch,
+                more if num_rows > self._most_rows else "it was continued in its middle",
+            )
             return
         try:
             self._storage.write_history(epoch, WHOLE, history_of(reports, self._signals))

@@ -40,8 +40,8 @@ def out_of_order(rank: int, epoch: int, current: int) -> errors.EpochOrderError:
     """Return the error of a rank that opens another epoch than the one that the run stands before."""
     return errors.EpochOrderError(
         f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue "
-        "a run begin at selector.next_epoch, or load its state_dict; to start over call selector.reset(); where another "
-        "job trains it, take another name"
+        "a run begin at selector.next_epoch, or load its state_dict; to start over call selector.reset(); where "
+        "another job trains it, take another name"
     )
 
 

@@ -7,13 +7,13 @@ reader from harm: the manifest, each file's size, its columns. The checksums are
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files, snapshots
+from es_service.selection.shards import Shard
+from es_service.storage import files, sealed, snapshots
 
 __all__ = ["SnapshotFiles", "map_table", "open_snapshot", "snapshot_times"]
 
@@ -48,17 +48,19 @@ def snapshot_times(filesystem: fs.FileSystem, run_path: str) -> dict[int, int]:
     }
 
 
-def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> SnapshotFiles:
+def open_snapshot(
+    filesystem: fs.FileSystem, run_path: str, finished_epochs: int, most_samples: int | None = None
+) -> SnapshotFiles:
     """Open the snapshot of an epoch's end.
 
     Raises:
-        StorageError: it is missing or damaged.
+        StorageError: it is missing or damaged, or has more than `most_samples`.
     """
     folder = snapshots.find_snapshots(filesystem, run_path).get(finished_epochs)
     if folder is None:
         raise errors.StorageError(f"{run_path} holds no snapshot of the end of epoch {finished_epochs - 1}")
     path = f"{folder}/manifest.json"
-    manifest = files.read_json(filesystem, path)
+    manifest = sealed.check(files.read_json(filesystem, path), path)
     with files.storage_errors("look into", path):
         written_ns = filesystem.get_file_info(path).mtime_ns or 0
     try:
@@ -70,7 +72,11 @@ def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     names = [f"shard-{index}.arrow" for index in range(len(sizes))]
     if sorted(sizes) != sorted(names) or not names:
         raise errors.StorageError(f"{path} does not name the files shard-0.arrow …")
-    shards = tuple(_open(filesystem, f"{folder}/{name}", sizes[name]) for name in names)
+    snapshots.check_size(num_samples, most_samples, folder)
+    rows = [Shard(index, len(names)).num_rows(num_samples) for index in range(len(names))]
+    shards = tuple(
+        _open(filesystem, f"{folder}/{name}", sizes[name], num) for name, num in zip(names, rows, strict=True)
+    )
     if sum(shard.num_rows for shard in shards) != num_samples:
         raise errors.StorageError(f"{folder} holds another number of rows than its manifest says, {num_samples:,}")
     return SnapshotFiles(finished_epochs, starts, shards, written_ns)
@@ -79,20 +85,18 @@ def open_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
 def map_table(path: str) -> pa.Table:
     """Return the table of a local Arrow IPC file of our schema without reading it into memory."""
     with files.storage_errors("read", path):
-        return _checked(pa.memory_map(path), path)
+        return snapshots.read_ipc(pa.memory_map(path), path)
 
 
-def _open(filesystem: fs.FileSystem, path: str, size: int) -> pa.Table:
+def _open(filesystem: fs.FileSystem, path: str, size: int, num_rows: int) -> pa.Table:
     with files.storage_errors("read", path):
         info = filesystem.get_file_info(path)
         if info.type != fs.FileType.File:
             raise FileNotFoundError(path)
-        if info.size != size:
-            raise errors.StorageError(f"{path} is damaged: its size is not the one in the manifest, {size:,} bytes")
+        if info.size != size or size > snapshots.most_bytes(num_rows):
+            raise errors.StorageError(
+                f"{path} is damaged: it has {info.size:,} bytes for {num_rows:,} rows, the manifest says {size:,}"
+            )
     if isinstance(filesystem, fs.LocalFileSystem):
         return map_table(path)
-    return _checked(pa.BufferReader(files.read_bytes(filesystem, path)), path)
-
-
-def _checked(source: Any, path: str) -> pa.Table:
-    return snapshots.read_ipc(source, path)
+    return snapshots.read_ipc(files.read_bytes(filesystem, path, size), path, num_rows)

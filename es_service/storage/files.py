@@ -22,6 +22,7 @@ from pyarrow import fs
 from es_service import errors
 
 __all__ = [
+    "MOST_JSON_BYTES",
     "absolute",
     "is_object_store",
     "join",
@@ -37,6 +38,7 @@ __all__ = [
     "write_json",
 ]
 
+MOST_JSON_BYTES = 32 << 20
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # type names of pyarrow.fs
 _SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)  # names in a query
 _KNOWN_FAILURES = (OSError, pa.ArrowException, UnicodeError)  # the last of names that are not UTF-8
@@ -128,11 +130,19 @@ def join(place: str, *names: str) -> str:
     return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
-def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
-    """Return a whole file; StorageError where it cannot be read."""
-    with storage_errors("read", path), filesystem.open_input_file(path) as file:
-        data: bytes = file.read()
-        return data
+def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
+    """Return a whole file; StorageError where it cannot be read, is no regular file, or longer than it can be."""
+    with storage_errors("read", path):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            kind = filesystem.get_file_info(path).type
+            if kind not in (fs.FileType.File, fs.FileType.NotFound):  # opening a FIFO would wait for ever
+                raise errors.StorageError(f"cannot read {path}: it is a folder or a special file, not a regular file")
+        with filesystem.open_input_file(path) as file:
+            size = file.size()
+            if size > most_bytes:
+                raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
+            data: bytes = file.read(size)
+            return data
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:
@@ -207,8 +217,8 @@ def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
 def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
     """Return a file's JSON object; StorageError where it is not one."""
     try:
-        value = json.loads(read_bytes(filesystem, path))
-    except ValueError as error:
+        value = json.loads(read_bytes(filesystem, path, MOST_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise errors.StorageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise errors.StorageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
@@ -216,5 +226,10 @@ def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
 
 
 def write_json(filesystem: fs.FileSystem, path: str, value: dict[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_atomically(filesystem, path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+    """Write a JSON object atomically; StorageError where it is longer than `read_json` reads."""
+    data = json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+    if len(data) > MOST_JSON_BYTES:
+        raise errors.StorageError(
+            f"{path} would have {len(data):,} bytes, more than the {MOST_JSON_BYTES:,} it may have"
+        )
+    write_atomically(filesystem, path, data)

@@ -20,6 +20,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +30,25 @@ from pyarrow import fs
 from es_service import errors
 from es_service.selection.shards import Shard
 from es_service.selection.signals import SIGNALS
-from es_service.storage import files
+from es_service.storage import arrow_files, files
 
-__all__ = ["drop_history_from", "has_part", "list_history", "read_epoch", "read_sample", "write_epoch"]
+__all__ = [
+    "drop_history_from",
+    "has_part",
+    "list_history",
+    "most_rows",
+    "read_epoch",
+    "read_sample",
+    "write_epoch",
+]
 
 FORMAT = 1
 _MAX_BYTES = 1 << 30
 _BATCH_ROWS = 1 << 16
 _MOST_CHECKED = 10_000
+_MOST_ROWS, _FEW_ROWS, _MOST_VISITS = 40_000_000, 1 << 22, 64  # see `most_rows`: they are sorted in memory
+_MOST_ROW_BYTES, _HEAD_BYTES = 48, 1 << 20  # of a file: a row with all signals, and what is not rows
+_MOST_OF_A_SAMPLE = 1_000_000
 _checked: dict[str, tuple[int, int]] = {}  # files whose checksum was right, by path: bytes and time as they were then
 _COLUMNS = {"id": pa.int64(), "run_step": pa.int32(), "rank": pa.int32(), "loss": pa.float32(), "selected": pa.bool_()}
 _NAME = re.compile(r"([0-9]+)-of-([0-9]+)-([0-9a-f]{8})\.arrow")
@@ -126,45 +138,41 @@ def drop_history_from(filesystem: fs.FileSystem, run_path: str, epoch: int) -> N
 
 @contextlib.contextmanager
 def _opened(
-    filesystem: fs.FileSystem, path: str, crc32: str, *, anew: bool = True
+    filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, anew: bool = True
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
     """Open a file of the history; whatever goes wrong in the block is that file's damage.
 
     Its checksum is looked at, which reads all of it; unless `anew`, of a file of this machine only once while it stays
     as it is.
     """
-    try:
-        with _open(_source(filesystem, path, crc32, anew=anew), path) as reader:
-            yield reader
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{path} is damaged: {error}") from error
+
+    def check(schema: pa.Schema) -> None:
+        version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
+        if version != str(FORMAT):
+            raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
+        if not _is_schema(schema):
+            raise errors.StorageError(f"{path} is no history: its columns are {schema.names}")
+
+    source, most = _source(filesystem, path, crc32, num_samples, anew=anew), most_rows(num_samples)
+    with arrow_files.open_table(source, path, check, most_rows=most, row_bytes=_MOST_ROW_BYTES) as reader:
+        yield reader
 
 
-def _source(filesystem: fs.FileSystem, path: str, crc32: str, *, anew: bool) -> pa.NativeFile:
+def _source(filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, anew: bool) -> Any:
     key = None
     if isinstance(filesystem, fs.LocalFileSystem) and not anew:
         info = filesystem.get_file_info(path)
         key = (info.size, info.mtime_ns)
         if _checked.get(path) == key:
             return pa.memory_map(path)
-    data = files.read_bytes(filesystem, path)
+    data = files.read_bytes(filesystem, path, _HEAD_BYTES + most_rows(num_samples) * _MOST_ROW_BYTES)
     if zlib.crc32(data) != int(crc32, 16):
         raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
     if key is not None:
         if len(_checked) >= _MOST_CHECKED:
             _checked.clear()
         _checked[path] = key
-    return pa.BufferReader(data)
-
-
-def _open(source: pa.NativeFile, path: str) -> pa.ipc.RecordBatchFileReader:
-    reader = pa.ipc.open_file(source)
-    version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
-    if version != str(FORMAT):
-        raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
-    if not _is_schema(reader.schema):
-        raise errors.StorageError(f"{path} is no history: its columns are {reader.schema.names}")
-    return reader
+    return data
 
 
 def _whole(filesystem: fs.FileSystem, run_path: str, epoch: int) -> list[tuple[str, Shard, str]]:
@@ -177,8 +185,23 @@ def _whole(filesystem: fs.FileSystem, run_path: str, epoch: int) -> list[tuple[s
     return []
 
 
-def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int) -> pa.Table:
+def most_rows(num_samples: int) -> int:
+    """Return how many observations and picks a shard's history of an epoch is made of at most; of more there is none.
+
+    Args:
+        num_samples: of the run, or where its ids end. One row a sample is usual; a stream may bring each more often.
+    """
+    return min(_MOST_ROWS, max(_FEW_ROWS, _MOST_VISITS * num_samples))
+
+
+def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int, num_samples: int) -> pa.Table:
     """Return all rows of an epoch in the order they were reported in: by step, then rank, then id.
+
+    Args:
+        filesystem: that the run is on.
+        run_path: folder of the run.
+        epoch: counted from 0.
+        num_samples: that the run can have, see `most_rows`.
 
     Raises:
         StorageError: there is no whole history of this epoch, or a file of it is damaged.
@@ -188,22 +211,31 @@ def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int) -> pa.Table
         raise errors.StorageError(f"{run_path} holds no history of epoch {epoch}")
     tables = []
     for path, _, crc32 in parts:
-        with _opened(filesystem, path, crc32) as reader:
-            tables.append(reader.read_all().replace_schema_metadata(None))
+        with _opened(filesystem, path, crc32, num_samples) as reader:
+            table = reader.read_all().replace_schema_metadata(None)
+            table.validate()
+            tables.append(table)
     whole = pa.concat_tables(tables)
     return whole.sort_by([("run_step", "ascending"), ("rank", "ascending"), ("id", "ascending")])
 
 
-def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int) -> pa.Table:
-    """Return one sample's rows of all epochs there are, in order: run_step, epoch, loss, selected."""
+def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int, num_samples: int) -> pa.Table:
+    """Return one sample's rows of all epochs there are, in order: run_step, epoch, loss, selected.
+
+    See `read_epoch`.
+    """
+    num_left = _MOST_OF_A_SAMPLE
     found = [_SAMPLE.empty_table()]
     for epoch in list_history(filesystem, run_path):
         for path, own, crc32 in _whole(filesystem, run_path, epoch):
             if sample_id % own.count != own.index:
                 continue
-            with _opened(filesystem, path, crc32, anew=False) as reader:
+            with _opened(filesystem, path, crc32, num_samples, anew=False) as reader:
                 for batch in _batches(reader, sample_id, path):
                     rows = batch.filter(pc.equal(batch.column("id"), sample_id))
+                    num_left -= rows.num_rows
+                    if num_left < 0:
+                        raise errors.StorageError(f"{path} is damaged: it has sample {sample_id} in too many rows")
                     epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))
                     columns = [rows.column("run_step"), epochs, rows.column("loss"), rows.column("selected")]
                     found.append(pa.Table.from_arrays(columns, schema=_SAMPLE))
@@ -223,4 +255,8 @@ def _batches(reader: pa.ipc.RecordBatchFileReader, sample_id: int, path: str) ->
     for place, first in enumerate(first_ids):
         ends_before = place + 1 < len(first_ids) and first_ids[place + 1] < sample_id
         if first <= sample_id and not ends_before:
-            yield reader.get_batch(place)
+            batch = reader.get_batch(place)
+            if batch.num_rows > _BATCH_ROWS:
+                raise errors.StorageError(f"{path} is damaged: it has {batch.num_rows:,} rows in a batch")
+            batch.validate()
+            yield batch

@@ -9,21 +9,24 @@ Written when a training begins that knows; nothing a run needs depends on them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import arrow_files, files
 from es_service.storage.runs import RunStorage
 
 __all__ = ["PREVIEW_TYPES", "SampleNotes", "read_labels", "read_notes", "write_notes"]
 
 PREVIEW_TYPES = ("image/png", "text/plain")
 _FILE = "labels.arrow"
+_DIGEST = b"sha256"  # of the codes, in the file's metadata
+_FEW_LABELS = 1 << 16
+_HEAD_BYTES = 1 << 16  # of the file, beside the codes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,10 +50,21 @@ def write_notes(
     label_names: tuple[str, ...] | None,
     preview: str | None,
 ) -> None:
-    """Write what is known of a run's samples beside run.json; labels take as few bytes each as they need."""
+    """Write what is known of a run's samples beside run.json; labels take as few bytes each as they need.
+
+    Raises:
+        ConfigError: labels that are no codes of classes, numbered from 0.
+        StorageError: it cannot be written.
+    """
     if labels_n is not None:
-        codes = labels_n.astype(np.min_scalar_type(int(labels_n.max(initial=0))))
-        table = pa.table({"label": codes})
+        lowest, highest = int(labels_n.min(initial=0)), int(labels_n.max(initial=0))
+        if lowest < 0 or highest >= _most_labels(labels_n.size):
+            raise errors.ConfigError(
+                f"the labels of the samples reach from {lowest:,} to {highest:,}: number the classes from 0, below "
+                f"{_most_labels(labels_n.size):,}"
+            )
+        codes = labels_n.astype(np.min_scalar_type(highest))
+        table = pa.table({"label": codes}).replace_schema_metadata({_DIGEST: _digest(codes)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -72,16 +86,32 @@ def read_notes(storage: RunStorage) -> SampleNotes:
 
 def read_labels(storage: RunStorage) -> NDArray[Any]:
     """Return the labels uint[n] of a run; StorageError where the file is missing or damaged."""
-    path = f"{storage.path}/{_FILE}"
-    is_local = isinstance(storage.filesystem, fs.LocalFileSystem)
-    with files.storage_errors("read", path):
-        source = pa.memory_map(path) if is_local else pa.BufferReader(files.read_bytes(storage.filesystem, path))
-    try:
-        with pa.ipc.open_file(source) as reader:
-            column = reader.read_all().column("label")
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise errors.StorageError(f"{path} is damaged: {error}") from error
-    if not pa.types.is_unsigned_integer(column.type) or column.null_count:
-        raise errors.StorageError(f"{path} is damaged: labels are unsigned integers, these are {column.type}")
+    path, num_samples = f"{storage.path}/{_FILE}", storage.config().end_of_ids
+
+    def check(schema: pa.Schema) -> None:
+        if schema.names != ["label"] or not pa.types.is_unsigned_integer(schema.field("label").type):
+            raise errors.StorageError(f"{path} is damaged: labels are unsigned integers, these are {schema.types}")
+
+    data = files.read_bytes(storage.filesystem, path, _HEAD_BYTES + 8 * num_samples)
+    table = arrow_files.read_table(data, path, check, most_rows=num_samples)
+    column = table.column("label")
+    if column.null_count:
+        raise errors.StorageError(f"{path} is damaged: it has no label for some samples")
     codes: NDArray[Any] = column.to_numpy()
+    if codes.size and int(codes.max()) >= _most_labels(codes.size):
+        raise errors.StorageError(
+            f"{path} is damaged: it has the label {int(codes.max()):,} for {codes.size:,} samples"
+        )
+    noted = (table.schema.metadata or {}).get(_DIGEST)
+    if noted is not None and noted.decode(errors="replace") != _digest(codes):  # an older file has none
+        raise errors.StorageError(f"{path} is damaged: its sha256 is not the one noted in it")
     return codes
+
+
+def _most_labels(num_samples: int) -> int:
+    """Return the end of the codes: figures by label take memory for each."""
+    return max(_FEW_LABELS, 2 * num_samples)
+
+
+def _digest(codes_n: NDArray[Any]) -> str:
+    return hashlib.sha256(codes_n.tobytes()).hexdigest()

@@ -114,8 +114,7 @@ class RunStorage:
             description["search"] = search
         files.write_json(self._filesystem, f"{self.path}/run.json", description)
 
-    def config(self) -> RunConfig:
-        """Return what run.json says; RunNotFoundError where there is none."""
+    def _described(self) -> dict[str, Any]:
         if not self.exists():
             raise errors.RunNotFoundError(
                 f"no run {self.run!r} in {self.storage}: `es-service runs --storage {self.storage}` lists them"
@@ -125,18 +124,21 @@ class RunStorage:
             raise errors.StorageError(
                 f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}"
             )
-        return config_from_dict(description.get("config", {}))
+        config_from_dict(description.get("config", {}))
+        return description
+
+    def config(self) -> RunConfig:
+        """Return what run.json says; RunNotFoundError where there is none."""
+        return config_from_dict(self._described()["config"])
 
     def training(self) -> dict[str, Any] | None:
         """Return how the run is trained, as `begin` was told; None where it was not."""
-        self.config()
-        training = files.read_json(self._filesystem, f"{self.path}/run.json").get("training")
+        training = self._described().get("training")
         return training if isinstance(training, dict) else None
 
     def search(self) -> str | None:
         """Return the name of the search that the run is a trial of; None where it is none's."""
-        self.config()
-        search = files.read_json(self._filesystem, f"{self.path}/run.json").get("search")
+        search = self._described().get("search")
         return search if isinstance(search, str) else None
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -213,9 +215,9 @@ class RunStorage:
         except errors.RunExistsError as error:
             raise errors.StorageError(str(error)) from error
 
-    def snapshot(self, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
-        """Return the state at this epoch's end, with the rows of one shard."""
-        return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs, shard)
+    def snapshot(self, finished_epochs: int, shard: Shard = WHOLE, most_samples: int | None = None) -> RunState:
+        """Return the state at this epoch's end, with the rows of one shard, of `most_samples` at most."""
+        return snapshots.read_snapshot(self._filesystem, self.path, finished_epochs, shard, most_samples)
 
     def snapshot_epochs(self) -> list[int]:
         """Return the epochs at whose end there is a snapshot, ascending."""
@@ -335,7 +337,7 @@ class RunStorage:
 
         A loss is NaN where the sample was picked without its loss having been seen.
         """
-        return history.read_sample(self._filesystem, self.path, sample_id)
+        return history.read_sample(self._filesystem, self.path, sample_id, self.config().end_of_ids)
 
     def observations(self, epoch: int) -> pa.Table:
         """Return all that was observed in an epoch, by step, rank and id; for its columns see history.py.
@@ -343,12 +345,11 @@ class RunStorage:
         Raises:
             StorageError: there is no whole history of this epoch.
         """
-        return history.read_epoch(self._filesystem, self.path, epoch)
+        return history.read_epoch(self._filesystem, self.path, epoch, self.config().end_of_ids)
 
     def table(self) -> pa.Table:
         """Return the newest snapshot's table; RunNotFoundError or StorageError where there is none."""
-        self.config()
-        return snapshots.read_table(self._filesystem, self.path)
+        return snapshots.read_table(self._filesystem, self.path, self.config().end_of_ids)
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import arrow_files, files, sealed
 
 __all__ = [
     "FORMAT",
@@ -45,6 +45,7 @@ FORMAT = 1
 _SCHEMA = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
 _STAMP = r"[0-9]{8}-[0-9a-f]{8}"
 _NAME = re.compile(rf"([0-9]{{16}})-(?:({_STAMP})-)?([0-9a-f]{{8}})\.arrow")  # no stamp: of the format before
+_MOST_BYTES, _MOST_RECORDS = 256 << 20, 1 << 21  # of a segment: twice what is ever kept for one, as small reports
 _BASE = re.compile(rf"base(?:-({_STAMP}))?\.json")
 _log = logging.getLogger(__name__)
 
@@ -121,22 +122,21 @@ def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
     Raises:
         StorageError: it is damaged, or of a newer format.
     """
-    data, found = files.read_bytes(filesystem, segment.path), _NAME.fullmatch(segment.path.rpartition("/")[2])
+    found = _NAME.fullmatch(segment.path.rpartition("/")[2])
+    data = files.read_bytes(filesystem, segment.path, _MOST_BYTES)
     if found is None or zlib.crc32(data) != int(found[3], 16):
         raise errors.StorageError(f"{segment.path} is damaged: its checksum is not the one in its name")
-    try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            version = (reader.schema.metadata or {}).get(b"format", b"").decode(errors="replace")
-            if version != str(FORMAT):
-                raise errors.StorageError(
-                    f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
-                )
-            if not reader.schema.equals(_SCHEMA):
-                raise errors.StorageError(f"{segment.path} is no segment of a journal: {reader.schema.names}")
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{segment.path} is damaged: {error}") from error
+
+    def check(schema: pa.Schema) -> None:
+        version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
+        if version != str(FORMAT):
+            raise errors.StorageError(
+                f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
+            )
+        if not schema.equals(_SCHEMA):
+            raise errors.StorageError(f"{segment.path} is no segment of a journal: {schema.names}")
+
+    table = arrow_files.read_table(data, segment.path, check, most_rows=_MOST_RECORDS, full=True)
     kinds, payloads = table.column("kind").to_pylist(), table.column("payload").to_pylist()
     if None in kinds or None in payloads:
         raise errors.StorageError(f"{segment.path} is damaged: it holds nulls")
@@ -222,7 +222,7 @@ def write_base(filesystem: fs.FileSystem, folder: str, stamp: str, finished_epoc
     """Note that a journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
     files.make_folder(filesystem, folder)
     base = {"format": FORMAT, "finished_epochs": finished_epochs, "journal": number}
-    files.write_json(filesystem, f"{folder}/base-{stamp}.json", base)
+    files.write_json(filesystem, f"{folder}/base-{stamp}.json", sealed.seal(base))
 
 
 def read_base(filesystem: fs.FileSystem, folder: str, finished_epochs: int) -> int | None:
@@ -234,7 +234,7 @@ def read_base(filesystem: fs.FileSystem, folder: str, finished_epochs: int) -> i
     segments = _segments(infos)
     bases = sorted((found[1] or "", info.path) for info in infos if (found := _BASE.fullmatch(info.base_name)))
     for stamp, path in reversed(bases):
-        base = files.read_json(filesystem, path)
+        base = sealed.check(files.read_json(filesystem, path), path)
         number = base.get("journal")
         if isinstance(number, int) and number < _end(stamp, segments):
             return number if base.get("finished_epochs") == finished_epochs else None

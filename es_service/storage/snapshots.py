@@ -29,11 +29,12 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import SCHEMA, arrow_to_records, is_table_schema, records_to_arrow
-from es_service.storage import files, spreads
+from es_service.storage import arrow_files, files, sealed, spreads
 from es_service.storage.terms import NOBODY, list_claims
 
 __all__ = [
     "begin_snapshot",
+    "check_size",
     "decode_table",
     "drop_snapshots_after",
     "encode_table",
@@ -41,6 +42,7 @@ __all__ = [
     "finish_snapshot",
     "list_names",
     "list_snapshots",
+    "most_bytes",
     "read_ipc",
     "read_note",
     "read_position",
@@ -54,6 +56,8 @@ __all__ = [
 FORMAT = 2
 _READABLE = (1, 2)  # 1: without notes
 _NAME = re.compile(r"([0-9]{8})(?:-([0-9]{8}-[0-9a-f]{8})-([0-9]{4}))?")  # epochs alone: of the format before stamps
+_END_OF_IDS = 1 << 62
+_LEAST_ROW_BYTES, _MOST_ROW_BYTES, _HEAD_BYTES = 40, 64, 1 << 16  # of a file: a row, and what is not rows
 Files = dict[str, dict[str, Any]]
 
 
@@ -72,18 +76,27 @@ def encode_table(table: pa.Table) -> bytes:
 
 def decode_table(data: bytes, what: str) -> pa.Table:
     """Return the table of an Arrow IPC file; StorageError, naming `what`, where it is not one of our schema."""
-    return read_ipc(pa.BufferReader(data), what)
+    return read_ipc(data, what)
 
 
-def read_ipc(source: Any, what: str) -> pa.Table:
-    """Return the table of an Arrow IPC file that is open, as `decode_table` does; what is mapped stays mapped."""
-    try:
-        with pa.ipc.open_file(source) as reader:
-            if not is_table_schema(reader.schema):
-                raise errors.StorageError(f"{what} has columns {reader.schema.names}, expected {SCHEMA.names}")
-            return reader.read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{what} is damaged: {error}") from error
+def read_ipc(source: Any, what: str, most_rows: int | None = None) -> pa.Table:
+    """Return the table of an Arrow IPC file, as `decode_table` does; what is mapped stays mapped.
+
+    `most_rows` that it can have; else as many as there are bytes for.
+    """
+
+    def check(schema: pa.Schema) -> None:
+        if not is_table_schema(schema):
+            raise errors.StorageError(f"{what} has columns {schema.names}, expected {SCHEMA.names}")
+
+    num_bytes = source.size() if isinstance(source, pa.NativeFile) else len(source)
+    most_rows = num_bytes // _LEAST_ROW_BYTES if most_rows is None else most_rows
+    return arrow_files.read_table(source, what, check, most_rows=most_rows)
+
+
+def most_bytes(num_rows: int) -> int:
+    """Return the most bytes that a file of so many rows of a table can have."""
+    return _HEAD_BYTES + num_rows * _MOST_ROW_BYTES
 
 
 def _placed(filesystem: fs.FileSystem, run_path: str) -> tuple[set[str], set[str]]:
@@ -110,7 +123,8 @@ def list_names(filesystem: fs.FileSystem, run_path: str) -> list[str]:
         return names
     for stamp in reversed(claims):
         with contextlib.suppress(errors.StorageError):  # damaged, or forgotten while we looked
-            accepted = files.read_json(filesystem, f"{run_path}/owners/run/{stamp}.json").get("snapshots")
+            path = f"{run_path}/owners/run/{stamp}.json"
+            accepted = sealed.check(files.read_json(filesystem, path), path).get("snapshots")
             if isinstance(accepted, list):  # else it took over just now, and has written nothing
                 return [name for name in names if name in accepted or _stamp(name) == stamp]
     return names
@@ -250,7 +264,7 @@ def finish_snapshot(
                 )
     drop_snapshots_after(filesystem, run_path, finished_epochs, _stamp(own))
     spreads.write_spreads(filesystem, run_path, finished_epochs, spread)
-    files.write_json(filesystem, f"{folder}/manifest.json", manifest)
+    files.write_json(filesystem, f"{folder}/manifest.json", sealed.seal(manifest))
     confirm()
     for name in sorted(_placed(filesystem, run_path)[0]):
         oldest = finished_epochs - keep < int(name[:8]) < finished_epochs
@@ -287,6 +301,7 @@ def _manifest(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) ->
         raise errors.StorageError(
             f"{folder} has format {values.get('format')!r}, this version reads {FORMAT}: upgrade es_service"
         )
+    sealed.check(values, f"{folder}/manifest.json")
     try:
         entries = {
             str(name): {"sha256": str(entry["sha256"]), "note": entry.get("note")}
@@ -314,22 +329,29 @@ def table_sha256(filesystem: fs.FileSystem, run_path: str, finished_epochs: int)
     return str(entries[_file(0)]["sha256"]) if len(entries) == 1 else None
 
 
-def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, shard: Shard = WHOLE) -> RunState:
+def read_snapshot(
+    filesystem: fs.FileSystem,
+    run_path: str,
+    finished_epochs: int,
+    shard: Shard = WHOLE,
+    most_samples: int | None = None,
+) -> RunState:
     """Return the state that was written for this epoch, with the rows of one shard; however many wrote it.
 
     Raises:
-        StorageError: it is missing or damaged.
+        StorageError: it is missing or damaged, or has more than `most_samples`.
     """
     manifest = _manifest(filesystem, run_path, finished_epochs)
     starts, num_samples, entries = manifest.epoch_starts, manifest.num_samples, manifest.files
+    check_size(num_samples, most_samples, manifest.folder)
 
     def part(index: int) -> NDArray[np.void]:
-        path = f"{manifest.folder}/{_file(index)}"
-        data = files.read_bytes(filesystem, path)
+        path, own = f"{manifest.folder}/{_file(index)}", Shard(index, len(entries))
+        num_rows = own.num_rows(num_samples)
+        data = files.read_bytes(filesystem, path, most_bytes(num_rows))
         if hashlib.sha256(data).hexdigest() != entries[_file(index)]["sha256"]:
             raise errors.StorageError(f"{path} is damaged: its sha256 is not the one in the manifest")
-        own = Shard(index, len(entries))
-        return arrow_to_records(decode_table(data, path), own.num_rows(num_samples), own)
+        return arrow_to_records(read_ipc(data, path, num_rows), num_rows, own)
 
     if len(entries) == shard.count:
         return RunState(part(shard.index), finished_epochs, starts)
@@ -338,6 +360,14 @@ def read_snapshot(filesystem: fs.FileSystem, run_path: str, finished_epochs: int
     for index in range(len(entries)):
         whole[index :: len(entries)] = part(index) if index else first
     return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
+
+
+def check_size(num_samples: int, most_samples: int | None, what: str) -> None:
+    """Raise StorageError where a snapshot has more samples than its run can have, as far as that is known."""
+    if most_samples is None:
+        most_samples = _END_OF_IDS
+    if not 0 <= num_samples <= most_samples:
+        raise errors.StorageError(f"{what} has {num_samples:,} samples, its run has {most_samples:,}")
 
 
 def read_position(
@@ -351,9 +381,9 @@ def read_position(
     return finished_epochs, _manifest(filesystem, run_path, finished_epochs).epoch_starts
 
 
-def read_table(filesystem: fs.FileSystem, run_path: str) -> pa.Table:
-    """Return the newest snapshot's table; StorageError where there is none."""
+def read_table(filesystem: fs.FileSystem, run_path: str, most_samples: int | None = None) -> pa.Table:
+    """Return the newest snapshot's table; StorageError where there is none, or it has more than `most_samples`."""
     epochs = list_snapshots(filesystem, run_path)
     if not epochs:
         raise errors.StorageError(f"{run_path} holds no snapshot yet: one is written at the end of each epoch")
-    return records_to_arrow(read_snapshot(filesystem, run_path, epochs[-1]).records)
+    return records_to_arrow(read_snapshot(filesystem, run_path, epochs[-1], most_samples=most_samples).records)

@@ -26,7 +26,7 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import files, sealed
 
 __all__ = ["NOBODY", "Term", "list_claims"]
 
@@ -66,7 +66,7 @@ class Term:
 
     def write(self, values: dict[str, Any]) -> None:
         """Write what the claim's file says; its name is all that decides."""
-        files.write_json(self._filesystem, f"{self._folder}/{self.stamp}.json", values)
+        files.write_json(self._filesystem, f"{self._folder}/{self.stamp}.json", sealed.seal(values))
 
     def check(self) -> None:
         """Raise RunExistsError where there is a higher claim, StorageError where this one is gone."""

@@ -56,8 +56,10 @@ def read_checkpoint(
         table = (folder / _TABLE).read_bytes()
         saved = torch.load(folder / _TRAINING, map_location=device, weights_only=True)
         return {**saved["selector"], "table": table}, {name: saved[name] for name in names}
-    except Exception as error:  # bytes that are no checkpoint make PyTorch raise anything, with a page of words
-        raise _refused(folder, str(error).strip().partition("\n")[0] or repr(error)) from error
+    except errors.StorageError:
+        raise
+    except Exception as error:  # PyTorch's reader raises almost anything, some of it a page long
+        raise _refused(folder, (str(error) or repr(error)).strip().partition("\n")[0]) from error
 
 
 def _check(folder: Path) -> None:

@@ -28,7 +28,7 @@ from es_service.selection import keys, methods
 from es_service.selection.config import Selection
 from es_service.selection.observations import MAX_LOSS
 from es_service.selector import Selector
-from es_service.storage import files
+from es_service.storage import arrow_files, files
 from es_service.training import batches
 from es_service.training.local import LocalWorkers
 from es_service.training.loop import fit_model
@@ -39,6 +39,7 @@ __all__ = ["Prepared", "hold_out_losses", "read_losses", "write_losses"]
 
 _COLUMNS = ("irreducible_loss", "last_loss")  # the second is what a table exported from another run has
 _BATCH = 500
+_HEAD_BYTES, _MOST_ROW_BYTES = 1 << 20, 1024  # of a file of losses, which may have other columns too
 _DIGEST = b"sha256"  # of the losses, in the metadata of the files that are written here
 
 
@@ -137,6 +138,33 @@ def write_losses(path: str, losses: NDArray[np.float32]) -> None:
     files.write_atomically(filesystem, place, sink.getvalue().to_pybytes())
 
 
+def _read_parquet(data: bytes, path: str, num_samples: int) -> pa.Table:
+    """Return the columns of a Parquet file that are of use here."""
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        column = _loss_column(file.schema_arrow, path)
+        if file.metadata.num_rows != num_samples:
+            raise _other_ids(path, file.metadata.num_rows, num_samples)
+        return file.read(["id", column])
+    except (pa.ArrowException, OSError) as error:
+        raise errors.StorageError(f"{path} is no Parquet file: {error}") from error
+
+
+def _loss_column(schema: pa.Schema, path: str) -> str:
+    column = next((name for name in _COLUMNS if name in schema.names), None)
+    if column is None or "id" not in schema.names:
+        raise errors.DataError(f"{path} has the columns {schema.names}: id and {' or '.join(_COLUMNS)} are needed")
+    for name in ("id", column):
+        kind = schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise errors.DataError(f"{path} has a column {name} of {kind}: it must hold numbers")
+    return column
+
+
+def _other_ids(path: str, num_rows: int, num_samples: int) -> errors.DataError:
+    return errors.DataError(f"{path} has {num_rows:,} ids that are not 0 .. {num_samples - 1:,}, each once")
+
+
 def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
     """Return irreducible losses float32[n] from an Arrow IPC or Parquet file, in the order of its column id.
 
@@ -147,26 +175,20 @@ def read_losses(path: str, num_samples: int) -> NDArray[np.float32]:
         DataError: it has no such columns, not each id of 0 .. n-1 once, or a loss that is not finite.
     """
     filesystem, place = files.open_filesystem(path)
-    data = pa.BufferReader(files.read_bytes(filesystem, place))
-    try:
-        table = parquet.read_table(data) if place.endswith(".parquet") else pa.ipc.open_file(data).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(
-            f"{path} is no Arrow IPC file, and no Parquet file named .parquet: {error}"
-        ) from error
-    column = next((name for name in _COLUMNS if name in table.column_names), None)
-    if column is None or "id" not in table.column_names:
-        raise errors.DataError(
-            f"{path} has the columns {table.column_names}: id and {' or '.join(_COLUMNS)} are needed"
-        )
-    for name in ("id", column):
-        kind = table.schema.field(name).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise errors.DataError(f"{path} has a column {name} of {kind}: it must hold numbers")
+    data = files.read_bytes(filesystem, place, _HEAD_BYTES + num_samples * _MOST_ROW_BYTES)
+    if place.endswith(".parquet"):
+        table = _read_parquet(data, path, num_samples)
+    else:
+
+        def check(schema: pa.Schema) -> None:
+            _loss_column(schema, path)
+
+        table = arrow_files.read_table(data, path, check, most_rows=num_samples, row_bytes=_MOST_ROW_BYTES)
+    column = _loss_column(table.schema, path)
     ids = table.column("id").to_numpy()
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(num_samples)):
-        raise errors.DataError(f"{path} has {ids.size:,} ids that are not 0 .. {num_samples - 1:,}, each once")
+        raise _other_ids(path, ids.size, num_samples)
     found = table.column(column).take(pa.array(order))
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
         losses: NDArray[np.float32] = found.to_numpy().astype(np.float32)

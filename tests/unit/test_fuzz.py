@@ -32,7 +32,7 @@ from es_service.selection.run import Caller, RunConfig
 from es_service.selection.shards import WHOLE
 from es_service.selection.table import ScoreTable
 from es_service.selector import Selector
-from es_service.storage import history, runs, segments, snapshots
+from es_service.storage import history, runs, sealed, segments, snapshots
 
 LOCAL = fs.LocalFileSystem()
 MANY = 10**12
@@ -151,8 +151,8 @@ def test_history_files(data: bytes, tmp_path_factory: pytest.TempPathFactory) ->
     folder.mkdir(parents=True)
     (folder / f"0-of-1-{zlib.crc32(data):08x}.arrow").write_bytes(data)
     run = str(folder.parent.parent)
-    sense(lambda: history.read_sample(LOCAL, run, 1))
-    sense(lambda: history.read_epoch(LOCAL, run, 0))
+    sense(lambda: history.read_sample(LOCAL, run, 1, 64))
+    sense(lambda: history.read_epoch(LOCAL, run, 0, 64))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,9 @@ def test_manifests(values: Any, key: str, snapshot: Path) -> None:
     path = next((snapshot / "snapshots").glob("00000001-*")) / "manifest.json"
     whole = path.read_text()
     try:
-        path.write_text(json.dumps({**json.loads(whole), key: values} if key else values))
+        known = json.loads(whole)
+        del known["sha256"]
+        path.write_text(json.dumps({**known, key: values} if key else values))
         for read in (snapshots.read_snapshot, snapshots.table_sha256):
             sense(lambda read=read: read(LOCAL, str(snapshot), 1))
         sense(lambda: snapshots.read_note(LOCAL, str(snapshot), 1, WHOLE))
@@ -245,9 +247,11 @@ def test_a_header_that_claims_a_trillion_rows_allocates_nothing(claim: str, snap
         path = next((snapshot / "snapshots").glob("00000001-*")) / "manifest.json"
         whole = path.read_text()
         try:
-            path.write_text(json.dumps({**json.loads(whole), "num_samples": MANY}))
+            path.write_text(json.dumps(sealed.seal({**json.loads(whole), "num_samples": MANY})))
             with pytest.raises(errors.StorageError, match="expected 1,000,000,000,000"):
                 snapshots.read_snapshot(LOCAL, str(snapshot), 1)
+            with pytest.raises(errors.StorageError, match="has 1,000,000,000,000 samples, its run has 11"):
+                snapshots.read_snapshot(LOCAL, str(snapshot), 1, most_samples=11)
         finally:
             path.write_text(whole)
     else:

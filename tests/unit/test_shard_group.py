@@ -64,6 +64,7 @@ class Group:
             shutil.rmtree(Path(self._storage) / "mine" / "journal" / f"{index}-of-{self.count}")
             for path in (Path(self._storage) / "mine" / "snapshots").glob("*/manifest.json"):
                 manifest = json.loads(path.read_text())
+                del manifest["sha256"]  # an older version noted none
                 manifest["files"][f"shard-{index}.arrow"]["note"] = None
                 path.write_text(json.dumps(manifest))
         where = (self._storage, "mine", runs.config_to_dict(self.config))

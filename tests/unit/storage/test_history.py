@@ -35,7 +35,7 @@ def write(run: Path, epoch: int, shard: Shard, *columns: list[Any]) -> None:
 
 
 def sample(run: Path, sample_id: int) -> list[tuple[Any, ...]]:
-    table = history.read_sample(LOCAL, str(run), sample_id)
+    table = history.read_sample(LOCAL, str(run), sample_id, 1000)
     assert table.schema.names == ["run_step", "epoch", "loss", "selected"]
     return [tuple(row.values()) for row in table.to_pylist()]
 
@@ -47,7 +47,7 @@ def test_a_samples_rows_come_back_in_order_over_epochs_and_shards(tmp_path: Path
     assert sample(tmp_path, 0) == [(1, 0, 0.25, True), (9, 0, 1.0, False), (10, 1, 2.5, False)]
     assert sample(tmp_path, 3) == [(2, 0, 7.0, True), (11, 1, 0.5, True)]
     assert sample(tmp_path, 4) == []
-    epoch = history.read_epoch(LOCAL, str(tmp_path), 0)
+    epoch = history.read_epoch(LOCAL, str(tmp_path), 0, 1000)
     assert epoch.column("run_step").to_pylist() == [1, 2, 4, 9]
     assert epoch.column("id").to_pylist() == [0, 3, 2, 0]
 
@@ -72,7 +72,7 @@ def test_an_epoch_of_which_a_shard_is_missing_is_not_shown(tmp_path: Path) -> No
     write(tmp_path, 0, Shard(0, 2), [2], [0], [1.0], [False])
     assert sample(tmp_path, 2) == []
     with pytest.raises(errors.StorageError, match="holds no history of epoch 0"):
-        history.read_epoch(LOCAL, str(tmp_path), 0)
+        history.read_epoch(LOCAL, str(tmp_path), 0, 1000)
 
 
 def test_going_back_drops_what_comes_after(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_oldest_epochs_go_where_it_grows_too_large(tmp_path: Path, monkeypat
 
 def test_an_empty_epoch_can_be_written(tmp_path: Path) -> None:
     write(tmp_path, 0, WHOLE, [], [], [], [])
-    assert history.read_epoch(LOCAL, str(tmp_path), 0).num_rows == 0
+    assert history.read_epoch(LOCAL, str(tmp_path), 0, 1000).num_rows == 0
     assert sample(tmp_path, 0) == []
 
 
@@ -124,4 +124,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             sample(tmp_path, 1)
     path.write_bytes(whole[:-1])
     with pytest.raises(errors.StorageError, match="is damaged"):
-        history.read_epoch(LOCAL, str(tmp_path), 0)
+        history.read_epoch(LOCAL, str(tmp_path), 0, 1000)

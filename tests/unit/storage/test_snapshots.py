@@ -43,7 +43,7 @@ def folder(run: Path, finished: int) -> Path:
 
 def change_manifest(run: Path, finished: int, **changes: Any) -> None:
     path = folder(run, finished) / "manifest.json"
-    values = {**json.loads(path.read_text()), **changes}
+    values = {**json.loads(path.read_text()), "sha256": "drop", **changes}  # as those before had none
     path.write_text(json.dumps({key: value for key, value in values.items() if value != "drop"}))
 
 
@@ -187,6 +187,19 @@ def test_a_snapshot_of_the_format_before_can_be_read(tmp_path: Path) -> None:
     change_manifest(tmp_path, 1, format=1)
     assert read(tmp_path, 1).finished_epochs == 1
     assert snapshots.read_note(LOCAL, str(tmp_path), 1, WHOLE) is None
+
+
+@pytest.mark.parametrize("old", ['"epoch_starts": [\n    0', '"num_samples": 1', '"sha256": "'])
+def test_a_manifest_that_says_something_else_than_was_written_is_noticed(tmp_path: Path, old: str) -> None:
+    """A wrong start of an epoch would make other draws, a wrong place in the journal another table."""
+    write(tmp_path, 1)
+    path = folder(tmp_path, 1) / "manifest.json"
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, old[:-1] + ("2" if old[-1].isdigit() else '"0'), 1))
+    for read_it in (read, lambda run, finished: snapshots.read_position(LOCAL, str(run), finished)):
+        with pytest.raises(errors.StorageError, match=r"manifest\.json"):
+            read_it(tmp_path, 1)
 
 
 def test_what_a_shard_notes_comes_back_to_that_shard_alone(tmp_path: Path) -> None:

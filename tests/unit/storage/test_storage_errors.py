@@ -35,9 +35,9 @@ def test_any_other_failure_is_only_said(number: int) -> None:
 
 def test_arrows_failures_are_told_apart_too(tmp_path: Path) -> None:
     local = fs.LocalFileSystem()
-    for path, said in ((tmp_path, "is a directory"), (tmp_path / ("x" * 300), "File name too long")):
+    for path, said in ((tmp_path, "not a regular file"), (tmp_path / ("x" * 300), "File name too long")):
         with pytest.raises(errors.StorageError, match=said) as caught:
-            files.read_bytes(local, str(path))
+            files.read_bytes(local, str(path), 1 << 20)
         assert HINT not in str(caught.value)
     denied = "When reading 'x': AWS Error ACCESS_DENIED during HeadObject operation: No response body."
     with pytest.raises(errors.StorageError, match=HINT), files.storage_errors("read", "bucket/x"):
@@ -51,10 +51,10 @@ def test_arrow_keeps_the_number_of_a_refusal(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     path.chmod(0)
     with pytest.raises(errors.StorageError, match=HINT):
-        files.read_bytes(fs.LocalFileSystem(), str(path))
+        files.read_bytes(fs.LocalFileSystem(), str(path), 1 << 20)
 
 
 def test_a_name_that_is_not_utf_8_is_a_failure_of_the_storage(tmp_path: Path) -> None:
     place = os.path.join(str(tmp_path), os.fsdecode(b"caf\xe9"))
     with pytest.raises(errors.StorageError, match="cannot read"):
-        files.read_bytes(fs.LocalFileSystem(), place)
+        files.read_bytes(fs.LocalFileSystem(), place, 1 << 20)
