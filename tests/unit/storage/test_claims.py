@@ -43,7 +43,8 @@ def decode_plan():
     plan_codec.decode_plan(files.read_bytes(storage.filesystem, path + "/plan", 1 << 30))
 def read_segments():
     folder = path + "/journal/0-of-1"
-    return [segments.read_segment(storage.filesystem, one) for one in segments.list_segments(storage.filesystem, folder)]
+    listed = segments.list_segments(storage.filesystem, folder)
+    return [segments.read_segment(storage.filesystem, one) for one in listed]
 def export():
     from es_service.api.exports import stream
     from es_service.api.tables import Labels, TableView
@@ -273,5 +274,5 @@ def test_a_fifo_is_no_file_and_is_not_waited_for(run: Path) -> None:
     name = "spreads/00000001.json"
     (run / name).unlink()
     os.mkfifo(run / name)
-    assert "no such file" in said(run, "storage.spreads_at(1)")
-    assert "no such file" in said(run, f"files.read_bytes(storage.filesystem, path + '/{name}', 1000)")
+    assert "not a regular file" in said(run, "storage.spreads_at(1)")
+    assert "not a regular file" in said(run, f"files.read_bytes(storage.filesystem, path + '/{name}', 1000)")
