@@ -17,6 +17,7 @@ from es_service.evidence.claims import Claim
 from es_service.evidence.outcomes import Outcome
 from es_service.evidence.report_folder import ReportFolder
 from es_service.evidence.subject import RunSpec
+from es_service.storage import sealed
 
 __all__ = ["Folder"]
 
@@ -36,16 +37,26 @@ class Folder(ReportFolder):
         super().__init__(out, _CLAIM)
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """Return what came of a run, None if it has not ended; ConfigError where its name had other settings then."""
-        values = self.read(f"runs/{spec.run}/outcome.json")
+        """Return what came of a run, None if it has not ended.
+
+        Raises:
+            ConfigError: its name had other settings then.
+            StorageError: what is written of it is damaged.
+        """
+        name = f"runs/{spec.run}/outcome.json"
+        values = self.read(name)
         if values is None:
             return None
-        if values["spec"] != spec.to_dict():
+        sealed.check(values, f"{self.path}/{name}")
+        if values.get("spec") != spec.to_dict():
             raise errors.ConfigError(
-                f"run {spec.run} in {self.path} was made with other settings ({values['spec']}), by another version "
-                "perhaps: name another folder, or remove the run's"
+                f"run {spec.run} in {self.path} was made with other settings ({values.get('spec')}), by another "
+                "version perhaps: name another folder, or remove the run's"
             )
-        return Outcome.from_dict(values)
+        try:
+            return Outcome.from_dict(values)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
 
     def prepare(self, spec: RunSpec) -> Path:
         """Return the run's folder, emptied of what an interrupted run left, with its spec.json."""

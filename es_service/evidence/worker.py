@@ -19,7 +19,7 @@ from pyarrow import fs
 from es_service import errors
 from es_service.evidence.cores import MOST_WAITED, seconds_waited
 from es_service.evidence.subject import RunSpec
-from es_service.storage import files
+from es_service.storage import files, sealed
 
 __all__ = ["main"]
 
@@ -63,7 +63,7 @@ def main(runs: str, run: str, cores: str, alone: str) -> int:
         f"{torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'}, "
         f"torch {torch.__version__}"
     )
-    files.write_json(local, f"{runs}/{run}/outcome.json", outcome)
+    files.write_json(local, f"{runs}/{run}/outcome.json", sealed.seal(outcome))
     return 0
 
 

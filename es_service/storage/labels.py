@@ -25,7 +25,7 @@ __all__ = ["PREVIEW_TYPES", "SampleNotes", "read_labels", "read_notes", "write_n
 PREVIEW_TYPES = ("image/png", "text/plain")
 _FILE = "labels.arrow"
 _DIGEST = b"sha256"  # of the codes, in the file's metadata
-_FEW_LABELS = 1 << 16
+_FEW_LABELS, _MOST_SAMPLES = 1 << 16, 1 << 28
 _HEAD_BYTES = 1 << 16  # of the file, beside the codes
 
 
@@ -86,7 +86,7 @@ def read_notes(storage: RunStorage) -> SampleNotes:
 
 def read_labels(storage: RunStorage) -> NDArray[Any]:
     """Return the labels uint[n] of a run; StorageError where the file is missing or damaged."""
-    path, num_samples = f"{storage.path}/{_FILE}", storage.config().end_of_ids
+    path, num_samples = f"{storage.path}/{_FILE}", min(storage.config().end_of_ids, _MOST_SAMPLES)
 
     def check(schema: pa.Schema) -> None:
         if schema.names != ["label"] or not pa.types.is_unsigned_integer(schema.field("label").type):

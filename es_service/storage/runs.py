@@ -90,8 +90,7 @@ class RunStorage:
     def exists(self) -> bool:
         """Return whether a run of this name has begun."""
         with files.storage_errors("look into", self.path):
-            info = self._filesystem.get_file_info(f"{self.path}/run.json")
-        return bool(info.type == fs.FileType.File)
+            return bool(self._filesystem.get_file_info(f"{self.path}/run.json").type == fs.FileType.File)
 
     def begin(self, config: RunConfig, training: dict[str, Any] | None = None, *, search: str | None = None) -> None:
         """Write run.json, making the folder; a run that is there already must have the same config.

@@ -63,25 +63,31 @@ class Queue:
             StorageError: the journal is not this search's.
         """
         for event in self._journal.read():
-            kind, number = event.get("event"), event.get("number")
-            if kind == "begun":
-                trial = self._begin()
-                if trial is None or any(getattr(trial, name) != event.get(name) for name in ("settings", "seed")):
-                    was = f"settings {event.get('settings')}, seed {event.get('seed')}"
-                    raise errors.StorageError(
-                        f"trial {number} in the journal was begun with {was}, this version begins it with "
-                        f"{None if trial is None else trial.settings}: name another --out"
-                    )
-            else:
-                trial = self.trials[int(number or 0)]
-                if kind == "retried":
-                    trial.begin_again()
-                elif kind == "epoch":
-                    self._take(trial, {key: value for key, value in event.items() if key not in ("event", "number")})
-                else:
-                    self._close(trial, str(event["status"]), event.get("error"))
-            tell(str(kind), trial, event)
+            try:
+                self._restore(event, tell)
+            except (LookupError, TypeError, ValueError) as error:
+                raise errors.StorageError(f"the journal of the search is damaged at {event}: {error!r}") from error
         self._to_do = [one for one in self.trials if one.status == RUNNING]
+
+    def _restore(self, event: dict[str, Any], tell: Callable[[str, Trial, Mapping[str, Any]], None]) -> None:
+        kind, number = event.get("event"), event.get("number")
+        if kind == "begun":
+            trial = self._begin()
+            if trial is None or any(getattr(trial, name) != event.get(name) for name in ("settings", "seed")):
+                was = f"settings {event.get('settings')}, seed {event.get('seed')}"
+                raise errors.StorageError(
+                    f"trial {number} in the journal was begun with {was}, this version begins it with "
+                    f"{None if trial is None else trial.settings}: name another --out"
+                )
+        else:
+            trial = self.trials[int(number or 0)]
+            if kind == "retried":
+                trial.begin_again()
+            elif kind == "epoch":
+                self._take(trial, {key: value for key, value in event.items() if key not in ("event", "number")})
+            else:
+                self._close(trial, str(event["status"]), event.get("error"))
+        tell(str(kind), trial, event)
 
     def next(self) -> Trial | None:
         """Return the trial to train now: one that was not ended, else a new one, None where there are no more."""

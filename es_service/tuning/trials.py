@@ -9,14 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from es_service import errors
+from es_service.storage import files
 
 __all__ = ["FAILED", "FINISHED", "PRUNED", "RUNNING", "Journal", "Trial"]
 
+_LOCAL, _MOST_BYTES = fs.LocalFileSystem(), 256 << 20
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
 
 
@@ -65,6 +70,8 @@ class Journal:
         {"event": "ended", "number", "status", "error"}
         {"event": "retried", "number"}    a failed one, from its beginning
 
+    Each line ends in "crc32", of the rest of it; those of earlier versions have none.
+
     Args:
         path: of the file; a last line that was cut short is dropped.
     """
@@ -76,20 +83,33 @@ class Journal:
         """Yield the events; StorageError where a line in between is damaged."""
         if not self._path.exists():
             return
-        lines = self._path.read_bytes().split(b"\n")
+        lines = files.read_bytes(_LOCAL, str(self._path), _MOST_BYTES).split(b"\n")
         whole, rest = lines[:-1], lines[-1]
         if rest:  # written when the power went: it never happened
             with self._path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in whole))
+        has_checksums = False
         for number, line in enumerate(whole):
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                event = json.loads(line)
+                if not isinstance(event, dict):
+                    raise ValueError(f"it is a JSON {type(event).__name__}, expected an object")
+                noted = event.pop("crc32", None)
+                has_checksums = has_checksums or noted is not None  # those behind have one, too
+                if has_checksums and noted != _crc32(event):
+                    raise ValueError("its checksum is not the one noted in it")
+            except (ValueError, RecursionError) as error:
                 raise errors.StorageError(f"{self._path}, line {number + 1} is damaged: {error}") from error
+            yield event
 
     def write(self, event: str, number: int, **values: Any) -> None:
         """Append an event; it is on the disk when this returns."""
+        line = {"event": event, "number": number, **values}
         with self._path.open("ab") as file:
-            file.write(json.dumps({"event": event, "number": number, **values}).encode() + b"\n")
+            file.write(json.dumps({**line, "crc32": _crc32(line)}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _crc32(event: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(json.loads(json.dumps(event))).encode()):08x}"  # as a reader has it

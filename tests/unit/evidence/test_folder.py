@@ -11,6 +11,7 @@ import pytest
 
 from es_service import errors
 from es_service.evidence.folder import Folder
+from es_service.storage.sealed import seal
 
 Make = Callable[..., Any]
 
@@ -75,6 +76,28 @@ def test_outcomes_belong_to_their_settings(make_comparison: Make, tmp_path: Path
             folder.outcome(other)
         folder.prepare(spec)  # starting over leaves nothing of before
         assert folder.outcome(spec) is None
+
+
+def test_an_outcome_that_was_changed_or_is_something_else_is_refused(make_comparison: Make, tmp_path: Path) -> None:
+    comparison = make_comparison("es")
+    spec = comparison.spec(comparison.contenders[2], 0)
+    folder = Folder(str(tmp_path))
+    with folder.open(comparison):
+        place = folder.prepare(spec) / "outcome.json"
+        values = {"spec": spec.to_dict(), "result": None, "error": "loss nan", "wall_s": 1.0, "waited_share": 0.0}
+        whole = json.dumps(seal({**values, "exclusive": True, "machine": ""}))
+        place.write_text(whole)
+        assert folder.outcome(spec) is not None
+        place.write_text(whole.replace('"wall_s": 1.0', '"wall_s": 7.0'))
+        with pytest.raises(errors.StorageError, match="sha256"):
+            folder.outcome(spec)
+        for result in ([1], "abc", {"accuracy": 1}, {"samples": []}):
+            place.write_text(json.dumps({**values, "exclusive": True, "machine": "", "result": result}))
+            with pytest.raises(errors.StorageError, match="damaged"):
+                folder.outcome(spec)
+        place.write_text(json.dumps({"spec": spec.to_dict()}))
+        with pytest.raises(errors.StorageError, match="damaged"):
+            folder.outcome(spec)
 
 
 def test_lengths_once_decided_stay(make_comparison: Make, tmp_path: Path) -> None:

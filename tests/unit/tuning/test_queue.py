@@ -116,6 +116,29 @@ def test_a_journal_of_another_search_or_a_damaged_one_is_refused(by_hand: Hand, 
         by_hand["queue"](by_hand["search"](seed=1), path).restore(nothing)
 
 
+def test_a_flipped_bit_in_a_journal_of_trials_is_noticed(by_hand: Hand, tmp_path: Path) -> None:
+    """A digit of an accuracy, say, after which another setting would come next and another would be the best."""
+    path = tmp_path / "trials.jsonl"
+    search = by_hand["search"](samples=3, seeds=(0,))
+    by_hand["play"](search, path)
+    whole = path.read_bytes()
+    for place in range(whole.index(b"\n") + 1, len(whole) - 1, 7):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(errors.StorageError):
+            by_hand["queue"](search, path).restore(nothing)
+    older = [
+        {name: value for name, value in json.loads(line).items() if name != "crc32"} for line in whole.splitlines()
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in older))
+    by_hand["queue"](search, path).restore(nothing)  # lines of an earlier version had no checksum
+    for event in ([1], "begun", {}, {"event": "epoch", "number": 99}, {"event": "ended", "number": "x"}, {"event": 1}):
+        path.write_text(json.dumps(event) + "\n")
+        with pytest.raises(errors.StorageError, match="damaged"):
+            by_hand["queue"](search, path).restore(nothing)
+
+
 def test_all_settings_come_with_the_first_seed_before_any_with_the_second(by_hand: Hand, tmp_path: Path) -> None:
     trials = by_hand["play"](by_hand["search"]({"beta1": "grid(0.0, 0.5)"}, algorithm="grid"), tmp_path / "t.jsonl")
     assert [(one.seed, one.settings["beta1"]) for one in trials] == [(0, 0.0), (0, 0.5), (1, 0.0), (1, 0.5)]
