@@ -42,10 +42,6 @@ def serve(folder: Path) -> Iterator[Serve]:
         one.finish()
 
 
-def fail_storage(folder: Path) -> None:
-    (folder / "full").touch()
-
-
 def stored_table(folder: Path) -> bytes:
     return encode_table(runs.RunStorage(str(folder), "mine").table())
 
@@ -77,7 +73,7 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
             server.server._journal.flush()
-            fail_storage(folder)
+            faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
     drawn = local.train(selectors, hook=disturb)
@@ -100,7 +96,7 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
             server.server._journal.flush()
-            fail_storage(folder)
+            faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
             server.restart()
@@ -118,7 +114,7 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
 def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written(
     exchange: str, world_size: int, run: str, folder: Path
 ) -> None:
-    """The close waits for a snapshot that cannot be written; the server is killed, and then storage works again."""
+    """No journal can be written, and the server is killed as the last close waits for its snapshot; then all works."""
     selection = driving.selection_of("es", seed=33)
     selectors = driving.connect(run, f"faulty://{folder}", selection, exchange, world_size)
 
@@ -126,20 +122,18 @@ def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written
         if (epoch, step) == (3, 5):
             for shard in launch.find_shards(run):
                 call(shard.settle.remote(0, attempt_of(selectors), 0), 30.0, "write the journal")
-            faulty_files.break_at(folder, "list", r"/snapshots$", do="hold")
-            fail_storage(folder)
-            killing.start()
+            faulty_files.fill(folder, "/journal/")
+            faulty_files.break_at(folder, "write", r"/snapshots/.*/shard-")
+            mending.start()
 
-    def kill() -> None:
+    def mend() -> None:
         while not faulty_files.is_broken(folder):
             time.sleep(0.01)  # polling a file
-        driving.kill(run)
         faulty_files.mend(folder)
-        faulty_files.let_go(folder)
 
-    killing = threading.Thread(target=kill)
+    mending = threading.Thread(target=mend, daemon=True)
     drawn = local.train(selectors, hook=disturb)
-    killing.join(60.0)
+    mending.join(60.0)
     table = encode_table(selectors[0].table())
     expected = driving.undisturbed(selection, world_size)
     assert driving.outcome(selectors, drawn).drawn == sorted(expected.drawn)
