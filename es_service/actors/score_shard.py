@@ -458,6 +458,7 @@ class ScoreShard:
     def write_history(self, finished_epochs: int) -> None:
         """Make history of what the journal has up to a snapshot, and drop what nobody needs (group `write`)."""
         self._ready()
+        self._may_write()
         chronicle.write_history(self._storage, self._shard, self._config.selection.signals, finished_epochs)
 
     def go_to_snapshot(self, finished_epochs: int) -> None:

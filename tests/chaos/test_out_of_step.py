@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 import es_service as es
 from es_service.selection.run import RunConfig
+from es_service.storage import runs
 
 SELECTION = driving.selection_of("es", seed=51)
 
@@ -96,6 +98,8 @@ def test_a_run_whose_folder_is_deleted_is_told_so(on_unavailable: str, server: l
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 3):
+            while runs.RunStorage(str(tmp_path), "mine").history_epochs() != [0]:
+                time.sleep(0.01)  # polling a folder
             (tmp_path / "mine").rename(tmp_path / "trash")  # at once: what is being written meanwhile goes with it
             shutil.rmtree(tmp_path / "trash", ignore_errors=True)
 
