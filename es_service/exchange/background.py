@@ -16,7 +16,8 @@ from es_service import errors
 from es_service.actors.calls import Patience
 from es_service.exchange.backlog import Backlog
 from es_service.exchange.base import SavedState
-from es_service.exchange.remote import NO_IDS, Remote
+from es_service.exchange.packing import NO_IDS
+from es_service.exchange.remote import Remote
 from es_service.selection.methods.base import Columns
 
 __all__ = ["Background"]
@@ -39,9 +40,9 @@ class Background(Remote):
             self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]
         for shard, _, message in self._reports(step, ids_B, seen, selected_b):
             try:
-                self._backlogs[shard].put(self._seqs[shard], message)
+                self._backlogs[shard].put(self._packer.seqs[shard], message)
             except errors.ServerUnavailableError:
-                self._seqs[shard] -= 1  # it was not taken
+                self._packer.seqs[shard] -= 1  # it was not taken
                 raise
             except errors.ServerError as error:  # a report is lost, and those behind it would be refused
                 self._failure = error

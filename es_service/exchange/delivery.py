@@ -25,6 +25,7 @@ from es_service.exchange.epochs import LostError
 __all__ = ["Delivery", "Line", "Posted"]
 
 _MAX_KEPT_BYTES = 64 << 20
+_LEAST_S = 1.0  # that an answer is waited for, also where bringing the shard back took the time there was
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Delivery:
         try:
             while True:
                 try:
-                    answer = self._line.wait(posted.reference, patience.left_s, posted.method)
+                    answer = self._line.wait(posted.reference, max(patience.left_s, _LEAST_S), posted.method)
                     break
                 except (AwayError, GoneError, errors.ServerRestartedError) as error:
                     cause: errors.EsServiceError = error

@@ -65,7 +65,7 @@ class Prefetch(Background):
         """Return what every shard answers: (shard, positions in ids_B, packed rows)."""
         asked = [
             (shard, where, self._asked(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
-            for shard, cut in enumerate(self._pieces(ids_B) if self._dtypes else [])
+            for shard, cut in enumerate(self._packer.pieces(ids_B) if self._dtypes else [])
             for where in cut
         ]
         return [(shard, where, wait()) for shard, where, wait in asked]
@@ -143,7 +143,7 @@ class Prefetch(Background):
         for shard, cut in enumerate(pieces(ids_B, self._num_shards, ids_B.size)):
             for where in cut:
                 newer = {name: new[name][where] for name in self._dtypes}
-                self._unconfirmed[shard].add(self._seqs[shard], ids_B[where], newer)
+                self._unconfirmed[shard].add(self._packer.seqs[shard], ids_B[where], newer)
 
     def close(self) -> None:
         """See `Exchange.close`; ends the fetching thread, too."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,9 +20,10 @@ from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, Patience, ask_until_answered
 from es_service.exchange.base import OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
-from es_service.exchange.delivery import Delivery, Line, Posted
+from es_service.exchange.delivery import Delivery, Line
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.lease import Lease
+from es_service.exchange.packing import NO_IDS, Packer
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
@@ -31,10 +31,8 @@ from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
 from es_service.storage import runs
 
-__all__ = ["NO_IDS", "Remote"]
+__all__ = ["Remote"]
 
-NO_IDS = np.empty(0, dtype=np.int64)
-_MAX_PIECES = 32  # of one step at one shard; what is larger than that many quick messages goes in larger ones
 T = TypeVar("T")
 
 
@@ -80,13 +78,12 @@ class Remote:
         self._failure: errors.ServerError | None = None
         self.connection = Connection(run) if connection is None else connection
         self._num_shards = len(self.connection.shards)
-        self._seqs = [0] * self._num_shards
         self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
         self._epochs = Epochs(
             lambda method, *args: self._call(method, *args, patience=self._patience()),
             self._caller, self._num_shards, lambda: self.deadline_s,
         )  # fmt: skip
-        self._piece = wire.max_ids(len(config.selection.signals))
+        self._packer = Packer(self._caller, self._num_shards, len(config.selection.signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rejoin, (
@@ -157,7 +154,7 @@ class Remote:
     def _enter(self) -> None:
         """Hear from every shard which of this rank's reports was its last."""
         caller = (self.position.rank, self._caller.attempt)
-        self._seqs = [self._call("enter", *caller, shard=shard) for shard in range(self._num_shards)]
+        self._packer.seqs = [self._call("enter", *caller, shard=shard) for shard in range(self._num_shards)]
         self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
 
     # -- reports ------------------------------------------------------------------------------------------------------
@@ -165,66 +162,8 @@ class Remote:
     def _reports(
         self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64] | slice, bytes]]:
-        """Pack what this rank has seen and trained on: (shard, positions in ids_B, message), a piece of it each."""
-        num_shards, run_step = self._num_shards, self._share.first_step + step
-        observed = self._pieces(ids_B) if seen is not None else [[]] * num_shards
-        counted = self._pieces(selected_b)
-        for shard in range(num_shards):
-            for where, chosen in itertools.zip_longest(observed[shard], counted[shard]):
-                selected = NO_IDS if chosen is None else selected_b[chosen]
-                if where is None or seen is None:
-                    yield shard, slice(0), self._packed(shard, run_step, NO_IDS, None, selected)
-                    continue
-                part = {name: values_B[where] for name, values_B in seen.items()}
-                yield shard, where, self._packed(shard, run_step, ids_B[where], part, selected)
-
-    def _pieces(self, ids_B: NDArray[np.int64]) -> list[list[NDArray[np.int64] | slice]]:
-        """Cut ids as `shards.pieces` does, small enough for a quick message each, but into no more than so many."""
-        return pieces(ids_B, self._num_shards, max(self._piece, -(-ids_B.size // _MAX_PIECES)))
-
-    def _packed(
-        self, shard: int, run_step: int, ids: NDArray[np.int64], seen: Columns | None, selected: NDArray[np.int64]
-    ) -> bytes:
-        self._seqs[shard] += 1
-        return wire.encode_report(wire.Report(self._caller, self._seqs[shard], run_step, ids, seen, selected))
-
-    def _send(
-        self, method: str, reports: Iterable[tuple[int, NDArray[np.int64] | slice, bytes]]
-    ) -> list[tuple[NDArray[np.int64] | slice, Any]]:
-        """Send reports all at once; return (positions, answer) for each.
-
-        An answer that never came leaves open whether it was applied, so this rank may not go on; nor where one shard
-        took its piece and another did not. A refusal of the one piece there is changed nothing: its number is free.
-        """
-        if self._failure is not None:
-            raise self._failure
-        under_way: list[tuple[int, NDArray[np.int64] | slice, Posted]] = []
-        try:
-            for shard, where, message in reports:
-                seq = self._seqs[shard]
-                under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
-            return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
-        except errors.ServerError as error:
-            if not self._goes_on or not isinstance(error, errors.ServerUnavailableError):
-                self._failure = error
-            raise
-        except errors.EsServiceError as error:
-            if len(under_way) == 1:
-                self._seqs[under_way[0][0]] -= 1
-            else:
-                self._failure = errors.ServerError(f"only some shards took a report of this rank: {error}")
-            raise
-        except BaseException:  # Ctrl-C, say
-            self._failure = errors.ServerError(
-                f"a call of rank {self.position.rank} was interrupted, so that it is open whether it was applied: "
-                "connect again and continue from the last checkpoint"
-            )
-            raise
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the caller trains on without the server: what is kept for it is sent when it is back."""
-        return self._on_unavailable == "continue"
+        """Pack what this rank has seen and trained on in a step of the epoch, see `Packer.reports`."""
+        return self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b)
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -311,7 +250,7 @@ class Remote:
                 the same; what is not on storage is kept, here and at the server.
             ServerRestartedError: the server went down with reports that are not kept here any more.
         """
-        self._epochs.ends(epoch, num_steps, self._seqs)
+        self._epochs.ends(epoch, num_steps, self._packer.seqs)
         failure = self._over_restarts(lambda: self._closed(epoch))
         self._epochs.stored()
         if failure is not None and self._on_unavailable == "raise":
@@ -338,7 +277,7 @@ class Remote:
         """Let go of what this rank keeps for a shard: all of it is on storage."""
         caller = (self.position.rank, self._caller.attempt)
         closed = () if shard else (self._epochs.num_closed,)  # the score server alone knows of epochs
-        answer = self._call("settle", *caller, self._seqs[shard], *closed, shard=shard)
+        answer = self._call("settle", *caller, self._packer.seqs[shard], *closed, shard=shard)
         self._deliveries[shard].received(wire.decode_receipt(answer)[0])
 
     def _not_stored(self, epoch: int, error: errors.StorageError) -> errors.StorageError:

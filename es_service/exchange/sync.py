@@ -5,12 +5,17 @@ The rank draws by those weights itself; what it drew is told with its next repor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.exchange.remote import NO_IDS, Remote
+from es_service.exchange.delivery import Posted
+from es_service.exchange.packing import NO_IDS
+from es_service.exchange.remote import Remote
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Share
@@ -75,3 +80,41 @@ class Sync(Remote):
         if self._untold.size:
             self._send("report", self._reports(step, NO_IDS, None, self._untold))
             self._untold = NO_IDS
+
+    def _send(
+        self, method: str, reports: Iterable[tuple[int, NDArray[np.int64] | slice, bytes]]
+    ) -> list[tuple[NDArray[np.int64] | slice, Any]]:
+        """Send reports all at once; return (positions, answer) for each.
+
+        An answer that never came leaves open whether it was applied, so this rank may not go on; nor where one shard
+        took its piece and another did not. A refusal of the one piece there is changed nothing: its number is free.
+        """
+        if self._failure is not None:
+            raise self._failure
+        under_way: list[tuple[int, NDArray[np.int64] | slice, Posted]] = []
+        try:
+            for shard, where, message in reports:
+                seq = self._packer.seqs[shard]
+                under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
+            return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
+        except errors.ServerError as error:
+            if not self._goes_on or not isinstance(error, errors.ServerUnavailableError):
+                self._failure = error
+            raise
+        except errors.EsServiceError as error:
+            if len(under_way) == 1:
+                self._packer.seqs[under_way[0][0]] -= 1
+            else:
+                self._failure = errors.ServerError(f"only some shards took a report of this rank: {error}")
+            raise
+        except BaseException:  # Ctrl-C, say
+            self._failure = errors.ServerError(
+                f"a call of rank {self.position.rank} was interrupted, so that it is open whether it was applied: "
+                "connect again and continue from the last checkpoint"
+            )
+            raise
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the caller trains on without the server: what is kept for it is sent when it is back."""
+        return self._on_unavailable == "continue"

@@ -5,6 +5,7 @@ What cannot be asked is made up for, and said once, loudly:
     open_epoch   all samples, shuffled and split by rank: what an epoch without pruning would be
     step, draw   with a score server that stopped answering: uniform draws; what was seen is kept and sent later
     record       kept and sent later, dropped where the backlog is full
+    close_epoch  where the server cannot write its storage: it and the rank keep what was reported; selection goes on
 
 With `leased` none of it is needed inside an epoch: a rank draws from what it holds. An epoch that opened without the
 server stays without it; the next one asks again, and tells the server of those it has missed: that they are over, not
@@ -39,6 +40,7 @@ I64 = NDArray[np.int64]
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0  # between two tries inside an epoch
 _SHORT_S = 0.5  # that such a try may take
+_AWAY = (errors.ServerUnavailableError, errors.StorageError)
 
 
 class Unattended:
@@ -56,11 +58,11 @@ class Unattended:
         self._alone = False  # the open epoch is one of them
         self._try_at = 0.0
         self._first_step = self._steps = 0
-        self._warned = False
+        self._warned = self._is_unstored = False
         self.num_made_up = self.num_dropped = 0
         self.config, self.position = inner.config, inner.position
 
-    def _says(self, error: errors.ServerError) -> None:
+    def _says(self, error: errors.EsServiceError) -> None:
         """Tell of it, once, and wait no longer than a moment from now on."""
         self._inner.deadline_s = _SHORT_S
         self._try_at = time.monotonic() + _ASK_AGAIN_S
@@ -97,7 +99,7 @@ class Unattended:
                     "the score server of run %r is back: its table lacks %d observations of this rank, which made "
                     "epochs %s without it", self._inner.run, self.num_dropped, missed,
                 )  # fmt: skip
-        except errors.ServerUnavailableError as error:
+        except _AWAY as error:
             self._says(error)
             self._missed.append(epoch)
             self._alone = True
@@ -139,7 +141,7 @@ class Unattended:
                 draw = self._inner.step(step, ids_B, seen, num)
                 self._is_back()
                 return draw
-            except errors.ServerUnavailableError as error:
+            except _AWAY as error:
                 self._says(error)
         else:
             self.num_dropped += ids_B.size
@@ -150,7 +152,7 @@ class Unattended:
         if self._may_ask():
             try:
                 return self._inner.draw(step, ids_B, num)
-            except errors.ServerUnavailableError as error:
+            except _AWAY as error:
                 self._says(error)
         return self._uniform(step, ids_B, num)
 
@@ -172,7 +174,7 @@ class Unattended:
             try:
                 tell()
                 return
-            except errors.ServerUnavailableError as error:
+            except _AWAY as error:
                 self._says(error)
         self.num_dropped += num
 
@@ -180,11 +182,22 @@ class Unattended:
         """See `Exchange.close_epoch`."""
         if self._alone:
             return
+        deadline_s = self._inner.deadline_s
+        if self._is_unstored:  # it was waited for at the epoch's end before
+            self._inner.deadline_s = min(deadline_s, _SHORT_S)
         try:
             self._inner.close_epoch(epoch, num_steps)
+            self._is_unstored = False
         except errors.ServerUnavailableError as error:
             self._says(error)
             self._unclosed = epoch, num_steps
+        except errors.StorageError as error:
+            if not self._is_unstored:
+                self._is_unstored = True
+                warnings.warn(f"{error}. Training goes on, as on_unavailable='continue' has it", stacklevel=3)
+        finally:
+            if not self._unclosed:
+                self._inner.deadline_s = deadline_s
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""

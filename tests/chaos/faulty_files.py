@@ -36,7 +36,7 @@ class _FaultyHandler(fs.FileSystemHandler):
         place = _root_of(path)
         if place is None:
             return
-        if operation == "write" and when == "before" and (place / "full").exists():
+        if operation == "write" and when == "before" and _is_full(place, path):
             raise OSError(errno.ENOSPC, "No space left on device", path)
         try:
             text = (place / "fault.json").read_text()
@@ -56,7 +56,7 @@ class _FaultyHandler(fs.FileSystemHandler):
             while (place / "held").exists():
                 time.sleep(0.005)  # polling a file
             return
-        (place / "full").touch()
+        fill(place)
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
     def get_type_name(self) -> str:
@@ -113,6 +113,21 @@ class _FaultyHandler(fs.FileSystemHandler):
 
     def open_append_stream(self, path: str, metadata: dict[str, str]) -> Any:
         raise NotImplementedError
+
+
+def _is_full(place: Path, path: str) -> bool:
+    """Whether there is no room for this file: what <folder>/full holds is a regular expression, nothing is any file."""
+    try:
+        return re.search((place / "full").read_text(), path) is not None
+    except FileNotFoundError:
+        return False
+
+
+def fill(folder: Path, path: str = "") -> None:
+    """There is no room any more for files whose paths match."""
+    beside = folder / "full.new"
+    beside.write_text(path)
+    beside.rename(folder / "full")
 
 
 def _root_of(path: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""A score server that lives in this process, killed and brought back at a chosen call: ranks reach it as they do an actor.
+"""A score server that lives in this process and can be killed and brought back: ranks reach it as they do an actor.
 
 No Ray: what a rank says and hears is what it would over Ray; a call that was under way when the server was killed ends
 as Ray lets it end. The killed server is fenced by its successor, which has its actor's name.

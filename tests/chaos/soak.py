@@ -101,7 +101,8 @@ class Training:
         if self.is_unruly:
             for rank, selector in enumerate(selectors):
                 inner: Any = selector.exchange
-                inner._shards = [Unruly(one, 10 * rank + index) for index, one in enumerate(inner._shards)]
+                shards = inner.connection.shards
+                inner.connection.shards = [Unruly(one, 10 * rank + index) for index, one in enumerate(shards)]
         try:
             found = driving.outcome(selectors, driving.train(selectors, hook=self._disturb))
             return found == driving.undisturbed(selection, self.world_size)

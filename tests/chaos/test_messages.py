@@ -60,8 +60,9 @@ def test_what_arrives_twice_late_and_out_of_order_counts_once(
     networks = []
     for rank, selector in enumerate(selectors):
         inner: Any = selector.exchange
-        inner._shards = [Unruly(shard, 10 * rank + index) for index, shard in enumerate(inner._shards)]
-        networks += inner._shards
+        shards = inner.connection.shards
+        inner.connection.shards = [Unruly(shard, 10 * rank + index) for index, shard in enumerate(shards)]
+        networks += inner.connection.shards
 
     def disturb(epoch: int, step: int) -> None:
         if kills and (epoch, step) in ((1, 2), (2, 1)):

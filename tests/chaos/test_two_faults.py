@@ -1,9 +1,12 @@
-"""Storage that fails and a server that is killed, at the same time: nothing that a rank reported may be lost silently."""
+"""Storage that fails and a server that is killed, at the same time: nothing that a rank reported is lost silently."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import driving
 import faulty_files
@@ -11,11 +14,13 @@ import local
 import pytest
 
 import es_service as es
+from es_service.actors import launch
+from es_service.actors.calls import call
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 from es_service.storage.snapshots import encode_table
 
-pytestmark = pytest.mark.filterwarnings("ignore:shard 0 of run 'mine' cannot write its storage")
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot write its storage")
 
 Serve = Callable[[es.Selection], local.Local]
 EXCHANGES = ["sync", "leased", "prefetch"]
@@ -37,10 +42,6 @@ def serve(folder: Path) -> Iterator[Serve]:
         one.finish()
 
 
-def fail_storage(folder: Path) -> None:
-    (folder / "full").touch()
-
-
 def stored_table(folder: Path) -> bytes:
     return encode_table(runs.RunStorage(str(folder), "mine").table())
 
@@ -60,7 +61,7 @@ def expect_undisturbed(
 def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_again(
     exchange: str, world_size: int, epoch: int, serve: Serve, folder: Path
 ) -> None:
-    """Storage fails from inside the epoch on; the first close is under way as the server is killed, and then it works."""
+    """Storage fails from inside the epoch on; the server is killed in the first close, and then storage works."""
     selection = driving.selection_of("es", seed=31)
     server = serve(selection)
     selectors = local.connect(server, selection, exchange, world_size)
@@ -72,9 +73,74 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
             server.server._journal.flush()
-            fail_storage(folder)
+            faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
     drawn = local.train(selectors, hook=disturb)
     assert not server.after
     expect_undisturbed(selection, selectors, drawn, folder)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
+def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
+    exchange: str, world_size: int, serve: Serve, folder: Path
+) -> None:
+    """Storage fails from inside epoch 1 on; the server is killed in epoch 2 and comes back inside epoch 1."""
+    selection = driving.selection_of("eswp", seed=32)
+    server = serve(selection)
+    selectors = local.connect(server, selection, exchange, world_size, deadline_s=2.0, on_unavailable="continue")
+    came_back_in = []
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 4):
+            server.server._journal.flush()
+            faulty_files.fill(folder)
+        if (epoch, step) == (2, 5):
+            faulty_files.mend(folder)
+            server.restart()
+            came_back_in.append(server.server.whereabouts(0, local.ATTEMPT))
+
+    drawn = local.train(selectors, hook=disturb)
+    assert came_back_in == [(1, True)]
+    expect_undisturbed(selection, selectors, drawn, folder)
+
+
+# -- with Ray ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("exchange", "world_size"), [("leased", 2), ("sync", 1)])
+def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written(
+    exchange: str, world_size: int, run: str, folder: Path
+) -> None:
+    """No journal can be written, and the server is killed as the last close waits for its snapshot; then all works."""
+    selection = driving.selection_of("es", seed=33)
+    selectors = driving.connect(run, f"faulty://{folder}", selection, exchange, world_size)
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (3, 5):
+            for shard in launch.find_shards(run):
+                call(shard.settle.remote(0, attempt_of(selectors), 0), 30.0, "write the journal")
+            faulty_files.fill(folder, "/journal/")
+            faulty_files.break_at(folder, "write", r"/snapshots/.*/shard-")
+            mending.start()
+
+    def mend() -> None:
+        while not faulty_files.is_broken(folder):
+            time.sleep(0.01)  # polling a file
+        faulty_files.mend(folder)
+
+    mending = threading.Thread(target=mend, daemon=True)
+    drawn = local.train(selectors, hook=disturb)
+    mending.join(60.0)
+    table = encode_table(selectors[0].table())
+    expected = driving.undisturbed(selection, world_size)
+    assert driving.outcome(selectors, drawn).drawn == sorted(expected.drawn)
+    assert table == expected.table
+    assert encode_table(runs.RunStorage(str(folder), run).table()) == expected.table
+
+
+def attempt_of(selectors: list[es.Selector]) -> str:
+    inner: Any = selectors[0].exchange
+    return str(inner._caller.attempt)

@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_and_training_goes_on(where: str, run: str, folder: 
     import es_service as es
 
     selection = driving.selection_of("es", seed=9)
-    selectors = driving.connect(run, f"faulty://{folder}", selection, "leased")
+    selectors = driving.connect(run, f"faulty://{folder}", selection, "leased", deadline_s=5.0)
     failures = []
 
     def disturb(epoch: int, step: int) -> None:

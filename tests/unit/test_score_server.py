@@ -861,3 +861,116 @@ def test_an_epoch_is_one_line_of_json_in_its_log(
     assert (first["num_reports"], first["num_observed"], first["num_selected"]) == (5, 24, 12)
     assert (second["epoch"], second["run_step"], second["num_observed"]) == (1, 8, 48)
     assert 0 <= first["seconds"] < 60
+
+
+# -- what a close closes ------------------------------------------------------------------------------------------
+
+
+def test_a_close_with_reports_that_are_not_here_is_refused(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    """They went down with a process: nothing is closed before they are sent again."""
+    server = make_server()
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    messages = [worker.message(share[6 * k : 6 * k + 6], losses_of(share[6 * k : 6 * k + 6], k), k) for k in range(4)]
+    server.report(b"".join(messages[:3]))
+    for _ in range(2):
+        with pytest.raises(errors.ServerRestartedError, match="rank 0 has sent 4 reports, of which 3 are here"):
+            server.close_epoch(0, FIRST, 0, 4, (4,), "a turn")
+    assert server.whereabouts(0, FIRST) == (0, True)
+    server.report(messages[3])
+    assert server.close_epoch(0, FIRST, 0, 4, (4,), "a turn") is True
+    assert server.whereabouts(0, FIRST) == (1, False)
+
+
+def test_settling_says_that_a_close_is_not_known_here(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.open(0)
+    server.settle(0, FIRST, 0, 0)
+    with pytest.raises(errors.ServerRestartedError, match="has closed 1 epochs, which is not known here"):
+        server.settle(0, FIRST, 0, 1)
+
+
+def test_rows_of_an_epoch_that_is_not_open_here_are_not_leased(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    """A server that came back from before would lease rows that others' reports are missing from."""
+    server = make_server()
+    worker = Worker(server, config)
+    ids, _ = worker.open(0)
+    request = wire.encode_request(Caller(0, FIRST), 4, ids)
+    for act in (lambda: server.lease(0, FIRST, ids, 4), lambda: server.fetch(request)):
+        with pytest.raises(errors.ServerRestartedError, match="the epoch of run step 4 is not open here"):
+            act()
+
+
+# -- other jobs, other ranks --------------------------------------------------------------------------------------
+
+
+def test_a_second_job_that_would_be_refused_its_epoch_leaves_the_first_alone(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    server = make_server()
+    worker = Worker(server, config)
+    worker.train(0, losses_of)
+    share, first = worker.open(1)
+    server.observe(worker.message(share[:6], losses_of(share[:6], first), first))
+    before = table(server)
+    described = runs.config_to_dict(config)
+    with pytest.raises(errors.EpochOrderError, match="rank 0 opens epoch 0, but the run stands before epoch 1"):
+        server.join(0, SECOND, 1, described, 0)
+    assert table(server) == before
+    server.observe(worker.message(share[6:12], losses_of(share[6:12], first + 1), first + 1))
+    server.join(0, SECOND, 1, described, 1)  # one that goes on from there, as a group that was restarted
+    with pytest.raises(errors.EpochOrderError, match="superseded"):
+        server.observe(worker.message(share[12:], losses_of(share[12:], first + 2), first + 2))
+
+
+def test_the_state_of_an_epochs_end_names_late_ranks_and_is_to_be_had_when_others_are_ahead(
+    tmp_path: Path, make_config: MakeConfig, losses_of: Losses
+) -> None:
+    config = make_config()
+    server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+    workers = [Worker(server, config, rank, world=2) for rank in range(2)]
+    for worker in workers:
+        share, first = worker.open(0)
+        server.observe(worker.message(share[:6], losses_of(share[:6], first), first))
+    server.close_epoch(0, FIRST, 0)
+    assert server.state(1) == [1]
+    with pytest.raises(errors.EpochOrderError, match="epoch 0 is open"):
+        server.state()
+    server.close_epoch(1, FIRST, 0)
+    state = server.state(1)
+    assert state == server.state()
+    share, first = workers[1].open(1)
+    server.observe(workers[1].message(share[:6], losses_of(share[:6], first), first))
+    assert server.state(1) == state
+    with pytest.raises(errors.EpochOrderError, match="epoch 1 is open"):
+        server.state()
+    server.stored_epochs()
+    shutil.rmtree(tmp_path / "mine" / "snapshots")
+    with pytest.raises(errors.StorageError, match="a rank has opened epoch 1, and the snapshot of the end of epoch 0"):
+        server.state(1)
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_is_said_to_be_gone(
+    tmp_path: Path, config: RunConfig, losses_of: Losses
+) -> None:
+    """Not that another server writes the run; what is reported is kept, and written where the folder comes back."""
+    server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config), actor="this one")
+    worker = Worker(server, config)
+    share, _ = worker.open(0)
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    server.observe(worker.message(share[:6], losses_of(share[:6], 0), 0))
+    with pytest.raises(
+        errors.StorageError, match=r"the run's folder .*/mine is gone, or its run\.json: it was deleted"
+    ):
+        server.settle(0, FIRST, 1)
+    assert not (tmp_path / "mine").exists()
+    server.observe(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
+    (tmp_path / "elsewhere").rename(tmp_path / "mine")
+    assert wire.decode_receipt(server.settle(0, FIRST, 2))[0].durable == 2
