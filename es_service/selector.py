@@ -197,7 +197,8 @@ class Selector:
 
         Args:
             epoch: in [0, num_epochs), rising by one.
-            batches: of at most any size; the ids of each are distinct.
+            batches: of any size; ids may repeat in one, as those of a sampler with replacement do. They are observed
+                once, by the mean of their copies' losses, and every copy may be drawn.
             ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it.
 
         Raises:
@@ -213,7 +214,7 @@ class Selector:
                     "stream iter(batches), whose end shows when it is there"
                 )
             found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
-            ids_B = observations.check_ids(found, self.config.end_of_ids).copy()  # the batch is the caller's to change
+            ids_B = here.checked(found).copy()  # the batch is the caller's to change
             here.begin_step(step, ids_B)
             yield batch
             if here is not self._here or (not here.end_step() and step + 1 != here.num_steps):

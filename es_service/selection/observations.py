@@ -18,8 +18,8 @@ MAX_LOSS = 1e18
 _MOST_HASHED = (1 << 16) - 1  # ids whose positions, counted from 1, fit the hash table; more are sorted
 
 
-def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
-    """Return ids as contiguous int64[B]: at least one, each in [0, num_samples), none twice.
+def check_ids(ids: Any, num_samples: int, *, distinct: bool = True) -> NDArray[np.int64]:
+    """Return ids as contiguous int64[B]: at least one, each in [0, num_samples), none twice unless `distinct` is False.
 
     Raises:
         ShapeError: not one-dimensional, empty, or not of an integer dtype.
@@ -49,7 +49,7 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
             f"id {ids_B[position]} at position {position} is outside [0, {num_samples:,}): "
             "ids number the samples of the data set from 0"
         )
-    repeated = first_duplicate(ids_B)
+    repeated = first_duplicate(ids_B) if distinct else None
     if repeated is not None:
         raise errors.IdError(
             f"id {ids_B[repeated]} at position {repeated} stands twice in one report: a sample has one loss per step"
