@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -199,7 +199,8 @@ class Selector:
             epoch: in [0, num_epochs), rising by one.
             batches: of any size; ids may repeat in one, as those of a sampler with replacement do. They are observed
                 once, by the mean of their copies' losses, and every copy may be drawn.
-            ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it.
+            ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it. Samples that go by names
+                need a number each, the same on every rank: `ids=lambda batch: [numbers[key] for key in batch["url"]]`.
 
         Raises:
             ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
@@ -213,8 +214,7 @@ class Selector:
                     f"more batches come than len(batches)={step} says, and epoch {epoch} was closed behind that many: "
                     "stream iter(batches), whose end shows when it is there"
                 )
-            found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
-            ids_B = here.checked(found).copy()  # the batch is the caller's to change
+            ids_B = here.checked(_ids_of(batch, ids)).copy()  # the batch is the caller's to change
             here.begin_step(step, ids_B)
             yield batch
             if here is not self._here or (not here.end_step() and step + 1 != here.num_steps):
@@ -401,6 +401,19 @@ class Selector:
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""
         self.exchange.close()
+
+
+def _ids_of(batch: Any, ids: Callable[[Any], Any] | str) -> Any:
+    if not isinstance(ids, str):
+        return ids(batch)
+    try:
+        return batch[ids]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        has = f"has the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"is {type(batch)}"
+        raise errors.ShapeError(
+            f"a batch of the stream has no {ids!r}, it {has}: say where its ids are, ids='their key' or "
+            "ids=lambda batch: batch[0]"
+        ) from error
 
 
 def _length(batches: Iterable[Any]) -> int | None:

@@ -319,6 +319,70 @@ def test_ids_that_cannot_be_used_change_nothing(ids: list[Any], error: type[Exce
     assert selector.table().num_rows == 1024
 
 
+KEYS = ["b.png", "a.png", "c.png", "d.png"]
+
+
+def as_strings() -> dict[str, Any]:
+    import pandas as pd
+    import pyarrow as pa
+
+    return {
+        "list": KEYS,
+        "numpy": np.array(KEYS),
+        "bytes": np.array(KEYS, dtype="S"),
+        "objects": np.array(KEYS, dtype=object),
+        "numpy's strings": np.array(KEYS, dtype=np.dtypes.StringDType()),
+        "pandas": pd.Series(KEYS),
+        "pandas' strings": pd.Series(KEYS, dtype="string"),
+        "arrow": pa.array(KEYS),
+        "arrow's chunks": pa.chunked_array([KEYS[:2], KEYS[2:]]),
+        "a missing one": np.array([None, *KEYS[1:]], dtype=object),
+        "times": np.array(["2026-01-01"] * 4, dtype="datetime64[D]"),
+    }
+
+
+ENTRIES: dict[str, Any] = {
+    "select": lambda selector, keys: (next(selector.epoch(0)), selector.select(keys, np.ones(4))),
+    "select without losses": lambda selector, keys: (next(selector.epoch(0)), selector.select(keys)),
+    "stream by key": lambda selector, keys: next(selector.stream(0, [{"url": keys}], ids="url")),
+    "stream by function": lambda selector, keys: next(selector.stream(0, [keys], ids=lambda batch: batch)),
+    "select in a stream": lambda selector, keys: (
+        next(selector.stream(0, batches_up_to(100, 0), ids=lambda batch: batch)),
+        selector.select(keys, np.ones(4)),
+    ),
+    "refresh": lambda selector, keys: (next(selector.epoch(0)), selector.refresh(keys, np.ones(4))),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("kind", as_strings())
+def test_keys_instead_of_ids_are_told_how_to_be_numbered(entry: str, kind: str) -> None:
+    selector, keys = stream(100), as_strings()[kind]
+    with pytest.raises(es.ShapeError, match="ids must be integers that number the samples from 0, got ") as told:
+        ENTRIES[entry](selector, keys)
+    assert "numbers = {key: number for number, key in enumerate(sorted(set(all_keys)))}" in str(told.value)
+    assert selector.table().column("visits").to_numpy().max() == 0
+
+
+def test_what_the_message_says_numbers_keys_the_same_whatever_came_first() -> None:
+    with pytest.raises(es.ShapeError) as told:
+        next(stream(100).stream(0, [{"url": KEYS}], ids="url"))
+    recipe = "\n".join(line.strip() for line in str(told.value).splitlines()[1:])
+    found = []
+    for all_keys in (KEYS, KEYS[::-1], [*KEYS, *KEYS]):
+        names: dict[str, Any] = {"all_keys": all_keys, "keys_of_the_batch": ["d.png", "a.png"]}
+        exec(recipe, names)
+        assert next(stream(100).stream(0, [names["ids"]], ids=lambda batch: batch)) == names["ids"]
+        found.append(names["ids"])
+    assert found == [[3, 0]] * 3
+
+
+@pytest.mark.parametrize(("batch", "has"), [({"url": [1], "x": [2]}, "has the keys url, x"), ([[1], [2]], "is <class")])
+def test_a_batch_without_ids_is_told_where_to_look(batch: Any, has: str) -> None:
+    with pytest.raises(es.ShapeError, match=f"has no 'id', it {has}.*say where its ids are"):
+        next(stream().stream(0, [batch]))
+
+
 def test_an_id_beyond_a_huge_gap_is_refused_and_changes_nothing() -> None:
     selector = stream()
     ids = next(selector.stream(0, [np.array([1, 2**39])], ids=lambda batch: batch))
