@@ -11,10 +11,9 @@ Shapes: B ids in a meta-batch, b drawn from it.
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -35,6 +34,7 @@ from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
+from es_service.streamed import ids_of, num_batches
 from es_service.whereabouts import check_alone
 
 __all__ = ["Selector"]
@@ -207,14 +207,14 @@ class Selector:
             IdError, ShapeError: a batch's ids cannot be used.
             EpochOrderError: not the next epoch of the run; or more batches come than their length says.
         """
-        here = self._open(epoch, streamed=True, num_steps=_length(batches))
+        here = self._open(epoch, streamed=True, num_steps=num_batches(batches))
         for step, batch in enumerate(batches):
             if here.is_closed:
                 raise errors.EpochOrderError(
                     f"more batches come than len(batches)={step} says, and epoch {epoch} was closed behind that many: "
                     "stream iter(batches), whose end shows when it is there"
                 )
-            ids_B = here.checked(_ids_of(batch, ids)).copy()  # the batch is the caller's to change
+            ids_B = here.checked(ids_of(batch, ids)).copy()  # the batch is the caller's to change
             here.begin_step(step, ids_B)
             yield batch
             if here is not self._here or (not here.end_step() and step + 1 != here.num_steps):
@@ -401,27 +401,3 @@ class Selector:
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""
         self.exchange.close()
-
-
-def _ids_of(batch: Any, ids: Callable[[Any], Any] | str) -> Any:
-    if not isinstance(ids, str):
-        return ids(batch)
-    try:
-        return batch[ids]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        has = f"has the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"is {type(batch)}"
-        raise errors.ShapeError(
-            f"a batch of the stream has no {ids!r}, it {has}: say where its ids are, ids='their key' or "
-            "ids=lambda batch: batch[0]"
-        ) from error
-
-
-def _length(batches: Iterable[Any]) -> int | None:
-    """Return how many batches there are, None where that is not known, or only roughly."""
-    torch_data = sys.modules.get("torch.utils.data")
-    if torch_data is not None and isinstance(getattr(batches, "dataset", None), torch_data.IterableDataset):
-        return None  # a guess, as torch says itself
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return None

@@ -33,10 +33,10 @@ from es_service.exchange.base import Position, SavedState
 from es_service.exchange.embedded import Embedded
 from es_service.exchange.peers import Peers
 from es_service.exchange.resume import Resume, check_begun
-from es_service.selection.engine import Draw, taken
+from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, Share, places
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
@@ -219,7 +219,7 @@ class Collective:
         self._catch_up(step)
         self._keep(ids_B)
         draw = self._mine.step(step, ids_B, seen, num, repeats)
-        self._tell(step, ids_B, seen, taken(draw, repeats))
+        self._tell(step, ids_B, seen, among_distinct(draw.positions, repeats))
         return draw
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:

@@ -14,9 +14,9 @@ from es_service.actors.chronicle import Chronicle
 from es_service.exchange.base import Position, SavedState
 from es_service.selection import queries
 from es_service.selection.agreement import agree
-from es_service.selection.engine import Draw, taken
+from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
@@ -81,7 +81,9 @@ class Embedded:
         """See `Exchange.step`."""
         draw = self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step), repeats)
         if self._chronicle is not None:
-            self._chronicle.add(self._caller, self._run_step(step), ids_B, seen, ids_B[taken(draw, repeats)])
+            self._chronicle.add(
+                self._caller, self._run_step(step), ids_B, seen, ids_B[among_distinct(draw.positions, repeats)]
+            )
         return draw
 
     def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:

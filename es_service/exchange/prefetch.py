@@ -21,9 +21,9 @@ from es_service.actors import wire
 from es_service.exchange.background import Background
 from es_service.exchange.errands import Errands
 from es_service.exchange.unconfirmed import Unconfirmed
-from es_service.selection.engine import Draw, known_weights, leased_columns, num_candidates, taken
+from es_service.selection.engine import Draw, known_weights, leased_columns
 from es_service.selection.methods.base import Columns
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.run import Share, places
 from es_service.selection.shards import pieces
 
@@ -75,7 +75,7 @@ class Prefetch(Background):
         new = self._moved(step, ids_B, seen)
         self._lease.remember(step, ids_B, new["w"], seen["loss"])
         draw = self._choose(step, ids_B, new["w"], num, repeats)
-        self._report(step, ids_B, seen, ids_B[taken(draw, repeats)], new)
+        self._report(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)], new)
         return draw
 
     def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:

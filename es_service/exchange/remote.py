@@ -26,10 +26,10 @@ from es_service.actors.calls import DEADLINE_S, Patience, call, call_patiently
 from es_service.exchange.base import OnUnavailable, Position, SavedState
 from es_service.exchange.delivery import Delivery, Line, Posted
 from es_service.exchange.lease import Lease
-from es_service.selection.engine import Draw, choose, leased_columns, num_candidates
+from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, num_candidates
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
 from es_service.storage import runs

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.remote import NO_IDS, Remote
-from es_service.selection.engine import Draw, taken
+from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Share
 
 __all__ = ["Sync"]
@@ -41,7 +41,7 @@ class Sync(Remote):
         """See `Exchange.step`."""
         weights_B = self._observe(step, ids_B, seen, self._untold)
         draw = self._choose(step, ids_B, weights_B, num, repeats)
-        self._untold = ids_B[taken(draw, repeats)]
+        self._untold = ids_B[among_distinct(draw.positions, repeats)]
         return draw
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:

@@ -17,21 +17,11 @@ from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
 from es_service.selection.plans import Plan, Prospect
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable
 
-__all__ = [
-    "NOTHING",
-    "Draw",
-    "Engine",
-    "choose",
-    "known_weights",
-    "leased_columns",
-    "num_candidates",
-    "observed_weights",
-    "taken",
-]
+__all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_columns", "observed_weights"]
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -97,16 +87,6 @@ def choose(
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, keys_B)
     weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
     return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B)
-
-
-def taken(draw: Draw, repeats: Repeats | None) -> I64:
-    """Return which of the distinct ids of a batch were drawn, as positions among them, ascending."""
-    return draw.positions if repeats is None else repeats.distinct(draw.positions)
-
-
-def num_candidates(ids_B: I64, repeats: Repeats | None) -> int:
-    """Return how many candidates a batch with these distinct ids holds."""
-    return ids_B.size if repeats is None else repeats.ids_B.size
 
 
 def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -179,7 +159,7 @@ class Engine:
         if self._compiled is None:
             records_B = self._observed(rows_B, seen, run_step)
             draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R, repeats)
-            records_B["selected"][taken(draw, repeats)] += np.uint32(1)
+            records_B["selected"][among_distinct(draw.positions, repeats)] += np.uint32(1)
             self.table.scatter(rows_B, records_B)
             return draw
         words_n = self.table.words
@@ -189,7 +169,7 @@ class Engine:
         else:
             weights_B = self._compiled.observe(words_n, rows_B, seen, run_step)
             draw = choose(self.selection, ids_B, weights_B, num, run_step, recent_R, repeats)
-        self._compiled.add_selected(words_n, rows_B[taken(draw, repeats)])
+        self._compiled.add_selected(words_n, rows_B[among_distinct(draw.positions, repeats)])
         return draw
 
     def draw(

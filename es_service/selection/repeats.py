@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from es_service.selection.observations import first_duplicate
 
-__all__ = ["Repeats"]
+__all__ = ["Repeats", "among_distinct", "num_candidates"]
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
@@ -57,6 +57,12 @@ class Repeats:
         sums = np.bincount(self.of_B, weights=values_B.astype(np.float64))
         return (sums / np.bincount(self.of_B)).astype(np.float32)
 
-    def distinct(self, positions_b: I64) -> I64:
-        """Return which of the distinct ids stand at these positions of the batch, int64[v] into the u, ascending."""
-        return np.unique(self.of_B[positions_b])
+
+def num_candidates(ids_u: I64, repeats: Repeats | None) -> int:
+    """Return how many candidates a batch with these distinct ids holds."""
+    return ids_u.size if repeats is None else repeats.ids_B.size
+
+
+def among_distinct(positions_b: I64, repeats: Repeats | None) -> I64:
+    """Return which of a batch's distinct ids stand at these positions of it, int64[v] into the u, ascending."""
+    return positions_b if repeats is None else np.unique(repeats.of_B[positions_b])
