@@ -171,7 +171,10 @@ def _remote(
     from es_service.exchange.sync import Sync
 
     kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
-    position, group, in_group = whereabouts(rank, world_size, attempt)
+    claimed = given(rank, world_size)
+    if claimed is not None:
+        config.check_world(claimed.world_size, claimed.rank)
+    position, group, in_group = whereabouts(claimed, attempt)
     config.check_world(position.world_size, position.rank)
     if position.world_size > 1 and (in_group or position.rank > 0):  # rank 0 of ranks in one process may start theirs
         check_shared(position.rank, position.world_size)

@@ -20,6 +20,7 @@ from es_service.ledger import Ledger
 from es_service.selection import observations
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
 
 __all__ = ["Epoch"]
@@ -62,6 +63,7 @@ class Epoch:
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self.step = -1
         self._ids_B: I64 = share.ids[:0]  # of the step, or what is handed out of the hidden
+        self._repeats: Repeats | None = None  # of the step, where its batch holds ids more than once
         self._num_left = 0  # ids of the step that were not selected yet
         self._began = self._touched = 0.0  # when the step began, and when it was last selected from or observed
         self._is_scored = False  # the step, by a forward pass of its own
@@ -123,10 +125,11 @@ class Epoch:
     def begin_step(self, step: int, ids_B: I64) -> None:
         """Go to the next step, of these ids."""
         self.step, self._ids_B, self._num_left = step, ids_B, ids_B.size
+        self._repeats = Repeats.of(ids_B) if self.streamed else None
         self._began = self._touched = self._ledger.clock()
         self._is_scored = self._is_counted = self._is_measured = False
         with self._ledger.timing("exchange"):
-            self._exchange.expect(step, ids_B)
+            self._exchange.expect(step, ids_B if self._repeats is None else self._repeats.ids_u)
 
     def end_step(self) -> bool:
         """Count the step, whose training is over; return whether the epoch goes on."""
@@ -147,8 +150,14 @@ class Epoch:
         )
 
     def checked(self, ids_B: Any) -> I64:
-        """Return ids that a caller brought, checked unless they are those of the step."""
-        return self._ids_B if ids_B is self._ids_B else observations.check_ids(ids_B, self.config.end_of_ids)
+        """Return ids that a caller brought, checked unless they are those of the step; those of a stream may repeat."""
+        end, distinct = self.config.end_of_ids, not self.streamed
+        return self._ids_B if ids_B is self._ids_B else observations.check_ids(ids_B, end, distinct=distinct)
+
+    def _repeated(self, ids_B: I64) -> Repeats | None:
+        if not self.streamed:
+            return None
+        return self._repeats if ids_B is self._ids_B else Repeats.of(ids_B)
 
     def select(self, ids_B: I64, losses_B: Any) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
@@ -163,7 +172,9 @@ class Epoch:
         else:  # reported together with its losses, or alone if none come
             with self._ledger.timing("exchange"):
                 self._report_pending()
-                draw = self._unreported = self._exchange.draw(self.step, ids_B, num)
+                repeats = self._repeated(ids_B)
+                distinct = ids_B if repeats is None else repeats.ids_u
+                draw = self._unreported = self._exchange.draw(self.step, distinct, num, repeats)
         self._ledger.trained += draw.positions.size
         draw = self._scaled(draw)
         self._num_left -= ids_B.size
@@ -176,11 +187,10 @@ class Epoch:
         self._is_scored = True
         with self._ledger.timing("exchange"):
             self._report_pending()
-            if good is None:
-                return self._exchange.step(self.step, ids_B, seen, num)
-            ids_good, seen_good = _only(ids_B, seen, good)
-            draw = self._exchange.step(self.step, ids_good, seen_good, min(num, good.size))
-        return Draw(good[draw.positions], draw.ids, draw.scale)
+            ids, seen = _only(ids_B, seen, good)
+            num, repeats = min(num, ids.size), self._repeated(ids)
+            draw = self._exchange.step(self.step, *_once(ids, seen, repeats), num, repeats)
+        return draw if good is None else Draw(good[draw.positions], draw.ids, draw.scale)
 
     def _scaled(self, draw: Draw) -> Draw:
         """Return the draw with its scale multiplied by what the plan says of each id."""
@@ -211,19 +221,21 @@ class Epoch:
             return
         seen, good = self._signals(draw.ids, losses_b)
         with self._ledger.timing("exchange"):
-            if good is None:
-                self._unreported = None
-                self._exchange.record(self.step, draw.ids, seen, np.arange(draw.ids.size))
-            else:
+            if good is not None:
                 self._report_pending()  # all were trained on, only the good ones observed
-                self._exchange.record(self.step, *_only(draw.ids, seen, good), np.empty(0, dtype=np.int64))
+            self._unreported = None
+            ids, seen = _only(draw.ids, seen, good)
+            ids, seen = _once(ids, seen, self._repeated(ids))
+            self._exchange.record(self.step, ids, seen, np.arange(ids.size if good is None else 0))
         self._advance()
 
     def _report_pending(self) -> None:
         """Count a blind draw whose losses never came."""
         draw, self._unreported = self._unreported, None
         if draw is not None:
-            self._exchange.record(self.step, draw.ids, None, np.arange(draw.ids.size))
+            repeats = self._repeated(draw.ids)
+            ids = draw.ids if repeats is None else repeats.ids_u
+            self._exchange.record(self.step, ids, None, np.arange(ids.size))
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
@@ -298,6 +310,13 @@ class Epoch:
 
 def _cut(ids: I64, size: int) -> list[I64]:
     return [ids[start : start + size] for start in range(0, ids.size, size)]
+
+
+def _once(ids_B: I64, seen: Columns, repeats: Repeats | None) -> tuple[I64, Columns]:
+    """Return the distinct ids and their mean signals."""
+    if repeats is None:
+        return ids_B, seen
+    return repeats.ids_u, {name: repeats.means(values_B) for name, values_B in seen.items()}
 
 
 def _only(ids_B: I64, seen: Columns, good: I64 | None) -> tuple[I64, Columns]:

@@ -11,7 +11,6 @@ Shapes: B ids in a meta-batch, b drawn from it.
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +34,7 @@ from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
+from es_service.streamed import ids_of, num_batches
 from es_service.whereabouts import check_alone
 
 __all__ = ["Selector"]
@@ -197,23 +197,24 @@ class Selector:
 
         Args:
             epoch: in [0, num_epochs), rising by one.
-            batches: of at most any size; the ids of each are distinct.
-            ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it.
+            batches: of any size; ids may repeat in one, as those of a sampler with replacement do. They are observed
+                once, by the mean of their copies' losses, and every copy may be drawn.
+            ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it. Samples that go by names
+                need a number each, the same on every rank: `ids=lambda batch: [numbers[key] for key in batch["url"]]`.
 
         Raises:
             ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
             IdError, ShapeError: a batch's ids cannot be used.
             EpochOrderError: not the next epoch of the run; or more batches come than their length says.
         """
-        here = self._open(epoch, streamed=True, num_steps=_length(batches))
+        here = self._open(epoch, streamed=True, num_steps=num_batches(batches))
         for step, batch in enumerate(batches):
             if here.is_closed:
                 raise errors.EpochOrderError(
                     f"more batches come than len(batches)={step} says, and epoch {epoch} was closed behind that many: "
                     "stream iter(batches), whose end shows when it is there"
                 )
-            found = batch[ids] if isinstance(ids, str) else ids(batch)  # type: ignore[index]
-            ids_B = observations.check_ids(found, self.config.end_of_ids).copy()  # the batch is the caller's to change
+            ids_B = here.checked(ids_of(batch, ids)).copy()  # the batch is the caller's to change
             here.begin_step(step, ids_B)
             yield batch
             if here is not self._here or (not here.end_step() and step + 1 != here.num_steps):
@@ -400,14 +401,3 @@ class Selector:
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""
         self.exchange.close()
-
-
-def _length(batches: Iterable[Any]) -> int | None:
-    """Return how many batches there are, None where that is not known, or only roughly."""
-    torch_data = sys.modules.get("torch.utils.data")
-    if torch_data is not None and isinstance(getattr(batches, "dataset", None), torch_data.IterableDataset):
-        return None  # a guess, as torch says itself
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return None

@@ -43,19 +43,18 @@ def given(rank: int | None, world_size: int | None) -> Position | None:
     return Position(as_integer("rank", rank, least=0, end=num), num)
 
 
-def whereabouts(rank: int | None, world_size: int | None, attempt: str | None) -> Whereabouts:
+def whereabouts(claimed: Position | None, attempt: str | None) -> Whereabouts:
     """Return where this process stands; where a group has to agree on its attempt, all its ranks call it.
 
     Args:
-        rank: as the caller gave it, likewise the others.
-        world_size: number of ranks.
-        attempt: any text that this life of the group shares.
+        claimed: what the caller gave.
+        attempt: likewise, any text that this life of the group shares.
 
     Raises:
-        ConfigError: half of a position was given, or ranks without an attempt; or a launcher started several
-            processes, and nobody says yet which this one is.
+        ConfigError: ranks were given without an attempt; or a launcher started several processes, and nobody says yet
+            which this one is.
     """
-    position, share = given(rank, world_size), None
+    position, share = claimed, None
     found = _group() if position is None else None
     if found is not None:
         position, share = found

@@ -3,7 +3,8 @@
     open_epoch(e) → share │ (expect(k, …), step or draw, record (k, …))* │ refresh(…)* │ close_epoch(e)     e, k rising
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
-Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite.
+Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite. Of a batch that
+holds ids more than once, which only a stream has, they are the distinct ids, and `repeats` says what the batch holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
+from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import make_plain
 
@@ -81,12 +83,12 @@ class Exchange(Protocol):
         """Hear which ids this step will bring, before their losses are known. Returns at once."""
         ...
 
-    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
-        """Observe the signals of this epoch's step, draw `num` of the B, count the drawn."""
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
+        """Observe the signals of this epoch's step, draw `num` of what the batch holds, count the drawn."""
         ...
 
-    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
-        """Draw `num` of the B by what was known of them when the epoch opened; observe and count nothing."""
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
+        """Draw `num` of what the batch holds by what was known when the epoch opened; observe and count nothing."""
         ...
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:

@@ -38,6 +38,7 @@ from es_service.exchange.resume import Resume, check_begun
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, Share, places
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
@@ -216,18 +217,20 @@ class Collective:
     def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
         """See `Exchange.expect`; the rows are here already."""
 
-    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+    def step(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
+    ) -> Draw:
         """See `Exchange.step`; waits for the other ranks where `every` divides the step."""
         self._catch_up(step)
         self._keep(ids_B)
-        draw = self._mine.step(step, ids_B, seen, num)
-        self._tell(step, ids_B, seen, draw.positions)
+        draw = self._mine.step(step, ids_B, seen, num, repeats)
+        self._tell(step, ids_B, seen, among_distinct(draw.positions, repeats))
         return draw
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
         self._catch_up(step)
-        return self._mine.draw(step, ids_B, num)
+        return self._mine.draw(step, ids_B, num, repeats)
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""

@@ -16,6 +16,7 @@ from es_service.selection import queries
 from es_service.selection.agreement import agree
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
@@ -78,16 +79,19 @@ class Embedded:
     def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
         """See `Exchange.expect`; the rows are here already."""
 
-    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+    def step(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
+    ) -> Draw:
         """See `Exchange.step`."""
-        draw = self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step))
+        draw = self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step), repeats)
         if self._kept is not None:
-            self._kept.add(self._caller, self._run_step(step), ids_B, seen, draw.ids)
+            picked_b = ids_B[among_distinct(draw.positions, repeats)]
+            self._kept.add(self._caller, self._run_step(step), ids_B, seen, picked_b)
         return draw
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
-        return self._keeper.draw(self._caller, ids_B, num, self._run_step(step))
+        return self._keeper.draw(self._caller, ids_B, num, self._run_step(step), repeats)
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
         """See `Exchange.record`."""

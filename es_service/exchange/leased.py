@@ -12,6 +12,7 @@ from es_service import errors
 from es_service.exchange.background import Background
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Share
 
 __all__ = ["Leased"]
@@ -28,10 +29,12 @@ class Leased(Background):
             )
         return super().open_epoch(epoch)
 
-    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+    def step(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
+    ) -> Draw:
         """See `Exchange.step`; nothing is waited for unless the backlog is full."""
-        draw = self._choose(step, ids_B, self._lease.observe(step, ids_B, seen), num)
-        self._put(step, ids_B, seen, draw.ids)
+        draw = self._choose(step, ids_B, self._lease.observe(step, ids_B, seen), num, repeats)
+        self._put(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)])
         return draw
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:

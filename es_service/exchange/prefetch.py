@@ -24,6 +24,7 @@ from es_service.exchange.errands import Errands
 from es_service.exchange.unconfirmed import Unconfirmed
 from es_service.selection.engine import Draw, known_weights, leased_columns
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.run import Share, places
 from es_service.selection.shards import pieces
 
@@ -70,19 +71,19 @@ class Prefetch(Background):
         ]
         return [(shard, where, wait()) for shard, where, wait in asked]
 
-    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`."""
         new = self._moved(step, ids_B, seen)
         self._lease.remember(step, ids_B, new["w"], seen["loss"])
-        draw = self._choose(step, ids_B, new["w"], num)
-        self._report(step, ids_B, seen, draw.ids, new)
+        draw = self._choose(step, ids_B, new["w"], num, repeats)
+        self._report(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)], new)
         return draw
 
-    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
-        if not self.config.selection.method.needs_losses or num >= ids_B.size:
-            return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num)
-        return self._choose(step, ids_B, known_weights(self._rows(step, ids_B)), num)
+        if not self.config.selection.method.needs_losses or num >= num_candidates(ids_B, repeats):
+            return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num, repeats)
+        return self._choose(step, ids_B, known_weights(self._rows(step, ids_B)), num, repeats)
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`; returns once the observation is in the backlog."""

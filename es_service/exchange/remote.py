@@ -27,6 +27,7 @@ from es_service.exchange.packing import NO_IDS, Packer
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
+from es_service.selection.repeats import Repeats, num_candidates
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
 from es_service.storage import runs
@@ -217,7 +218,9 @@ class Remote:
     def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
         """See `Exchange.expect`; there is nothing to prepare."""
 
-    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+    def step(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
+    ) -> Draw:
         """See `Exchange.step`."""
         raise NotImplementedError  # abstract: every exchange says its own
 
@@ -229,16 +232,22 @@ class Remote:
         """See `Exchange.refresh`."""
         raise NotImplementedError  # abstract
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int) -> Draw:
+    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`; on this rank, from its lease."""
-        selection = self.config.selection
-        if selection.method.needs_losses and num < ids_B.size:
-            return self._choose(step, ids_B, self._lease.known(step, ids_B), num)
-        return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num)
+        if self.config.selection.method.needs_losses and num < num_candidates(ids_B, repeats):
+            return self._choose(step, ids_B, self._lease.known(step, ids_B), num, repeats)
+        return self._choose(step, ids_B, np.ones(ids_B.size, dtype=np.float32), num, repeats)
 
-    def _choose(self, step: int, ids_B: NDArray[np.int64], weights_B: NDArray[np.float32], num: int) -> Draw:
+    def _choose(
+        self,
+        step: int,
+        ids_B: NDArray[np.int64],
+        weights_B: NDArray[np.float32],
+        num: int,
+        repeats: Repeats | None = None,
+    ) -> Draw:
         run_step = self._share.first_step + step
-        return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step))
+        return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step), repeats)
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`; returns once what this rank said of it is on storage.

@@ -18,6 +18,7 @@ from es_service.exchange.packing import NO_IDS
 from es_service.exchange.remote import Remote
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Share
 
 __all__ = ["Sync"]
@@ -39,11 +40,13 @@ class Sync(Remote):
         self._untold = NO_IDS
         return super().open_epoch(epoch, streamed=streamed)
 
-    def step(self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int) -> Draw:
+    def step(
+        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
+    ) -> Draw:
         """See `Exchange.step`."""
         weights_B = self._observe(step, ids_B, seen, self._untold)
-        draw = self._choose(step, ids_B, weights_B, num)
-        self._untold = draw.ids
+        draw = self._choose(step, ids_B, weights_B, num, repeats)
+        self._untold = ids_B[among_distinct(draw.positions, repeats)]
         return draw
 
     def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:

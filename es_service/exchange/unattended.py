@@ -32,6 +32,7 @@ from es_service.selection import plans
 from es_service.selection.engine import Draw, choose
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
+from es_service.selection.repeats import Repeats
 from es_service.selection.run import Share
 
 __all__ = ["Unattended"]
@@ -134,32 +135,32 @@ class Unattended:
         if self._may_ask():
             self._inner.expect(step, ids_B)
 
-    def step(self, step: int, ids_B: I64, seen: Columns, num: int) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`."""
         if self._may_ask():
             try:
-                draw = self._inner.step(step, ids_B, seen, num)
+                draw = self._inner.step(step, ids_B, seen, num, repeats)
                 self._is_back()
                 return draw
             except _AWAY as error:
                 self._says(error)
         else:
             self.num_dropped += ids_B.size
-        return self._uniform(step, ids_B, num)
+        return self._uniform(step, ids_B, num, repeats)
 
-    def draw(self, step: int, ids_B: I64, num: int) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
         if self._may_ask():
             try:
-                return self._inner.draw(step, ids_B, num)
+                return self._inner.draw(step, ids_B, num, repeats)
             except _AWAY as error:
                 self._says(error)
-        return self._uniform(step, ids_B, num)
+        return self._uniform(step, ids_B, num, repeats)
 
-    def _uniform(self, step: int, ids_B: I64, num: int) -> Draw:
+    def _uniform(self, step: int, ids_B: I64, num: int, repeats: Repeats | None) -> Draw:
         self.num_made_up += 1
         ones = np.ones(ids_B.size, dtype=np.float32)
-        return choose(self.config.selection, ids_B, ones, num, self._first_step + step)
+        return choose(self.config.selection, ids_B, ones, num, self._first_step + step, repeats=repeats)
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`."""

@@ -17,6 +17,7 @@ from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable
 
@@ -57,7 +58,15 @@ class Draw:
         return cls(positions_b, ids_B[positions_b], scale_b)
 
 
-def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
+def choose(
+    selection: Selection,
+    ids_B: I64,
+    weights_B: F32,
+    num: int,
+    run_step: int,
+    recent_R: F32 = NOTHING,
+    repeats: Repeats | None = None,
+) -> Draw:
     """Draw `num` of the B by weight: a pure function of its arguments, hence the same wherever it runs.
 
     Args:
@@ -67,10 +76,15 @@ def choose(selection: Selection, ids_B: I64, weights_B: F32, num: int, run_step:
         num: b, in [1, B]; B takes everything.
         run_step: step counted over the whole run, which gives each step its own random numbers.
         recent_R: float32[R], weights that the rank's samples before these had, where the method looks at them.
+        repeats: of a batch that holds ids more than once; `ids_B` are then its distinct ones, and the candidates, to
+            which `num` and the positions belong, all that it holds.
     """
+    keys_B = ids_B
+    if repeats is not None:
+        ids_B, keys_B, weights_B = repeats.ids_B, repeats.keys_B, weights_B[repeats.of_B]
     if num >= ids_B.size:
         return Draw.everything(ids_B)
-    uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, ids_B)
+    uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, keys_B)
     weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
     return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B)
 
@@ -131,32 +145,42 @@ class Engine:
         self.table = ScoreTable(shard.num_rows(num_samples), method.initial_score(num_samples), method.columns)
         self._compiled = CompiledStep.of(selection)
 
-    def step(self, ids_B: I64, seen: Columns, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
-        """Observe these signals, draw `num` of the B by the new weights, and count the drawn."""
+    def step(
+        self,
+        ids_B: I64,
+        seen: Columns,
+        num: int,
+        run_step: int,
+        recent_R: F32 = NOTHING,
+        repeats: Repeats | None = None,
+    ) -> Draw:
+        """Observe these signals, draw `num` of the B by the new weights, and count the drawn; `repeats` as `choose`."""
         rows_B = self.shard.rows(ids_B)
         if self._compiled is None:
             records_B = self._observed(rows_B, seen, run_step)
-            draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R)
-            records_B["selected"][draw.positions] += np.uint32(1)
+            draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R, repeats)
+            records_B["selected"][among_distinct(draw.positions, repeats)] += np.uint32(1)
             self.table.scatter(rows_B, records_B)
             return draw
         words_n = self.table.words
-        if self._compiled.races and num < ids_B.size:
+        if self._compiled.races and num < ids_B.size and repeats is None:
             drawn = self._compiled.race(words_n, rows_B, ids_B, seen, num, run_step)
             draw = Draw.of(drawn, self.selection, ids_B)
         else:
             weights_B = self._compiled.observe(words_n, rows_B, seen, run_step)
-            draw = choose(self.selection, ids_B, weights_B, num, run_step, recent_R)
-        self._compiled.add_selected(words_n, rows_B[draw.positions])
+            draw = choose(self.selection, ids_B, weights_B, num, run_step, recent_R, repeats)
+        self._compiled.add_selected(words_n, rows_B[among_distinct(draw.positions, repeats)])
         return draw
 
-    def draw(self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING) -> Draw:
-        """Draw `num` of the B by what is known of them; nothing is observed, nothing counted."""
-        if self.selection.method.needs_losses and num < ids_B.size:
+    def draw(
+        self, ids_B: I64, num: int, run_step: int, recent_R: F32 = NOTHING, repeats: Repeats | None = None
+    ) -> Draw:
+        """Draw `num` of the B by what is known of them; nothing is observed, nothing counted; `repeats` as `choose`."""
+        if self.selection.method.needs_losses and num < num_candidates(ids_B, repeats):
             weights_B = known_weights(self._known(ids_B))
         else:
             weights_B = np.ones(ids_B.size, dtype=np.float32)
-        return choose(self.selection, ids_B, weights_B, num, run_step, recent_R)
+        return choose(self.selection, ids_B, weights_B, num, run_step, recent_R, repeats)
 
     def record(self, ids_B: I64, seen: Columns | None, selected_b: I64, run_step: int) -> F32:
         """Observe signals, where given, for somebody else to draw by, and count what somebody has drawn.

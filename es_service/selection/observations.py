@@ -18,16 +18,23 @@ MAX_LOSS = 1e18
 _MOST_HASHED = (1 << 16) - 1  # ids whose positions, counted from 1, fit the hash table; more are sorted
 
 
-def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
-    """Return ids as contiguous int64[B]: at least one, each in [0, num_samples), none twice.
+def check_ids(ids: Any, num_samples: int, *, distinct: bool = True) -> NDArray[np.int64]:
+    """Return ids as contiguous int64[B]: at least one, each in [0, num_samples), none twice unless `distinct` is False.
 
     Raises:
-        ShapeError: not one-dimensional, empty, or not of an integer dtype.
+        ShapeError: not one-dimensional, empty, or not of an integer dtype; of keys it says how to number them.
         IdError: out of range or repeated; names the first bad position.
     """
     array = _as_array(ids, "ids")
     if array.ndim != 1 or array.size == 0:
         raise errors.ShapeError(f"ids must be one-dimensional and not empty, got shape {array.shape}")
+    if array.dtype.kind not in "iufcb":
+        raise errors.ShapeError(
+            f"ids must be integers that number the samples from 0, got {array[0]!r} (dtype {array.dtype}): number the "
+            "keys once, in sorted order, so that they are the same on every rank and in every run:\n"
+            "    numbers = {key: number for number, key in enumerate(sorted(set(all_keys)))}\n"
+            "    ids = [numbers[key] for key in keys_of_the_batch]"
+        )
     if array.dtype.kind not in "iu":
         raise errors.ShapeError(
             f"ids must be integers, got dtype {array.dtype}: a float32 is exact only up to 2**24, so cast before any "
@@ -49,7 +56,7 @@ def check_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
             f"id {ids_B[position]} at position {position} is outside [0, {num_samples:,}): "
             "ids number the samples of the data set from 0"
         )
-    repeated = first_duplicate(ids_B)
+    repeated = first_duplicate(ids_B) if distinct else None
     if repeated is not None:
         raise errors.IdError(
             f"id {ids_B[repeated]} at position {repeated} stands twice in one report: a sample has one loss per step"

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from es_service.selection.agreement import agree
 from es_service.selection.engine import NOTHING, Draw, Engine
 from es_service.selection.methods.base import Columns
+from es_service.selection.repeats import Repeats
 from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 
@@ -24,17 +25,19 @@ class Scorekeeper(Roster):
         self.engine = Engine(config.selection, config.num_samples, grows=config.grows)
         super().__init__(config, lambda epoch, starts: agree([self.engine.plan(epoch, config.num_epochs, starts)])[0])
 
-    def step(self, caller: Caller, ids_B: I64, seen: Columns, num: int, run_step: int) -> Draw:
+    def step(
+        self, caller: Caller, ids_B: I64, seen: Columns, num: int, run_step: int, repeats: Repeats | None = None
+    ) -> Draw:
         """Observe and draw, see `Engine.step`; the rank must have its epoch open."""
         recent_R = self._recent(caller, run_step)
         self.engine.make_room(ids_B)
-        return self.engine.step(ids_B, seen, num, run_step, recent_R)
+        return self.engine.step(ids_B, seen, num, run_step, recent_R, repeats)
 
-    def draw(self, caller: Caller, ids_B: I64, num: int, run_step: int) -> Draw:
+    def draw(self, caller: Caller, ids_B: I64, num: int, run_step: int, repeats: Repeats | None = None) -> Draw:
         """Draw by what is known, see `Engine.draw`; the rank must have its epoch open."""
         recent_R = self._recent(caller, run_step)
         self.engine.make_room(ids_B)
-        return self.engine.draw(ids_B, num, run_step, recent_R)
+        return self.engine.draw(ids_B, num, run_step, recent_R, repeats)
 
     def record(self, caller: Caller, ids_B: I64, seen: Columns | None, selected_b: I64, run_step: int) -> None:
         """Observe signals, where given, and count `selected_b` ids; the rank must have its epoch open."""

@@ -25,25 +25,31 @@ SELECTION = preset("es", seed=3, anneal=(0, 0))
 Batches = list[NDArray[np.int64]]
 
 
-def batches(rank: int, epoch: int, *, shared: bool = False) -> Batches:
-    """Ids of a growing range, the same ones again and again; those of a rank its own unless they are shared."""
+def batches(rank: int, epoch: int, *, shared: bool = False, repeated: bool = False) -> Batches:
+    """Ids of a growing range, the same ones again and again; those of a rank its own unless they are shared.
+
+    Repeated, a batch holds some of them several times, as a sampler with replacement makes it.
+    """
     rng = np.random.default_rng([rank, epoch])
     ids = np.arange(600 * (epoch + 1)) * (1 if shared else 2) + (0 if shared else rank)
-    return [rng.choice(ids, BATCH_SIZE, replace=False) for _ in range(NUM_STEPS)]
+    weights = 1.0 / (1 + np.arange(ids.size)) if repeated else np.ones(ids.size)
+    return [rng.choice(ids, BATCH_SIZE, replace=repeated, p=weights / weights.sum()) for _ in range(NUM_STEPS)]
 
 
-def train(selectors: list[es.Selector], epochs: range, *, shared: bool = False) -> list[Any]:
+def train(selectors: list[es.Selector], epochs: range, *, shared: bool = False, repeated: bool = False) -> list[Any]:
     """Drive the ranks in lockstep; return what each step drew."""
     drawn = []
     for epoch in epochs:
         streams = [
-            selector.stream(epoch, batches(rank, epoch, shared=shared), ids=lambda batch: batch)
+            selector.stream(epoch, batches(rank, epoch, shared=shared, repeated=repeated), ids=lambda batch: batch)
             for rank, selector in enumerate(selectors)
         ]
         for row in zip(*streams, strict=True):
             for selector, ids in zip(selectors, row, strict=True):
-                losses = np.sqrt(1.0 + (ids * 7 + epoch) % 31).astype(np.float32)
-                drawn.append(selector.select(ids, losses).ids.tolist())
+                losses = np.sqrt(1.0 + (ids * 7 + epoch + repeated * np.arange(ids.size)) % 31).astype(np.float32)
+                draw = selector.select(ids, losses)
+                assert draw.ids.tolist() == ids[draw.positions].tolist()
+                drawn.append(draw.positions.tolist())
     return drawn
 
 
@@ -96,6 +102,22 @@ def test_a_stream_is_selected_from_as_in_process(
         warnings.simplefilter("error")  # no id is on two ranks, and none is said to be
         assert train(selectors, range(NUM_EPOCHS)) == expected
     assert encode_table(selectors[0].table()) == encode_table(reference[0].table())
+    for selector in selectors:
+        selector.close()
+
+
+@pytest.mark.parametrize(("exchange", "shards"), [("sync", 1), ("prefetch", 3)])
+def test_a_sampler_with_replacement_is_selected_from_as_in_process(
+    exchange: str, shards: int, run: str, storage: str
+) -> None:
+    expected = train(reference := embedded(4000, 2), range(NUM_EPOCHS), repeated=True)
+    selectors = remote(run, storage, exchange, 4000, 2, shards)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(selectors, range(NUM_EPOCHS), repeated=True) == expected
+    assert encode_table(selectors[0].table()) == encode_table(reference[0].table())
+    visits, selected = (selectors[0].table().column(name).to_numpy() for name in ("visits", "selected"))
+    assert (selected <= visits).all()
     for selector in selectors:
         selector.close()
 

@@ -26,6 +26,7 @@ FLOORS = {
     "ledger": 4,
     "connect": 4,
     "whereabouts": 4,
+    "streamed": 4,
     "training": 5,
     "tuning": 6,
     "evidence": 6,

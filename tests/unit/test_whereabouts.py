@@ -79,8 +79,8 @@ def test_ranks_that_connect_before_their_group_exists_are_told_so(monkeypatch: p
         errors.ConfigError, match=r"rank 1 of 2 .*call torch\.distributed\.init_process_group\(\) before"
     ):
         es.connect("run", SELECTION, **SIZES)
-    assert whereabouts(None, None, "one").position == Position(1, 2)  # who names the attempt need not wait for a group
-    assert whereabouts(0, 1, None).position == Position(0, 1)  # who is alone says so
+    assert whereabouts(None, "one").position == Position(1, 2)  # who names the attempt need not wait for a group
+    assert whereabouts(Position(0, 1), None).position == Position(0, 1)  # who is alone says so
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [("0", "1"), ("", "2"), ("2", "2"), ("a", "b")])
@@ -88,7 +88,7 @@ def test_an_environment_that_names_no_group_says_nothing(
     rank: str, world_size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched(monkeypatch, rank, world_size)
-    assert whereabouts(None, None, None).position == Position(0, 1)
+    assert whereabouts(None, None).position == Position(0, 1)
 
 
 def test_ranks_of_a_group_need_one_ray(monkeypatch: pytest.MonkeyPatch) -> None:
