@@ -21,6 +21,8 @@ _MOST_HASHED = (1 << 16) - 1  # ids whose positions, counted from 1, fit the has
 def check_ids(ids: Any, num_samples: int, *, distinct: bool = True) -> NDArray[np.int64]:
     """Return ids as contiguous int64[B]: at least one, each in [0, num_samples), none twice unless `distinct` is False.
 
+    They may come as anything like an array, or as a torch tensor on any device.
+
     Raises:
         ShapeError: not one-dimensional, empty, or not of an integer dtype; of keys it says how to number them.
         IdError: out of range or repeated; names the first bad position.
@@ -75,8 +77,10 @@ def first_duplicate(ids_B: NDArray[np.int64]) -> int | None:
 
 def _as_array(values: Any, what: str) -> NDArray[Any]:
     try:
+        if hasattr(values, "detach"):  # a torch tensor, perhaps with a gradient or on an accelerator
+            values = values.detach().cpu()
         return np.asarray(values)
-    except (TypeError, ValueError) as error:  # ragged lists, objects of all kinds
+    except (TypeError, ValueError, NotImplementedError) as error:  # ragged lists, objects of all kinds; torch's "meta"
         raise errors.ShapeError(f"{what} cannot be read as an array: {error}") from error
 
 
@@ -84,8 +88,8 @@ def _as_floats(losses: Any, num: int, what: str) -> tuple[NDArray[Any], NDArray[
     """Return the losses as they came and as contiguous float32[B]; ShapeError where they are not one per id."""
     if type(losses) is np.ndarray and losses.dtype == np.float32 and losses.shape == (num,):  # the usual
         return losses, np.ascontiguousarray(losses)
-    if hasattr(losses, "detach"):  # a torch tensor, perhaps with a gradient, on a GPU or in bfloat16
-        losses = losses.detach().float().cpu()
+    if hasattr(losses, "detach"):  # a torch tensor, perhaps in bfloat16
+        losses = losses.detach().float()
     array = _as_array(losses, what)
     if array.ndim == 0:
         raise errors.ShapeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from es_service import errors
 
-__all__ = ["IGNORE_INDEX", "check_per_sample", "cross_entropy", "residuals", "squared_error"]
+__all__ = ["IGNORE_INDEX", "check_outputs", "check_per_sample", "cross_entropy", "residuals", "squared_error"]
 
 IGNORE_INDEX = -100
 """A label that counts for nothing, as in torch and transformers."""
@@ -26,8 +27,10 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: f
         label_smoothing: share in [0, 1] of the target that is spread evenly over the classes.
 
     Raises:
-        ShapeError: the shapes do not belong together, or the labels are no integers.
+        ShapeError: the shapes do not belong together, the logits are no tensor, or the labels are no integers.
+        DataError: a label is none of the C classes; on a GPU torch itself ends the process.
     """
+    check_outputs("logits", logits)
     if logits.ndim < 2 or logits.shape[:-1] != labels.shape:
         hint = ""
         if logits.ndim > 2 and logits.shape[:1] + logits.shape[2:] == labels.shape:
@@ -39,17 +42,49 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: f
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise errors.ShapeError(f"labels must be integers, got {labels.dtype}")
     labels = labels.long()
-    each = F.cross_entropy(
-        logits.float().flatten(0, -2),
-        labels.flatten(),
-        reduction="none",
-        ignore_index=IGNORE_INDEX,
-        label_smoothing=label_smoothing,
-    ).view(labels.shape)
+    try:
+        each = F.cross_entropy(
+            logits.float().flatten(0, -2),
+            labels.flatten(),
+            reduction="none",
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=label_smoothing,
+        ).view(labels.shape)
+    except IndexError as error:
+        raise errors.DataError(_stray_label(labels, logits.shape[-1])) from error
     if labels.ndim == 1:
         return each
     counted = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
     return each.flatten(1).sum(dim=1) / counted.clamp(min=1)
+
+
+def _stray_label(labels: torch.Tensor, num_classes: int) -> str:
+    is_stray = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))
+    place = is_stray.nonzero()[0].tolist()
+    where = ", ".join(map(str, place))
+    return (
+        f"label {int(labels[tuple(place)])} at position {where} of the batch is none of the {num_classes} classes that "
+        f"the logits have: labels must lie in 0 .. {num_classes - 1}"
+    )
+
+
+def check_outputs(what: str, outputs: Any) -> None:
+    """Raise ShapeError unless a model's outputs are one tensor; `what` they are called: logits, say."""
+    if not isinstance(outputs, torch.Tensor):
+        raise errors.ShapeError(
+            f"the model returned a {_described(outputs)}, where {what} must be a tensor: let the model return that "
+            "alone, or write losses, signals and metric that pick it, as in super().losses(outputs[0], batch)"
+        )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"Tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of {', '.join(f'{key!r}: {_described(one)}' for key, one in value.items())}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {', '.join(map(_described, value))}"
+    return type(value).__name__
 
 
 def residuals(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,8 +95,9 @@ def residuals(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         targets: float[B, ...], of the same shape: nothing is broadcast.
 
     Raises:
-        ShapeError: the shapes differ, or have no dimension for the samples.
+        ShapeError: the shapes differ, or have no dimension for the samples, or the predictions are no tensor.
     """
+    check_outputs("predictions", predictions)
     if predictions.ndim == 0 or predictions.shape != targets.shape:
         hint = ""
         if predictions.shape == (*targets.shape, 1):

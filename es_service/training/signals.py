@@ -19,6 +19,7 @@ def confidence(logits: torch.Tensor) -> torch.Tensor:
     Raises:
         ShapeError: the logits have another shape.
     """
+    losses.check_outputs("logits", logits)
     if logits.ndim != 2:
         raise errors.ShapeError(f"logits must be [B, C], got {tuple(logits.shape)}")
     return logits.detach().float().softmax(dim=1).amax(dim=1)
@@ -40,6 +41,7 @@ def cross_entropy_grad_norm(logits: torch.Tensor, labels: torch.Tensor) -> torch
 
     Reference: Katharopoulos & Fleuret, *Not All Samples Are Created Equal*, arXiv 1803.00942.
     """
+    losses.check_outputs("logits", logits)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise errors.ShapeError(
             f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(labels.shape)}: "
@@ -58,6 +60,6 @@ def squared_error_grad_norm(predictions: torch.Tensor, targets: torch.Tensor) ->
 
     Args and errors are those of `losses.residuals`.
     """
-    residuals = losses.residuals(predictions.detach(), targets)
+    residuals = losses.residuals(predictions, targets).detach()
     norms: torch.Tensor = torch.linalg.vector_norm(residuals, dim=1)
     return norms * (2.0 / max(residuals.shape[1], 1))

@@ -12,7 +12,7 @@ from es_service import errors
 from es_service.training import batches, losses
 from es_service.training.tasks.base import Task, TaskDefaults
 from es_service.training.tasks.names import split_name
-from es_service.training.tasks.supervised import check_labels
+from es_service.training.tasks.supervised import Classification, check_labels
 
 __all__ = ["check", "load"]
 
@@ -62,7 +62,8 @@ def check(task: Any, spec: str) -> Task:
 
     Raises:
         ConfigError: something is missing, or of the wrong type; the losses have no gradient.
-        DataError: a set is empty, its batches do not have the samples that were asked for, or labels do not fit.
+        DataError: a set is empty, its batches do not have the samples that were asked for, or labels do not fit, each
+            other or the width of the logits.
         ShapeError: the losses, signals or metric of a batch are not one for each sample.
     """
     missing = [name for name in _VALUES if not hasattr(task, name)]
@@ -102,9 +103,11 @@ def _check_samples(part: str, samples: Any) -> None:
         raise errors.DataError(f"its {part} is empty")
 
 
-def _few(samples: Any) -> list[int]:
-    """Return ids to try: the last ones, since these are the ones that may not be there."""
-    return list(range(len(samples)))[-_NUM_TRIED:]
+def _few(samples: Any, labels_n: Any) -> list[int]:
+    """Return ids to try: the last ones, which may not be there, and those of the lowest and the highest label."""
+    extremes = [] if labels_n is None else [int(labels_n.argmin()), int(labels_n.argmax())]
+    last = reversed(range(len(samples))[-_NUM_TRIED:])
+    return sorted(list(dict.fromkeys([*extremes, *last]))[:_NUM_TRIED])
 
 
 def _check_outputs(task: Any) -> None:
@@ -112,8 +115,8 @@ def _check_outputs(task: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise errors.ConfigError(f"build_model must return a torch.nn.Module, got {type(model).__name__}")
     model.eval()  # a few samples are too few for the statistics of a BatchNorm
-    for part in ("train_set", "held_out"):
-        ids = _few(getattr(task, part))
+    for part, labels_n in (("train_set", task.labels), ("held_out", task.held_out_labels)):
+        ids = _few(getattr(task, part), labels_n)
         try:
             batch = getattr(task, part).__getitems__(ids)
         except IndexError as error:
@@ -125,7 +128,16 @@ def _check_outputs(task: Any) -> None:
                 f"its {part} returned a batch of {batches.batch_length(batch)} samples for {len(ids)} ids"
             )
         outputs = model(task.inputs(batch))
-        values = task.losses(outputs, batch)
+        if isinstance(task, Classification):
+            task.check_logits(outputs)
+        try:
+            values = task.losses(outputs, batch)
+        except IndexError as error:  # what torch raises for a label that is no class
+            labels = "" if labels_n is None else f" with the labels {labels_n[ids].tolist()}"
+            raise errors.DataError(
+                f"its losses failed for samples {ids} of the {part}{labels}, whose outputs have the shape "
+                f"{list(getattr(outputs, 'shape', ()))}: {error}"
+            ) from error
         losses.check_per_sample(values, len(ids))
         if not values.requires_grad:
             raise errors.ConfigError("its losses have no gradient: do not detach them, and do not use no_grad")

@@ -147,8 +147,32 @@ class Classification(_Supervised):
 
     def metric(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return bool[B], whether the largest logit is the label's."""
+        losses.check_outputs("logits", outputs)
         is_right: torch.Tensor = outputs.argmax(dim=1) == batch[1]
         return is_right
+
+    def check_logits(self, logits: Any) -> None:
+        """Raise DataError where a label of either set is none of the classes that logits float[B, C] have.
+
+        Nothing is checked where a subclass has another loss: its outputs may mean something else. ShapeError where they
+        are no tensor.
+        """
+        if type(self).losses is not Classification.losses:
+            return
+        losses.check_outputs("logits", logits)
+        if logits.ndim != 2:
+            return  # for `losses` to refuse
+        num_classes = logits.shape[-1]
+        for part, labels_n in (("train_set", self.labels), ("held_out", self.held_out_labels)):
+            outside = np.flatnonzero(labels_n >= num_classes)
+            if outside.size:
+                others = f", as have {outside.size - 1} further samples" if outside.size > 1 else ""
+                from_1 = "; labels count from 0, and these begin at 1" if labels_n.min() == 1 else ""
+                raise errors.DataError(
+                    f"sample {outside[0]} of the {part} has the label {labels_n[outside[0]]}{others}, but the model "
+                    f"gives logits for {num_classes} classes, 0 .. {num_classes - 1}{from_1}: correct the labels, or "
+                    "let the model's last layer have as many outputs as there are classes"
+                )
 
     def relabel(self, batch: Any, labels_B: torch.Tensor) -> Batch:
         """Return the batch with other labels int64[B]."""

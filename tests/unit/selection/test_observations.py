@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import es_service as es
 from es_service import errors
 from es_service.selection import observations
 from es_service.selection.observations import check_ids, check_losses, first_duplicate, split_losses
@@ -43,6 +44,38 @@ def test_every_integer_dtype_becomes_contiguous_int64(dtype: Any) -> None:
 @pytest.mark.parametrize("ids", [[4, 2], (4, 2), range(4, 1, -2), torch.tensor([4, 2]), pa.array([4, 2])])
 def test_any_sequence_of_integers_will_do(ids: Any) -> None:
     assert check_ids(ids, 5).tolist() == [4, 2]
+
+
+class OnAccelerator(torch.Tensor):  # type: ignore[misc]
+    """Numbers that numpy cannot read before they are on the CPU, as those of a GPU."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_ids_may_lie_on_an_accelerator_as_losses_may() -> None:
+    ids = torch.tensor([4, 2, 3]).as_subclass(OnAccelerator)
+    assert check_ids(ids, 5).tolist() == [4, 2, 3]
+    losses = torch.tensor([0.5, 1.5, 2.5], dtype=torch.bfloat16).as_subclass(OnAccelerator)
+    assert check_losses(losses, 3, non_negative=True).tolist() == [0.5, 1.5, 2.5]
+    selector = es.Selector(es.Selection(es.methods.loss()), num_samples=5, num_epochs=1, batch_size=5)
+    for _ in selector.epoch(0):
+        assert sorted(selector.select(ids, losses).ids.tolist()) == [2, 3, 4]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ids_on_a_gpu() -> None:
+    assert check_ids(torch.tensor([4, 2], device="cuda"), 5).tolist() == [4, 2]
+
+
+def test_tensors_without_values_are_refused() -> None:
+    with pytest.raises(errors.ShapeError, match="ids cannot be read as an array"):
+        check_ids(torch.empty(2, dtype=torch.int64, device="meta"), 5)
+    with pytest.raises(errors.ShapeError, match="losses cannot be read as an array"):
+        check_losses(torch.empty(2, device="meta"), 2, non_negative=True)
 
 
 def test_ids_beyond_31_and_53_bits_are_taken_where_the_set_is_that_large() -> None:

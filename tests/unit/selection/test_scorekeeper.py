@@ -79,7 +79,9 @@ def test_a_batch_larger_than_the_smallest_share_is_refused_with_the_largest_that
         make_config(batch_size=7, prune_ratio=0.5).check_world(2)
 
 
-@pytest.mark.parametrize(("world", "batch", "steps"), [(1, 6, 4), (1, 5, 5), (2, 6, 2), (5, 3, 2), (24, 1, 1)])
+@pytest.mark.parametrize(
+    ("world", "batch", "steps"), [(1, 6, 4), (1, 5, 5), (2, 6, 2), (4, 4, 2), (5, 3, 1), (24, 1, 1)]
+)
 def test_steps_are_told_ahead(make_config: MakeConfig, world: int, batch: int, steps: int) -> None:
     assert make_config(batch_size=batch).num_steps(0, world) == steps
 

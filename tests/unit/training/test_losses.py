@@ -103,3 +103,24 @@ def test_losses_must_be_one_per_sample() -> None:
     ]:
         with pytest.raises(errors.ShapeError, match=problem):
             check_per_sample(wrong, 4)
+
+
+@pytest.mark.parametrize("shape, place", [((4,), "2"), ((4, 5), "2, 0")])
+@pytest.mark.parametrize("stray", [3, -1, 7])
+def test_a_label_that_is_no_class_is_named(stray: int, shape: tuple[int, ...], place: str) -> None:
+    labels = torch.zeros(shape, dtype=torch.int64)
+    labels[0] = IGNORE_INDEX
+    labels.reshape(4, -1)[2, 0] = stray
+    with pytest.raises(
+        errors.DataError, match=rf"label {stray} at position {place} of the batch is none of the 3 classes"
+    ):
+        cross_entropy(torch.randn(*shape, 3), labels)
+
+
+def test_outputs_that_are_no_tensor_are_described() -> None:
+    target = torch.zeros(2)
+    for call in (squared_error, cross_entropy):
+        with pytest.raises(
+            errors.ShapeError, match=r"the model returned a tuple of Tensor\[2\], where .* must be a tensor"
+        ):
+            call((target,), target)  # type: ignore[arg-type]

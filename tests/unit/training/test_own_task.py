@@ -159,3 +159,88 @@ def test_checking_leaves_no_trace() -> None:
     with torch.no_grad():
         assert own.check(task, "mine:build") is task
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- labels and outputs -------------------------------------------------------------------------------------------
+
+
+def classes(
+    labels: Any, outputs: int = 3, held_out: Any = (0, 1, 2), kind: type[Classification] = Classification
+) -> Any:
+    def samples(targets: Any) -> TensorSet:
+        return TensorSet(torch.randn(len(targets), 2), torch.tensor(targets))
+
+    return kind(
+        name="c",
+        train_set=samples(labels),
+        held_out=samples(held_out),
+        model=lambda: nn.Linear(2, outputs),
+        defaults=TaskDefaults(epochs=1, batch_size=4, learning_rate=0.1),
+    )
+
+
+def test_every_label_is_compared_with_the_width_of_the_logits() -> None:
+    """Wherever it stands: a training would come upon it in the middle of an epoch."""
+    labels = [one % 3 for one in range(40)]
+    assert own.check(classes(labels), "mine:build")
+    labels[17] = 7
+    with pytest.raises(
+        errors.DataError,
+        match=r"'mine:build': sample 17 of the train_set has the label 7, but .* 3 classes, 0 .. 2: cor",
+    ):
+        own.check(classes(labels), "mine:build")
+    with pytest.raises(errors.DataError, match=r"sample 1 of the held_out has the label 3, but"):
+        own.check(classes([0, 1, 2], held_out=[0, 3, 1, 2, 0, 1]), "mine:build")
+    with pytest.raises(
+        errors.DataError, match=r"sample 2 .* label 3, as have 1 further samples.* count from 0, and these begin at 1"
+    ):
+        own.check(classes([1, 2, 3, 1, 2, 3, 1, 1, 1, 1]), "mine:build")
+
+
+class TwoOfOne(Classification):
+    """Two classes, one output: not the logits of a softmax."""
+
+    def losses(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], batch[1].float(), reduction="none")
+
+    def metric(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (outputs[:, 0] > 0) == batch[1]
+
+    def signals(self, outputs: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_outputs_of_another_loss_need_not_be_logits() -> None:
+    task = classes([0, 1] * 10, outputs=1, held_out=(0, 1), kind=TwoOfOne)
+    assert own.check(task, "mine:build") is task
+
+
+def test_a_stray_label_of_a_task_with_a_loss_of_its_own() -> None:
+    labels = np.arange(40) % 2
+    labels[17] = 5
+    samples = TensorSet(torch.randn(40, 2), labels)
+    task = a_task(train_set=samples, labels=labels, losses=per_sample(lambda values: values))
+    with pytest.raises(
+        errors.DataError, match=r"samples \[0, 17, 38, 39\] of the train_set with the labels .*5.*\[4, 2\]"
+    ):
+        own.check(task, "mine:build")
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        (
+            lambda z: (z, z.sum()),
+            r"the model returned a tuple of Tensor\[4, 2\], Tensor\[\], where logits must be a tensor",
+        ),
+        (lambda z: {"logits": z}, r"returned a dict of 'logits': Tensor\[4, 2\]"),
+        (lambda z: None, "returned a NoneType, where"),
+    ],
+)
+def test_a_model_that_returns_no_tensor_is_described(output: Callable[[torch.Tensor], Any], message: str) -> None:
+    class Model(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return output(super().forward(inputs))
+
+    with pytest.raises(errors.ShapeError, match=message):
+        own.check(a_task(build_model=lambda: Model(2, 2)), "mine:build")
