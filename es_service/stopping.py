@@ -83,23 +83,26 @@ class Stops:
         signal.set_wakeup_fd(self._wakeup)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        self.asked = self.asked or number
         if not self._raised:
             self._raised = True
             raise Stopped(number)
 
     def _listen(self, hear: int) -> None:
-        asked_at = 0.0
+        asked_at: float | None = None
         while True:
-            if not select.select([hear], [], [], None if self.asked is None else _LOOK_EVERY_S)[0]:
+            if not select.select([hear], [], [], None if asked_at is None else _LOOK_EVERY_S)[0]:
                 if any(_began(pid) != began for pid, began in self.relied):
                     self._end_at_once()
                 continue
             if not (byte := os.read(hear, 1)):
                 break
             now = time.monotonic()
-            if byte[0] in _SIGNALS and self.asked is None:
-                self.asked, asked_at = byte[0], now
-            elif byte[0] in _SIGNALS and now - asked_at > _ONE_S:
+            if byte[0] not in _SIGNALS:
+                continue
+            if asked_at is None:
+                self.asked, asked_at = self.asked or byte[0], now
+            elif now - asked_at > _ONE_S:
                 self._end_at_once()
         os.close(hear)
 
