@@ -163,12 +163,18 @@ def _remote(
     on_unavailable: OnUnavailable,
 ) -> Remote:
     """Return the exchange with the run's score server, which is started if absent."""
-    from es_service.actors import launch
-    from es_service.actors.calls import call_patiently
-    from es_service.actors.cluster import check_shared, ensure_ray
-    from es_service.exchange.leased import Leased
-    from es_service.exchange.prefetch import Prefetch
-    from es_service.exchange.sync import Sync
+    try:
+        from es_service.actors import launch
+        from es_service.actors.calls import call_patiently
+        from es_service.actors.cluster import check_shared, ensure_ray
+        from es_service.exchange.leased import Leased
+        from es_service.exchange.prefetch import Prefetch
+        from es_service.exchange.sync import Sync
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take an es.Selector, which needs none "
+            f"({error})"
+        ) from error
 
     kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
     claimed = given(rank, world_size)

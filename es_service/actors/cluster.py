@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterator
 
 import ray
+import ray.exceptions
 
 from es_service import errors
+from es_service.stopping import rely_on_children
 
 __all__ = ["check_shared", "ensure_ray"]
 
@@ -26,11 +28,12 @@ def ensure_ray() -> None:
     A Ray started here listens on 127.0.0.1 only: whoever reaches its ports may run code.
 
     Raises:
+        ConfigError: Ray finds no token, or cannot write one to the user's home.
         ServerUnavailableError: RAY_ADDRESS names a cluster that does not answer.
     """
     if ray.is_initialized():
         return
-    with _own_handler_kept():
+    with _own_handler_kept(), _token_errors():
         _init()
 
 
@@ -41,6 +44,7 @@ def _init() -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray binds to every interface
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False)
+        rely_on_children()
         return
     try:
         _knock(address)
@@ -71,6 +75,26 @@ def check_shared(rank: int, world_size: int) -> None:
             "it: start one Ray (`ray start --head`) and name it in RAY_ADDRESS on every rank; or take "
             "exchange='collective', which needs no Ray"
         )
+
+
+@contextlib.contextmanager
+def _token_errors() -> Iterator[None]:
+    """Say what to set where Ray's token is the trouble: it is kept in the home, and made where there is none."""
+    try:
+        yield
+    except ray.exceptions.AuthenticationError as error:
+        raise errors.ConfigError(f"Ray finds no token to authenticate with: {error}") from error
+    except (OSError, RuntimeError) as error:
+        kept = os.path.expanduser("~/.ray/auth_token")
+        place = getattr(error, "filename", None)
+        in_home = place is not None and f"{kept}/".startswith(f"{str(place).rstrip('/')}/")
+        if not in_home and "home directory" not in str(error):  # RuntimeError: there is no home
+            raise
+        raise errors.ConfigError(
+            f"Ray cannot keep its token in {kept} (HOME={os.environ.get('HOME', '')}): {error}. Let HOME be a folder "
+            "that can be written, or set RAY_AUTH_TOKEN to a token, or RAY_AUTH_TOKEN_PATH to a file that holds one "
+            "(`python -c 'import secrets; print(secrets.token_hex(32))'` prints one)"
+        ) from error
 
 
 def _knock(address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Claim:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._check_same(folder, identity)
-                self._hold(folder, stack.enter_context((folder / "lock").open("w")))
+                self._hold(folder, stack.enter_context(_open_lock(folder / "lock")))
                 files.write_json(_LOCAL, str(folder / self._name), {"format": _FORMAT, **identity})
             except (OSError, errors.StorageError) as error:
                 raise errors.ConfigError(f"--out {folder} cannot be used: {error}") from error
@@ -95,3 +96,9 @@ class Claim:
                 f"--out {folder} holds another {self.kind} ({'; '.join(differing)}): {self.may_change} name another "
                 "folder"
             )
+
+
+def _open_lock(path: Path) -> Any:
+    """Open the file that is locked, made where it is missing; a link there is not followed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb", buffering=0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pyarrow import fs
+
+from es_service.storage import files
 
 __all__ = [
     *("COLOURS", "GREY", "INK", "MARKERS", "PALE", "WIDTH", "Picture"),
-    *("cost_axes", "full_line", "new_figure", "plain", "save"),
+    *("cost_axes", "full_line", "new_figure", "plain", "save", "write"),
 ]
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#dddddd"
@@ -72,7 +76,15 @@ def cost_axes(axes: Axes, metric: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture."""
+    """Write a picture as PNG: a reader sees the old one or the new one."""
+    data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script the font lacks
-        figure.savefig(path, dpi=_DPI, facecolor="white")
+        figure.savefig(data, format="png", dpi=_DPI, facecolor="white")
+    write(path, data.getvalue())
+
+
+def write(path: Path, data: str | bytes) -> None:
+    """Write a text or a picture of a report: a reader sees the old one or the new one."""
+    data = data.encode() if isinstance(data, str) else data
+    files.write_atomically(fs.LocalFileSystem(), str(path), data)

@@ -11,10 +11,9 @@ from typing import Any
 
 import jinja2
 
-from es_service.evidence import verdicts
+from es_service.evidence import look, verdicts
 from es_service.evidence.contenders import FULL, SHORT_FULL
 from es_service.evidence.cores import MOST_WAITED
-from es_service.evidence.look import save
 from es_service.evidence.pictures import PICTURES, Rows
 
 __all__ = ["write"]
@@ -54,8 +53,7 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
             autoescape=name.endswith("html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         text = environment.from_string(template).render(context)
-        (folder / f"{name}.partial").write_text(text, encoding="utf-8")
-        (folder / f"{name}.partial").replace(folder / name)
+        look.write(folder / name, text)
 
 
 def _draw(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -> dict[str, Path]:
@@ -66,7 +64,7 @@ def _draw(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         if figure is not None:
-            save(figure, path)
+            look.save(figure, path)
             drawn[name] = path
     return drawn
 

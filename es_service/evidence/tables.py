@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import fs, parquet
 
 from es_service.evidence.comparison import Comparison
 from es_service.evidence.outcomes import Outcome
 from es_service.ledger import SECTIONS
+from es_service.storage import files
 
 __all__ = ["SECTION_NAMES", "history_table", "results_table", "write"]
 
@@ -40,9 +41,9 @@ _EPOCHS = pa.schema(
 
 def write(path: Path, table: pa.Table) -> None:
     """Write a table to a Parquet file: a reader sees the old one or the new one."""
-    beside = path.with_name(f"{path.name}.partial")
-    parquet.write_table(table, beside)
-    beside.replace(path)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    files.write_atomically(fs.LocalFileSystem(), str(path), sink.getvalue().to_pybytes())
 
 
 def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:

@@ -92,10 +92,11 @@ class RunConfig:
             return
         share = self.rank_share(self.selection.num_kept(self.num_samples), world_size)
         if self.batch_size > share:
+            what_to_do = f"use a batch_size of at most {share:,}" if share else "use fewer ranks, or prune less"
             raise errors.ConfigError(
                 f"batch_size={self.batch_size} is larger than the plan: {self.num_samples:,} samples, pruned by "
                 f"{self.selection.prune_ratio:g} and split over {world_size} rank(s), leave {share:,} each; "
-                f"use a batch_size of at most {share:,}"
+                f"{what_to_do}"
             )
 
     def check_shards(self, num_shards: int) -> None:

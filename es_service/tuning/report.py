@@ -13,8 +13,7 @@ import jinja2
 import pyarrow as pa
 
 from es_service import errors
-from es_service.evidence import tables
-from es_service.evidence.look import save
+from es_service.evidence import look, tables
 from es_service.tuning.described import Search
 from es_service.tuning.folder import Folder
 from es_service.tuning.pictures import PICTURES
@@ -46,12 +45,9 @@ def write(
     place = folder.path / "best.yaml"
     place.unlink(missing_ok=True)
     if best is not None:
-        place.write_text(best, encoding="utf-8")
+        look.write(place, best)
     drawn = _draw(folder.path / "pictures", results)
-    text = _html(results, drawn)
-    beside = folder.path / "report.html.partial"
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(folder.path / "report.html")
+    look.write(folder.path / "report.html", _html(results, drawn))
     folder.write_results(dict(results))
 
 
@@ -118,7 +114,7 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
         path.unlink(missing_ok=True)
         figure = picture.draw(results)
         if figure is not None:
-            save(figure, path)
+            look.save(figure, path)
             drawn[name] = path
     return drawn
 

@@ -86,3 +86,17 @@ def test_the_embedded_selector_runs_where_ray_and_torch_cannot_be_imported() -> 
         "print(selector.ledger.trained)\n"
     )
     assert (done.returncode, done.stdout.strip()) == (0, "10"), done.stderr
+
+
+def test_connecting_without_ray_says_what_to_install() -> None:
+    done = run_python(
+        "import sys\n"
+        "sys.modules['ray'] = None\n"
+        "import es_service as es\n"
+        "try:\n"
+        "    es.connect('run', es.Selection(es.methods.full()), num_samples=40, num_epochs=1, batch_size=20)\n"
+        "except es.errors.ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'es-service[ray]'" in done.stdout

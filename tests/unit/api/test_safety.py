@@ -170,6 +170,23 @@ def test_the_token_comes_from_a_file_that_only_its_owner_reads(tmp_path: Path, m
     assert read_token(None) is None
 
 
+def test_a_token_file_that_is_a_fifo_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    fifo, caught = tmp_path / "token", []
+    os.mkfifo(fifo, 0o600)
+
+    def read() -> None:
+        try:
+            read_token(str(fifo))
+        except errors.ConfigError as error:
+            caught.append(str(error))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(30)
+    assert not reader.is_alive()
+    assert "nothing was written to it within 5 s" in caught[0]
+
+
 # -- the command --------------------------------------------------------------------------------------------------
 
 

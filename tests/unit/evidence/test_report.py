@@ -145,3 +145,25 @@ def test_a_label_too_many_draws_no_heat_map(num_labels: int, make_comparison: Ma
     runs = tables.results_table(comparison, outcomes).to_pylist()
     figure = PICTURES["labels"].draw(results(comparison, outcomes, {}), runs, [])
     assert (figure is None) == (num_labels > 30)
+
+
+def test_links_planted_beside_a_report_are_not_followed(
+    make_comparison: Make, make_outcomes: Make, lengths: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nor are those in its place: they make room for the file."""
+    victim, folder = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / "pictures").mkdir()
+    names = ("report.md", "report.html", "results.parquet", "pictures/curves.png")
+    for name in names:
+        (folder / name).symlink_to(victim)
+        (folder / f"{name}.partial").symlink_to(victim)
+    comparison = make_comparison()
+    outcomes = make_outcomes(comparison)
+    write(folder, comparison, outcomes, lengths)
+    tables.write(folder / "results.parquet", tables.results_table(comparison, outcomes))
+    assert victim.read_text() == "precious"
+    for name in names:
+        assert (folder / name).stat().st_size > 500
+        assert not (folder / name).is_symlink()

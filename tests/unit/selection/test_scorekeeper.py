@@ -380,3 +380,9 @@ def test_annealing_epochs_are_never_pruned(losses_of: Losses) -> None:
     keeper, callers = joined(RunConfig(selection=selection, num_samples=24, num_epochs=4, batch_size=6))
     sizes = [sum(len(ids) for ids in train(keeper, callers, epoch, losses_of)) for epoch in range(4)]
     assert sizes == [12, 6, 6, 12]  # half of 24, of 12, of 12, of 24: this caller halves annealing epochs too
+
+
+def test_more_ranks_than_samples_are_not_told_to_take_a_batch_of_0(make_config: MakeConfig) -> None:
+    with pytest.raises(errors.ConfigError, match="leave 0 each; use fewer ranks") as caught:
+        make_config(batch_size=6).check_world(25)
+    assert "at most 0" not in str(caught.value)

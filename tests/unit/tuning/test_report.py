@@ -227,3 +227,23 @@ def test_progress_is_a_bar_on_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
     best = max((one for one in trials if one.status == "finished"), key=lambda one: one.epochs[-1]["accuracy"])
     assert f"best {best.epochs[-1]['accuracy']:.4f} by {best.run}" in told.text
     assert "6/6 trials" in told.text
+
+
+def test_links_planted_in_a_folder_are_not_followed(by_hand: Hand, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = write(by_hand, tmp_path, GRID, algorithm="grid")[0].path
+    names = ("report.html", "best.yaml", "trials.parquet", "history.parquet")
+    for name in names:
+        (folder / name).unlink()
+        (folder / name).symlink_to(victim)
+        (folder / f"{name}.partial").symlink_to(victim)
+    (folder / "trials.jsonl").unlink()
+    write(by_hand, tmp_path, GRID, algorithm="grid")
+    assert victim.read_text() == "precious"
+    assert not any((folder / name).is_symlink() for name in names)
+    (folder / "lock").unlink()
+    (folder / "lock").symlink_to(victim)
+    with pytest.raises(errors.ConfigError, match="cannot be used"):
+        write(by_hand, tmp_path, GRID, algorithm="grid")
+    assert victim.read_text() == "precious"

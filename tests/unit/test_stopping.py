@@ -1,0 +1,156 @@
+"""What a first and a second signal do, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAD = """
+import os, signal, subprocess, sys, time
+from es_service import stopping
+
+def started():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    print(child.pid, flush=True)
+
+def wait():
+    while True:
+        time.sleep(0.05)
+"""
+PLAIN = """
+with stopping.Stops() as stops:
+    started()
+    try:
+        wait()
+    except stopping.Stopped as stopped:
+        assert stops.asked == stopped.number
+        stops.end_children()
+        print("stopped by", stopped.number, flush=True)
+        {then}
+"""
+IN_ORDER = """
+asked = []
+with stopping.Stops() as stops:
+    started()
+    with stopping.in_order(asked.append):
+        while not asked:
+            time.sleep(0.05)
+        print("asked", asked, flush=True)
+        {then}
+    stops.end_children()
+"""
+BUSY = """
+with stopping.Stops():
+    started()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    while True:  # what no exception gets out of
+        try:
+            wait()
+        except BaseException:
+            print("busy", flush=True)
+"""
+RELIED = """
+with stopping.Stops() as stops:
+    started()
+    stopping.rely_on_children()
+    with stopping.in_order(lambda number: None):
+        wait()
+"""
+FORKED = """
+with stopping.Stops() as stops:
+    started()
+    child = os.fork()
+    if child == 0:
+        wait()
+    os.kill(child, signal.SIGTERM)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+    time.sleep(0.3)
+    print(stops.asked, flush=True)
+    stops.end_children()
+"""
+
+
+def start(body: str, then: str = "pass") -> tuple[subprocess.Popen[str], int]:
+    code = HEAD + body.replace("{then}", then)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def has_ended(pid: int) -> bool:
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_raises_and_the_children_end(number: signal.Signals) -> None:
+    process, child = start(PLAIN)
+    process.send_signal(number)
+    assert line(process) == f"stopped by {int(number)}\n"
+    assert process.wait(10) == 0
+    assert has_ended(child)
+
+
+def test_the_second_signal_ends_all_of_it_whatever_the_first_is_at() -> None:
+    process, child = start(BUSY)
+    process.send_signal(signal.SIGINT)
+    assert line(process) == "busy\n"
+    time.sleep(0.3)  # two that are closer together count as one
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 130
+    assert has_ended(child)
+
+
+def test_signals_close_together_are_one() -> None:
+    """As `timeout` sends them: to the process, and to its group."""
+    process, child = start(PLAIN)
+    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert line(process) == "stopped by 15\n"
+    assert process.wait(10) == 0
+    assert has_ended(child)
+
+
+def test_what_ends_in_order_is_asked_once_and_a_second_signal_ends_it() -> None:
+    process, child = start(IN_ORDER)
+    process.send_signal(signal.SIGTERM)
+    assert line(process) == "asked [15]\n"
+    assert process.wait(10) == 0
+    assert has_ended(child)
+    process, child = start(IN_ORDER, then="wait()")
+    process.send_signal(signal.SIGINT)
+    assert line(process) == "asked [2]\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert has_ended(child)
+
+
+def test_without_what_it_relies_on_it_ends_at_once() -> None:
+    process, child = start(RELIED)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(5) == 143
+    assert has_ended(child)
+
+
+def test_a_signal_to_a_forked_child_is_none_of_the_parents() -> None:
+    process, child = start(FORKED)
+    assert line(process) == "None\n"
+    assert process.wait(10) == 0
+    assert has_ended(child)
