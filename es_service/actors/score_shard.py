@@ -504,7 +504,8 @@ class ScoreShard:
     def finish(self) -> None:
         """Write what is left to write: the process is about to be ended (group `read`)."""
         if self._failure is None:
-            self.write_history(self._storage.finished_epochs())  # where a server went down before it asked for it
+            with contextlib.suppress(errors.EsServiceError):  # another process has the run, or its storage is gone
+                self.write_history(self._storage.finished_epochs())  # where a server went down before it asked for it
             self._journal.close()
 
     def counts(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def start(data: Path, storage: Path, run: str, *more: Any) -> subprocess.Popen[s
 
 
 def checkpoints(folder: Path) -> set[Path]:
-    return {*folder.glob("checkpoints/epoch-*"), *folder.glob("train/checkpoint_*/*")}
+    return {*folder.glob("checkpoints/epoch-*"), *folder.glob("train/checkpoint_*/training.pt")}
 
 
 def wait_for_checkpoint(job: subprocess.Popen[str], folder: Path, before: Collection[Path] = ()) -> None:
