@@ -33,7 +33,8 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     faulty_files.register()
-    hook = {"env_vars": {"PYTHONPATH": str(HERE)}, "worker_process_setup_hook": "faulty_files.register"}
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    hook = {"env_vars": {"PYTHONPATH": paths}, "worker_process_setup_hook": "faulty_files.register"}
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         ray.init(
             "local",
