@@ -32,8 +32,8 @@ def check_ids(ids: Any, num_samples: int, *, distinct: bool = True) -> NDArray[n
         raise errors.ShapeError(f"ids must be one-dimensional and not empty, got shape {array.shape}")
     if array.dtype.kind not in "iufcb":
         raise errors.ShapeError(
-            f"ids must be integers that number the samples from 0, got {array[0]!r} (dtype {array.dtype}): number the "
-            "keys once, in sorted order, so that they are the same on every rank and in every run:\n"
+            f"ids must be integers that number the samples from 0, got dtype {array.dtype} ({array[:1].tolist()[0]!r} "
+            "first): number the keys once, in sorted order, so that they are the same on every rank and in every run:\n"
             "    numbers = {key: number for number, key in enumerate(sorted(set(all_keys)))}\n"
             "    ids = [numbers[key] for key in keys_of_the_batch]"
         )

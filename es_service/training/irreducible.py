@@ -76,6 +76,7 @@ def hold_out_losses(
             num_samples=mine.size,
             num_epochs=math.ceil(num_epochs / 2),
             batch_size=min(batch_size, mine.size),
+            world_size=1,  # every process that asks trains its own
         )
         with tempfile.TemporaryDirectory() as folder:
             workers = LocalWorkers(Path(folder))
