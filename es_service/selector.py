@@ -23,7 +23,7 @@ from es_service import errors
 from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
-from es_service.selection import observations
+from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
@@ -86,6 +86,7 @@ class Selector:
             self.config.check_world(1)
             exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
         runs.check_same("of the exchange", exchange.config, self.config)
+        idle.warn_if_idle(self.config, exchange.position.world_size)
         self.exchange = exchange
         self.ledger = Ledger(clock=clock)
         self._irreducible: NDArray[np.float32] | None = None
@@ -104,6 +105,7 @@ class Selector:
         self._resume_step = 0
         self._step_began = 0.0
         self._step_done = False
+        self._selecting = range(0)  # steps of the open epoch that do not anneal
         self._streamed = False  # the open epoch's ids come from outside
         self._awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._scored = False  # in this step, by a forward pass of its own
@@ -112,7 +114,7 @@ class Selector:
     # -- what a schedule needs to know ------------------------------------------------------------------------------
 
     def is_annealing(self, epoch: int) -> bool:
-        """Return whether this epoch trains on everything."""
+        """Return whether all of this epoch trains on everything."""
         return self.config.is_annealing(epoch)
 
     def steps(self, epoch: int) -> int:
@@ -197,6 +199,7 @@ class Selector:
         with self.ledger.timing_overhead():
             self._share = self.exchange.open_epoch(epoch, streamed=streamed)
         self._open_epoch, self._awaits_hidden, self._streamed = epoch, False, streamed
+        self._selecting = self.config.selecting(epoch, None if streamed else self.steps(epoch))
         self._step = -1
 
     def _begin_step(self, step: int, ids_B: _I64) -> None:
@@ -276,7 +279,7 @@ class Selector:
 
     def _num_to_draw(self, num_ids: int) -> int:
         selection = self.config.selection
-        if self._open_epoch is None or self.is_annealing(self._open_epoch):
+        if self._open_epoch is None or self._step not in self._selecting:
             return num_ids
         if selection.interrupt is not None and (self._share.first_step + self._step + 1) % selection.interrupt == 0:
             return num_ids
@@ -300,7 +303,7 @@ class Selector:
                 training computes anyway.
 
         Returns:
-            b = ⌈ratio·B⌉ of them; all B in an annealing epoch. draw.scale is 1 unless the method or `reweight` weighs.
+            b = ⌈ratio·B⌉ of them; all B in an annealing step. draw.scale is 1 unless the method or `reweight` weighs.
 
         Raises:
             ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
@@ -438,7 +441,7 @@ class Selector:
                 "epochs"
             )
         saved = self.exchange.save()
-        ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)
+        ledger = self.ledger.copy()
         step = 0
         if saved.share is not None:
             step = self._step

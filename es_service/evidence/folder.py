@@ -40,7 +40,7 @@ class Folder(ReportFolder):
         values = self.read(f"runs/{spec.run}/outcome.json")
         if values is None:
             return None
-        if values["spec"] != spec.to_dict():
+        if RunSpec.from_dict(values["spec"]).to_dict() != spec.to_dict():
             raise errors.ConfigError(
                 f"run {spec.run} in {self.path} was made with other settings ({values['spec']}), by another version "
                 "perhaps: name another folder, or remove the run's"

@@ -13,6 +13,7 @@ from es_service import errors
 from es_service.connect import ExchangeName
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection import idle
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
@@ -141,6 +142,7 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         seed=job.seed,
     )
     config.check_world(job.num_workers)
+    idle.warn_if_idle(config, job.num_workers)
     check_signals(task, job.selection)
     training = _training(job, config, settings)
     if job.resume:
@@ -193,7 +195,7 @@ def _training(job: TrainJob, config: RunConfig, settings: TrainSettings) -> dict
         "data": _data(job),
         "derived": job.derived.to_dict(),
         "method": job.method,
-        "selection": job.selection.to_dict(),
+        "selection": config.selection.to_dict(),
         "epochs": config.num_epochs,
         "batch_size": config.batch_size,
         "learning_rate": settings.learning_rate,
@@ -212,6 +214,8 @@ _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 
 
 def _check_resumed(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if "selection" in before:  # as it was meant when it was written
+        before = {**before, "selection": Selection.from_dict(before["selection"]).to_dict()}
     differing = [
         f"{key}: was {before[key]!r}, now {now[key]!r}"
         for key in now
