@@ -12,7 +12,9 @@ import pytest
 from es_service import errors
 
 CLASSES: dict[str, type[Exception]] = {
-    name: value for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
+    name: value
+    for name, value in vars(errors).items()
+    if inspect.isclass(value) and issubclass(value, Exception) and not issubclass(value, Warning)
 }
 
 

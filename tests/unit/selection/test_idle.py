@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import es_service as es
+from es_service import errors
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.idle import why_idle
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
+from es_service.storage import runs
 
 
 def config(name: str, *, epochs: int = 2, batch_size: int = 20, **settings: Any) -> RunConfig:
@@ -43,7 +45,8 @@ def test_every_preset_selects_but_those_that_go_by_earlier_epochs(name: str, epo
 def test_what_never_selects_is_said_when_it_is_made(name: str, settings: dict[str, Any], change: str) -> None:
     made = config(name, **settings)
     reason = why_idle(made)
-    assert reason is not None and change in reason
+    assert reason is not None
+    assert change in reason
     with pytest.warns(es.NothingSelectedWarning, match="never selects"):
         Selector(made.selection, num_samples=400, num_epochs=made.num_epochs, batch_size=made.batch_size)
 
@@ -64,16 +67,14 @@ def test_a_short_fine_tune_with_the_defaults_selects(epochs: int) -> None:
 
 def test_a_run_of_before_keeps_whole_epochs_and_may_be_continued() -> None:
     """What was written without `anneal_by` annealed whole epochs; from 4 epochs on nothing changed."""
-    from es_service import errors
-    from es_service.storage import runs
-
     for epochs, same in ((8, True), (2, False)):
         now = RunConfig(selection=es.Selection(es.methods.evolved()), num_samples=400, num_epochs=epochs, batch_size=20)
         written = runs.config_to_dict(now)
         del written["selection"]["anneal_by"]
         before = runs.config_from_dict(written)
         assert (before == now) is same
-        assert before.is_annealing(0) and before.is_annealing(epochs - 1)
+        assert before.is_annealing(0)
+        assert before.is_annealing(epochs - 1)
         if not same:
             with pytest.raises(errors.RunMismatchError, match="anneal_by: run 'epochs', yours 'steps'"):
                 runs.check_same("old", before, now)

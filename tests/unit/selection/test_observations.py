@@ -255,7 +255,7 @@ def test_split_raises_where_none_is_finite() -> None:
 
 def test_split_names_a_negative_loss_by_its_place_in_the_report() -> None:
     with pytest.raises(errors.LossError, match=r"loss -3\.0 at position 2 is negative"):
-        split_losses([NAN, 1.0, -3.0], 3, non_negative=True)
+        split_losses([NAN, INF, -3.0], 3, non_negative=True)
 
 
 def test_split_still_refuses_wrong_shapes() -> None:
