@@ -16,7 +16,7 @@ __all__ = ["AnnealBy", "Annealing", "check_anneal", "settled"]
 
 AnnealBy = Literal["auto", "epochs", "steps"]
 _WHOLE_EPOCHS_FROM = 4
-"""Trainings of at least so many epochs anneal whole ones: with the default shares, half of 4 epochs are left to select."""
+"""Trainings of at least so many epochs anneal whole ones: the default shares leave half of 4 epochs to select."""
 _END_OF_STEPS = sys.maxsize
 
 

@@ -176,7 +176,7 @@ def test_methods_that_were_not_asked_for_do_not_show(
 
 def test_a_method_that_never_selects_is_not_tested(make_comparison: Make, make_outcomes: Make) -> None:
     comparison = make_comparison("es:anneal=[0.5,0.5],es:ratio=1,es")
-    found = rows_of(comparison, make_outcomes(comparison), {})
+    found = rows_of(comparison, make_outcomes(make_comparison("es")), {})
     for label, change in (("es:anneal=[0.5,0.5]", "lower it"), ("es:ratio=1", "lower ratio")):
         assert found[label]["decision"] == verdicts.NOT_TESTED
         assert found[label]["verdict"].startswith("not tested: it never selects, ")
