@@ -59,6 +59,7 @@ class Epoch:
         self.share = share
         self.streamed = streamed
         self.num_steps = num_steps if streamed else len(self.batches())
+        self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
         self.is_closed = False
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self.step = -1
@@ -67,7 +68,7 @@ class Epoch:
         self._num_left = 0  # ids of the step that were not selected yet
         self._began = self._touched = 0.0  # when the step began, and when it was last selected from or observed
         self._is_scored = False  # the step, by a forward pass of its own
-        self._is_counted = self._is_measured = False  # the step, in the ledger; and as one of full training
+        self._is_counted = False  # the step, in the ledger
         self._unreported: Draw | None = None  # drawn without losses, which are still to come
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
 
@@ -80,7 +81,7 @@ class Epoch:
     def num_to_draw(self, num_ids: int) -> int:
         """Return b for so many ids of the step at hand."""
         selection = self.config.selection
-        if self.config.is_annealing(self.number):
+        if self.step not in self._selecting:
             return num_ids
         if selection.interrupt is not None and (self.share.first_step + self.step + 1) % selection.interrupt == 0:
             return num_ids
@@ -127,7 +128,7 @@ class Epoch:
         self.step, self._ids_B, self._num_left = step, ids_B, ids_B.size
         self._repeats = Repeats.of(ids_B) if self.streamed else None
         self._began = self._touched = self._ledger.clock()
-        self._is_scored = self._is_counted = self._is_measured = False
+        self._is_scored = self._is_counted = False
         with self._ledger.timing("exchange"):
             self._exchange.expect(step, ids_B if self._repeats is None else self._repeats.ids_u)
 
@@ -136,7 +137,7 @@ class Epoch:
         self.raise_held()
         since, self._touched = self._touched, self._ledger.clock()
         if self._is_counted:  # when the epoch was closed
-            self._ledger.prolong_step(self._touched - since, is_measured=self._is_measured)
+            self._ledger.prolong_step(self._touched - since)
         else:
             self._count_step(self._ledger)
             self._is_counted = True
@@ -145,9 +146,8 @@ class Epoch:
     def _count_step(self, ledger: Ledger) -> None:
         num_ids = self._ids_B.size
         is_full_step = self.num_to_draw(num_ids) == num_ids and not self._is_scored
-        self._is_measured = ledger.count_step(
-            num_ids, self.config.batch_size, self._touched - self._began, is_full_step=is_full_step
-        )
+        seconds = self._touched - self._began
+        ledger.count_step(num_ids, self.config.batch_size, seconds, is_full_step=is_full_step)
 
     def checked(self, ids_B: Any) -> I64:
         """Return ids that a caller brought, checked unless they are those of the step; those of a stream may repeat."""

@@ -20,6 +20,8 @@
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
 
+One warning stands beside it: NothingSelectedWarning (a UserWarning), of settings that train on everything.
+
 A message says what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
 """
 
@@ -33,6 +35,7 @@ __all__ = [
     "IdError",
     "InputError",
     "LossError",
+    "NothingSelectedWarning",
     "RunError",
     "RunExistsError",
     "RunMismatchError",
@@ -122,3 +125,7 @@ class ServerUnavailableError(ServerError, TimeoutError):
 
 class ServerRestartedError(ServerError):
     """The score server restarted; what it had not yet written to storage is gone."""
+
+
+class NothingSelectedWarning(UserWarning):
+    """The settings of a run leave no step and no epoch that selects: it trains on everything."""

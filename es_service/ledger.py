@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["SECTIONS", "Ledger"]
 
 SECTIONS = ("score", "train", "exchange", "data")
-_WARM_UP_STEPS = 3  # of a run: first touches, compilation, caches
+_WARM_UP_STEPS = 3  # of a process: first touches, imports, compilation, caches
 
 
 @dataclasses.dataclass
@@ -28,8 +28,11 @@ class Ledger:
         full_steps: steps that a full run would have made by now (not whole where epochs were pruned).
         measured_s: seconds of the steps that took their whole meta-batch and did not score it first: the run's own
             measure of a full step.
-        measured_steps: how many of them; the first steps of a run, which warm things up, are not among them.
-        skipped: losses left out because they were not finite.
+        measured_steps: how many of them; the first steps of a process, which warm things up, are not among them.
+        warm_up_s: seconds in `total_s` up to the end of each process's first steps; no side of a saving counts them.
+        warm_up_full_steps: steps in `full_steps` that a full run would have made meanwhile.
+        warming: steps of this process that are still to warm up; not kept.
+        skipped: losses left out because they were not finite, or negative where they may not be.
     """
 
     clock: Callable[[], float] = dataclasses.field(default=time.perf_counter, repr=False, compare=False)
@@ -42,6 +45,10 @@ class Ledger:
     full_steps: float = 0.0
     measured_s: float = 0.0
     measured_steps: int = 0
+    warm_up_s: float = 0.0
+    warm_up_full_steps: float = 0.0
+    warming: int = dataclasses.field(default=_WARM_UP_STEPS, repr=False, compare=False)
+    _last: str = dataclasses.field(default="", init=False, repr=False, compare=False)  # what the last step counts as
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECTIONS, 0.0))
 
     @contextlib.contextmanager
@@ -59,10 +66,13 @@ class Ledger:
         before = self.seconds["exchange"]
         with self.timing("exchange"):
             yield
-        self.total_s += self.seconds["exchange"] - before
+        spent = self.seconds["exchange"] - before
+        self.total_s += spent
+        if self.warming:
+            self.warm_up_s += spent
 
-    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> bool:
-        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`; return whether it is a measure.
+    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> None:
+        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`.
 
         `is_full_step`: it took all of them and scored none, so that full training would have spent as much.
         """
@@ -70,16 +80,23 @@ class Ledger:
         self.full_steps += num_ids / batch_size
         self.total_s += seconds
         self.steps += 1
-        is_measured = is_full_step and num_ids == batch_size and self.steps > _WARM_UP_STEPS
-        if is_measured:
+        self._last = ""
+        if self.warming:
+            self.warming -= 1
+            self.warm_up_s += seconds
+            self.warm_up_full_steps += num_ids / batch_size
+            self._last = "warm-up"
+        elif is_full_step and num_ids == batch_size:
+            self._last = "measured"
             self.measured_s += seconds
             self.measured_steps += 1
-        return is_measured
 
-    def prolong_step(self, seconds: float, *, is_measured: bool) -> None:
-        """Add what the step counted last took since then; `is_measured` as `count_step` said."""
+    def prolong_step(self, seconds: float) -> None:
+        """Add what the step that was counted last took since then."""
         self.total_s += seconds
-        if is_measured:
+        if self._last == "warm-up":
+            self.warm_up_s += seconds
+        elif self._last == "measured":
             self.measured_s += seconds
 
     def count_pruned(self, num_ids: int, batch_size: int) -> None:
@@ -92,13 +109,15 @@ class Ledger:
 
         samples   1 - trained/full                    back-propagated samples
         cost      1 - (scored + 3·trained)/(3·full)   forward passes, a backward counted as two
-        seconds   1 - total_s/(full_steps · mean measured step); None where there is none
+        seconds   1 - total_s/(full_steps · mean measured step), warm-up left out of both; None where no step was
+                  measured, or as long as nothing was selected
         """
         if self.full == 0:
             return {"samples": None, "cost": None, "seconds": None}
         seconds = None
-        if self.measured_s > 0:
-            seconds = 1.0 - self.total_s / (self.full_steps * self.measured_s / self.measured_steps)
+        if self.measured_s > 0 and self.trained + self.skipped < self.full:
+            full_s = (self.full_steps - self.warm_up_full_steps) * self.measured_s / self.measured_steps
+            seconds = 1.0 - (self.total_s - self.warm_up_s) / full_s
         return {
             "samples": 1.0 - self.trained / self.full,
             "cost": 1.0 - (self.scored + 3 * self.trained) / (3 * self.full),
@@ -108,8 +127,12 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes an equal ledger."""
         values = dataclasses.asdict(dataclasses.replace(self, clock=time.perf_counter))
-        del values["clock"]
+        del values["clock"], values["warming"], values["_last"]
         return values
+
+    def copy(self) -> Ledger:
+        """Return a ledger that counts on from here by itself."""
+        return dataclasses.replace(self, seconds=dict(self.seconds))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> Ledger:
@@ -137,5 +160,7 @@ class Ledger:
             full_steps=sum(one.full_steps for one in ledgers) / num,
             measured_s=sum(one.measured_s for one in ledgers),
             measured_steps=sum(one.measured_steps for one in ledgers),
+            warm_up_s=sum(one.warm_up_s for one in ledgers) / num,
+            warm_up_full_steps=sum(one.warm_up_full_steps for one in ledgers) / num,
             seconds={key: sum(one.seconds[key] for one in ledgers) / num for key in SECTIONS},
         )

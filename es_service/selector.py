@@ -25,7 +25,7 @@ from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
-from es_service.selection import observations
+from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
 from es_service.selection.queries import Distribution
@@ -99,6 +99,7 @@ class Selector:
             self.config.check_world(1)
             exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
         runs.check_same("of the exchange", exchange.config, self.config)
+        idle.warn_if_idle(self.config, exchange.position.world_size)
         self.exchange = exchange
         self.ledger = Ledger(clock=clock)
         self._irreducible: NDArray[np.float32] | None = None
@@ -116,7 +117,7 @@ class Selector:
     # -- what a schedule needs to know ------------------------------------------------------------------------------
 
     def is_annealing(self, epoch: int) -> bool:
-        """Return whether this epoch trains on everything."""
+        """Return whether all of this epoch trains on everything."""
         return self.config.is_annealing(epoch)
 
     def steps(self, epoch: int) -> int:
@@ -300,7 +301,7 @@ class Selector:
                 training computes anyway.
 
         Returns:
-            b = ⌈ratio·B⌉ of them; all B in an annealing epoch. draw.scale is 1 unless the method or `reweight` weighs.
+            b = ⌈ratio·B⌉ of them; all B in an annealing step. draw.scale is 1 unless the method or `reweight` weighs.
 
         Raises:
             ShapeError, IdError, LossError: the arrays cannot be used; nothing was written.
@@ -367,7 +368,7 @@ class Selector:
             here.raise_held()
             here.check_savable()
         saved = self.exchange.save()
-        ledger = Ledger.from_dict(self.ledger.to_dict(), self.ledger.clock)
+        ledger = self.ledger.copy()
         step = 0 if here is None or saved.share is None else here.position(ledger)
         return state_to_dict(self.config, saved, step, ledger)
 

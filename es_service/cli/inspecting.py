@@ -95,7 +95,7 @@ def _row(run: dict[str, Any]) -> list[Any]:
         run["state"],
         None if accuracy is None else f"{accuracy:.4f}",
         None if saving is None else text.percent(saving["cost"]),
-        None if saving is None else text.percent(saving["seconds"]),
+        None if saving is None or saving["seconds"] is None else text.percent(saving["seconds"]),
     ]
 
 

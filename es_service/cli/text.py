@@ -104,7 +104,8 @@ def saved_so_far(saving: dict[str, Any]) -> str:
     """Return what a run has saved up to now, in words."""
     if not saving["samples"]:
         return "trained on everything so far"
-    return f"saved {percent(saving['samples'])} of back-propagation, {percent(saving['seconds'])} of the time so far"
+    time = "" if saving["seconds"] is None else f", {percent(saving['seconds'])} of the time"
+    return f"saved {percent(saving['samples'])} of back-propagation{time} so far"
 
 
 def _time_saved(saving: dict[str, Any]) -> str:
@@ -112,7 +113,7 @@ def _time_saved(saving: dict[str, Any]) -> str:
     if not saving["samples"]:
         return "nothing: every step trained on everything"
     if share is None:
-        return "unknown: no annealing epoch to measure a full step by (set anneal above 0)"
+        return "unknown: no full step was measured to compare with (set anneal above 0)"
     if share < 0:
         return f"none: steps took {percent(-share)} longer than a full run's; selection does not pay here"
     return f"{percent(share)} against the full steps of this run"

@@ -13,7 +13,7 @@ from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
-from es_service.selection.config import PRESETS, preset
+from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.described import TrainJob
@@ -170,7 +170,7 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
-    selection = training.pop("selection")
+    selection = Selection.from_dict(training.pop("selection")).to_dict()  # as it was meant when it was written
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
     known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
@@ -244,10 +244,8 @@ class Progress:
         self._bar.n = progress["epoch"] + progress["done"]
         accuracy = f"accuracy {progress['history'][-1]['accuracy']:.3f}, " if progress["history"] else ""
         samples, saving = progress["samples"], progress["saving"]
-        self._bar.set_postfix_str(
-            f"{accuracy}scored {samples['scored']:,}, trained {samples['trained']:,}, "
-            f"net saving {text.percent(saving['seconds'])}"
-        )
+        net = "" if saving["seconds"] is None else f", net saving {text.percent(saving['seconds'])}"
+        self._bar.set_postfix_str(f"{accuracy}scored {samples['scored']:,}, trained {samples['trained']:,}{net}")
 
     def close(self) -> None:
         """Leave the terminal as it should be."""

@@ -48,7 +48,11 @@ class Folder(ReportFolder):
         if values is None:
             return None
         sealed.check(values, f"{self.path}/{name}")
-        if values.get("spec") != spec.to_dict():
+        try:
+            made = RunSpec.from_dict(values["spec"])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
+        if made.to_dict() != spec.to_dict():
             raise errors.ConfigError(
                 f"run {spec.run} in {self.path} was made with other settings ({values.get('spec')}), by another "
                 "version perhaps: name another folder, or remove the run's"

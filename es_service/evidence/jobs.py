@@ -10,7 +10,7 @@ from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import Contender
 from es_service.evidence.subject import RunSpec
 from es_service.selection.config import Selection
-from es_service.selection.run import RunConfig
+from es_service.selection.idle import warn_if_idle
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
 from es_service.training.described import TrainJob
@@ -94,12 +94,9 @@ def begin(
         check_signals(built, contender.selection(0))
     for spec in comparison.specs(contenders):
         TrainSettings(learning_rate=spec.learning_rate, seed=spec.seed)
-        RunConfig(
-            selection=Selection.from_dict(spec.selection),
-            num_samples=comparison.num_samples,
-            num_epochs=spec.epochs,
-            batch_size=spec.batch_size,
-        ).check_world(1)
+        comparison.config(spec).check_world(1)
+    for contender in contenders:
+        warn_if_idle(comparison.config(comparison.spec(contender, seeds[0])), what=f"method {contender.label!r}")
     return comparison
 
 

@@ -18,7 +18,7 @@ from es_service.evidence.pictures import PICTURES, Rows
 
 __all__ = ["write"]
 
-_DECISIONS = (verdicts.PAYS, verdicts.NO_DIFFERENT, verdicts.HURTS, verdicts.UNDECIDED)
+_DECISIONS = (verdicts.PAYS, verdicts.NO_DIFFERENT, verdicts.HURTS, verdicts.UNDECIDED, verdicts.NOT_TESTED)
 
 
 def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -> None:

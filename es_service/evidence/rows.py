@@ -11,6 +11,7 @@ from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import FULL, SHORT_FULL, short_full
 from es_service.evidence.lengths import matched_length
 from es_service.evidence.outcomes import Measured, Outcome
+from es_service.selection.idle import why_idle
 
 __all__ = ["results"]
 
@@ -58,7 +59,8 @@ def results(
     for contender in comparison.contenders:
         if contender.label != FULL:
             entry = _entry(contender.label, contender.epochs or comparison.epochs, outcomes)
-            rows.append(table.method_row(entry, own.get(contender.label), lengths.get(contender.label, {})))
+            idle = why_idle(comparison.config(comparison.spec(contender, comparison.seeds[0])))
+            rows.append(table.method_row(entry, own.get(contender.label), lengths.get(contender.label, {}), idle))
     return {
         "task": comparison.task,
         "data": comparison.data,
@@ -124,8 +126,10 @@ class _Table:
             sentence = f"what a method of this cost has to beat{words}"
         return self.reference_row(entry, method, sentence)
 
-    def method_row(self, entry: _Entry, epochs: int | None, length: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row of a method; `epochs` is the length of its short full run."""
+    def method_row(
+        self, entry: _Entry, epochs: int | None, length: Mapping[str, Any], idle: str | None
+    ) -> dict[str, Any]:
+        """Return the row of a method; `epochs` is the length of its short full run, `idle` why it never selects."""
         rival = None if epochs is None else self.by_length[epochs]
         to_full = self._to(entry, self.full)
         to_short = None if rival is None else self._to(entry, rival)
@@ -138,6 +142,7 @@ class _Table:
             runs=entry.runs,
             rival_failed=0 if rival is None else len(rival.errors),
             rival_runs=0 if rival is None else rival.runs,
+            idle=idle,
         )
         short = _difference(to_short)
         return {

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 from es_service import errors
+from es_service.selection.config import Selection
+from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["RunSpec", "Subject"]
@@ -43,8 +45,8 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunSpec:
-        """Make a spec from `to_dict`'s values."""
-        return cls(**values)
+        """Make a spec from `to_dict`'s values; those of an earlier version read as they were meant."""
+        return cls(**{**values, "selection": Selection.from_dict(values["selection"]).to_dict()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,15 +97,25 @@ class Subject:
         learning_rate: float | None = None,
     ) -> RunSpec:
         """Return one run of it; None stands for what is usual."""
+        epochs = self.epochs if epochs is None else epochs
         return RunSpec(
             run=run,
             label=label,
             task=self.task,
             data=self.data,
             derived=self.derived,
-            selection=json.loads(json.dumps(selection)),
-            epochs=self.epochs if epochs is None else epochs,
+            selection=Selection.from_dict(selection).settled(epochs).to_dict(),
+            epochs=epochs,
             batch_size=self.batch_size if batch_size is None else batch_size,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
             seed=seed,
+        )
+
+    def config(self, spec: RunSpec) -> RunConfig:
+        """Return what one of its runs is; ConfigError where it could not begin."""
+        return RunConfig(
+            selection=Selection.from_dict(spec.selection),
+            num_samples=self.num_samples,
+            num_epochs=spec.epochs,
+            batch_size=spec.batch_size,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from es_service.evidence.statistics import Difference
 
-__all__ = ["HURTS", "NO_DIFFERENT", "PAYS", "UNDECIDED", "decide", "difference_in_words", "verdict"]
+__all__ = ["HURTS", "NOT_TESTED", "NO_DIFFERENT", "PAYS", "UNDECIDED", "decide", "difference_in_words", "verdict"]
 
 PAYS = "pays"
 NO_DIFFERENT = "no different from a short run"
 HURTS = "hurts"
 UNDECIDED = "undecided"
+NOT_TESTED = "not tested"
 
 
 def decide(difference: Difference | None) -> str:
@@ -35,6 +36,7 @@ def verdict(
     runs: int,
     rival_failed: int,
     rival_runs: int,
+    idle: str | None = None,
 ) -> tuple[str, str]:
     """Return the decision on a method, and the sentence.
 
@@ -45,7 +47,10 @@ def verdict(
         num_failed: how many of its runs failed.
         runs: how many there were.
         rival_failed, rival_runs: the same of its short full run.
+        idle: why its runs never selected; None where they did.
     """
+    if idle is not None:
+        return NOT_TESTED, f"{NOT_TESTED}: it never selects, {idle}"
     if num_failed:
         return UNDECIDED, f"{UNDECIDED}: {num_failed} of {runs} runs failed"
     if epochs is not None and rival_failed and (to_short is None or to_short.pairs < 2):

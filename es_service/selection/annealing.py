@@ -1,13 +1,23 @@
-"""Which epochs and steps select: annealing at both ends of a run, epochs that re-use losses, steps that pause."""
+"""Which epochs and steps select: annealing at both ends of a training, and epochs that re-use losses."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+import math
+import sys
+from fractions import Fraction
+from typing import Any, Literal
 
 from es_service import errors
-from es_service.selection.settings import as_number, ceil_share, exact_share
+from es_service.selection.settings import as_number, exact_share
 
-__all__ = ["check_anneal", "is_annealing", "is_scoring", "num_annealing"]
+__all__ = ["AnnealBy", "Annealing", "check_anneal", "settled"]
+
+AnnealBy = Literal["auto", "epochs", "steps"]
+_WHOLE_EPOCHS_FROM = 4
+"""Trainings of at least so many epochs anneal whole ones: the default shares leave half of 4 epochs to select."""
+_END_OF_STEPS = sys.maxsize
 
 
 def check_anneal(anneal: Any) -> tuple[float, float]:
@@ -27,19 +37,72 @@ def check_anneal(anneal: Any) -> tuple[float, float]:
     return first, last
 
 
-def num_annealing(num_epochs: int, anneal: tuple[float, float]) -> tuple[int, int]:
-    """Return how many epochs anneal: ⌈first·E⌉ at the start, ⌈last·E⌉ at the end."""
-    first, last = anneal
-    return ceil_share(first, num_epochs), ceil_share(last, num_epochs)
+def settled(anneal_by: AnnealBy, num_epochs: int) -> Literal["epochs", "steps"]:
+    """Return what a training of E epochs anneals by: "auto" takes whole epochs from 4 epochs on, else steps."""
+    if anneal_by != "auto":
+        return anneal_by
+    return "epochs" if num_epochs >= _WHOLE_EPOCHS_FROM else "steps"
 
 
-def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:
-    """Return whether this epoch selects and prunes nothing."""
-    first, last = num_annealing(num_epochs, anneal)
-    return epoch < first or epoch >= num_epochs - last
+@dataclasses.dataclass(frozen=True, slots=True)
+class Annealing:
+    """Which part of a training of E epochs trains on everything.
+
+    Attributes:
+        num_epochs: E.
+        first: epochs at the start, in [0, E]; a whole number where whole epochs anneal.
+        last: epochs at the end, likewise.
+    """
+
+    num_epochs: int
+    first: Fraction
+    last: Fraction
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)  # steps ask for it
+    def of(cls, anneal: tuple[float, float], num_epochs: int, anneal_by: AnnealBy) -> Annealing:
+        """Return the annealing of two shares: ⌈share·E⌉ epochs each by "epochs", exactly share·E by "steps"."""
+        first, last = (exact_share(share, num_epochs) for share in anneal)
+        if settled(anneal_by, num_epochs) == "epochs":
+            first, last = Fraction(math.ceil(first)), Fraction(math.ceil(last))
+        return cls(num_epochs, first, last)
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch that does not anneal as a whole; E where all do."""
+        return min(math.floor(self.first), self.num_epochs)
+
+    @property
+    def end_epoch(self) -> int:
+        """Behind the last epoch that does not anneal as a whole."""
+        return self.num_epochs - math.floor(self.last)
+
+    def is_whole(self, epoch: int) -> bool:
+        """Return whether all of this epoch anneals: it is planned in full, too."""
+        return epoch < self.first_epoch or epoch >= self.end_epoch
+
+    def selecting(self, epoch: int, num_steps: int | None) -> range:
+        """Return the steps of an epoch that do not anneal.
+
+        A step anneals where it begins before the first part is over, or ends after the last part has begun: an epoch
+        of K steps that holds a share x of a part anneals ⌈x·K⌉ of them.
+
+        Args:
+            epoch: counted from 0.
+            num_steps: K of this epoch; None where nobody knows it, of a stream: then all select, or none.
+        """
+        if self.is_whole(epoch):
+            return range(0)
+        if num_steps is None:
+            return range(_END_OF_STEPS)
+        before = math.ceil(_within(self.first - epoch) * num_steps)
+        behind = math.ceil(_within(self.last - (self.num_epochs - 1 - epoch)) * num_steps)
+        return range(before, max(before, num_steps - behind))
+
+    def is_scoring(self, epoch: int, score_every: int) -> bool:
+        """Return whether this epoch scores its samples: the first that selects, and every `score_every`-th after it."""
+        return not self.is_whole(epoch) and (epoch - self.first_epoch) % score_every == 0
 
 
-def is_scoring(epoch: int, num_epochs: int, anneal: tuple[float, float], score_every: int) -> bool:
-    """Return whether this epoch scores its samples: the first that selects, and every `score_every`-th after it."""
-    first, _ = num_annealing(num_epochs, anneal)
-    return not is_annealing(epoch, num_epochs, anneal) and (epoch - first) % score_every == 0
+def _within(share: Fraction) -> Fraction:
+    return min(max(share, Fraction(0)), Fraction(1))

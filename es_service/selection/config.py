@@ -28,7 +28,9 @@ class Selection:
         method: from `es.methods`; turns losses into weights.
         ratio: b/B in (0, 1], the share of a meta-batch that is back-propagated: b = ⌈ratio·B⌉.
         prune_ratio: share of the whole set in [0, 1) that an epoch leaves out: a plan holds n - ⌊r·n⌋ ids.
-        anneal: (first, last) shares of the epochs at both ends that select and prune nothing.
+        anneal: (first, last) shares of the training at both ends that select and prune nothing.
+        anneal_by: "epochs" rounds them up to whole epochs; "steps" counts steps, and prunes every epoch that does not
+            anneal as a whole; "auto" takes "epochs" in trainings of at least 4 epochs, else "steps".
         draw: "race", "systematic", "pivotal", "conditional_poisson", "priority", "topk" or "replacement".
         reweight: "unbiased" scales each drawn loss by b/(B·π), so that the mean over the b estimates the mean over
             the B; "none" leaves the bias towards heavy samples, as the paper of Evolved Sampling intends.
@@ -57,6 +59,7 @@ class Selection:
     ratio: float = 0.25
     prune_ratio: float = 0.0
     anneal: tuple[float, float] = (0.05, 0.05)
+    anneal_by: annealing.AnnealBy = "auto"
     draw: str = "race"
     reweight: Reweight = "none"
     signal: WeightSignal = "loss"
@@ -87,6 +90,7 @@ class Selection:
         if self.draw not in draws.DRAWS:
             raise errors.ConfigError(f"unknown draw {self.draw!r}; {suggest(self.draw, draws.DRAWS)}")
         for name, value, allowed in (
+            ("anneal_by", self.anneal_by, get_args(annealing.AnnealBy)),
             ("reweight", self.reweight, get_args(Reweight)),
             ("signal", self.signal, get_args(WeightSignal)),
             ("on_bad_loss", self.on_bad_loss, get_args(OnBadLoss)),
@@ -156,13 +160,21 @@ class Selection:
         """Return n - ⌊r·n⌋, the ids of a pruned plan."""
         return num_samples - math.floor(exact_share(self.prune_ratio, num_samples))
 
+    def annealing(self, num_epochs: int) -> annealing.Annealing:
+        """Return which part of a training of E epochs selects nothing."""
+        return annealing.Annealing.of(self.anneal, num_epochs, self.anneal_by)
+
     def is_annealing(self, epoch: int, num_epochs: int) -> bool:
-        """Return whether this epoch selects and prunes nothing."""
-        return annealing.is_annealing(epoch, num_epochs, self.anneal)
+        """Return whether all of this epoch selects and prunes nothing."""
+        return self.annealing(num_epochs).is_whole(epoch)
 
     def is_scoring(self, epoch: int, num_epochs: int) -> bool:
         """Return whether draws of this epoch need losses of their own, from a scoring pass."""
-        return self.method.needs_losses and annealing.is_scoring(epoch, num_epochs, self.anneal, self.score_every)
+        return self.method.needs_losses and self.annealing(num_epochs).is_scoring(epoch, self.score_every)
+
+    def settled(self, num_epochs: int) -> Selection:
+        """Return the same selection with what its `anneal_by` comes to in a training of E epochs, for what is kept."""
+        return dataclasses.replace(self, anneal_by=annealing.settled(self.anneal_by, num_epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, JSON-ready; `from_dict` makes the same Selection of them."""
@@ -172,9 +184,12 @@ class Selection:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Selection:
-        """Make a Selection from `to_dict`'s values; ConfigError where they are not that."""
+        """Make a Selection from `to_dict`'s values; ConfigError where they are not that.
+
+        Values from before there was `anneal_by` annealed whole epochs, and still do.
+        """
         try:
-            own = dict(values)
+            own = {"anneal_by": "epochs", **values}
             name, settings = own.pop("method"), own.pop("settings", {})
             if name not in methods.METHODS:
                 raise errors.ConfigError(f"unknown method {name!r}; {suggest(str(name), methods.METHODS)}")

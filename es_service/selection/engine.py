@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import draws, keys
 from es_service.selection.agreement import Agreed
-from es_service.selection.annealing import num_annealing
 from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
@@ -313,12 +312,12 @@ class Engine:
             epoch_starts: the run step at which each epoch up to this one began.
         """
         selection, num_samples = self.selection, self.num_samples
-        first, last = num_annealing(num_epochs, selection.anneal)
+        annealing = selection.annealing(num_epochs)
         prospect = Prospect(
             epoch=epoch,
             num_epochs=num_epochs,
-            first_epoch=first,
-            is_last=epoch + 1 >= num_epochs - last,
+            first_epoch=annealing.first_epoch,
+            is_last=epoch + 1 >= annealing.end_epoch,
             epoch_starts=tuple(epoch_starts),
             num_samples=num_samples,
             num_kept=selection.num_kept(num_samples),
@@ -328,6 +327,6 @@ class Engine:
             ids=self.ids(),
             column=self.column,
         )
-        if selection.is_annealing(epoch, num_epochs):
+        if annealing.is_whole(epoch):
             return Plan(ids=prospect.ids)
         return (yield from selection.method.plan(prospect))

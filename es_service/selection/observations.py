@@ -15,6 +15,8 @@ __all__ = ["MAX_LOSS", "check_ids", "check_losses", "check_signals", "first_dupl
 
 MAX_LOSS = 1e18
 """No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
+_ROUNDING = 8 * 2.0**-23  # of float32: a difference of two numbers near 1, as 1 - cosine_similarity, errs by less
+_COARSER = {"torch.bfloat16": 2.0**16, "torch.float16": 2.0**13, "float16": 2.0**13}  # than float32, by how much
 _MOST_HASHED = (1 << 16) - 1  # ids whose positions, counted from 1, fit the hash table; more are sorted
 
 
@@ -108,6 +110,19 @@ def _usable(losses_B: NDArray[np.float32]) -> NDArray[np.bool_]:
     return usable
 
 
+def _rounded_up(losses_B: NDArray[np.float32], usable_B: NDArray[np.bool_], came: Any) -> NDArray[np.float32]:
+    """Return the losses with 0 for those that lie below it by no more than rounding at the batch's scale.
+
+    Args:
+        losses_B: as float32.
+        usable_B: which of them are numbers.
+        came: as they came; what was computed in half precision is rounded more.
+    """
+    scale = max(1.0, float(np.abs(losses_B[usable_B]).max(initial=0.0)))
+    least = -scale * _ROUNDING * _COARSER.get(str(getattr(came, "dtype", "")), 1.0)
+    return np.where((losses_B < 0) & (losses_B >= least), np.float32(0), losses_B)
+
+
 def _check_sign(losses_B: NDArray[np.float32], what: str) -> None:
     if losses_B.min(initial=0.0) < 0:
         position = int(np.argmax(losses_B < 0))
@@ -136,7 +151,8 @@ def check_losses(losses: Any, num: int, *, non_negative: bool, what: str = "loss
 
     Raises:
         ShapeError: not float, or not one per id.
-        LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position.
+        LossError: NaN, infinite, above `MAX_LOSS` or negative; names the first bad position. What lies below 0 by
+            rounding alone counts as 0.
     """
     array, losses_B = _as_floats(losses, num, what)
     if compiled.all_within(losses_B, 0.0 if non_negative else -MAX_LOSS, MAX_LOSS):
@@ -148,6 +164,7 @@ def check_losses(losses: Any, num: int, *, non_negative: bool, what: str = "loss
             f"{_one_of(what)} {array[position]} at position {position} is not finite, or above {MAX_LOSS:g}: lower the "
             "learning rate, or skip such samples (on_bad_loss='skip' does)"
         )
+    losses_B = _rounded_up(losses_B, usable, losses)
     _check_sign(losses_B, what)
     return losses_B
 
@@ -155,20 +172,23 @@ def check_losses(losses: Any, num: int, *, non_negative: bool, what: str = "loss
 def split_losses(
     losses: Any, num: int, *, non_negative: bool, what: str = "losses"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return losses as float32[B] and the positions of the finite ones; else as `check_losses`.
+    """Return losses as float32[B] and the positions of those that can be used; else as `check_losses`.
 
     Raises:
-        LossError: none is finite, or one is negative.
+        LossError: none can be.
     """
     array, losses_B = _as_floats(losses, num, what)
     usable = _usable(losses_B)
+    if non_negative and usable.any():
+        losses_B = _rounded_up(losses_B, usable, losses)
+        if not (usable & (losses_B >= 0)).any():
+            _check_sign(np.where(usable, losses_B, np.float32(0)), what)
+        usable &= losses_B >= 0
     good = np.flatnonzero(usable)
     if good.size == 0:
         raise errors.LossError(
             f"none of the {num} {_many_of(what)} is finite (the first is {array[0]}): training has diverged"
         )
-    if non_negative:
-        _check_sign(np.where(usable, losses_B, np.float32(0)), what)
     return losses_B, good
 
 
@@ -220,10 +240,10 @@ def check_signals(
 def split_signals(
     observed: Any, num: int, needed: Sequence[str], *, non_negative: bool
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-    """Return the needed signals, and the positions where all of them are finite; else as `check_signals`.
+    """Return the needed signals, and the positions where all of them can be used; else as `check_signals`.
 
     Raises:
-        LossError: there is no such position, or a loss is negative.
+        LossError: there is no such position.
     """
     signals = _by_name(observed, needed)
     split, good = {}, np.arange(num)

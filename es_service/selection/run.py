@@ -27,7 +27,7 @@ class RunConfig:
     """What a run is; two callers with another one do not belong to the same run.
 
     Args:
-        selection: what to select, and how.
+        selection: what to select, and how; kept with what its `anneal_by` comes to.
         num_samples: n; ids number the samples from 0.
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of one rank.
@@ -47,6 +47,7 @@ class RunConfig:
         for name in ("num_samples", "num_epochs", "batch_size"):
             as_integer(name, getattr(self, name), least=1)
         make_plain(self)
+        object.__setattr__(self, "selection", self.selection.settled(self.num_epochs))
         if self.grows:
             self.check_streams()
 
@@ -105,8 +106,12 @@ class RunConfig:
             raise errors.ConfigError(f"shards must lie in [1, num_samples={self.num_samples:,}], got {num_shards}")
 
     def is_annealing(self, epoch: int) -> bool:
-        """Return whether this epoch selects and prunes nothing."""
+        """Return whether all of this epoch selects and prunes nothing."""
         return self.selection.is_annealing(epoch, self.num_epochs)
+
+    def selecting(self, epoch: int, num_steps: int | None) -> range:
+        """Return the steps that select of an epoch of so many, see `Annealing.selecting`."""
+        return self.selection.annealing(self.num_epochs).selecting(epoch, num_steps)
 
     def num_steps(self, epoch: int, world_size: int) -> int:
         """Return each rank's steps in this epoch, as far as can be said before it opens.

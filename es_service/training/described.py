@@ -160,8 +160,10 @@ class TrainJob:
                 pass
 
     def _check_begun(self, before: dict[str, Any]) -> None:
-        now = self.description()
-        if "selection" in before:  # an older version wrote fewer settings
+        now, epochs = self.description(), self.epochs or before.get("epochs")
+        if isinstance(epochs, int):
+            now["selection"] = self.selection.settled(epochs).to_dict()
+        if "selection" in before:  # as it was meant when it was written
             before = {**before, "selection": Selection.from_dict(before["selection"]).to_dict()}
         differing = [
             f"{key}: was {before[key]!r}, now {now[key]!r}"

@@ -12,6 +12,7 @@ from es_service import errors
 from es_service.connect import ExchangeName
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection import idle
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selector import Selector
@@ -59,9 +60,14 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         seed=job.seed,
     )
     config.check_world(job.num_workers)
+    idle.warn_if_idle(config, job.num_workers)
     check_signals(task, job.selection)
     job = dataclasses.replace(
-        job, epochs=config.num_epochs, batch_size=config.batch_size, learning_rate=settings.learning_rate
+        job,
+        selection=config.selection,
+        epochs=config.num_epochs,
+        batch_size=config.batch_size,
+        learning_rate=settings.learning_rate,
     )
     job.check_place()
     if job.exchange != "embedded":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from es_service import errors
 from es_service.evidence.jobs import check_subject
 from es_service.evidence.subject import RunSpec
+from es_service.selection.idle import warn_if_idle
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import RunStorage
@@ -188,12 +189,15 @@ def begin(
         own = {**space.of_the_run(space.fixed), **space.of_the_run(extreme)}
         check_signals(built, selection)
         TrainSettings(learning_rate=own.get("learning_rate", described.learning_rate), seed=seed)
-        RunConfig(
+        config = RunConfig(
             selection=selection,
             num_samples=described.num_samples,
             num_epochs=described.epochs,
             batch_size=own.get("batch_size", described.batch_size),
-        ).check_world(described.places.workers)
+        )
+        config.check_world(described.places.workers)
+        named = ", ".join(f"{name}={value}" for name, value in extreme.items())
+        warn_if_idle(config, described.places.workers, what=f"a trial with {named}" if named else None)
     return described
 
 

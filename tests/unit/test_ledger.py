@@ -47,7 +47,7 @@ def test_seconds_are_what_the_clock_says_even_where_the_block_raises() -> None:
 
 def warmed_up(**values: Any) -> Ledger:
     """Return a ledger past its first three steps, which measure nothing; they leave no other trace."""
-    return Ledger(steps=3, **values)
+    return Ledger(warming=0, **values)
 
 
 def test_saving_by_hand() -> None:
@@ -82,11 +82,11 @@ def test_a_method_that_costs_more_than_it_saves_is_shown_negative() -> None:
     ledger = warmed_up(scored=10, trained=10)
     ledger.count_step(10, 10, 2.0, is_full_step=True)
     ledger.count_step(10, 10, 4.0, is_full_step=False)
-    ledger.trained += 10
+    ledger.trained += 9
     ledger.scored += 10
     assert ledger.saving() == {
-        "samples": pytest.approx(0.0),
-        "cost": pytest.approx(-1 / 3),
+        "samples": pytest.approx(1 / 20),
+        "cost": pytest.approx(1 - (20 + 3 * 19) / 60),
         "seconds": pytest.approx(1 - 6.0 / 4.0),
     }
 
@@ -178,3 +178,33 @@ def test_two_ranks_alike_save_what_one_saves() -> None:
 
 def test_merging_nothing_is_an_empty_ledger() -> None:
     assert Ledger.merge([]) == Ledger()
+
+
+def test_a_full_run_says_nothing_of_time() -> None:
+    ledger = warmed_up()
+    for seconds in (1.0, 1.2, 0.9):
+        ledger.trained += 4
+        ledger.count_step(4, 4, seconds, is_full_step=True)
+    assert ledger.measured_steps == 3
+    assert ledger.saving() == {"samples": 0.0, "cost": 0.0, "seconds": None}
+
+
+def test_warm_up_counts_on_neither_side() -> None:
+    """Three slow steps, opening included; then 2 full ones and 2 that select, at half the time: saves a quarter."""
+    clock = FakeClock()
+    ledger = Ledger(clock=clock)
+    with ledger.timing_overhead():
+        clock.now += 30.0
+    for seconds in (50.0, 20.0, 10.0, 2.0, 2.0):
+        ledger.trained += 4
+        ledger.count_step(4, 4, seconds, is_full_step=True)
+    for _ in range(2):
+        ledger.trained += 1
+        ledger.count_step(4, 4, 1.0, is_full_step=False)
+    assert ledger.saving()["seconds"] == pytest.approx(1 - 6.0 / (4 * 2.0))
+    assert ledger.total_s == 116.0, "what was spent is all there"
+    again = Ledger.from_dict(ledger.to_dict())
+    again.trained += 4
+    again.count_step(4, 4, 60.0, is_full_step=True)  # the first step of another process
+    assert again.saving()["seconds"] == pytest.approx(ledger.saving()["seconds"])
+    assert Ledger.merge([ledger, ledger]).saving() == pytest.approx(ledger.saving())

@@ -87,7 +87,7 @@ def test_runs_lists_what_there_is_oldest_first(storage: Path, capsys: pytest.Cap
     assert err == ""
     header, older, newer = out.splitlines()
     assert header.split()[:5] == ["run", "method", "epochs", "samples", "state"]
-    assert older.split() == ["older", "evolved", "4", "30", "done", "0.9123", "16.7", "%", "unknown"]
+    assert older.split() == ["older", "evolved", "4", "30", "done", "0.9123", "16.7", "%"]
     assert newer.split() == ["newer", "evolved", "4", "30", "2", "of", "4", "epochs"]
 
 

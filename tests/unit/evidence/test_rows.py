@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from es_service.evidence import verdicts
 from es_service.evidence.comparison import Comparison
 from es_service.evidence.contenders import parse_contenders
 from es_service.evidence.lengths import decide_lengths, matched_length
 from es_service.evidence.outcomes import Measured, Outcome
 from es_service.evidence.rows import results
+from es_service.evidence.subject import RunSpec
 
 Make = Callable[..., Any]
 
@@ -170,3 +172,22 @@ def test_methods_that_were_not_asked_for_do_not_show(
     outcomes = make_outcomes(make_comparison())
     fewer = make_comparison(contenders=parse_contenders("es"))
     assert list(rows_of(fewer, outcomes, lengths)) == ["full", "short_full", "short_full:epochs=5", "random", "es"]
+
+
+def test_a_method_that_never_selects_is_not_tested(make_comparison: Make, make_outcomes: Make) -> None:
+    comparison = make_comparison("es:anneal=[0.5,0.5],es:ratio=1,es")
+    found = rows_of(comparison, make_outcomes(make_comparison("es")), {})
+    for label, change in (("es:anneal=[0.5,0.5]", "lower it"), ("es:ratio=1", "lower ratio")):
+        assert found[label]["decision"] == verdicts.NOT_TESTED
+        assert found[label]["verdict"].startswith("not tested: it never selects, ")
+        assert change in found[label]["verdict"]
+    assert found["es"]["decision"] != verdicts.NOT_TESTED
+
+
+def test_runs_of_an_earlier_version_are_taken_where_they_annealed_alike(make_comparison: Make) -> None:
+    for epochs, same in ((8, True), (2, False)):
+        comparison = make_comparison("es", epochs=epochs)
+        spec = comparison.spec(comparison.contenders[-1], 0)
+        written = spec.to_dict()
+        del written["selection"]["anneal_by"]
+        assert (RunSpec.from_dict(written) == spec) is same

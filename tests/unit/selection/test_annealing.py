@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service import errors
-from es_service.selection.annealing import check_anneal, is_annealing, is_scoring
+from es_service.selection.annealing import Annealing, check_anneal
+
+
+def is_annealing(epoch: int, num_epochs: int, anneal: tuple[float, float]) -> bool:
+    return Annealing.of(anneal, num_epochs, "epochs").is_whole(epoch)
+
+
+def is_scoring(epoch: int, num_epochs: int, anneal: tuple[float, float], score_every: int) -> bool:
+    return Annealing.of(anneal, num_epochs, "epochs").is_scoring(epoch, score_every)
+
 
 percents = st.integers(0, 100)
 
@@ -91,3 +100,48 @@ def test_every_so_many_epochs_score_from_the_first_that_selects(
     scores = [is_scoring(epoch, num_epochs, anneal, every) for epoch in range(num_epochs)]
     selecting = [epoch for epoch in range(num_epochs) if selects[epoch]]
     assert [epoch for epoch in range(num_epochs) if scores[epoch]] == selecting[::every]
+
+
+def annealed(num_epochs: int, num_steps: int, anneal: tuple[float, float] = (0.05, 0.05)) -> list[int]:
+    """How many steps of each epoch anneal by default."""
+    spans = [Annealing.of(anneal, num_epochs, "auto").selecting(epoch, num_steps) for epoch in range(num_epochs)]
+    return [num_steps - len(span) for span in spans]
+
+
+def test_short_trainings_anneal_by_steps_and_select_the_rest() -> None:
+    assert annealed(1, 100) == [10]
+    assert annealed(2, 100) == [10, 10]
+    assert annealed(3, 100) == [15, 0, 15]
+    assert Annealing.of((0.05, 0.05), 1, "auto").selecting(0, 100) == range(5, 95)
+    assert Annealing.of((0.05, 0.05), 2, "auto").selecting(0, 100) == range(10, 100)
+    assert Annealing.of((0.05, 0.05), 2, "auto").selecting(1, 100) == range(90)
+
+
+@given(st.integers(4, 200), st.integers(1, 50), percents, percents)
+def test_from_four_epochs_on_whole_epochs_anneal_as_ever(
+    num_epochs: int, num_steps: int, first: int, last: int
+) -> None:
+    last = min(last, 100 - first)
+    anneal = (first / 100, last / 100)
+    expected = [num_steps * is_annealing(epoch, num_epochs, anneal) for epoch in range(num_epochs)]
+    assert annealed(num_epochs, num_steps, anneal) == expected
+
+
+@given(st.integers(1, 12), st.integers(1, 60), percents, percents)
+def test_by_steps_a_step_anneals_where_it_touches_either_part(
+    num_epochs: int, num_steps: int, first: int, last: int
+) -> None:
+    last = min(last, 100 - first)
+    annealing = Annealing.of((first / 100, last / 100), num_epochs, "steps")
+    head, tail = Fraction(first * num_epochs, 100), num_epochs - Fraction(last * num_epochs, 100)
+    for epoch in range(num_epochs):
+        begins = [epoch + Fraction(step, num_steps) for step in range(num_steps)]
+        expected = [step for step, at in enumerate(begins) if at >= head and at + Fraction(1, num_steps) <= tail]
+        assert list(annealing.selecting(epoch, num_steps)) == expected
+        assert annealing.is_whole(epoch) == (epoch + 1 <= head or epoch >= tail)
+
+
+def test_a_stream_anneals_whole_epochs_or_not_at_all() -> None:
+    assert 10**9 in Annealing.of((0.05, 0.05), 2, "auto").selecting(0, None)
+    assert 0 not in Annealing.of((0.05, 0.05), 8, "auto").selecting(0, None)
+    assert 0 not in Annealing.of((0.5, 0.0), 2, "auto").selecting(0, None)

@@ -288,7 +288,7 @@ def test_split_raises_where_none_is_finite() -> None:
 
 def test_split_names_a_negative_loss_by_its_place_in_the_report() -> None:
     with pytest.raises(errors.LossError, match=r"loss -3\.0 at position 2 is negative"):
-        split_losses([NAN, 1.0, -3.0], 3, non_negative=True)
+        split_losses([NAN, INF, -3.0], 3, non_negative=True)
 
 
 def test_split_still_refuses_wrong_shapes() -> None:
@@ -315,3 +315,52 @@ def test_the_callers_arrays_are_never_written() -> None:
     observations.check_ids(ids, 5)
     observations.check_losses(losses, 2, non_negative=True)
     assert (ids.tolist(), losses.tolist()) == ([3, 1], [1.0, 2.0])
+
+
+# -- rounding below 0 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        (np.array([-1.2e-7, 0.5, 0.0], dtype=np.float32), [0.0, 0.5, 0.0]),
+        (np.array([-2.4e-7, 1e-7, 1e-7], dtype=np.float32), [0.0, 1e-7, 1e-7]),
+        (np.array([-1e-4, 900.0, 1.0], dtype=np.float32), [0.0, 900.0, 1.0]),
+        (np.array([-1e-13, 0.5, 1.0]), [0.0, 0.5, 1.0]),
+        (torch.tensor([-0.0078, 0.5, 1.0], dtype=torch.bfloat16), [0.0, 0.5, 1.0]),
+    ],
+)
+def test_rounding_below_zero_counts_as_zero(losses: Any, kept: list[float]) -> None:
+    before = np.array(losses.tolist())
+    taken = check_losses(losses, 3, non_negative=True)
+    assert taken.tolist() == pytest.approx(kept, abs=0, rel=1e-6)
+    split, good = split_losses(losses, 3, non_negative=True)
+    assert split.tolist() == taken.tolist()
+    assert good.tolist() == [0, 1, 2]
+    assert np.array(losses.tolist()).tolist() == before.tolist(), "the caller's array was written to"
+    assert check_losses(taken, 3, non_negative=True).tolist() == taken.tolist(), "a server takes what a rank took"
+    assert check_losses(losses, 3, non_negative=False).min() < 0
+
+
+def test_one_minus_cosine_similarity_is_a_loss() -> None:
+    directions = torch.nn.functional.normalize(torch.randn(4096, 64, generator=torch.manual_seed(0)), dim=1)
+    losses = 1 - torch.nn.functional.cosine_similarity(directions, directions * 3)
+    assert losses.min() < 0, "nothing to show"
+    assert check_losses(losses, 4096, non_negative=True).min() == 0
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_skip_leaves_the_truly_negative_out(name: str) -> None:
+    values = np.array([-0.25, 0.5, -1e-7, NAN, 2.0], dtype=np.float32)
+    signals = {"loss": np.ones(5, dtype=np.float32), name: values}
+    needed = tuple(dict.fromkeys(("loss", name)))
+    seen, good = observations.split_signals(signals, 5, needed, non_negative=True)
+    assert good.tolist() == [1, 2, 4]
+    assert seen[name][good].tolist() == [0.5, 0.0, 2.0]
+    with pytest.raises(errors.LossError, match="at position 0 is negative"):
+        observations.check_signals({**signals, name: np.nan_to_num(values)}, 5, needed, non_negative=True)
+
+
+def test_skip_with_none_left_says_why() -> None:
+    with pytest.raises(errors.LossError, match="is negative"):
+        split_losses(np.array([-1.0, -2.0], dtype=np.float32), 2, non_negative=True)
