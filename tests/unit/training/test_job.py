@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,20 @@ class Unshowable:
 def test_a_preview_that_is_neither_picture_nor_text_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(es.ConfigError, match="must return a PNG file as bytes, or a str, got int"):
         note_samples(RunStorage(str(tmp_path), "r"), Unshowable())  # type: ignore[arg-type]
+
+
+def test_a_run_of_an_older_version_is_resumed_though_it_has_fewer_settings(tmp_path: Path) -> None:
+    def job(**changes: Any) -> TrainJob:
+        derived = Derived(limit=64)
+        what = {**WHAT, "storage": str(tmp_path), "derived": derived, "exchange": "embedded", "batch_size": 32}
+        return TrainJob(**{**what, "epochs": 1, **changes})
+
+    train(job(), lambda progress: None)
+    place = tmp_path / "r" / "run.json"
+    description = json.loads(place.read_text())
+    del description["config"]["selection"]["drop_last"]
+    del description["training"]["selection"]["drop_last"]
+    place.write_text(json.dumps(description))
+    assert train(job(resume=True), lambda progress: None)["epochs"] == 1
+    with pytest.raises(es.RunMismatchError, match="drop_last"):
+        train(job(resume=True, selection=es.Selection(es.methods.evolved(), drop_last=True)), lambda progress: None)
