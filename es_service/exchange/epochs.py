@@ -9,6 +9,7 @@ rank has left; every rank then closes it again, behind its reports, and opens th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import uuid
@@ -82,6 +83,9 @@ class Epochs:
             ServerUnavailableError: some did not within the deadline; the message names them.
             EpochOrderError: see `Roster.open_epoch`; also where the server came back from before, see `is_behind`.
         """
+        if self._over and self.is_behind():
+            with contextlib.suppress(errors.StorageError):  # it is over all the same
+                self.close()
         share = self._open(_Epoch(epoch, streamed))
         self._current, self.num_closed, self._first_step = _Epoch(epoch, streamed), epoch, share.first_step
         return share
@@ -157,6 +161,9 @@ class Epochs:
         """
         if not self.is_behind():
             return
+        place = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+        if self._current is None and self._over and tuple(place) == (self._over[-1].number, True):
+            return  # it lacks but the end of that epoch, which comes once all shards have the reports
         if self._num_shards > 1:  # the others may stand elsewhere, and plans are made of all
             raise self._lost("with several shards that cannot be made up for")
         for epoch in self._over:
