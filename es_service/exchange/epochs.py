@@ -144,10 +144,12 @@ class Epochs:
         Raises:
             EpochOrderError: the rank is superseded.
         """
-        if self.num_closed is None:
-            return False
+        return self.num_closed is not None and self._place() < (self.num_closed, self.is_open)
+
+    def _place(self) -> tuple[int, bool]:
+        """Return where the server has this rank: epochs closed, and whether one is open."""
         closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
-        return (closed, is_open) < (self.num_closed, self.is_open)
+        return closed, is_open
 
     def again(self, bring: Callable[[int], None]) -> None:
         """Bring a server that is behind to where this rank is.
@@ -161,13 +163,12 @@ class Epochs:
         """
         if not self.is_behind():
             return
-        place = self._call("whereabouts", self._caller.rank, self._caller.attempt)
-        if self._current is None and self._over and tuple(place) == (self._over[-1].number, True):
+        if self._current is None and self._over and self._place() == (self._over[-1].number, True):
             return  # it lacks but the end of that epoch, which comes once all shards have the reports
         if self._num_shards > 1:  # the others may stand elsewhere, and plans are made of all
             raise self._lost("with several shards that cannot be made up for")
         for epoch in self._over:
-            closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+            closed, is_open = self._place()
             if closed <= epoch.number:
                 if not is_open:
                     self._open(epoch)
