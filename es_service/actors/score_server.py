@@ -367,7 +367,7 @@ class ScoreServer(ScoreShard):
         self._check_restart()
         with self._roster_lock:
             self._roster.check(Caller(rank, attempt))
-            self._snapshots.wait()
+            self._snapshots.wait_for_history()  # part of which may have to go
             if ordinal > self._num_rewinds + 1:
                 raise errors.EpochOrderError(
                     f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._num_rewinds} were asked for "

@@ -55,6 +55,7 @@ class SnapshotWriter:
         self._storage, self._shards, self._allowed = storage, shards, allowed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="es-service-snapshot")
         self._placed: Future[None] | None = None
+        self._told: Future[None] | None = None
         self._failure: errors.StorageError | None = None
 
     @property
@@ -76,7 +77,7 @@ class SnapshotWriter:
     def begin(self, copied: Copied) -> None:
         """Write what was copied, in the background."""
         placed = self._placed = self._thread.submit(self._write, copied)
-        self._thread.submit(self._tell, copied, placed)
+        self._told = self._thread.submit(self._tell, copied, placed)
 
     def write(self, epoch_starts: tuple[int, ...]) -> errors.EsServiceError | None:
         """Write the rows as they are now; return as `wait` does. Raises as `copy` does."""
@@ -95,6 +96,11 @@ class SnapshotWriter:
         if error is not None and not isinstance(error, errors.EsServiceError):
             raise error
         return error
+
+    def wait_for_history(self) -> None:
+        """Return once nothing is being written any more, the history of the last snapshot included."""
+        if self._told is not None:
+            self._told.exception()
 
     def forget(self) -> None:
         """Wait as `wait` does, and tell nobody any more what came of it: the run goes elsewhere."""
