@@ -108,6 +108,31 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
     expect_undisturbed(selection, selectors, drawn, folder)
 
 
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+@pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
+def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lost(
+    exchange: str, serve: Serve, folder: Path
+) -> None:
+    """The other shard stands in epoch 2, from which the plan of that epoch cannot be made again."""
+    server = serve(driving.selection_of("eswp", seed=34), 2)
+    selectors = local.connect(
+        server, server.server._config.selection, exchange, deadline_s=2.0, on_unavailable="continue"
+    )
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 4):
+            for shard in server.shards:
+                shard._journal.flush()
+            faulty_files.fill(folder)
+        if (epoch, step) == (2, 5):
+            faulty_files.mend(folder)
+            server.restart()
+
+    with pytest.raises(es.ServerRestartedError, match="with several shards that cannot be made up for: connect again"):
+        local.train(selectors, hook=disturb)
+    selectors[0].close()
+
+
 # -- with Ray ----------------------------------------------------------------------------------------------------------
 
 
