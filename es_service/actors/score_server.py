@@ -180,8 +180,7 @@ class ScoreServer(ScoreShard):
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
         self._config.check_world(world_size, rank)
         with self._roster_lock:
-            is_new = not self._roster.knows(attempt)
-            if is_new:
+            if not self._roster.knows(attempt):
                 self._snapshots.wait()
                 goes_back = self._shards.count > 1 or self._roster.open_epoch_number is not None
                 stands_at = self._storage.finished_epochs() if goes_back else self._roster.finished_epochs
@@ -196,8 +195,7 @@ class ScoreServer(ScoreShard):
             self._roster.join(Caller(rank, attempt), world_size)
             asked = self._rewinds.setdefault(rank, 0)
             self._keep_roster()
-            if is_new:
-                self._journal.flush()  # a server that came back without it would take all its ranks for old ones
+            self._journal.flush()  # a server that came back without it would take this rank for an old one
             return asked
 
     def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:

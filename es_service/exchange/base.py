@@ -100,7 +100,11 @@ class Exchange(Protocol):
         ...
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """Return once everything this rank said of the epoch is in the table; `num_steps`: that it made."""
+        """Return once everything this rank said of the epoch is in the table; `num_steps`: that it made.
+
+        Raises:
+            StorageError: it cannot be written to storage, where there is one. The epoch is over all the same.
+        """
         ...
 
     def table(self) -> pa.Table:

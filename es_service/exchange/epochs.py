@@ -9,6 +9,7 @@ rank has left; every rank then closes it again, behind its reports, and opens th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import uuid
@@ -82,6 +83,9 @@ class Epochs:
             ServerUnavailableError: some did not within the deadline; the message names them.
             EpochOrderError: see `Roster.open_epoch`; also where the server came back from before, see `is_behind`.
         """
+        if self._over and self.is_behind():
+            with contextlib.suppress(errors.StorageError):  # it is over all the same
+                self.close()
         share = self._open(_Epoch(epoch, streamed))
         self._current, self.num_closed, self._first_step = _Epoch(epoch, streamed), epoch, share.first_step
         return share
@@ -140,10 +144,12 @@ class Epochs:
         Raises:
             EpochOrderError: the rank is superseded.
         """
-        if self.num_closed is None:
-            return False
+        return self.num_closed is not None and self._place() < (self.num_closed, self.is_open)
+
+    def _place(self) -> tuple[int, bool]:
+        """Return where the server has this rank: epochs closed, and whether one is open."""
         closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
-        return (closed, is_open) < (self.num_closed, self.is_open)
+        return closed, is_open
 
     def again(self, bring: Callable[[int], None]) -> None:
         """Bring a server that is behind to where this rank is.
@@ -157,10 +163,12 @@ class Epochs:
         """
         if not self.is_behind():
             return
+        if self._current is None and self._over and self._place() == (self._over[-1].number, True):
+            return  # it lacks but the end of that epoch, which comes once all shards have the reports
         if self._num_shards > 1:  # the others may stand elsewhere, and plans are made of all
             raise self._lost("with several shards that cannot be made up for")
         for epoch in self._over:
-            closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+            closed, is_open = self._place()
             if closed <= epoch.number:
                 if not is_open:
                     self._open(epoch)

@@ -17,6 +17,7 @@ import es_service as es
 from es_service import errors
 from es_service.actors.calls import AwayError
 from es_service.actors.score_server import ScoreServer
+from es_service.actors.score_shard import ScoreShard
 from es_service.exchange.base import Position
 from es_service.exchange.leased import Leased
 from es_service.exchange.prefetch import Prefetch
@@ -31,33 +32,43 @@ KINDS: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Pr
 
 
 class Local:
-    """See the module's text. `before` and `after` a call of this name something is done, once.
+    """See the module's text.
 
     Attributes:
-        asked: names of the methods called so far.
+        after: what is done, once, behind a call of a method.
     """
 
-    def __init__(self, storage: str, config: RunConfig) -> None:
+    def __init__(self, storage: str, config: RunConfig, count: int = 1) -> None:
         self._storage, self._config = storage, config
         self._lock = threading.RLock()  # one call at a time, as an actor's default group has it
         self._generation = 0
-        self._past: list[ScoreServer] = []
-        self.asked: list[str] = []
+        self._past: list[ScoreShard] = []
         self.after: dict[str, Callable[[], object]] = {}
-        self.server = self._serve()
-        self.shards = [self.server]
+        self.shards: list[Any] = [None] * count
+        for index in range(count):
+            self._serve(index)
 
-    def _serve(self) -> ScoreServer:
-        config = runs.config_to_dict(self._config)
-        server = ScoreServer(self._storage, "mine", config, 1, None, "local")
-        self._past.append(server)
+    @property
+    def server(self) -> ScoreServer:
+        server = self.shards[0]
+        assert isinstance(server, ScoreServer)
         return server
 
+    def _serve(self, index: int) -> None:
+        where, count = (self._storage, "mine", runs.config_to_dict(self._config)), len(self.shards)
+        self.shards[index] = (
+            ScoreShard(*where, index, count) if index else ScoreServer(*where, count, self._ask_shard, "local")
+        )
+        self._past.append(self.shards[index])
+
+    def _ask_shard(self, index: int, method: str, *args: Any) -> Callable[[], Any]:
+        return lambda: getattr(self.shards[index], method)(*args)
+
     def restart(self) -> None:
-        """SIGKILL, and what Ray does then."""
+        """SIGKILL of the score server, and what Ray does then."""
         with self._lock:
             self._generation += 1
-            self.server = self._serve()
+            self._serve(0)
 
     def finish(self) -> None:
         for server in reversed(self._past):
@@ -69,16 +80,15 @@ class Local:
         reference: Future[Any] = Future()
         if group is None:
             with self._lock:
-                self._answer(reference, method, *args, **named)
+                self._answer(reference, shard, method, *args, **named)
         else:
-            self._answer(reference, method, *args, **named)
+            self._answer(reference, shard, method, *args, **named)
         return reference
 
-    def _answer(self, reference: Future[Any], method: str, *args: Any, **named: Any) -> None:
-        self.asked.append(method)
+    def _answer(self, reference: Future[Any], shard: int, method: str, *args: Any, **named: Any) -> None:
         generation = self._generation
         try:
-            answer = getattr(self.server, method)(*args, **named)
+            answer = getattr(self.shards[shard], method)(*args, **named)
         except errors.EsServiceError as error:
             reference.set_exception(error)
             return

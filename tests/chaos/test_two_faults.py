@@ -22,7 +22,7 @@ from es_service.storage.snapshots import encode_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot write its storage")
 
-Serve = Callable[[es.Selection], local.Local]
+Serve = Callable[..., local.Local]
 EXCHANGES = ["sync", "leased", "prefetch"]
 
 
@@ -31,9 +31,9 @@ def serve(folder: Path) -> Iterator[Serve]:
     faulty_files.register()
     served: list[local.Local] = []
 
-    def make(selection: es.Selection) -> local.Local:
+    def make(selection: es.Selection, count: int = 1) -> local.Local:
         config = RunConfig(selection=selection, **driving.SHAPE)
-        served.append(local.Local(f"faulty://{folder}", config))
+        served.append(local.Local(f"faulty://{folder}", config, count))
         return served[-1]
 
     yield make
@@ -55,15 +55,15 @@ def expect_undisturbed(
     assert stored_table(folder) == expected.table
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("world_size", "shards"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_again(
-    exchange: str, world_size: int, epoch: int, serve: Serve, folder: Path
+    exchange: str, world_size: int, shards: int, epoch: int, serve: Serve, folder: Path
 ) -> None:
     """Storage fails from inside the epoch on; the server is killed in the first close, and then storage works."""
     selection = driving.selection_of("es", seed=31)
-    server = serve(selection)
+    server = serve(selection, shards)
     selectors = local.connect(server, selection, exchange, world_size)
 
     def killed() -> None:
@@ -72,7 +72,8 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
 
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
-            server.server._journal.flush()
+            for shard in server.shards:
+                shard._journal.flush()
             faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
@@ -105,6 +106,31 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
     drawn = local.train(selectors, hook=disturb)
     assert came_back_in == [(1, True)]
     expect_undisturbed(selection, selectors, drawn, folder)
+
+
+@pytest.mark.parametrize("exchange", ["sync", "leased"])
+@pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
+def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lost(
+    exchange: str, serve: Serve, folder: Path
+) -> None:
+    """The other shard stands in epoch 2, from which the plan of that epoch cannot be made again."""
+    server = serve(driving.selection_of("eswp", seed=34), 2)
+    selectors = local.connect(
+        server, server.server._config.selection, exchange, deadline_s=2.0, on_unavailable="continue"
+    )
+
+    def disturb(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 4):
+            for shard in server.shards:
+                shard._journal.flush()
+            faulty_files.fill(folder)
+        if (epoch, step) == (2, 5):
+            faulty_files.mend(folder)
+            server.restart()
+
+    with pytest.raises(es.ServerRestartedError, match="with several shards that cannot be made up for: connect again"):
+        local.train(selectors, hook=disturb)
+    selectors[0].close()
 
 
 # -- with Ray ----------------------------------------------------------------------------------------------------------
