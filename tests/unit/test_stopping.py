@@ -26,8 +26,8 @@ def wait():
 """
 PLAIN = """
 with stopping.Stops() as stops:
-    started()
     try:
+        started()
         wait()
     except stopping.Stopped as stopped:
         assert stops.asked == stopped.number
@@ -40,6 +40,7 @@ asked = []
 with stopping.Stops() as stops:
     started()
     with stopping.in_order(asked.append):
+        print("ready", flush=True)
         while not asked:
             time.sleep(0.05)
         print("asked", asked, flush=True)
@@ -48,10 +49,12 @@ with stopping.Stops() as stops:
 """
 BUSY = """
 with stopping.Stops():
-    started()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    begun = False
     while True:  # what no exception gets out of
         try:
+            if not begun:
+                begun = True
+                started()
             wait()
         except BaseException:
             print("busy", flush=True)
@@ -61,6 +64,7 @@ with stopping.Stops() as stops:
     started()
     stopping.rely_on_children()
     with stopping.in_order(lambda number: None):
+        print("ready", flush=True)
         wait()
 """
 FORKED = """
@@ -155,11 +159,13 @@ def test_signals_close_together_are_one(start: Start) -> None:
 
 def test_what_ends_in_order_is_asked_once_and_a_second_signal_ends_it(start: Start) -> None:
     process, child = start(IN_ORDER)
+    assert line(process) == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert line(process) == "asked [15]\n"
     assert process.wait(30) == 0
     assert has_ended(child)
     process, child = start(IN_ORDER, then="wait()")
+    assert line(process) == "ready\n"
     process.send_signal(signal.SIGINT)
     assert line(process) == "asked [2]\n"
     send_until_it_ends(process, signal.SIGINT)
@@ -169,6 +175,7 @@ def test_what_ends_in_order_is_asked_once_and_a_second_signal_ends_it(start: Sta
 
 def test_without_what_it_relies_on_it_ends_at_once(start: Start) -> None:
     process, child = start(RELIED)
+    assert line(process) == "ready\n"
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(20) == 143
     assert has_ended(child)
