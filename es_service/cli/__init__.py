@@ -7,16 +7,18 @@ second one ends it at once. Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import es_service
 from es_service import errors
 from es_service.cli import comparing, inspecting, output, serving, training, tuning
 from es_service.stopping import Stops
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 _ENDS = {int(signal.SIGINT): "interrupted", int(signal.SIGTERM): "terminated"}
 
@@ -52,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"es-service: {_ENDS[stops.asked]}", file=sys.stderr)
         stops.end_children()
         return 128 + stops.asked
+
+
+def command() -> NoReturn:
+    """Run the command as a program of its own, and end with its status."""
+    status = main()
+    if status > 128:  # by a signal: what is still loaded has nothing left to do
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _signal_of(error: BaseException) -> int | None:
