@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,12 +187,16 @@ def _fit_here(
     from es_service.training.local import LocalWorkers
 
     path = prepared["path"]
-    selector = Selector(
-        config.selection,
-        num_samples=config.num_samples,
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
-        exchange=Embedded(Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.NothingSelectedWarning)  # `train` has warned already
+        selector = Selector(
+            config.selection,
+            num_samples=config.num_samples,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size,
+            irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
+            exchange=Embedded(
+                Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
+            ),
+        )
     return fit(task, selector, settings, LocalWorkers(Path(storage.path) / "checkpoints"))

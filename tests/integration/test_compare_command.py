@@ -250,7 +250,8 @@ def test_derived_settings_reach_the_runs(few_images: Path, tmp_path: Path) -> No
     assert results["metric"] == "balanced_accuracy"
     assert results["num_samples"] < 200
     for row in results["rows"]:
-        assert row["corrupted_share"] == pytest.approx(0.2, abs=0.01)  # one epoch, all of it annealing: all alike
+        near = 0.1 if row["method"] == "random" else 0.01  # it draws; full takes everything
+        assert row["corrupted_share"] == pytest.approx(0.2, abs=near)
         assert 0 <= row["balanced_accuracy"]["mean"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "the set has a long tail" in page

@@ -65,7 +65,8 @@ def test_alone_it_selects_in_process_without_ray_and_torch(wheel: Path, tmp_path
         import numpy as np, es_service as es
         assert "ray" not in sys.modules and "torch" not in sys.modules
         assert importlib.util.find_spec("ray") is None and importlib.util.find_spec("torch") is None
-        selection = es.Selection(es.methods.evolved(), ratio=0.25, prune_ratio=0.2, anneal=(0.4, 0), seed=1)
+        annealed = {"anneal": (0.4, 0), "anneal_by": "epochs"}
+        selection = es.Selection(es.methods.evolved(), ratio=0.25, prune_ratio=0.2, seed=1, **annealed)
         selector = es.Selector(selection, num_samples=1000, num_epochs=3, batch_size=100)
         for epoch in range(3):
             for ids_B in selector.epoch(epoch):

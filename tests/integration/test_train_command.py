@@ -85,7 +85,7 @@ def undisturbed(
 
 
 def test_samples_are_counted_and_the_saving_follows(few_images: Path, tmp_path: Path) -> None:
-    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--seed", 4)
+    common = ("--epochs", 3, "--set", "anneal=[0.3,0]", "--set", "anneal_by=epochs", "--seed", 4)
     result = train(few_images, tmp_path, "embedded", "--exchange", "embedded", *common)
     # 1 annealing epoch trains on all and scores nothing by itself; 2 epochs score all and train on a quarter.
     expected = {"scored": 2 * NUM_TRAIN, "trained": NUM_TRAIN + 2 * NUM_TRAIN // 4, "full": 3 * NUM_TRAIN}

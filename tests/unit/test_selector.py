@@ -379,7 +379,8 @@ def test_observing_a_scored_draw_is_ignored(losses_of: Losses) -> None:
 
 
 def test_annealing_steps_need_no_losses_but_take_them(losses_of: Losses) -> None:
-    selector = make(anneal=(1, 0))
+    with pytest.warns(errors.NothingSelectedWarning, match="never selects"):
+        selector = make(anneal=(1, 0))
     ids = next(selector.epoch(0))
     assert selector.select(ids).ids.tolist() == ids.tolist()
     selector.observe(losses_of(ids, 0))

@@ -17,7 +17,9 @@ class Saving(Model):
 
     samples: float | None = Field(description="of back-propagated samples", examples=[0.56])
     cost: float | None = Field(description="of passes, a backward counted as two forward ones", examples=[0.31])
-    seconds: float | None = Field(description="of time in steps", examples=[0.23])
+    seconds: float | None = Field(
+        description="of time in steps, warm-up left out; null until something was selected", examples=[0.23]
+    )
 
 
 class Run(Model):

@@ -10,9 +10,12 @@ import pytest
 
 import es_service as es
 from es_service import errors
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.idle import why_idle
 from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selector import Selector
 from es_service.storage import runs
 
@@ -80,3 +83,47 @@ def test_a_run_of_before_keeps_whole_epochs_and_may_be_continued() -> None:
                 runs.check_same("old", before, now)
             kept = es.Selection(es.methods.evolved(), anneal_by="epochs")
             runs.check_same("old", before, RunConfig(selection=kept, num_samples=400, num_epochs=epochs, batch_size=20))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 10, 18, 19])
+def test_a_short_training_taken_up_inside_its_epoch_anneals_the_same_steps(cut: int) -> None:
+    def made() -> Selector:
+        selection = es.Selection(es.methods.evolved(), anneal=(0.1, 0.1), seed=3)
+        return Selector(selection, num_samples=400, num_epochs=1, batch_size=20)
+
+    def drawn(selector: Selector, num: int) -> list[list[int]]:
+        found = []
+        for ids_B in selector.epoch(0):
+            found.append(selector.select(ids_B, (1 + ids_B % 7).astype(np.float32)).ids.tolist())
+            if len(found) == num:
+                break
+        return found
+
+    whole = drawn(made(), 20)
+    assert [len(ids) for ids in whole] == [20] * 2 + [5] * 16 + [20] * 2
+    first, second = made(), made()
+    begun = drawn(first, cut)
+    second.load_state_dict(first.state_dict())
+    assert begun + drawn(second, 20 - cut) == whole
+
+
+def test_ranks_of_a_short_training_anneal_the_same_steps() -> None:
+    run = RunConfig(selection=es.Selection(es.methods.evolved()), num_samples=401, num_epochs=2, batch_size=20)
+    keeper = Scorekeeper(run)
+    ranks = [
+        Selector(
+            run.selection,
+            num_samples=401,
+            num_epochs=2,
+            batch_size=20,
+            exchange=Embedded(keeper, Position(rank, 2)),
+        )
+        for rank in range(2)
+    ]
+    for epoch in range(2):
+        for parts in zip(*(one.epoch(epoch) for one in ranks), strict=True):
+            sizes = {
+                one.select(ids_B, np.ones(ids_B.size, dtype=np.float32)).ids.size
+                for one, ids_B in zip(ranks, parts, strict=True)
+            }
+            assert len(sizes) == 1

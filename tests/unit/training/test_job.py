@@ -36,7 +36,9 @@ def test_every_belongs_to_collective() -> None:
 def test_a_training_notes_the_labels_of_its_samples_and_how_they_are_shown(tmp_path: Path) -> None:
     derived = Derived(limit=64, label_noise=0.25)
     job = TrainJob(**{**WHAT, "storage": str(tmp_path)}, derived=derived, exchange="embedded", epochs=1, batch_size=32)
-    result = train(job, lambda progress: None)
+    with pytest.warns(es.NothingSelectedWarning, match="never selects") as caught:  # 2 steps: the first and the last
+        result = train(job, lambda progress: None)
+    assert len(caught) == 1, "said twice"
     run = RunStorage(str(tmp_path), "r")
     notes = labels.read_notes(run)
     task = build_task("fashion", None, derived)
