@@ -9,7 +9,6 @@ import numpy as np
 from es_service import errors
 from es_service.api.catalogue import Catalogue
 from es_service.api.tables import floats
-from es_service.storage.runs import RunStorage
 
 __all__ = ["history"]
 
@@ -44,7 +43,7 @@ def history(catalogue: Catalogue, run: str, sample_id: int) -> dict[str, Any]:
 
 def _points(catalogue: Catalogue, run: str, sample_id: int) -> tuple[dict[str, list[Any]] | None, bool]:
     """Return the journal's observations of a sample, None where the run keeps none; and whether there were more."""
-    storage = RunStorage(catalogue.storage, run)
+    storage = catalogue.opened(run)
     if not storage.history_epochs():
         return None, False
     table = storage.history(sample_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from es_service.storage.plain import number
+
 __all__ = ["ledger", "summary"]
 
 _SECONDS = ("total", "score", "train", "exchange", "data", "wall")
@@ -18,7 +20,8 @@ _HISTORY = (
 def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return where the samples and seconds of a run went, per epoch and so far; null for what it did not tell."""
     told = result or progress or {}
-    history = [_epoch(one) for one in told.get("history") or () if isinstance(one, Mapping)]
+    epochs = told.get("history")
+    history = [_epoch(one) for one in epochs if isinstance(one, Mapping)] if isinstance(epochs, list) else []
     seconds = _numbers(told.get("seconds"), _SECONDS)
     if seconds is None and history:
         seconds = {**dict.fromkeys(_SECONDS), "total": history[-1]["seconds"]}
@@ -35,7 +38,7 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
     """Return the newest accuracy, what was saved and the seconds spent."""
     found = ledger(result, progress)
     history = found["history"]
-    accuracy = _number((result or {}).get("accuracy"))
+    accuracy = number((result or {}).get("accuracy"))
     if accuracy is None and history:
         accuracy = history[-1]["accuracy"]
     return {
@@ -47,15 +50,10 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
 
 def _epoch(told: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **{name: _number(told.get(name)) for name in _HISTORY},
+        **{name: number(told.get(name)) for name in _HISTORY},
         "saving": _numbers(told.get("saving"), _SAVING),
     }
 
 
 def _numbers(told: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
-    return {name: _number(told.get(name)) for name in names} if isinstance(told, Mapping) else None
-
-
-def _number(value: Any) -> float | int | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and abs(value) < float("inf") else None
+    return {name: number(told.get(name)) for name in names} if isinstance(told, Mapping) else None

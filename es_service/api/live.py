@@ -24,6 +24,7 @@ from es_service.api import clusters
 from es_service.api.niceness import stand_back
 from es_service.api.reader_process import ReaderProcess
 from es_service.storage import columns, files
+from es_service.storage.plain import plain
 
 __all__ = ["LiveRuns", "LiveTable"]
 
@@ -151,7 +152,7 @@ class LiveRuns:
             if time.monotonic() - self._stats_at < _STATS_EVERY_S:
                 return self._stats
             try:
-                found = process.ask("runs", _STATS_DEADLINE_S)["runs"]
+                found = plain(process.ask("runs", _STATS_DEADLINE_S)["runs"])
             except errors.ServerUnavailableError as error:
                 self._failure, found = str(error), {run: {"error": str(error)} for run in self._stats}
             self._stats_at = now = time.monotonic()

@@ -31,7 +31,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
     {
         "es_service_api_requests_total": "answers by route, method and status",
         "es_service_api_request_seconds": "seconds until an answer was complete, streams left out",
-        "es_service_runs": "runs of the storage folder by status",
+        "es_service_runs": "runs of the storage folder by status, pending those that were not read yet",
         "es_service_ray_up": "1 while the service is connected to a Ray cluster",
         "es_service_run_epochs": "epochs finished",
         "es_service_run_done_ratio": "share of the run that is done",
@@ -105,10 +105,10 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield what is read off the runs when asked."""
         try:
-            rows = self._catalogue.rows()
+            rows, num_pending = self._catalogue.rows().all()
         except errors.EsServiceError:
-            rows = []
-        states: dict[str, int] = {}
+            rows, num_pending = [], 0
+        states: dict[str, int] = {"pending": num_pending} if num_pending else {}
         for row in rows:
             states[row["status"]] = states.get(row["status"], 0) + 1
         up = self._catalogue.live.state()["state"] == "connected"
@@ -140,13 +140,19 @@ class Metrics:
         yield _gauge("es_service_server_journal_lag_records", ("run",), lags)
         failing = {(run,): float(one["storage_failure"] is not None) for run, one in stats.items()}
         yield _gauge("es_service_server_storage_failing", ("run",), failing)
-        ages = {(run,): self._catalogue.snapshot_age_s(run) for run in stats}
+        ages = {(run,): self._snapshot_age_s(run) for run in stats}
         yield _gauge(
             "es_service_server_snapshot_age_seconds",
             ("run",),
             {key: age for key, age in ages.items() if age is not None},
         )
         yield _calls({run: one.get("calls") or {} for run, one in stats.items()})
+
+    def _snapshot_age_s(self, run: str) -> float | None:
+        try:
+            return self._catalogue.snapshot_age_s(run)
+        except errors.EsServiceError:  # its folder is gone, or cannot be read any more
+            return None
 
     def _of_selection(self, runs: list[str]) -> Iterator[Metric]:
         worth: dict[tuple[str, ...], float] = {}

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from es_service.api.answers import RunName, answer, catalogue_of, errors_of, not_modified, of_table
 from es_service.api.comparison import compare
 from es_service.api.models import runs as models
+from es_service.api.run_rows import RunQuery
 
 __all__ = ["router"]
 
@@ -32,24 +33,25 @@ def list_of_runs(
 ) -> Response:
     """List the runs of the storage folder, live ones and others."""
     catalogue = catalogue_of(request)
-    name = order.removeprefix("-")
-    rows = [
-        row
-        for row in catalogue.rows()
-        if (not status or row["status"] in status)
-        and (not search or row["search"] == search)
-        and any(q.lower() in str(row[key] or "").lower() for key in ("run", "task", "method", "search"))
-    ]
-    known = [row for row in rows if row[name] is not None]
-    known.sort(key=lambda row: (row[name], row["run"]), reverse=order.startswith("-"))
-    rows = known + [row for row in rows if row[name] is None]
+    page = catalogue.rows().page(
+        RunQuery(
+            words=q,
+            statuses=status,
+            search=search,
+            order=order.removeprefix("-"),
+            descending=order.startswith("-"),
+            offset=offset,
+            limit=limit,
+        )
+    )
     return answer(
         request,
         {
             "storage": catalogue.storage,
-            "total": len(rows),
+            "total": page.total,
+            "pending": page.num_pending,
             "ray": catalogue.live.state(),
-            "runs": rows[offset : offset + limit],
+            "runs": page.rows,
         },
     )
 

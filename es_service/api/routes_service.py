@@ -16,7 +16,7 @@ from es_service.api.answers import RunName, answer, catalogue_of, errors_of
 from es_service.api.auth import COOKIE, SESSION_S, Auth, safe_next
 from es_service.api.models import service as models
 from es_service.api.problems import Problem
-from es_service.storage.runs import list_runs
+from es_service.storage.listing import find_runs
 
 __all__ = ["STATIC", "router"]
 
@@ -40,7 +40,7 @@ async def healthz() -> Response:
 @router.get("/-/readyz", tags=["service"], response_model=models.Health, responses=errors_of())
 def readyz(request: Request) -> Response:
     """Say that the storage can be read; 503 where it cannot."""
-    list_runs(catalogue_of(request).storage)
+    find_runs(catalogue_of(request).storage)
     return Response('{"status": "ready"}', media_type="application/json")
 
 

@@ -22,7 +22,6 @@ from es_service.api.answers import (
 )
 from es_service.api.models import table as models
 from es_service.api.tables import TableView
-from es_service.storage.runs import RunStorage
 
 __all__ = ["router"]
 
@@ -72,7 +71,7 @@ def distribution_over_epochs(
         return unchanged
     now.check_column(column, numeric=True)
     is_log = scale == "log"
-    before = earlier.spreads_before(RunStorage(catalogue.storage, run), column, min(view.epoch for view in views))
+    before = earlier.spreads_before(catalogue.opened(run), column, min(view.epoch for view in views))
     range_now = statistics.common_range(views, column, is_log=is_log)
     outer = [*earlier.ends(list(before.values()), is_log=is_log), *range_now]
     between = (min(outer), max(outer))

@@ -12,7 +12,10 @@ from pyarrow import compute, csv, parquet
 from es_service import errors
 from es_service.cli import output, text
 from es_service.selection.settings import suggest
-from es_service.storage.runs import DEFAULT_STORAGE, RunStorage, list_runs
+from es_service.storage.described import describe
+from es_service.storage.listing import Found, find_runs
+from es_service.storage.plain import number
+from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
 __all__ = ["add_parsers"]
 
@@ -51,7 +54,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def list_command(options: argparse.Namespace) -> int:
     """List the runs of a storage folder, oldest first, with what came of them."""
-    found = [_describe(RunStorage(options.storage, run)) for run in list_runs(options.storage)]
+    found = [_describe(options.storage, one) for one in find_runs(options.storage)]
     if options.json:
         output.print_json({"storage": options.storage, "runs": found})
         return 0
@@ -67,21 +70,26 @@ def list_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(storage: RunStorage) -> dict[str, Any]:
+def _describe(storage: str, found: Found) -> dict[str, Any]:
     try:
-        config, result, done = storage.config(), storage.result(), storage.finished_epochs()
+        if found.problem is not None:
+            raise errors.StorageError(found.problem)
+        place = RunStorage(storage, found.name)
+        run, done = describe(place), place.finished_epochs()
     except errors.EsServiceError as error:  # one damaged run must not hide the others
-        return {"run": storage.run, "state": f"unreadable: {error}"}
+        return {"run": found.name, "state": f"unreadable: {error}"}
+    result = run.result or {}
+    saving = result.get("saving")
     return {
-        "run": storage.run,
-        "method": config.selection.method.name,
-        "num_samples": config.num_samples,
-        "epochs": config.num_epochs,
+        "run": found.name,
+        "method": run.config.selection.method.name,
+        "num_samples": run.config.num_samples,
+        "epochs": run.config.num_epochs,
         "finished_epochs": done,
-        "state": "done" if result is not None else f"{done} of {config.num_epochs} epochs",
-        "accuracy": (result or {}).get("accuracy"),
-        "saving": (result or {}).get("saving"),
-        "search": storage.search(),
+        "state": "done" if run.result is not None else f"{done} of {run.config.num_epochs} epochs",
+        "accuracy": number(result.get("accuracy")),
+        "saving": {name: number(one) for name, one in saving.items()} if isinstance(saving, dict) else None,
+        "search": run.search,
     }
 
 
@@ -94,8 +102,8 @@ def _row(run: dict[str, Any]) -> list[Any]:
         None if num_samples is None else f"{num_samples:,}",
         run["state"],
         None if accuracy is None else f"{accuracy:.4f}",
-        None if saving is None else text.percent(saving["cost"]),
-        None if saving is None or saving["seconds"] is None else text.percent(saving["seconds"]),
+        None if saving is None else text.percent(saving.get("cost")),
+        None if saving is None or saving.get("seconds") is None else text.percent(saving["seconds"]),
     ]
 
 

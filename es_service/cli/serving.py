@@ -9,7 +9,8 @@ from typing import Any
 
 from es_service import errors
 from es_service.storage import files
-from es_service.storage.runs import DEFAULT_STORAGE, list_runs
+from es_service.storage.listing import find_runs
+from es_service.storage.runs import DEFAULT_STORAGE
 
 __all__ = ["add_parser", "serve_command"]
 
@@ -59,7 +60,7 @@ def serve_command(options: argparse.Namespace) -> int:
         )
     hosts = ("127.0.0.1", "localhost", "::1", options.host, *options.allowed_host)
     storage = files.absolute(options.storage)
-    list_runs(storage)  # what cannot be read shows before anybody asks
+    find_runs(storage)  # what cannot be read shows before anybody asks
     settings = Settings(
         storage=storage,
         token=token,

@@ -218,7 +218,7 @@ def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
     """Return a file's JSON object; StorageError where it is not one."""
     try:
         value = json.loads(read_bytes(filesystem, path, MOST_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists or objects are nested very deep
         raise errors.StorageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise errors.StorageError(f"{path} holds a JSON {type(value).__name__}, expected an object")

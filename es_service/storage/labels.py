@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.storage import arrow_files, files
+from es_service.storage.plain import plain
 from es_service.storage.runs import RunStorage
 
 __all__ = ["PREVIEW_TYPES", "SampleNotes", "read_labels", "read_notes", "write_notes"]
@@ -75,7 +76,7 @@ def write_notes(
 
 def read_notes(storage: RunStorage) -> SampleNotes:
     """Return what is known of a run's samples: nothing where nobody wrote it."""
-    found: dict[str, Any] = storage.read_note("samples") or {}
+    found: dict[str, Any] = plain(storage.read_note("samples") or {})
     names, preview = found.get("label_names"), found.get("preview")
     return SampleNotes(
         tuple(map(str, names)) if isinstance(names, list) else None,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,8 +26,9 @@ from es_service import errors
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE, Shard
-from es_service.storage import files, history, ownership, segments, snapshots, spreads
+from es_service.storage import files, history, listing, ownership, segments, snapshots, spreads
 from es_service.storage.journal import Journal
+from es_service.storage.listing import check_run_name, list_runs
 from es_service.storage.ownership import Ownership
 from es_service.storage.terms import Term
 
@@ -36,31 +36,6 @@ __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
 
 DEFAULT_STORAGE = os.environ.get("ES_SERVICE_STORAGE", "~/es_service_runs")
 FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def check_run_name(run: str) -> str:
-    """Return the name, or raise RunNameError: it becomes a folder and an actor's name."""
-    if not isinstance(run, str) or not _NAME.fullmatch(run):
-        raise errors.RunNameError(
-            f"run name {run!r} cannot be used: take 1 to 100 letters, digits, '.', '_' or '-', "
-            "beginning with a letter or digit (no slash)"
-        )
-    return run
-
-
-def list_runs(storage: str) -> list[str]:
-    """Return the names of the runs in a storage folder, oldest first; StorageError where there is no such folder."""
-    filesystem, root = files.open_filesystem(storage)
-    with files.storage_errors("list", root):
-        infos = filesystem.get_file_info(fs.FileSelector(root))
-        described = [
-            (found.mtime_ns or 0, info.base_name)
-            for info in infos
-            if info.type == fs.FileType.Directory
-            and (found := filesystem.get_file_info(f"{info.path}/run.json")).type == fs.FileType.File
-        ]
-    return [name for _, name in sorted(described)]
 
 
 class RunStorage:
@@ -113,7 +88,8 @@ class RunStorage:
             description["search"] = search
         files.write_json(self._filesystem, f"{self.path}/run.json", description)
 
-    def _described(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """Return run.json; RunNotFoundError where there is none, StorageError where it is another version's."""
         if not self.exists():
             raise errors.RunNotFoundError(
                 f"no run {self.run!r} in {self.storage}: `es-service runs --storage {self.storage}` lists them"
@@ -123,22 +99,25 @@ class RunStorage:
             raise errors.StorageError(
                 f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}"
             )
-        config_from_dict(description.get("config", {}))
         return description
 
     def config(self) -> RunConfig:
-        """Return what run.json says; RunNotFoundError where there is none."""
-        return config_from_dict(self._described()["config"])
+        """Return what the run is, as run.json says; RunNotFoundError where there is none."""
+        return config_from_dict(self.about().get("config", {}))
 
     def training(self) -> dict[str, Any] | None:
         """Return how the run is trained, as `begin` was told; None where it was not."""
-        training = self._described().get("training")
+        training = self.about().get("training")
         return training if isinstance(training, dict) else None
 
     def search(self) -> str | None:
         """Return the name of the search that the run is a trial of; None where it is none's."""
-        search = self._described().get("search")
+        search = self.about().get("search")
         return search if isinstance(search, str) else None
+
+    def check_contents(self) -> None:
+        """Raise StorageError where the folder holds what readers must not follow, see listing.py."""
+        listing.check_contents(self._filesystem, self.path.rpartition("/")[0], self.path)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
@@ -363,7 +342,7 @@ def config_from_dict(values: dict[str, Any]) -> RunConfig:
         own = dict(values)
         selection = Selection.from_dict(own.pop("selection"))
         return RunConfig(selection=selection, **own)
-    except (KeyError, TypeError, ValueError) as error:  # a ConfigError is a ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # a ConfigError is a ValueError
         raise errors.StorageError(f"the run's description is damaged: {error}") from error
 
 

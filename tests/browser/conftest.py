@@ -302,10 +302,10 @@ def various(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     clothes, storage = trained / "finished" / "clothes", tmp_path_factory.mktemp("various") / "runs"
     storage.mkdir()
     for name in ("demo", "other"):
-        (storage / name).symlink_to(clothes)
-    (storage / "smaller").symlink_to(trained / "finished" / "everything")
+        shutil.copytree(clothes, storage / name)
+    shutil.copytree(trained / "finished" / "everything", storage / "smaller")
     if (trained / "texts").exists():
-        (storage / "words").symlink_to(trained / "texts" / "words")
+        shutil.copytree(trained / "texts" / "words", storage / "words")
     for name, search in (("trial-1", "betas"), ("trial-2", "betas"), ("trial-of-none", None)):
         shutil.copytree(clothes, storage / name)
         path = storage / name / "run.json"

@@ -57,6 +57,7 @@ class RunList(Model):
 
     storage: str
     total: int = Field(description="runs that match, of which this page shows some")
+    pending: int = Field(description="runs that are not read yet and may match too: ask again; 0 once all are read")
     ray: RayState
     runs: list[Run]
 

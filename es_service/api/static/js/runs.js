@@ -7,6 +7,7 @@ import * as format from "./format.js";
 import { greet } from "./session.js";
 
 const EVERY_MS = 5000;
+const SOON_MS = 500; // while runs are still being read
 const PAGE = 100;
 const MOST = 1000;
 const COLUMNS = [
@@ -119,10 +120,11 @@ function render(answer) {
   const focused = document.activeElement?.closest?.("#list")
     ? { href: document.activeElement.getAttribute("href"), text: document.activeElement.textContent }
     : null;
-  byId("count").textContent =
-    answer.total > answer.runs.length ? `${format.count(answer.runs.length)} of ${format.plural(answer.total, "run")}` : format.plural(answer.total, "run");
+  const matching = format.plural(answer.total, "run");
+  const count = answer.total > answer.runs.length ? `${format.count(answer.runs.length)} of ${matching}` : matching;
+  byId("count").textContent = answer.pending ? `${count}, ${format.count(answer.pending)} not read yet` : count;
   if (answer.runs.length === 0) {
-    show(byId("list"), nothing(answer));
+    show(byId("list"), answer.pending ? empty("Reading the runs", "There are many, and what you ask for needs them all.") : nothing(answer));
     return;
   }
   const table = h(
@@ -154,6 +156,7 @@ async function refresh() {
     const answer = await latest.run((signal) => get(["runs"], query, { signal }));
     answered = Date.now();
     render(answer);
+    if (answer.pending) setTimeout(refresh, SOON_MS);
     if (answer.ray?.state === "away") {
       notice(byId("notice"), "old", `The Ray cluster cannot be reached, so live runs are shown as of their last epoch. ${answer.ray.detail ?? ""}`);
     } else {
