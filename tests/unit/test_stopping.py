@@ -70,9 +70,12 @@ with stopping.Stops() as stops:
 FORKED = """
 with stopping.Stops() as stops:
     started()
+    hear, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(tell, b"x")
         wait()
+    os.read(hear, 1)  # the child is past its beginning, where its parent's handlers are taken away
     os.kill(child, signal.SIGTERM)
     assert os.waitpid(child, 0)[1] == signal.SIGTERM
     time.sleep(0.3)
