@@ -31,9 +31,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
     original = files.read_bytes
 
-    def counted(filesystem: Any, path: str) -> bytes:
+    def counted(filesystem: Any, path: str, most_bytes: int) -> bytes:
         found[path.split("/runs/")[1].partition("/")[0]] += 1
-        return original(filesystem, path)
+        return original(filesystem, path, most_bytes)
 
     monkeypatch.setattr(files, "read_bytes", counted)
     return found
@@ -90,7 +90,7 @@ def test_an_answer_does_not_wait_for_runs_that_take_long(
     def slow(filesystem: Any, path: str) -> bytes:
         if path.endswith("run-060/run.json"):  # as a disk that is elsewhere may be
             go.wait(60)
-        return original(filesystem, path)
+        return original(filesystem, path, most_bytes)
 
     monkeypatch.setattr(files, "read_bytes", slow)
     client = make_client(many)
