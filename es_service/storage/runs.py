@@ -35,7 +35,8 @@ from es_service.storage.terms import Term
 __all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
 
 DEFAULT_STORAGE = os.environ.get("ES_SERVICE_STORAGE", "~/es_service_runs")
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # 1: snapshots and journals without stamps, annealing by whole epochs
 
 
 class RunStorage:
@@ -95,9 +96,10 @@ class RunStorage:
                 f"no run {self.run!r} in {self.storage}: `es-service runs --storage {self.storage}` lists them"
             )
         description = files.read_json(self._filesystem, f"{self.path}/run.json")
-        if description.get("format") != FORMAT:
+        if description.get("format") not in _READABLE:
             raise errors.StorageError(
-                f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}"
+                f"{self.path}/run.json has format {description.get('format')!r}, this version reads {FORMAT}: "
+                "upgrade es_service"
             )
         return description
 

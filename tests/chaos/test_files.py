@@ -180,10 +180,10 @@ def _fate(rank: Rank, share: Share, server: ScoreServer, undisturbed: bytes) -> 
 def test_a_newer_format_is_refused_in_words(halfway: tuple[Path, Rank, Share]) -> None:
     storage, _, _ = halfway
     path = storage / "mine" / "run.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
     failure = serve(storage).identity()[0]
     assert isinstance(failure, errors.StorageError)
-    assert "has format 7, this version reads 1" in str(failure)
+    assert "has format 7, this version reads 2" in str(failure)
 
 
 def test_a_run_lives_on_a_filesystem_in_memory(undisturbed: bytes, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_an_answer_does_not_wait_for_runs_that_take_long(
 ) -> None:
     go, original = threading.Event(), files.read_bytes
 
-    def slow(filesystem: Any, path: str) -> bytes:
+    def slow(filesystem: Any, path: str, most_bytes: int) -> bytes:
         if path.endswith("run-060/run.json"):  # as a disk that is elsewhere may be
             go.wait(60)
         return original(filesystem, path, most_bytes)

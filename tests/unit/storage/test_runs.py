@@ -121,10 +121,10 @@ def test_a_newer_format_is_refused(tmp_path: Path, make_config: MakeConfig) -> N
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(make_config())
     path = tmp_path / "mine" / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(errors.StorageError, match="has format 2, this version reads 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(errors.StorageError, match="has format 3, this version reads 2: upgrade"):
         storage.config()
-    with pytest.raises(errors.StorageError, match="has format 2"):
+    with pytest.raises(errors.StorageError, match="has format 3"):
         storage.begin(make_config())
 
 
