@@ -185,7 +185,7 @@ class ScoreServer(ScoreShard):
                 goes_back = self._shards.count > 1 or self._roster.open_epoch_number is not None
                 stands_at = self._storage.finished_epochs() if goes_back else self._roster.finished_epochs
                 if opens is not None and opens != stands_at:
-                    raise out_of_order(rank, opens, stands_at)
+                    raise out_of_order(rank, opens, stands_at, self._config.num_epochs)
                 if goes_back:
                     self._go_back()  # another shard may stand elsewhere
                 self._shards.all("begin", attempt)

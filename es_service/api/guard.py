@@ -58,7 +58,7 @@ class Guard:
         self._app, self._auth, self._count = app, auth, count
         self._hosts = {host.strip("[]").lower() for host in settings.hosts}
         limits = settings.limits
-        self._body_bytes = limits.body_bytes
+        self._root, self._body_bytes = settings.root_path, limits.body_bytes
         self._requests = Buckets(limits.per_second, limits.burst)
         self._slots, self._streams = Slots(limits.concurrent), Slots(limits.streams)
 
@@ -69,6 +69,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return  # a websocket: there are none here
         begin, status = time.perf_counter(), 0
+        scope = self._below_root(scope)
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -108,8 +109,18 @@ class Guard:
         finally:
             self._count(scope, status, time.perf_counter() - begin)
 
+    def _below_root(self, scope: Scope) -> Scope:
+        """Return the scope with its path below the service's root, whether a proxy has left it that or not."""
+        path: str = scope["path"]
+        if self._root and f"{path}/".startswith(f"{self._root}/"):
+            path = path[len(self._root) :]
+            return {**scope, "path": path, "raw_path": path.encode()}
+        return scope
+
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
+        if not path:  # links of a page without the slash at its end would lead elsewhere
+            return RedirectResponse(f"{self._root}/", status_code=308)
         host = _name(headers.get("host", ""))
         if "*" not in self._hosts and host not in self._hosts:
             hint = "name it with --allowed-host if it is this service's"
@@ -125,8 +136,8 @@ class Guard:
         if path not in OPEN_PATHS and not self._auth.accepts(headers):
             if _is_page(scope, headers):
                 query = scope["query_string"].decode("latin-1")
-                wanted = quote(f"{path}?{query}" if query else path, safe="/")
-                return RedirectResponse(f"/login?next={wanted}", status_code=303)
+                wanted = quote(f"{self._root}{path}?{query}" if query else f"{self._root}{path}", safe="/")
+                return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
             problem = Problem(
                 "unauthorized", "this request shows no token, or a wrong one", "send Authorization: Bearer <token>",
                 headers={"WWW-Authenticate": "Bearer"},

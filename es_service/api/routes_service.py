@@ -27,6 +27,7 @@ _EVENT = {
     "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
     "required": ["event", "data"],
 }
+_UNBUFFERED = {"Cache-Control": "no-cache, private", "X-Accel-Buffering": "no"}  # nginx would hold events back
 router = APIRouter()
 pages = APIRouter(include_in_schema=False)
 
@@ -82,7 +83,7 @@ def run_events(request: Request, run: RunName) -> Response:
     catalogue.row(run)
     every_s = request.app.state.settings.refresh_s
     stream = events.stream(lambda: catalogue.detail(run), every_s)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache, private"})
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_UNBUFFERED)
 
 
 # -- the login ----------------------------------------------------------------------------------------------------
@@ -104,15 +105,22 @@ async def login(request: Request) -> Response:
     if request.app.state.failed_logins.is_empty(client):
         raise Problem("too-many-requests", "too many failed logins", "wait a minute", headers={"Retry-After": "60"})
     fields = parse_qs((await request.body()).decode("latin-1"), max_num_fields=8)
-    wanted = safe_next(fields.get("next", ["/"])[0])
+    root = request.app.state.settings.root_path
+    wanted = safe_next(fields.get("next", [f"{root}/"])[0])
     if auth.needs_token and not auth.accepts_token(fields.get("token", [""])[0].strip()):
         request.app.state.failed_logins.take(client)
-        return RedirectResponse(f"/login?failed=1&next={quote(wanted, safe='/')}", status_code=303)
+        return RedirectResponse(f"{root}/login?failed=1&next={quote(wanted, safe='/')}", status_code=303)
     response = RedirectResponse(wanted, status_code=303)
     if auth.needs_token:
         is_secure = request.url.scheme == "https"
         response.set_cookie(
-            COOKIE, auth.new_session(), max_age=SESSION_S, httponly=True, samesite="strict", secure=is_secure
+            COOKIE,
+            auth.new_session(),
+            max_age=SESSION_S,
+            path=root or "/",
+            httponly=True,
+            samesite="strict",
+            secure=is_secure,
         )
     return response
 
@@ -122,8 +130,9 @@ async def logout(request: Request) -> Response:
     """End the session."""
     if not _is_from_here(request):
         raise Problem("unauthorized", "this form was sent by another site", "log out on this server's own page")
-    response = RedirectResponse("/login", status_code=303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    root = request.app.state.settings.root_path
+    response = RedirectResponse(f"{root}/login", status_code=303)
+    response.delete_cookie(COOKIE, path=root or "/", httponly=True, samesite="strict")
     return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import socket
 import stat
 
@@ -15,6 +16,8 @@ from es_service.storage.given import read_given
 __all__ = ["TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
 
 TOKEN_VARIABLE = "ES_SERVICE_TOKEN"
+_ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_OWN_NAMES = frozenset({"-", "login", "logout", "metrics", "openapi.json", "runs", "static", "v1"})
 _LEAST_TOKEN = 16  # characters
 _MOST_TOKEN = 512
 
@@ -59,6 +62,7 @@ class Settings:
         own_tasks: import the module that a run's own task names, for its previews.
         limits: how much may be asked.
         refresh_s: a live run's table is copied at most this often.
+        root_path: of the service on its host, such as /es, where a proxy puts it below one; else "".
         nice: niceness of the service once there is a Ray cluster to read from; 0 leaves it as it is.
     """
 
@@ -70,11 +74,25 @@ class Settings:
     limits: Limits = dataclasses.field(default_factory=Limits)
     refresh_s: float = 2.0
     nice: int = 0
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         make_plain(self)
+        object.__setattr__(self, "root_path", _check_root(self.root_path))
         if self.token is not None:
             check_token(self.token, "the token")
+
+
+def _check_root(root: str) -> str:
+    """Return a root path without a slash at its end; ConfigError where it is none."""
+    path = root.rstrip("/")
+    first = path.partition("/")[2].partition("/")[0]
+    if path and (not _ROOT.fullmatch(path) or {".", ".."} & set(path.split("/")) or first in _OWN_NAMES):
+        raise errors.ConfigError(
+            f"root path {root!r} must begin with a slash, be made of letters, digits, '.', '_', '~', '-' and slashes, "
+            f"and not begin with a name of the service's own ({', '.join(sorted(_OWN_NAMES))}): take /es, say"
+        )
+    return path
 
 
 def check_token(token: str, what: str) -> str:

@@ -28,6 +28,9 @@ def add_parser(commands: Any) -> None:
     serve.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="name readers may use for this machine"
     )
+    serve.add_argument(
+        "--root-path", default="", metavar="PATH", help="path below which a proxy shows the service, such as /es"
+    )
     serve.add_argument("--no-ray", action="store_true", help="do not look for live runs on Ray")
     serve.add_argument(
         "--nice",
@@ -68,6 +71,7 @@ def serve_command(options: argparse.Namespace) -> int:
         ray=not options.no_ray,
         own_tasks=options.own_tasks,
         nice=options.nice,
+        root_path=options.root_path,
     )
     config = uvicorn.Config(
         create_app(settings),
@@ -81,7 +85,7 @@ def serve_command(options: argparse.Namespace) -> int:
     with _listening(options.host, options.port) as listener:
         shown = f"[{options.host}]" if ":" in options.host else options.host
         how = "asks for the token" if token is not None else "asks for no token"
-        where = f"http://{shown}:{listener.getsockname()[1]}"
+        where = f"http://{shown}:{listener.getsockname()[1]}{settings.root_path}"
         print(f"serving {storage} on {where} ({how}); Ctrl-C ends it", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0

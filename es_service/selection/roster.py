@@ -36,8 +36,13 @@ def superseded(rank: int) -> errors.EpochOrderError:
     )
 
 
-def out_of_order(rank: int, epoch: int, current: int) -> errors.EpochOrderError:
+def out_of_order(rank: int, epoch: int, current: int, num_epochs: int) -> errors.EpochOrderError:
     """Return the error of a rank that opens another epoch than the one that the run stands before."""
+    if current >= num_epochs:
+        return errors.EpochOrderError(
+            f"rank {rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. Take "
+            "another run name; or, on every rank, call selector.reset() to begin it anew, or load_state_dict to go back"
+        )
     return errors.EpochOrderError(
         f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue "
         "a run begin at selector.next_epoch, or load its state_dict; to start over call selector.reset(); where "
@@ -134,14 +139,8 @@ class Roster:
         current = self.finished_epochs
         if epoch == current + 1 and caller.rank in self._closed:
             return self.not_closed(current)
-        if epoch != current and current >= self.config.num_epochs:
-            raise errors.EpochOrderError(
-                f"rank {caller.rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. "
-                "Take another run name; or, on every rank, call selector.reset() to begin it anew, or load_state_dict "
-                "to go back"
-            )
         if epoch != current:
-            raise out_of_order(caller.rank, epoch, current)
+            raise out_of_order(caller.rank, epoch, current, self.config.num_epochs)
         if caller.rank in self._opened:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "

@@ -56,6 +56,8 @@ def storage_errors(doing: str, path: str) -> Iterator[None]:
         raise errors.StorageError(f"cannot {doing} {path}: no such file or folder") from error
     except _KNOWN_FAILURES as error:
         hint = "; check its permissions and free space, or name another --storage" if _is_place(error) else ""
+        if isinstance(error, NotADirectoryError):
+            hint = "; a folder is needed there, and it is a file: name another --storage"
         raise errors.StorageError(f"cannot {doing} {path}: {error}{hint}") from error
 
 

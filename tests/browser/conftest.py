@@ -70,15 +70,17 @@ def free_port() -> int:
 class Server:
     """`es-service serve` in a process of its own; it can be stopped and started again on the same port."""
 
-    def __init__(self, storage: Path, folder: Path, token: str | None = None, **env: str) -> None:
+    def __init__(self, storage: Path, folder: Path, token: str | None = None, root: str = "", **env: str) -> None:
         self.storage, self.token, self.port = storage, token, free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self._env = environment(**env)
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder, self._log = folder, folder / "log"
+        self._folder, self._log, self._root = folder, folder / "log", root
 
     def start(self) -> Server:
         words = es_service("serve", "--storage", self.storage, "--port", self.port, "--nice", 0)
+        if self._root:
+            words += ["--root-path", self._root]
         if self.token is not None:
             file = self._folder / "token"
             file.write_text(self.token)
@@ -335,8 +337,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """A function that starts a server of the test's own."""
     with contextlib.ExitStack() as stack:
 
-        def start(storage: Path, token: str | None = None, **env: str) -> Server:
-            one = Server(storage, tmp_path_factory.mktemp("server"), token, **env)
+        def start(storage: Path, token: str | None = None, root: str = "", **env: str) -> Server:
+            one = Server(storage, tmp_path_factory.mktemp("server"), token, root, **env)
             stack.callback(one.stop)
             return one.start()
 

@@ -1,5 +1,8 @@
 // What is seen is in the address of the page, so that it can be shared, kept, and gone back to.
 
+/** Where the service lies on its host, "/" at the end: "/", or what a proxy puts before it. */
+export const root = new URL("../../", import.meta.url).pathname;
+
 /** The query of this page, with setters that leave out what is empty. */
 export const address = {
   get(name, otherwise = null) {
@@ -32,10 +35,10 @@ export const address = {
 
 /** The address of the page of a run. */
 export function runPage(run) {
-  return `/runs/${encodeURIComponent(run)}`;
+  return `${root}runs/${encodeURIComponent(run)}`;
 }
 
 /** The run that this page is about. */
 export function runOfPage() {
-  return decodeURIComponent(location.pathname.split("/")[2] ?? "");
+  return decodeURIComponent(location.pathname.slice(root.length).split("/")[1] ?? "");
 }

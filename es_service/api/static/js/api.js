@@ -1,5 +1,7 @@
 // The one place that talks to the server. Every failure is one of two: it said no (ApiError), or it did not answer.
 
+import { root } from "./address.js";
+
 /** The server answered with an error: its status, title and hint. */
 export class ApiError extends Error {
   constructor(status, problem) {
@@ -31,7 +33,7 @@ export function route(path, query = {}) {
     }
   }
   const text = words.toString();
-  return `/v1/${path.map(encodeURIComponent).join("/")}${text ? `?${text}` : ""}`;
+  return `${root}v1/${path.map(encodeURIComponent).join("/")}${text ? `?${text}` : ""}`;
 }
 
 /** Get a JSON answer; `signal` gives up on it. */
@@ -60,7 +62,7 @@ async function fetched(url, accept, signal) {
     throw failure(error, signal);
   }
   if (response.status === 401) {
-    location.assign(`/login?${new URLSearchParams({ next: location.pathname + location.search })}`);
+    location.assign(`${root}login?${new URLSearchParams({ next: location.pathname + location.search })}`);
     throw new ApiError(401, { title: "sign in first" });
   }
   if (response.ok) return response;
