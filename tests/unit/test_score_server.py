@@ -130,8 +130,7 @@ def test_a_server_whose_run_another_one_has_still_ends(tmp_path: Path, config: R
     server = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config), actor="first")
     Worker(server, config).train(0, losses_of)
     server.stored_epochs()
-    another = runs.RunStorage(str(tmp_path), "mine").ownership("first")  # the same actor, started again
-    another.claim()
+    runs.RunStorage(str(tmp_path), "mine").claim("first")  # the same actor, started again
     with pytest.raises(errors.StorageError):
         server._may_write()
     with pytest.raises(errors.RunExistsError):

@@ -155,6 +155,7 @@ def with_replacement(num_samples: int, num_batches: int, seed: int = 1) -> Batch
     return [batch.numpy() for batch in loader]
 
 
+@pytest.mark.filterwarnings("ignore::es_service.errors.NothingSelectedWarning")
 @pytest.mark.parametrize("settings", [{}, {"draw": "systematic"}, {"reweight": "unbiased"}, {"ratio": 1.0}])
 def test_a_sampler_with_replacement_is_observed_once_and_trained_as_often_as_drawn(settings: dict[str, Any]) -> None:
     batches = with_replacement(30, 40)
@@ -207,6 +208,7 @@ def test_the_unbiased_scale_of_a_batch_with_copies_is_unbiased(draw: str) -> Non
     assert np.mean(estimates) == pytest.approx(losses.mean(), abs=4 * error)
 
 
+@pytest.mark.filterwarnings("ignore::es_service.errors.NothingSelectedWarning")
 def test_copies_that_are_not_finite_are_left_out_of_the_mean() -> None:
     selector = stream(10, on_bad_loss="skip", ratio=1.0)
     ids = np.array([4, 9, 4, 2, 4])
@@ -219,6 +221,7 @@ def test_copies_that_are_not_finite_are_left_out_of_the_mean() -> None:
     assert (table.column("visits").to_pylist()[4], selector.ledger.skipped) == (1, 2)
 
 
+@pytest.mark.filterwarnings("ignore::es_service.errors.NothingSelectedWarning")
 @pytest.mark.parametrize("observes", [True, False])
 @pytest.mark.parametrize("settings", [{"method": "random", "ratio": 0.5}, {"anneal": (1, 0)}])
 def test_draws_without_losses_take_copies_too(settings: dict[str, Any], observes: bool) -> None:

@@ -140,7 +140,7 @@ def test_losses_are_checked_the_same(loss: float, position: int, with_machine_co
 
     one, other = both(switch, work)
     assert one == other
-    assert isinstance(one, bytes) == (loss in (0.0, 1e18))
+    assert isinstance(one, bytes) == (loss in (0.0, 1e18, -1e-45))  # the last is 0 but for rounding
 
 
 def test_equal_arrivals_are_drawn_the_same(with_machine_code: None, switch: Switch) -> None:

@@ -77,6 +77,7 @@ def test_a_preview_that_is_neither_picture_nor_text_is_refused_at_the_start(tmp_
         note_samples(RunStorage(str(tmp_path), "r"), Unshowable())  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore::es_service.errors.NothingSelectedWarning")
 def test_a_run_of_an_older_version_is_resumed_though_it_has_fewer_settings(tmp_path: Path) -> None:
     def job(**changes: Any) -> TrainJob:
         derived = Derived(limit=64)
