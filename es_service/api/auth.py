@@ -78,8 +78,9 @@ def _digest(purpose: bytes, value: bytes) -> bytes:
     return hmac.new(purpose, value, hashlib.sha256).digest()
 
 
-def safe_next(path: str | None) -> str:
-    """Return where to go after the login: a path on this server, `/` for anything else."""
-    if path is None or not path.startswith("/") or path.startswith(("//", "/\\")) or len(path) > 2000:
-        return "/"
-    return path if path.isprintable() and path.isascii() else "/"
+def safe_next(path: str | None, root: str = "") -> str:
+    """Return where to go after the login: a path of this service, which lies at `root`, its first page for others."""
+    first = f"{root}/"
+    if path is None or not path.startswith(first) or path.startswith(("//", "/\\")) or len(path) > 2000:
+        return first
+    return path if path.isprintable() and path.isascii() else first

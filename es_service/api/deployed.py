@@ -3,6 +3,7 @@
 ES_SERVICE_STORAGE    folder or URI that every node sees
 ES_SERVICE_TOKEN      what readers must show; needed, since such servers listen on the network
 ES_SERVICE_HOSTS      names that readers use for it, separated by commas
+ES_SERVICE_ROOT_PATH  path below which a proxy shows it, such as /es
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def build_app() -> FastAPI:
     return create_app(
         Settings(
             storage=os.environ.get("ES_SERVICE_STORAGE", DEFAULT_STORAGE),
+            root_path=os.environ.get("ES_SERVICE_ROOT_PATH", ""),
             token=token,
             hosts=("127.0.0.1", "localhost", "::1", *hosts),
             limits=Limits(per_second=2000, burst=8000),  # all readers may come through one proxy

@@ -119,8 +119,6 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if not path:  # links of a page without the slash at its end would lead elsewhere
-            return RedirectResponse(f"{self._root}/", status_code=308)
         host = _name(headers.get("host", ""))
         if "*" not in self._hosts and host not in self._hosts:
             hint = "name it with --allowed-host if it is this service's"
@@ -133,6 +131,8 @@ class Guard:
                 headers={"Retry-After": str(max(1, round(wait)))},
             )  # fmt: skip
             return problems.response(problem)
+        if not path:  # the root without a slash at its end: links of a page there would lead elsewhere
+            return RedirectResponse(f"{self._root}/", status_code=308)
         if path not in OPEN_PATHS and not self._auth.accepts(headers):
             if _is_page(scope, headers):
                 query = scope["query_string"].decode("latin-1")

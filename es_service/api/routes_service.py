@@ -106,7 +106,7 @@ async def login(request: Request) -> Response:
         raise Problem("too-many-requests", "too many failed logins", "wait a minute", headers={"Retry-After": "60"})
     fields = parse_qs((await request.body()).decode("latin-1"), max_num_fields=8)
     root = request.app.state.settings.root_path
-    wanted = safe_next(fields.get("next", [f"{root}/"])[0])
+    wanted = safe_next(fields.get("next", [""])[0], root)
     if auth.needs_token and not auth.accepts_token(fields.get("token", [""])[0].strip()):
         request.app.state.failed_logins.take(client)
         return RedirectResponse(f"{root}/login?failed=1&next={quote(wanted, safe='/')}", status_code=303)

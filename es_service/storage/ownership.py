@@ -22,7 +22,8 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.storage import files, snapshots
-from es_service.storage.terms import Term, list_claims
+from es_service.storage.segments import list_segments
+from es_service.storage.terms import NOBODY, Term, list_claims
 
 __all__ = ["Ownership", "claim_journal", "claim_unwatched"]
 
@@ -40,7 +41,8 @@ def _process() -> dict[str, Any]:
 
 def claim_journal(filesystem: fs.FileSystem, run_path: str, name: str) -> Term:
     """Claim the journal of a shard: a process of it that ran before, wherever it is, writes it no more."""
-    term = Term(filesystem, f"{run_path}/owners/{name}", _process())
+    above = max((one.stamp for one in list_segments(filesystem, f"{run_path}/journal/{name}")), default=NOBODY)
+    term = Term(filesystem, f"{run_path}/owners/{name}", _process(), above)
     term.forget_lower()
     return term
 
@@ -48,7 +50,7 @@ def claim_journal(filesystem: fs.FileSystem, run_path: str, name: str) -> Term:
 def claim_unwatched(filesystem: fs.FileSystem, run_path: str) -> Term:
     """Claim a run for a writer without a heartbeat, whom any other may take over from at once."""
     values = {**_process(), "released": True}
-    term = Term(filesystem, _folder(run_path), values)
+    term = Term(filesystem, _folder(run_path), values, snapshots.highest_stamp(filesystem, run_path))
     _accept(filesystem, run_path, term, values)
     return term
 
@@ -104,7 +106,8 @@ class Ownership:
                 if now[0] != stamp or self._pulse(stamp) != before:
                     raise self._other(now[1])
         try:
-            self._term = Term(self._filesystem, self._folder, self._values)
+            above = snapshots.highest_stamp(self._filesystem, self._run_path)
+            self._term = Term(self._filesystem, self._folder, self._values, above)
             self._values = _accept(self._filesystem, self._run_path, self._term, self._values)
         except errors.RunExistsError as error:
             raise self._other(self._owner()[1]) from error

@@ -40,6 +40,7 @@ __all__ = [
     "encode_table",
     "find_snapshots",
     "finish_snapshot",
+    "highest_stamp",
     "list_names",
     "list_snapshots",
     "most_bytes",
@@ -113,6 +114,12 @@ def _stamp(name: str) -> str:
     """Return the stamp of the writer of a snapshot by its folder's name."""
     found = _NAME.fullmatch(name)
     return "" if found is None or found[2] is None else found[2]
+
+
+def highest_stamp(filesystem: fs.FileSystem, run_path: str) -> str:
+    """Return the highest stamp of any snapshot, those that do not count too."""
+    whole, partial = _placed(filesystem, run_path)
+    return max([NOBODY, *map(_stamp, whole | partial)])
 
 
 def list_names(filesystem: fs.FileSystem, run_path: str) -> list[str]:

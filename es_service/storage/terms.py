@@ -50,16 +50,17 @@ class Term:
         filesystem: that the folder is on.
         folder: of the claims.
         values: of the file, as plain values.
+        above: a stamp that is known of the folder's files, whose claim may be lost.
 
     Raises:
         RunExistsError: another writer claimed the folder at the same moment.
         StorageError: the claim cannot be written or listed.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str, values: dict[str, Any]) -> None:
+    def __init__(self, filesystem: fs.FileSystem, folder: str, values: dict[str, Any], above: str = NOBODY) -> None:
         self._filesystem, self._folder = filesystem, folder
         files.make_folder(filesystem, folder)
-        highest = max([NOBODY, *list_claims(filesystem, folder)])
+        highest = max([NOBODY, above, *list_claims(filesystem, folder)])
         self.stamp = f"{int(highest[:8]) + 1:08d}-{secrets.token_hex(4)}"
         self.write(values)
         self.check()

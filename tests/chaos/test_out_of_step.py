@@ -48,7 +48,7 @@ def test_a_checkpoint_waits_for_ranks_that_are_late(exchange: str, server: local
     assert saving.is_alive()
     assert list(halfway)
     saving.join(30.0)
-    assert states == [late.state_dict() | {"ledger": states[0]["ledger"]}]
+    assert states == [late.state_dict() | {name: states[0][name] for name in ("ledger", "sha256")}]
 
 
 def test_a_checkpoint_names_the_rank_that_does_not_close(server: local.Local) -> None:

@@ -42,6 +42,8 @@ def test_a_reader_is_sent_to_the_login_and_back_below_the_root(below: TestClient
     assert (done.status_code, done.headers["location"]) == (303, "/es/runs/done?order=w")
     assert "Path=/es;" in done.headers["set-cookie"]
     assert below.post("/es/login", data={"token": TOKEN, "next": ""}).headers["location"] == "/es/"
+    for elsewhere in ("/", "/other", "/esx/", "//host/es/", "https://host/es/"):
+        assert below.post("/es/login", data={"token": TOKEN, "next": elsewhere}).headers["location"] == "/es/"
     below.cookies.clear()
     name, _, value = done.headers["set-cookie"].partition(";")[0].partition("=")
     assert below.get("/es/runs/done", headers={**page, "cookie": f"{name}={value}"}).status_code == 200

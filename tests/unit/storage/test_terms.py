@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,8 +259,6 @@ def test_claims_of_the_same_moment_have_one_winner(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
-    import shutil
-
     term = terms.Term(LOCAL, str(tmp_path / "mine" / "owners" / "run"), {})
     term.check()
     shutil.rmtree(tmp_path / "mine")
@@ -280,3 +279,20 @@ def test_a_snapshot_of_the_format_before_stamps_is_read(tmp_path: Path) -> None:
     again.write_snapshot(state(2, 2.0))
     assert again.snapshot_epochs() == [1, 2]
     assert np.array_equal(again.snapshot(1).records["w"], np.full(4, 1.0, dtype=np.float32))
+
+
+def test_a_run_whose_claims_are_lost_is_taken_over_all_the_same(tmp_path: Path) -> None:
+    """As somebody may copy it: what is written from then on is newer than what is there."""
+    for attempt in range(6):  # tokens are random
+        storage = RunStorage(str(tmp_path), f"mine-{attempt}")
+        storage.claim("one")
+        for finished in (1, 2, 3):
+            storage.write_snapshot(state(finished, 1.0))
+        shutil.rmtree(tmp_path / storage.run / "owners")
+        again = RunStorage(str(tmp_path), storage.run)
+        again.claim("two")
+        assert again.snapshot_epochs() == [1, 2, 3]
+        again.write_snapshot(state(2, 7.0))  # the run went back
+        assert again.snapshot_epochs() == [1, 2]
+        assert set(again.snapshot(2).records["w"]) == {7.0}
+        assert len(list((tmp_path / storage.run / "snapshots").iterdir())) == 2
