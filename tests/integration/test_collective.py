@@ -342,6 +342,11 @@ def selection_of(name: str) -> es.Selection:
     return es.Selection(es.methods.evolved(), **{"ratio": 0.5, "anneal": (0, 0), "seed": 1, **KEPT[name]})
 
 
+def _num_reports() -> int:
+    gc.collect()
+    return sum(isinstance(one, Report) for one in gc.get_objects())
+
+
 def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
     """Return what this rank observed: (id, step, rank, loss, picked); and how many reports it has in memory at each
     epoch's end.
@@ -349,6 +354,7 @@ def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
     In an epoch that does not score, the losses of what was drawn come after the draw, but for each third step's: these
     never come.
     """
+    of_others = _num_reports()  # earlier tests ran in this process
     selector, rank = connect(storage, selection=selection_of(name), every=every)
     rows: list[Any] = []
     left = []
@@ -369,7 +375,7 @@ def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
                 (one, run_step, rank, loss, one in picked) for one, loss in zip(seen.tolist(), losses, strict=True)
             ]
             run_step += 1
-        left.append(sum(isinstance(one, Report) for one in gc.get_objects()))
+        left.append(_num_reports() - of_others)
     selector.close()
     return rows, left
 
