@@ -181,12 +181,23 @@ class Page:
 
     def scroll_to(self, css: str) -> WebElement:
         """Bring an element into view: pictures further away are not asked for."""
-        element: WebElement = self.one(css)
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        return element
+
+        def scrolled() -> WebElement:
+            element: WebElement = self.one(css)
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            return element
+
+        found: WebElement = self.until(scrolled, css)
+        return found
 
     def click(self, css: str) -> None:
-        self.scroll_to(css).click()
+        """Click on an element; a live page may replace it at any moment."""
+
+        def clicked() -> bool:
+            self.scroll_to(css).click()
+            return True
+
+        self.until(clicked, f"a click on {css}")
 
     def requests(self) -> list[str]:
         """The addresses that the browser asked for since the last call."""
