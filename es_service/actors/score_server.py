@@ -270,7 +270,11 @@ class ScoreServer(ScoreShard):
                 self._finish_run()
                 return epoch < self._roster.finished_epochs
             if seqs:
-                self._shards.each("check_reports", [(rank, attempt, seq) for seq in seqs])
+                try:
+                    self._shards.each("check_reports", [(rank, attempt, seq) for seq in seqs])
+                except errors.ServerRestartedError:  # they come again, where an earlier try to close left no step open
+                    self._reopen_steps()
+                    raise
             before = self._roster.to_dict(), self._roster.plan
             if not self._roster.close_epoch(caller, epoch, num_steps):
                 self._turns[rank] = turn
@@ -284,6 +288,7 @@ class ScoreServer(ScoreShard):
             except errors.ServerError:  # a shard is away: the rank comes again
                 self._roster.take_up(*before)
                 self._turns = turns
+                self._reopen_steps()
                 raise
             finally:
                 self._keep_roster()
@@ -294,6 +299,12 @@ class ScoreServer(ScoreShard):
             if isinstance(failure, errors.StorageError):
                 raise failure
             return True
+
+    def _reopen_steps(self) -> None:
+        """Let the shards take reports of the open epoch again, as far as they are there."""
+        if self._roster.open_epoch_number is not None:
+            with contextlib.suppress(errors.ServerError):  # the rank comes again, and so does this
+                self._shards.all("open_steps", self._roster.open_steps)
 
     def _finish_run(self) -> None:
         """Where all epochs are finished: return once the end of the last one is on storage."""
