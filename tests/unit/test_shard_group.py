@@ -44,6 +44,7 @@ class Group:
     def __init__(self, storage: str, config: RunConfig, count: int) -> None:
         self.config, self.count, self._storage = config, count, storage
         self.shards: list[Any] = [None] * count
+        self.away: set[str] = set()  # calls that are lost, once each
         _groups.append(self)
         for index in reversed(range(count)):
             self.restart(index)
@@ -73,6 +74,9 @@ class Group:
         )
 
     def _ask(self, index: int, method: str, *args: Any) -> Callable[[], Any]:
+        if method in self.away:
+            self.away.remove(method)
+            raise errors.ServerUnavailableError(f"shard {index} is away")
         return lambda: getattr(self.shards[index], method)(*args)
 
 
@@ -309,3 +313,24 @@ def test_questions_that_came_to_nothing_are_dropped(tmp_path: Path, config: RunC
     with pytest.raises(errors.ServerRestartedError, match="ask again"):
         healthy.answer("left behind 0", None)
     assert group.server.top("id", 3, True).column("id").to_pylist() == [0, 1, 2]
+
+
+def test_an_epoch_that_could_not_be_closed_takes_reports_that_come_once_more(
+    tmp_path: Path, config: RunConfig, losses_of: Losses
+) -> None:
+    """A shard goes down as its rows are copied; what it lacks then is sent again, and the epoch is closed."""
+    group = Group(str(tmp_path), config, 2)
+    rank = Worker(group)
+    share = rank.open(0)
+    last = share.ids.size // 6 - 1
+    for step in range(last):
+        ids = share.ids[6 * step : 6 * step + 6]
+        rank.observe(ids, losses_of(ids, step), share.first_step + step)
+    group.away.add("copy_part")
+    with pytest.raises(errors.ServerUnavailableError, match="shard 1 is away"):
+        group.server.close_epoch(0, FIRST, 0)
+    assert not group.away
+    ids = share.ids[6 * last : 6 * last + 6]
+    rank.observe(ids, losses_of(ids, last), share.first_step + last)
+    assert group.server.close_epoch(0, FIRST, 0)
+    assert group.server.stored_epochs() == 1
