@@ -71,7 +71,7 @@ dashboard: setup browser
 	$(QUICK) tests/browser
 
 docs: setup  ## the documentation as a site, in build/docs: fails on any warning; nothing is fetched from the network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file deploy/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file deploy/site/mkdocs.yml
 
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
