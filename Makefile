@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard test thorough check audit soak clean
+.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard docs test thorough check audit soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -70,10 +70,13 @@ chaos: setup
 dashboard: setup browser
 	$(QUICK) tests/browser
 
+docs: setup  ## the documentation as a site, in build/docs: fails on any warning; nothing is fetched from the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file deploy/site/mkdocs.yml
+
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard
+	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -67,7 +67,7 @@ class Previews:
         shown = self._task(name, training)
         preview = getattr(shown, "preview", None)
         if not callable(preview):
-            raise Problem("no-preview", f"the task {name!r} has no preview(sample_id)", "see docs/own_task.md")
+            raise Problem("no-preview", f"the task {name!r} has no preview(sample_id)", "see docs/how-to/own_task.md")
         return _checked(name, preview(sample_id))
 
     def _task(self, name: str, training: dict[str, Any]) -> Any:

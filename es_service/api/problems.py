@@ -123,9 +123,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
             "method-not-allowed", f"{request.method} is not answered here", "use GET", headers=error.headers
         )
     elif error.status_code == 404:
-        problem = Problem(
-            "no-such-route", f"nothing at {request.url.path}", "docs/api.md and /openapi.json list it all"
-        )
+        problem = Problem("no-such-route", f"nothing at {request.url.path}", "/openapi.json lists every route")
     else:
         problem = Problem("bad-query", str(error.detail), None)
     return response(problem)

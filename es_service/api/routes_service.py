@@ -169,7 +169,7 @@ def static(
 def _file(request: Request, name: str) -> Response:
     path = _own(name)
     if path is None:
-        raise Problem("no-such-route", f"nothing at {request.url.path}", "docs/api.md and /openapi.json list it all")
+        raise Problem("no-such-route", f"nothing at {request.url.path}", "/openapi.json lists every route")
     media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache, private"})
 

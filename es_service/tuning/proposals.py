@@ -186,7 +186,7 @@ def check_algorithm(algorithm: str, space: Space) -> None:
     if algorithm not in ALGORITHMS:
         raise errors.ConfigError(
             f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (PB2 is not offered: "
-            "see docs/tuning.md)"
+            "see docs/how-to/tuning.md)"
         )
     if algorithm == "grid":
         space.grid()

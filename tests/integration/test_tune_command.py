@@ -323,7 +323,7 @@ def two_cpus(ray_cluster: Any) -> Iterator[None]:
 @pytest.mark.thorough
 def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(two_cpus: None, tmp_path: Path) -> None:
     """With a task of the user's own, which trials and their workers find in the directory of the command."""
-    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own_task.md").read_text()
     (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
     done = subprocess.run(
         [sys.executable, "-c", TWO_CPUS], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
