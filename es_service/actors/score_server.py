@@ -174,7 +174,8 @@ class ScoreServer(ScoreShard):
             RunMismatchError: the caller's config is not the run's.
             ConfigError, EpochOrderError: see `Roster.join`; or a new attempt would be refused the epoch it opens, so
                 that the one before it is left alone.
-            StorageError: it cannot be written that there is a new attempt.
+            StorageError: it cannot be written that there is a new attempt; or the end of the epoch before the one that
+                it opens could not be written.
         """
         self._ready()
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
@@ -185,6 +186,8 @@ class ScoreServer(ScoreShard):
                 goes_back = self._shards.count > 1 or self._roster.open_epoch_number is not None
                 stands_at = self._storage.finished_epochs() if goes_back else self._roster.finished_epochs
                 if opens is not None and opens != stands_at:
+                    if stands_at < opens <= self._roster.finished_epochs:
+                        raise self._not_stored(stands_at)
                     raise out_of_order(rank, opens, stands_at, self._config.num_epochs)
                 if goes_back:
                     self._go_back()  # another shard may stand elsewhere
@@ -197,6 +200,14 @@ class ScoreServer(ScoreShard):
             self._keep_roster()
             self._journal.flush()  # a server that came back without it would take this rank for an old one
             return asked
+
+    def _not_stored(self, stored: int) -> errors.StorageError:
+        failure = self._snapshots.failure
+        return errors.StorageError(
+            f"epoch {stored} of run {self._storage.run!r} was finished, but its end is not on storage"
+            f"{'' if failure is None else f' ({failure})'}: a new group of ranks can only begin at epoch {stored}. "
+            "Make the storage writable and continue there, or call load_state_dict on every rank with a later checkpoint"
+        )
 
     def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:
         """Return how many epochs this rank has closed, and whether it has one open: less than it knows after a crash.
