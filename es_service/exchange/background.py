@@ -36,9 +36,8 @@ class Background(Remote):
         if self._failure is not None:
             raise self._failure
         if self._backlogs is None:
-            patience, shards = super()._patience, range(self._num_shards)
-            self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]
-        for shard, _, message in self._reports(step, ids_B, seen, selected_b):
+            self._backlogs = [Backlog(self._sender(shard), self.calls.patience) for shard in range(self._num_shards)]
+        for shard, _, message in self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b):
             try:
                 self._backlogs[shard].put(self._packer.seqs[shard], message)
             except errors.ServerUnavailableError:
@@ -55,7 +54,7 @@ class Background(Remote):
 
         return send
 
-    def _patience(self) -> Patience:
+    def _report_patience(self) -> Patience:
         """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
         return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.exchange.base import Position, SavedState
+from es_service.exchange.base import Exchange, Position, SavedState
 from es_service.exchange.embedded import Embedded
 from es_service.exchange.kept import KeptRun
 from es_service.exchange.peers import Peers
@@ -49,7 +49,7 @@ __all__ = ["Collective"]
 _ATTEMPT = "0" * 32  # in a report; the process group is the attempt
 
 
-class Collective:
+class Collective(Exchange):
     """A rank of a run whose table every rank holds. All ranks make it, with the same arguments; see the module's text.
 
     Args:
@@ -214,9 +214,6 @@ class Collective:
             sha256.update(share.hidden.tobytes())
         return sha256.digest()
 
-    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
-        """See `Exchange.expect`; the rows are here already."""
-
     def step(
         self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
     ) -> Draw:
@@ -238,10 +235,6 @@ class Collective:
         self._keep(ids_B)
         self._mine.record(step, ids_B, seen, positions_b)
         self._tell(step, ids_B, seen, positions_b)
-
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
 
     def _keep(self, ids_B: NDArray[np.int64]) -> None:
         """Keep the rows as they are, for the next all-gather to go back to."""

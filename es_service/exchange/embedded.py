@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.exchange.base import Position, SavedState
+from es_service.exchange.base import Exchange, Position, SavedState
 from es_service.exchange.kept import KeptRun
 from es_service.selection import queries
 from es_service.selection.agreement import agree
@@ -28,7 +28,7 @@ __all__ = ["Embedded"]
 _ATTEMPT = "embedded"
 
 
-class Embedded:
+class Embedded(Exchange):
     """One process, one table.
 
     Args:
@@ -76,9 +76,6 @@ class Embedded:
         assert self._share is not None, "the Selector opens an epoch before it steps"
         return self._share.first_step + step
 
-    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
-        """See `Exchange.expect`; the rows are here already."""
-
     def step(
         self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
     ) -> Draw:
@@ -98,10 +95,6 @@ class Embedded:
         self._keeper.record(self._caller, ids_B, seen, ids_B[positions_b], self._run_step(step))
         if self._kept is not None:
             self._kept.add(self._caller, self._run_step(step), ids_B, seen, ids_B[positions_b])
-
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
@@ -149,6 +142,3 @@ class Embedded:
         """See `Exchange.publish`."""
         if self._watch is not None:
             self._watch(progress)
-
-    def close(self) -> None:
-        """See `Exchange.close`; there is nothing to let go of."""

@@ -65,7 +65,7 @@ class Prefetch(Background):
     def _fetched(self, run_step: int, ids_B: I64) -> list[tuple[int, I64 | slice, bytes]]:
         """Return what every shard answers: (shard, positions in ids_B, packed rows)."""
         asked = [
-            (shard, where, self._asked(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
+            (shard, where, self.calls.begin(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
             for shard, cut in enumerate(self._packer.pieces(ids_B) if self._dtypes else [])
             for where in cut
         ]

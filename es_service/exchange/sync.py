@@ -57,11 +57,6 @@ class Sync(Remote):
         else:
             self._observe(step, ids_B, seen, ids_B[positions_b])
 
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self._tell(step)
-        self._observe(step, ids_B, seen, NO_IDS)
-
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
         self._tell(0)
@@ -72,7 +67,9 @@ class Sync(Remote):
     ) -> NDArray[np.float32]:
         """Report and return the new weights float32[B]."""
         weights_B = np.empty(ids_B.size, dtype=np.float32)
-        for where, answer in self._send("observe", self._reports(step, ids_B, seen, selected_b)):
+        for where, answer in self._send(
+            "observe", self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b)
+        ):
             weights_B[where] = wire.decode_weights(answer)
         self._untold = NO_IDS
         self._lease.remember(step, ids_B, weights_B, seen["loss"])
@@ -81,7 +78,7 @@ class Sync(Remote):
     def _tell(self, step: int) -> None:
         """Report what was drawn and has not been told."""
         if self._untold.size:
-            self._send("report", self._reports(step, NO_IDS, None, self._untold))
+            self._send("report", self._packer.reports(self._share.first_step + step, NO_IDS, None, self._untold))
             self._untold = NO_IDS
 
     def _send(
