@@ -23,7 +23,7 @@ from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import make_plain
 
-__all__ = ["Exchange", "OnUnavailable", "Position", "SavedState"]
+__all__ = ["I64", "Exchange", "OnUnavailable", "Position", "SavedState"]
 
 I64 = NDArray[np.int64]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, Patience
-from es_service.exchange.base import Exchange, OnUnavailable, Position, SavedState
+from es_service.exchange.base import I64, Exchange, OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
 from es_service.exchange.delivery import Delivery, Line
 from es_service.exchange.epochs import Epochs
@@ -163,7 +163,7 @@ class Remote(Exchange):
                     columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
         return Lease(self.config.selection, self.config.batch_size, share, columns)
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`; on this rank, from its lease."""
         if self.config.selection.method.needs_losses and num < num_candidates(ids_B, repeats):
             return self._choose(step, ids_B, self._lease.known(step, ids_B), num, repeats)
@@ -172,7 +172,7 @@ class Remote(Exchange):
     def _choose(
         self,
         step: int,
-        ids_B: NDArray[np.int64],
+        ids_B: I64,
         weights_B: NDArray[np.float32],
         num: int,
         repeats: Repeats | None = None,

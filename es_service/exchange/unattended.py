@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.exchange.base import Exchange, SavedState
+from es_service.exchange.base import I64, Exchange, SavedState
 from es_service.exchange.remote import Remote
 from es_service.selection import plans
 from es_service.selection.engine import Draw, choose
@@ -37,7 +36,6 @@ from es_service.selection.run import Share
 
 __all__ = ["Unattended"]
 
-I64 = NDArray[np.int64]
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0  # between two tries inside an epoch
 _SHORT_S = 0.5  # that such a try may take
