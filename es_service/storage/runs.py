@@ -352,7 +352,9 @@ def check_same(run: str, theirs: RunConfig, ours: RunConfig) -> None:
     """Raise RunMismatchError unless both configs are equal; name each setting that differs."""
     if theirs == ours:
         return
-    have, want = _flat(config_to_dict(theirs)), _flat(config_to_dict(ours))
+    have, want = (
+        {key.rpartition(".")[2]: value for key, value in flat(config_to_dict(one)).items()} for one in (theirs, ours)
+    )
     differing = [f"{key}: run {have.get(key)!r}, yours {want.get(key)!r}" for key in want if have.get(key) != want[key]]
     differing += [f"{key}: run {have[key]!r}, yours has none" for key in have if key not in want]
     raise errors.RunMismatchError(
@@ -360,8 +362,9 @@ def check_same(run: str, theirs: RunConfig, ours: RunConfig) -> None:
     )
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dicts by dotted names."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {key: value})
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
