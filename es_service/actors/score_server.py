@@ -206,7 +206,7 @@ class ScoreServer(ScoreShard):
         return errors.StorageError(
             f"epoch {stored} of run {self._storage.run!r} was finished, but its end is not on storage"
             f"{'' if failure is None else f' ({failure})'}: a new group of ranks can only begin at epoch {stored}. "
-            "Make the storage writable and continue there, or call load_state_dict on every rank with a later checkpoint"
+            "Make the storage writable and continue there, or load a later checkpoint on every rank (load_state_dict)"
         )
 
     def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:
