@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from es_service.api import problems
 from es_service.api.app import create_app
+from es_service.api.guard import problems
 from es_service.api.settings import Limits, Settings
 
 TOKEN = "a-token-of-enough-letters"

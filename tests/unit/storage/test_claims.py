@@ -46,8 +46,8 @@ def read_segments():
     listed = segments.list_segments(storage.filesystem, folder)
     return [segments.read_segment(storage.filesystem, one) for one in listed]
 def export():
-    from es_service.api.exports import stream
-    from es_service.api.tables import Labels, TableView
+    from es_service.api.table.exports import stream
+    from es_service.api.table.view import Labels, TableView
     opened = columns.open_snapshot(storage.filesystem, path, 1, 100)
     view = TableView(opened.shards, version="1", source="storage", epoch=1, as_of=0.0,
                      labels=Labels(labels.read_labels(storage), None))

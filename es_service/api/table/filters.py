@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.api.tables import COLUMNS, TableView
+from es_service.api.table.view import COLUMNS, TableView
 
 __all__ = [
     "CONDITION",

@@ -8,14 +8,14 @@ from collections import OrderedDict
 from typing import Any
 
 from es_service import errors
-from es_service.api import ledgers
-from es_service.api.descriptions import Described, Descriptions
-from es_service.api.live import LiveRuns, LiveTable
-from es_service.api.problems import Problem
-from es_service.api.run_list import Listing, RunList
-from es_service.api.run_rows import aged, row_of
+from es_service.api.guard.problems import Problem
+from es_service.api.live.runs import LiveRuns, LiveTable
+from es_service.api.runs import ledgers
+from es_service.api.runs.descriptions import Described, Descriptions
+from es_service.api.runs.listing import Listing, RunList
+from es_service.api.runs.rows import aged, row_of
 from es_service.api.settings import Settings
-from es_service.api.tables import Labels, TableView
+from es_service.api.table.view import Labels, TableView
 from es_service.storage import columns, labels
 from es_service.storage.runs import RunStorage, config_to_dict
 

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from es_service import errors
-from es_service.api.problems import Problem
+from es_service.api.guard.problems import Problem
 
 __all__ = ["Previews", "Shown"]
 

@@ -16,10 +16,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from es_service.api import problems
-from es_service.api.auth import Auth
-from es_service.api.limits import Buckets, Slots
-from es_service.api.problems import Problem
+from es_service.api.guard import problems
+from es_service.api.guard.auth import Auth
+from es_service.api.guard.limits import Buckets, Slots
+from es_service.api.guard.problems import Problem
 from es_service.api.settings import Settings
 
 __all__ = ["CONTENT_SECURITY_POLICY", "OPEN_PATHS", "Guard"]

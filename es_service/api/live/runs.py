@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 
 from es_service import errors
-from es_service.api import clusters
-from es_service.api.niceness import stand_back
-from es_service.api.reader_process import ReaderProcess
+from es_service.api.live import clusters
+from es_service.api.live.priority import stand_back
+from es_service.api.live.reader_process import ReaderProcess
 from es_service.storage import columns, files
 from es_service.storage.plain import plain
 

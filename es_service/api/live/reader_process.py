@@ -39,7 +39,7 @@ class ReaderProcess:
             environment["RAY_AUTH_MODE"] = auth_mode
         self.address = address
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "es_service.api.live_reader"],
+            [sys.executable, "-m", "es_service.api.live.reader"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from es_service import errors
-from es_service.api.catalogue import Catalogue
-from es_service.api.tables import floats
+from es_service.api.runs.catalogue import Catalogue
+from es_service.api.table.view import floats
 
 __all__ = ["history"]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
-from es_service.api.tables import TableView, present
+from es_service.api.table.view import TableView, present
 
 __all__ = ["MEDIA_TYPES", "stream"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.api import filters
-from es_service.api.statistics import BLOCK, positions
-from es_service.api.tables import TableView, floats
+from es_service.api.table import filters
+from es_service.api.table.statistics import BLOCK, positions
+from es_service.api.table.view import TableView, floats
 
 __all__ = ["data_map"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.api import filters
-from es_service.api.tables import TableView, floats
+from es_service.api.table import filters
+from es_service.api.table.view import TableView, floats
 
 __all__ = [
     "BLOCK",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from es_service import errors
-from es_service.api.statistics import QUANTILES
+from es_service.api.table.statistics import QUANTILES
 from es_service.storage.runs import RunStorage
 from es_service.storage.spreads import COLUMNS, Spread
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from es_service import errors
-from es_service.api.descriptions import Descriptions, Signs
-from es_service.api.live import LiveRuns
-from es_service.api.run_rows import RunQuery, aged, row_of, unreadable
+from es_service.api.live.runs import LiveRuns
+from es_service.api.runs.descriptions import Descriptions, Signs
+from es_service.api.runs.rows import RunQuery, aged, row_of, unreadable
 from es_service.storage.listing import Found, find_runs
 
 __all__ = ["Listing", "Page", "RunList"]

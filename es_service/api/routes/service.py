@@ -11,16 +11,17 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
-from es_service.api import events, metrics
-from es_service.api.answers import RunName, answer, catalogue_of, errors_of
-from es_service.api.auth import COOKIE, SESSION_S, Auth, safe_next
+from es_service.api import metrics
+from es_service.api.guard.auth import COOKIE, SESSION_S, Auth, safe_next
+from es_service.api.guard.problems import Problem
 from es_service.api.models import service as models
-from es_service.api.problems import Problem
+from es_service.api.routes import events
+from es_service.api.routes.answers import RunName, answer, catalogue_of, errors_of
 from es_service.storage.listing import find_runs
 
 __all__ = ["STATIC", "router"]
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent.parent / "static"
 
 _EVENT = {
     "type": "object",

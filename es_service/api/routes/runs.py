@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api.answers import RunName, answer, catalogue_of, errors_of, not_modified, of_table
-from es_service.api.comparison import compare
 from es_service.api.models import runs as models
-from es_service.api.run_rows import RunQuery
+from es_service.api.routes.answers import RunName, answer, catalogue_of, errors_of, not_modified, of_table
+from es_service.api.runs.rows import RunQuery
+from es_service.api.table.comparison import compare
 
 __all__ = ["router"]
 

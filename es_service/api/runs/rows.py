@@ -7,9 +7,9 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from es_service.api import ledgers
-from es_service.api.descriptions import Described
-from es_service.api.tables import timestamp
+from es_service.api.runs import ledgers
+from es_service.api.runs.descriptions import Described
+from es_service.api.table.view import timestamp
 from es_service.storage.plain import count, number, text
 
 __all__ = ["FIELDS", "RunQuery", "aged", "row_of", "unreadable"]

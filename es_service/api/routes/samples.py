@@ -9,8 +9,8 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from es_service.api import exports, filters, statistics
-from es_service.api.answers import (
+from es_service.api.models import samples as models
+from es_service.api.routes.answers import (
     Columns,
     Conditions,
     RunName,
@@ -22,10 +22,10 @@ from es_service.api.answers import (
     not_modified,
     of_table,
 )
-from es_service.api.histories import history
-from es_service.api.models import samples as models
-from es_service.api.previews import Previews, Shown
-from es_service.api.tables import TableView
+from es_service.api.runs.previews import Previews, Shown
+from es_service.api.table import exports, filters, statistics
+from es_service.api.table.history import history
+from es_service.api.table.view import TableView
 
 __all__ = ["router"]
 

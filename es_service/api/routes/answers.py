@@ -9,10 +9,11 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Path, Query, Request
 from starlette.responses import Response
 
-from es_service.api import filters, problems
-from es_service.api.catalogue import Catalogue
-from es_service.api.problems import Problem
-from es_service.api.tables import TableView
+from es_service.api.guard import problems
+from es_service.api.guard.problems import Problem
+from es_service.api.runs.catalogue import Catalogue
+from es_service.api.table import filters
+from es_service.api.table.view import TableView
 
 __all__ = [
     "Bins",

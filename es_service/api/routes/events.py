@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from es_service import errors
-from es_service.api.problems import Problem
+from es_service.api.guard.problems import Problem
 
 __all__ = ["stream"]
 

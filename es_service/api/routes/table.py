@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from es_service.api import earlier, filters, mapping, statistics
-from es_service.api.answers import (
+from es_service.api.models import table as models
+from es_service.api.routes.answers import (
     Bins,
     Conditions,
     RunName,
@@ -20,8 +20,9 @@ from es_service.api.answers import (
     not_modified,
     of_table,
 )
-from es_service.api.models import table as models
-from es_service.api.tables import TableView
+from es_service.api.table import data_map as maps
+from es_service.api.table import filters, past_epochs, statistics
+from es_service.api.table.view import TableView
 
 __all__ = ["router"]
 
@@ -71,9 +72,9 @@ def distribution_over_epochs(
         return unchanged
     now.check_column(column, numeric=True)
     is_log = scale == "log"
-    before = earlier.spreads_before(catalogue.opened(run), column, min(view.epoch for view in views))
+    before = past_epochs.spreads_before(catalogue.opened(run), column, min(view.epoch for view in views))
     range_now = statistics.common_range(views, column, is_log=is_log)
-    outer = [*earlier.ends(list(before.values()), is_log=is_log), *range_now]
+    outer = [*past_epochs.ends(list(before.values()), is_log=is_log), *range_now]
     between = (min(outer), max(outer))
     found = [statistics.distribution(view, column, bins, scale=scale, between=between) for view in views]
     names = ("counts", "below", "num_missing", "mean", "quantiles")
@@ -85,7 +86,7 @@ def distribution_over_epochs(
             "scale": scale,
             "edges": found[0]["edges"],
             "epochs": [
-                *earlier.rows(before, found[0]["edges"], is_log=is_log),
+                *past_epochs.rows(before, found[0]["edges"], is_log=is_log),
                 *(
                     {"epoch": view.epoch, "source": view.source, **{name: one[name] for name in names}}
                     for view, one in zip(views, found, strict=True)
@@ -104,7 +105,7 @@ def data_map(
     where: Conditions = [],  # noqa: B006
 ) -> Response:
     """Return the data map: mean loss against variability, binned."""
-    return _from_table(request, run, lambda view: mapping.data_map(view, points, where))
+    return _from_table(request, run, lambda view: maps.data_map(view, points, where))
 
 
 @router.get("/v1/runs/{run}/coverage", response_model=models.Coverage, responses=errors_of(404, 409))
