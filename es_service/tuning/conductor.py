@@ -223,7 +223,7 @@ class Conductor(FIFOScheduler):
 
     def _ask_to_stop(self, trial: Trial) -> str:
         """Have a trial's Ray Train job end in order, and go on hearing of it until it has."""
-        from es_service.training.ray_train import ask_to_stop
+        from es_service.training.workers.ray import ask_to_stop
 
         self._live[trial.number] = True
         ask_to_stop(self._storage, trial.run)

@@ -11,7 +11,7 @@ from es_service.evidence.contenders import FULL, SHORT_FULL
 from es_service.evidence.subject import RunSpec, Subject
 from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
-from es_service.training.described import EXCHANGES
+from es_service.training.spec import EXCHANGES
 from es_service.tuning.objectives import Objective
 from es_service.tuning.proposals import check_algorithm
 from es_service.tuning.space import Space

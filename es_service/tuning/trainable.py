@@ -1,6 +1,6 @@
 """A trial, in the process that Ray Tune gives it: one real training, which reports each epoch.
 
-Ray Tune ── settings ──► run_trial ── es_service.training.job.train ──► a run's folder
+Ray Tune ── settings ──► run_trial ── es_service.training.driver.train ──► a run's folder
     ▲                        │
     └──── an epoch each ─────┘      the last one only once the training has written its result
 """
@@ -85,7 +85,7 @@ def run_trial(assignment: Assignment, report: Report, *, storage: str, search: s
     """Train a run, or go on with it where it was begun, and report its epochs; arguments as in `trainable`."""
     import torch
 
-    from es_service.training.job import train
+    from es_service.training.driver import train
 
     spec = RunSpec.from_dict(assignment.spec)
     kept = RunStorage(storage, spec.run)
@@ -95,12 +95,12 @@ def run_trial(assignment: Assignment, report: Report, *, storage: str, search: s
     job = dataclasses.replace(
         train_job(spec, storage),
         exchange=exchange,
-        num_workers=places.workers,
+        workers=places.workers,
         resume=kept.exists(),
         search=search,
     )
     if places.on_ray_train and kept.exists():
-        from es_service.training.ray_train import ask_to_stop
+        from es_service.training.workers.ray import ask_to_stop
 
         ask_to_stop(storage, spec.run, asked=False)  # an earlier command was
     told = _Told(assignment, report, lambda: kept.read_note("prepared") or {}, whole)

@@ -267,7 +267,8 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
 ) -> None:
     pytest.importorskip("hpbandster")
     from es_service.selection.config import preset
-    from es_service.training.job import TrainJob, train
+    from es_service.training.driver import train
+    from es_service.training.spec import TrainingSpec
     from es_service.training.tasks.derived import Derived
     from es_service.tuning import search
     from es_service.tuning.described import Places
@@ -284,7 +285,7 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     assert gone_on["cost"] == results["trials"][3]["cost"]  # no epoch was trained twice
     selection = preset("es", **gone_on["settings"], anneal=(0, 0), seed=0)
     again = train(
-        TrainJob(
+        TrainingSpec(
             task="fashion", method="es", data=str(few_images), derived=Derived(limit=128),
             storage=str(tmp_path / "runs"), run="again", selection=selection, epochs=3, batch_size=32,
             exchange="embedded",

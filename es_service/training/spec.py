@@ -1,13 +1,19 @@
-"""What one training is, as plain values, and whether it can begin. Nothing here imports torch or Ray."""
+"""One description of a training run, for the command line, comparisons, searches and workers alike.
+
+`to_dict` and `from_dict` take it to other processes; `description` is the part of it that run.json keeps, and that
+`--resume` starts from. Nothing here imports torch or Ray.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from es_service import errors
 from es_service.selection.config import Selection
+from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, make_plain, suggest
 from es_service.storage.files import absolute, open_filesystem, storage_errors
 from es_service.storage.runs import RunStorage, check_run_name
@@ -15,16 +21,20 @@ from es_service.training.settings import TrainSettings
 from es_service.training.tasks import check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["EXCHANGES", "TrainJob"]
+if TYPE_CHECKING:
+    from es_service.training.tasks.base import TaskDefaults
+
+__all__ = ["EXCHANGES", "TrainingSpec"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
 _OF_THE_TASK = ("epochs", "batch_size", "learning_rate")  # where they are not given
 _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
+_NOT_DESCRIBED = ("run", "storage", "resume", "search")  # of one start of the run, not of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainJob:
+class TrainingSpec:
     """A run to train.
 
     Args:
@@ -38,7 +48,7 @@ class TrainJob:
         exchange: "leased", "sync", "prefetch", "collective", or "embedded" (one worker in this process, no Ray).
         shards: over how many actors the table is spread.
         every: steps between two all-gathers of "collective".
-        num_workers: ranks.
+        workers: ranks.
         epochs, batch_size, learning_rate: None takes the task's own.
         micro_batch_size: most samples of one pass.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
@@ -57,7 +67,7 @@ class TrainJob:
     exchange: Literal["leased", "sync", "prefetch", "collective", "embedded"] = "leased"
     shards: int = 1
     every: int = 1
-    num_workers: int = 1
+    workers: int = 1
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -85,16 +95,16 @@ class TrainJob:
             raise errors.ConfigError(
                 f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
             )
-        as_integer("workers", self.num_workers, least=1)
+        as_integer("workers", self.workers, least=1)
         as_integer("shards", self.shards, least=1)
         if as_integer("every", self.every, least=1) != 1 and self.exchange != "collective":
             raise errors.ConfigError(
                 f"every={self.every} is a setting of exchange 'collective', the exchange is {self.exchange!r}: leave "
                 "it out"
             )
-        if self.exchange == "embedded" and self.num_workers != 1:
+        if self.exchange == "embedded" and self.workers != 1:
             raise errors.ConfigError(
-                f"exchange 'embedded' keeps the table in one process, so workers={self.num_workers} cannot share it: "
+                f"exchange 'embedded' keeps the table in one process, so workers={self.workers} cannot share it: "
                 "use 'leased', 'sync' or 'collective'"
             )
         if self.exchange in ("embedded", "collective") and self.shards != 1:
@@ -116,25 +126,67 @@ class TrainJob:
         """Where the data are, for whatever folder another process is in."""
         return absolute(self.data) if self.data is not None and os.path.exists(self.data) else self.data
 
-    def description(self) -> dict[str, Any]:
-        """Return how the run is trained, as plain values: what `--resume` starts from."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; paths hold in another folder too."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            "task": self.task,
+            **values,
             "data": self.data_place,
             "derived": self.derived.to_dict(),
-            "method": self.method,
             "selection": self.selection.to_dict(),
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "micro_batch_size": self.micro_batch_size,
-            "irreducible": self.irreducible,
-            "seed": self.seed,
-            "exchange": self.exchange,
-            "shards": self.shards,
-            "every": self.every,
-            "workers": self.num_workers,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingSpec:
+        """Make a spec from `to_dict`'s values; what is left out is the default.
+
+        Raises:
+            ConfigError: a name that is no field, a field that is missing, or a value outside its domain.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise errors.ConfigError(f"a training run has no {name!r}; {suggest(str(name), list(known))}")
+        for name, field in known.items():
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and name not in values:
+                raise errors.ConfigError(f"a training run needs {name!r}, got {', '.join(map(str, values))}")
+        given = dict(values)
+        if isinstance(given["selection"], Mapping):
+            given["selection"] = Selection.from_dict(given["selection"])
+        if isinstance(given.get("derived"), Mapping):
+            given["derived"] = Derived.from_dict(given["derived"])
+        return cls(**given)
+
+    def description(self) -> dict[str, Any]:
+        """Return how the run is trained, as plain values: what `--resume` starts from."""
+        return {name: value for name, value in self.to_dict().items() if name not in _NOT_DESCRIBED}
+
+    def filled(self, defaults: TaskDefaults) -> TrainingSpec:
+        """Return it with what the task decides where nothing else was given."""
+        missing: dict[str, Any] = {
+            name: getattr(defaults, name) for name in _OF_THE_TASK if getattr(self, name) is None
+        }
+        selection = self.selection.settled(defaults.epochs if self.epochs is None else self.epochs)
+        return dataclasses.replace(self, **missing, selection=selection)
+
+    def config(self, num_samples: int) -> RunConfig:
+        """Return the run over so many samples, for a spec that is `filled`."""
+        assert self.epochs is not None, "fill it first"
+        assert self.batch_size is not None, "fill it first"
+        return RunConfig(
+            selection=self.selection, num_samples=num_samples, num_epochs=self.epochs, batch_size=self.batch_size
+        )
+
+    def settings(self, defaults: TaskDefaults) -> TrainSettings:
+        """Return how it optimises."""
+        return TrainSettings(
+            learning_rate=defaults.learning_rate if self.learning_rate is None else self.learning_rate,
+            momentum=defaults.momentum,
+            weight_decay=defaults.weight_decay,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+        )
 
     def check_place(self) -> None:
         """Look whether the run can begin, or be continued, in its storage; nothing is written.

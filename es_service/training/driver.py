@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from es_service import errors
-from es_service.connect import ExchangeName
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import idle
@@ -21,21 +20,20 @@ from es_service.storage import labels
 from es_service.storage.files import absolute, join
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
-from es_service.training.described import EXCHANGES, TrainJob
 from es_service.training.loop import fit
 from es_service.training.result import measured, trained_on
-from es_service.training.settings import TrainSettings
+from es_service.training.spec import TrainingSpec
 from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.base import Task
 
-__all__ = ["EXCHANGES", "TrainJob", "note_samples", "train"]
+__all__ = ["note_samples", "train"]
 
 
-def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train a run and return its result, which also goes to result.json in the run's folder.
 
     Args:
-        job: what to train.
+        spec: what to train.
         watch: called with how far it is: {"progress": {epoch, done, num_epochs, samples, saving, history}, …}.
 
     Raises:
@@ -44,50 +42,34 @@ def train(job: TrainJob, watch: Callable[[dict[str, Any]], None]) -> dict[str, A
         EsServiceError: see errors.py.
     """
     begin = time.monotonic()
-    storage = RunStorage(job.storage, job.run)
-    task = build_task(job.task, job.data, job.derived)
-    defaults = task.defaults
-    config = RunConfig(
-        selection=job.selection,
-        num_samples=len(task.train_set),
-        num_epochs=job.epochs if job.epochs is not None else defaults.epochs,
-        batch_size=job.batch_size if job.batch_size is not None else defaults.batch_size,
-    )
-    settings = TrainSettings(
-        learning_rate=job.learning_rate if job.learning_rate is not None else defaults.learning_rate,
-        momentum=defaults.momentum,
-        weight_decay=defaults.weight_decay,
-        micro_batch_size=job.micro_batch_size,
-        seed=job.seed,
-    )
-    config.check_world(job.num_workers)
-    idle.warn_if_idle(config, job.num_workers)
-    check_signals(task, job.selection)
-    job = dataclasses.replace(
-        job,
-        selection=config.selection,
-        epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        learning_rate=settings.learning_rate,
-    )
-    job.check_place()
-    if job.exchange != "embedded":
-        _reach_ray(job.exchange)
-    storage.begin(config, job.description(), search=job.search)  # what cannot be written shows before any worker starts
+    storage = RunStorage(spec.storage, spec.run)
+    task = build_task(spec.task, spec.data, spec.derived)
+    spec = spec.filled(task.defaults)
+    config = spec.config(len(task.train_set))
+    config.check_world(spec.workers)
+    idle.warn_if_idle(config, spec.workers)
+    check_signals(task, spec.selection)
+    spec.check_place()
+    if spec.exchange != "embedded":
+        _reach_ray(spec.exchange)
+    storage.begin(config, spec.description(), search=spec.search)  # what cannot be written shows before a worker starts
     note_samples(storage, task)
-    prepared = _prepare(job, storage, config, settings, task)
-    if job.exchange == "embedded":
-        metrics = _fit_here(storage, config, settings, task, prepared, watch)
+    prepared = _prepare(spec, storage, config, task)
+    spec = dataclasses.replace(spec, irreducible=prepared["path"])
+    if spec.exchange == "embedded":
+        metrics = _fit_here(spec, storage, config, task, watch)
     else:
-        metrics = _fit_on_ray(job, job.exchange, config, settings, prepared, watch)
+        from es_service.training.ray_trainer import fit_with_ray
+
+        metrics = fit_with_ray(spec, config, watch)
     result = {
-        "run": job.run,
-        "method": job.method,
-        "task": job.task,
-        "exchange": job.exchange,
+        "run": spec.run,
+        "method": spec.method,
+        "task": spec.task,
+        "exchange": spec.exchange,
         "epochs": config.num_epochs,
-        "seed": job.seed,
-        "storage": job.storage,
+        "seed": spec.seed,
+        "storage": spec.storage,
         **measured(metrics, time.monotonic() - begin),
         **trained_on(task, storage),
         "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
@@ -108,28 +90,26 @@ def note_samples(storage: RunStorage, task: Task) -> None:
     labels.write_notes(storage, task.labels, task.label_names, preview)
 
 
-def _prepare(
-    job: TrainJob, storage: RunStorage, config: RunConfig, settings: TrainSettings, task: Task
-) -> dict[str, Any]:
+def _prepare(spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task) -> dict[str, Any]:
     """Return the file of irreducible losses, None where none are needed, and what it cost to make it.
 
     Those worked out here are kept with the run: a resumed one finds them.
     """
     cost = {"path": None, "scored": 0, "trained": 0, "seconds": 0.0}
-    if not job.needs_irreducible:
+    if not spec.needs_irreducible:
         return cost
-    if job.irreducible is not None:
-        path = absolute(job.irreducible)
+    if spec.irreducible is not None:
+        path = absolute(spec.irreducible)
         irreducible.read_losses(path, config.num_samples)  # fails here rather than in a worker
         return {**cost, "path": path}
-    path = join(absolute(job.storage), job.run, "irreducible.arrow")
+    path = join(absolute(spec.storage), spec.run, "irreducible.arrow")
     kept = storage.read_note("prepared")
     if kept is None:
         found = irreducible.hold_out_losses(
             task,
-            settings,
+            spec.settings(task.defaults),
             num_epochs=config.num_epochs,
-            batch_size=config.batch_size * job.num_workers,
+            batch_size=config.batch_size * spec.workers,
             selection_seed=config.selection.seed,
         )
         irreducible.write_losses(path, found.losses)
@@ -148,45 +128,12 @@ def _reach_ray(exchange: str) -> None:
     ensure_ray()
 
 
-def _fit_on_ray(
-    job: TrainJob,
-    exchange: ExchangeName,
-    config: RunConfig,
-    settings: TrainSettings,
-    prepared: dict[str, Any],
-    watch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    from es_service.training import ray_train
-
-    ray_job = ray_train.RayJob(
-        run=job.run,
-        storage=absolute(job.storage),
-        config=config,
-        settings=settings,
-        exchange=exchange,
-        shards=job.shards,
-        every=job.every,
-        num_workers=job.num_workers,
-        task=job.task,
-        data=job.data_place,
-        derived=job.derived,
-        irreducible=prepared["path"],
-        stoppable=job.search is not None,
-    )
-    return ray_train.fit_with_ray(ray_job, watch)
-
-
 def _fit_here(
-    storage: RunStorage,
-    config: RunConfig,
-    settings: TrainSettings,
-    task: Task,
-    prepared: dict[str, Any],
-    watch: Callable[[dict[str, Any]], None],
+    spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task, watch: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    from es_service.training.local import LocalWorkers
+    from es_service.training.workers.local import LocalWorkers
 
-    path = prepared["path"]
+    path = spec.irreducible
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.NothingSelectedWarning)  # `train` has warned already
         selector = Selector(
@@ -199,4 +146,4 @@ def _fit_here(
                 Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
             ),
         )
-    return fit(task, selector, settings, LocalWorkers(Path(storage.path) / "checkpoints"))
+    return fit(task, selector, spec.settings(task.defaults), LocalWorkers(Path(storage.path) / "checkpoints"))

@@ -1,4 +1,4 @@
-"""What the training loop needs of the place it runs in; `local` and `ray_train` are such places."""
+"""What the training loop needs of the place it runs in; `local` and `ray` are such places."""
 
 from __future__ import annotations
 
