@@ -51,7 +51,11 @@ class LocalWorkers:
             for old in self._checkpoints()[:-1]:
                 shutil.rmtree(old)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
-            raise errors.StorageError(f"cannot write the checkpoint {place}: {error}") from error
+            shutil.rmtree(beside, ignore_errors=True)  # what is there of it may be what fills the disk
+            raise errors.StorageError(
+                f"cannot write the checkpoint {place}: {error}; check the free space and the permissions there, and "
+                "continue with --resume"
+            ) from error
 
     def raise_if_stopped(self) -> None:
         """See `Workers.raise_if_stopped`; whoever watches a training in this process can raise there."""

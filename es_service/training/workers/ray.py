@@ -14,6 +14,7 @@ from ray.train import torch as ray_torch
 
 from es_service import errors
 from es_service.connect import connect
+from es_service.storage import files
 from es_service.storage.runs import RunStorage
 from es_service.training.irreducible import read_losses
 from es_service.training.loop import fit
@@ -75,7 +76,8 @@ class RayWorkers:
             if self.rank == 0:
                 save(Path(folder))
                 checkpoint = train.Checkpoint.from_directory(folder)
-            train.report(metrics, checkpoint=checkpoint)
+            with files.storage_errors("write", "the checkpoint to the folder of the run"):  # Ray copies it there
+                train.report(metrics, checkpoint=checkpoint)
 
     def raise_if_stopped(self) -> None:
         """See `Workers.raise_if_stopped`; the group then ends, of which this is a failed worker."""
