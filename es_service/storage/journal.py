@@ -19,12 +19,10 @@ import time
 from collections.abc import Callable
 
 import pyarrow as pa
-from pyarrow import fs
 
 from es_service import errors
 from es_service.storage import files
-from es_service.storage.segments import encode_segment, segment_path
-from es_service.storage.terms import NOBODY, Term
+from es_service.storage.segments import JournalFolder, encode_segment
 
 __all__ = ["Journal"]
 
@@ -49,32 +47,28 @@ class Journal:
     """The writing end. Any thread may call it; one thread of its own writes.
 
     Args:
-        filesystem: to write on.
-        folder: of this shard's segments; made with the first one.
+        folder: of this shard's segments.
         last: number of the last record that is there already, 0 for none.
         every_s: seconds after which what has gathered is written; None for one, on an object store four.
         segment_bytes: so much is written at once.
         max_bytes: that may be kept in memory while segments cannot be written.
-        term: the writer's claim, which is looked at behind each segment; without one it claims nothing.
         allowed: called before each write, and every `every_s`; raises StorageError where this writer may not write.
     """
 
     def __init__(
         self,
-        filesystem: fs.FileSystem,
-        folder: str,
+        folder: JournalFolder,
         last: int,
         *,
         every_s: float | None = None,
         segment_bytes: int = 8 << 20,
         max_bytes: int = 128 << 20,
-        term: Term | None = None,
         allowed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._filesystem, self._folder = filesystem, folder
-        usual = _EVERY_ON_OBJECT_STORES_S if files.is_object_store(filesystem) else _EVERY_S
+        self._folder = folder
+        usual = _EVERY_ON_OBJECT_STORES_S if files.is_object_store(folder.filesystem) else _EVERY_S
         self._every_s, self._segment_bytes, self._max_bytes = every_s or usual, segment_bytes, max_bytes
-        self._term, self._allowed = term, allowed
+        self._allowed = allowed
         self._tried: _Tried | None = None
         self._kinds: list[str] = []
         self._payloads: list[bytes] = []
@@ -164,9 +158,11 @@ class Journal:
     def _give_up(self) -> None:
         _log.error(
             "the journal in %s cannot be written (%s) and %d MB of it wait: it is dropped, so that after a crash the "
-            "run goes back to its last finished epoch", self._folder, self._failure, self._num_bytes >> 20,
+            "run goes back to its last finished epoch", self._folder.path, self._failure, self._num_bytes >> 20,
         )  # fmt: skip
-        self._failure = self._failure or errors.StorageError(f"the journal in {self._folder} is not written in time")
+        self._failure = self._failure or errors.StorageError(
+            f"the journal in {self._folder.path} is not written in time"
+        )
         self._kinds, self._payloads, self._num_bytes, self._gave_up, self._mark = [], [], 0, True, None
         self._tried = None
         self._changed.notify_all()
@@ -217,12 +213,7 @@ class Journal:
         try:
             self._allowed()
             if tried is not None:
-                stamp = NOBODY if self._term is None else self._term.stamp
-                files.make_folder(self._filesystem, self._folder)
-                path = segment_path(self._folder, tried.first, stamp, tried.data)
-                files.write_atomically(self._filesystem, path, tried.data)
-                if self._term is not None:
-                    self._term.check()
+                self._folder.write(tried.first, tried.data)
         except (errors.StorageError, errors.RunExistsError) as error:
             if self._failure is None:
                 _log.warning("%s; what was reported meanwhile is kept in memory and tried again", error)
