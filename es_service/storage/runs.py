@@ -67,7 +67,7 @@ class RunStorage:
         self.path = f"{root}/{run}"
         self.snapshots = Snapshots(self.filesystem, self.path)
         self.spreads = SpreadFiles(self.filesystem, self.path)
-        self.history = History(self.filesystem, self.path, lambda: self.config().end_of_ids)
+        self.history = History(self.filesystem, self.path, self.end_of_ids)
         self._owner: Ownership | Term | None = None
         self._journals: dict[Shard, JournalFolder] = {}
 
@@ -109,6 +109,10 @@ class RunStorage:
     def config(self) -> RunConfig:
         """Return what the run is, as run.json says; RunNotFoundError where there is none."""
         return config_from_dict(self.about().get("config", {}))
+
+    def end_of_ids(self) -> int:
+        """Return what all ids of the run lie below."""
+        return self.config().end_of_ids
 
     def training(self) -> dict[str, Any] | None:
         """Return how the run is trained, as `begin` was told; None where it was not."""
@@ -206,7 +210,7 @@ class RunStorage:
 
     def table(self) -> pa.Table:
         """Return the newest snapshot's table; RunNotFoundError or StorageError where there is none."""
-        return self.snapshots.table(self.config().end_of_ids)
+        return self.snapshots.table(self.end_of_ids())
 
     # -- journals, one a shard -----------------------------------------------------------------------------------------
 
