@@ -98,7 +98,7 @@ class Selector(RunView):
         idle.warn_if_idle(config, exchange.position.world_size)
         super().__init__(config, exchange)
         self.ledger = Ledger(clock=clock)
-        self._irreducible = observations.check_irreducible(irreducible_losses, num_samples)
+        self._irreducible = observations.check_known(irreducible_losses, num_samples)
         self._resume_step = 0
 
     # -- the loop ---------------------------------------------------------------------------------------------------

@@ -11,16 +11,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import compiled
 
-__all__ = [
-    "MAX_LOSS",
-    "check_ids",
-    "check_irreducible",
-    "check_losses",
-    "check_signals",
-    "first_duplicate",
-    "split_losses",
-    "split_signals",
-]
+__all__ = ["MAX_LOSS", "check_ids", "check_known", "check_losses", "check_signals", "first_duplicate", "split_signals"]
 
 MAX_LOSS = 1e18
 """No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
@@ -246,7 +237,7 @@ def check_signals(
     }
 
 
-def check_irreducible(losses: Any, num_samples: int | None) -> NDArray[np.float32] | None:
+def check_known(losses: Any, num_samples: int | None) -> NDArray[np.float32] | None:
     """Return irreducible losses, None for None; raise where they are not one finite number for each sample.
 
     Raises:

@@ -53,6 +53,11 @@ class Journal:
         segment_bytes: so much is written at once.
         max_bytes: that may be kept in memory while segments cannot be written.
         allowed: called before each write, and every `every_s`; raises StorageError where this writer may not write.
+
+    Attributes:
+        last: number of the newest record.
+        durable: number of the newest record that is on storage, with all before it.
+        failure: why the last segment could not be written; None while all is well.
     """
 
     def __init__(
@@ -73,8 +78,8 @@ class Journal:
         self._kinds: list[str] = []
         self._payloads: list[bytes] = []
         self._num_bytes = 0
-        self._last = self._durable = last
-        self._failure: errors.StorageError | None = None
+        self.last = self.durable = last
+        self.failure: errors.StorageError | None = None
         self._gave_up = self._hurry = self._closed = False
         self._mark: int | None = None  # once it gave up: records behind this one are kept again
         self._num_tries = 0
@@ -82,25 +87,10 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="es-service-journal", daemon=True)
         self._thread.start()
 
-    @property
-    def last(self) -> int:
-        """Number of the newest record."""
-        return self._last
-
-    @property
-    def durable(self) -> int:
-        """Number of the newest record that is on storage, with all before it."""
-        return self._durable
-
-    @property
-    def failure(self) -> errors.StorageError | None:
-        """Why the last segment could not be written; None while all is well."""
-        return self._failure
-
     def append(self, kind: str, payload: bytes) -> int:
         """Add a record; return its number. Never waits; it is durable about a second later."""
         with self._changed:
-            self._last += 1
+            self.last += 1
             if not self._gave_up or self._mark is not None:
                 self._kinds.append(kind)
                 self._payloads.append(payload)
@@ -109,16 +99,16 @@ class Journal:
                     self._give_up()
                 elif self._num_bytes >= self._segment_bytes:
                     self._changed.notify_all()
-            return self._last
+            return self.last
 
     def flush(self) -> None:
         """Return once every record so far is on storage; StorageError where it cannot be written."""
         with self._changed:
-            wanted, tries = self._last, self._num_tries
-            while self._durable < wanted:
-                if self._gave_up or (self._num_tries > tries and self._failure is not None):
-                    assert self._failure is not None
-                    raise self._failure
+            wanted, tries = self.last, self._num_tries
+            while self.durable < wanted:
+                if self._gave_up or (self._num_tries > tries and self.failure is not None):
+                    assert self.failure is not None
+                    raise self.failure
                 if self._closed:
                     raise errors.StorageError("the journal was closed before all of it was written")
                 self._hurry = True
@@ -132,18 +122,18 @@ class Journal:
         """
         with self._changed:
             if self._gave_up:
-                self._kinds, self._payloads, self._num_bytes, self._mark = [], [], 0, self._last
-            return self._last
+                self._kinds, self._payloads, self._num_bytes, self._mark = [], [], 0, self.last
+            return self.last
 
     def skip_to(self, number: int) -> None:
         """Take all records up to `number` for durable: a snapshot holds what they did."""
         with self._changed:
-            num = len(self._kinds) - (self._last - number)  # of those in memory, at the front
+            num = len(self._kinds) - (self.last - number)  # of those in memory, at the front
             self._forget(num)
-            if self._gave_up and number in (self._mark, self._last):
-                self._gave_up, self._failure, self._mark = False, None, None
+            if self._gave_up and number in (self._mark, self.last):
+                self._gave_up, self.failure, self._mark = False, None, None
             if not self._gave_up:
-                self._durable = max(self._durable, number)
+                self.durable = max(self.durable, number)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -158,11 +148,9 @@ class Journal:
     def _give_up(self) -> None:
         _log.error(
             "the journal in %s cannot be written (%s) and %d MB of it wait: it is dropped, so that after a crash the "
-            "run goes back to its last finished epoch", self._folder.path, self._failure, self._num_bytes >> 20,
+            "run goes back to its last finished epoch", self._folder.path, self.failure, self._num_bytes >> 20,
         )  # fmt: skip
-        self._failure = self._failure or errors.StorageError(
-            f"the journal in {self._folder.path} is not written in time"
-        )
+        self.failure = self.failure or errors.StorageError(f"the journal in {self._folder.path} is not written in time")
         self._kinds, self._payloads, self._num_bytes, self._gave_up, self._mark = [], [], 0, True, None
         self._tried = None
         self._changed.notify_all()
@@ -185,10 +173,10 @@ class Journal:
                 self._num_tries += 1
                 if failure is None and tried is not None and self._tried is tried:
                     self._tried = None
-                    self._forget(tried.last - (self._last - len(self._kinds)))  # less what `skip_to` dropped
-                    self._durable = max(self._durable, tried.last)
+                    self._forget(tried.last - (self.last - len(self._kinds)))  # less what `skip_to` dropped
+                    self.durable = max(self.durable, tried.last)
                 if not self._gave_up:
-                    self._failure = failure
+                    self.failure = failure
                 self._changed.notify_all()
                 if failure is not None and not self._closed:
                     self._changed.wait_for(lambda: self._closed, self._every_s)  # a full disk stays full for a while
@@ -201,12 +189,12 @@ class Journal:
 
     def _next(self) -> _Tried | None:
         """Return the segment to write: the one that was tried, unless a snapshot holds it, or all that has gathered."""
-        if self._tried is not None and self._tried.last > self._durable:
+        if self._tried is not None and self._tried.last > self.durable:
             return self._tried
         num = 0 if self._gave_up else len(self._kinds)  # else there would be a gap before them
         if not num:
             return None
-        return _Tried(self._last - num + 1, num, encode_segment(self._kinds[:num], self._payloads[:num]))
+        return _Tried(self.last - num + 1, num, encode_segment(self._kinds[:num], self._payloads[:num]))
 
     def _write(self, tried: _Tried | None) -> errors.StorageError | None:
         """Write a segment; return what went wrong."""
@@ -215,7 +203,7 @@ class Journal:
             if tried is not None:
                 self._folder.write(tried.first, tried.data)
         except (errors.StorageError, errors.RunExistsError) as error:
-            if self._failure is None:
+            if self.failure is None:
                 _log.warning("%s; what was reported meanwhile is kept in memory and tried again", error)
             return errors.StorageError(str(error))
         return None

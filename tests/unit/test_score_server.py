@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import score_server, wire
-from es_service.actors.calls import Patience
-from es_service.exchange.delivery import Delivery, Line
+from es_service.exchange.delivery import Delivery
+from es_service.exchange.epochs import Epochs
+from es_service.exchange.server_calls import ServerCalls
 from es_service.selection import methods
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
@@ -523,24 +524,26 @@ class Calls:
     def __init__(self, worker: Worker) -> None:
         self.worker, self.server = worker, worker.server
         self.asked: list[str] = []
-        self.delivery = Delivery(
-            Line(self.ask, self.wait, self.enter, lambda: Patience(30.0), "shard 0", lambda: False, lambda bring: None)
-        )
+        connection: Any = self
+        calls = ServerCalls("mine", Caller(worker.rank, worker.attempt), connection, 30.0, "raise")
+        self.delivery = Delivery(calls, 0, Epochs(calls, calls.patience, 1), calls.patience)
 
-    def ask(self, method: str, *messages: bytes, **more: int) -> Any:
-        self.asked.append(method)
-        reference: Future[bytes] = Future()
+    def ask(self, shard: int, method: str, *args: Any, group: str | None = None, **more: Any) -> Any:
+        assert (shard, group) == (0, None)
+        if method != "enter":
+            self.asked.append(method)
+        reference: Future[Any] = Future()
         try:
-            reference.set_result(getattr(self.server, method)(*messages, **more))
+            reference.set_result(getattr(self.server, method)(*args, **more))
         except errors.EsServiceError as error:
             reference.set_exception(error)
         return reference
 
-    def wait(self, reference: Any, deadline_s: float, method: str) -> Any:
+    def wait(self, reference: Any, deadline_s: float, doing: str) -> Any:
         return reference.result(0)
 
-    def enter(self) -> int:
-        return self.server.enter(self.worker.rank, self.worker.attempt)
+    def reconnect(self) -> bool:
+        return False
 
     def observe(self, ids: NDArray[np.int64], losses: Any, step: int) -> None:
         message = self.worker.message(ids, losses, step)
