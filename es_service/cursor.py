@@ -21,8 +21,8 @@ class Cursor:
     """A step of an epoch, from its ids to its place in the ledger.
 
     Attributes:
-        step: counted from 0; -1 before the first.
         ids_B: of the step, or what is handed out of the hidden.
+        step: counted from 0; -1 before the first.
         repeats: where its batch holds ids more than once.
         began: when the step began.
         touched: when it was last selected from or observed.
@@ -32,15 +32,21 @@ class Cursor:
         unreported: drawn without losses, which are still to come.
     """
 
-    step: int
     ids_B: I64
-    repeats: Repeats | None
-    began: float
-    touched: float
-    num_left: int
+    step: int = -1
+    repeats: Repeats | None = None
+    began: float = 0.0
+    touched: float = 0.0
+    num_left: int = 0
     is_scored: bool = False
     is_counted: bool = False
     unreported: Draw | None = None
+
+    def begin(self, step: int, ids_B: I64, repeats: Repeats | None, now: float) -> None:
+        """Go to the next step; what is still to be reported of the one before stays."""
+        self.step, self.ids_B, self.repeats, self.num_left = step, ids_B, repeats, ids_B.size
+        self.began = self.touched = now
+        self.is_scored = self.is_counted = False
 
     @property
     def is_done(self) -> bool:

@@ -61,7 +61,7 @@ class Epoch:
         self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
         self.is_closed = False
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
-        self._cursor = Cursor(-1, share.ids[:0], None, 0.0, 0.0, num_left=0)
+        self._cursor = Cursor(share.ids[:0])
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
 
     # -- what there is to do -----------------------------------------------------------------------------------------
@@ -79,9 +79,12 @@ class Epoch:
     def num_to_draw(self, num_ids: int) -> int:
         """Return b for so many ids of the step at hand."""
         selection = self.config.selection
-        if self.step not in self._selecting:
+        if self._cursor.step not in self._selecting:
             return num_ids
-        if selection.interrupt is not None and (self.share.first_step + self.step + 1) % selection.interrupt == 0:
+        if (
+            selection.interrupt is not None
+            and (self.share.first_step + self._cursor.step + 1) % selection.interrupt == 0
+        ):
             return num_ids
         return self.config.num_selected(num_ids, self.share.ratio)
 
@@ -111,16 +114,16 @@ class Epoch:
         if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
             ledger.trained -= self._cursor.unreported.positions.size
         if not self._cursor.is_done:
-            return max(0, self.step)
+            return max(0, self._cursor.step)
         self._count_step(ledger)
-        return self.step + 1
+        return self._cursor.step + 1
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def begin_step(self, step: int, ids_B: I64) -> None:
         """Go to the next step, of these ids."""
-        repeats, now = Repeats.of(ids_B) if self.streamed else None, self._ledger.clock()
-        self._cursor = Cursor(step, ids_B, repeats, now, now, ids_B.size, unreported=self._cursor.unreported)
+        repeats = Repeats.of(ids_B) if self.streamed else None
+        self._cursor.begin(step, ids_B, repeats, self._ledger.clock())
         with self._ledger.timing("exchange"):
             self._exchange.expect(step, ids_B if repeats is None else repeats.ids_u)
 
@@ -164,9 +167,9 @@ class Epoch:
             with self._ledger.timing("exchange"):
                 self._report_pending()
                 distinct, repeats = self._distinct(ids_B)
-                draw = self._cursor.unreported = self._exchange.draw(self.step, distinct, num, repeats)
+                draw = self._cursor.unreported = self._exchange.draw(self._cursor.step, distinct, num, repeats)
         self._ledger.trained += draw.positions.size
-        factors_b = self.share.factors(self.step, draw.ids, self.config.batch_size)
+        factors_b = self.share.factors(self._cursor.step, draw.ids, self.config.batch_size)
         if factors_b is not None:
             draw = Draw(draw.positions, draw.ids, draw.scale * factors_b)
         self._cursor.num_left -= ids_B.size
@@ -180,7 +183,7 @@ class Epoch:
         with self._ledger.timing("exchange"):
             self._report_pending()
             distinct, repeats = self._distinct(ids)
-            draw = self._exchange.step(self.step, distinct, _means(seen, repeats), min(num, ids.size), repeats)
+            draw = self._exchange.step(self._cursor.step, distinct, _means(seen, repeats), min(num, ids.size), repeats)
         return draw if good is None else Draw(good[draw.positions], draw.ids, draw.scale)
 
     def _signals(self, ids_B: I64, observed: Any) -> tuple[I64, Columns, I64 | None]:
@@ -210,7 +213,7 @@ class Epoch:
             self._cursor.unreported = None
             distinct, repeats = self._distinct(ids)
             positions = np.arange(distinct.size if good is None else 0)
-            self._exchange.record(self.step, distinct, _means(seen, repeats), positions)
+            self._exchange.record(self._cursor.step, distinct, _means(seen, repeats), positions)
         self._advance()
 
     def _report_pending(self) -> None:
@@ -218,7 +221,7 @@ class Epoch:
         draw, self._cursor.unreported = self._cursor.unreported, None
         if draw is not None:
             ids, _ = self._distinct(draw.ids)
-            self._exchange.record(self.step, ids, None, np.arange(ids.size))
+            self._exchange.record(self._cursor.step, ids, None, np.arange(ids.size))
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
@@ -228,7 +231,7 @@ class Epoch:
         An error of that is kept for whoever asks for more: what was drawn is to be trained on first.
         """
         self._cursor.touched = self._ledger.clock()
-        if self.step + 1 == self.num_steps and self._cursor.is_done and not self.share.hidden.size:
+        if self._cursor.step + 1 == self.num_steps and self._cursor.is_done and not self.share.hidden.size:
             try:
                 self.finish()
             except errors.EsServiceError as error:
@@ -281,7 +284,7 @@ class Epoch:
         self._settle_step()
         try:
             with self._ledger.timing_overhead():
-                self._exchange.close_epoch(self.number, self.step + 1)
+                self._exchange.close_epoch(self.number, self._cursor.step + 1)
         except errors.StorageError:  # finished all the same, but for its snapshot
             self.is_closed = True
             raise

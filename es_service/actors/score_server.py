@@ -35,7 +35,7 @@ from es_service.selection.plans import Plan
 from es_service.selection.roster import Roster, out_of_order
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
-from es_service.storage import runs, snapshots
+from es_service.storage import runs, table_files
 from es_service.storage.ownership import Ownership
 from es_service.storage.segments import Record
 
@@ -114,7 +114,7 @@ class ScoreServer(ScoreShard):
         if "roster" in note:
             self._take_up(note["roster"], None)
         else:
-            self._roster.go_to(*self._storage.position(finished_epochs))
+            self._roster.go_to(*self._storage.snapshots.position(finished_epochs))
 
     def _replay(self, record: Record) -> None:
         if record.kind == "plan":
@@ -184,7 +184,7 @@ class ScoreServer(ScoreShard):
             if not self._roster.knows(attempt):
                 self._snapshots.wait()
                 goes_back = self._shards.count > 1 or self._roster.open_epoch_number is not None
-                stands_at = self._storage.finished_epochs() if goes_back else self._roster.finished_epochs
+                stands_at = self._storage.snapshots.newest() if goes_back else self._roster.finished_epochs
                 if opens is not None and opens != stands_at:
                     if stands_at < opens <= self._roster.finished_epochs:
                         raise self._not_stored(stands_at)
@@ -324,7 +324,7 @@ class ScoreServer(ScoreShard):
             return
         failure = self._snapshots.wait()
         for _ in range(_MAX_TRIES):
-            if failure is None and self._storage.finished_epochs() == finished:
+            if failure is None and self._storage.snapshots.newest() == finished:
                 return
             failure = self._snapshots.write(self._roster.epoch_starts)  # a process went down, with what it had copied
             if isinstance(failure, errors.StorageError):
@@ -409,7 +409,7 @@ class ScoreServer(ScoreShard):
                 if failure is not None:
                     raise failure
                 self._behind = False
-            elif finished_epochs == 0 or self._storage.holds(finished_epochs, sha256):
+            elif finished_epochs == 0 or self._storage.snapshots.holds(finished_epochs, sha256):
                 self._go_to(finished_epochs, starts)
                 self._storage.forget_after(finished_epochs)
             else:
@@ -452,14 +452,14 @@ class ScoreServer(ScoreShard):
     def _stored_state(self, finished_epochs: int) -> tuple[bytes, int, tuple[int, ...]]:
         self._snapshots.wait()
         try:
-            state = self._storage.snapshot(finished_epochs)
+            state = self._storage.snapshots.read(finished_epochs)
         except errors.StorageError as error:
             raise errors.StorageError(
                 f"a rank has opened epoch {finished_epochs}, and the snapshot of the end of epoch "
                 f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others go on "
                 "(a barrier does), or after the next epoch"
             ) from error
-        return snapshots.encode_table(records_to_arrow(state.records)), finished_epochs, state.epoch_starts
+        return table_files.encode_table(records_to_arrow(state.records)), finished_epochs, state.epoch_starts
 
     def _present_state(self) -> tuple[bytes, int, tuple[int, ...]]:
         if self._roster.attempt is None:
@@ -468,7 +468,7 @@ class ScoreServer(ScoreShard):
         elif self._shards.count > 1:  # one that restarted may stand elsewhere
             self._shards.all("check_begun")
         table = records_to_arrow(self._shards.records())
-        return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
+        return table_files.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
 
     def stored_epochs(self) -> int:
         """Return the epochs behind the newest snapshot on storage, once none is being written any more (group `read`).
@@ -480,7 +480,7 @@ class ScoreServer(ScoreShard):
         failure = self._snapshots.wait()
         if isinstance(failure, errors.StorageError):
             raise failure
-        return self._storage.finished_epochs()
+        return self._storage.snapshots.newest()
 
     def storage_failure(self) -> str | None:
         """See `ScoreShard.storage_failure`; a snapshot that could not be written is one, too."""
@@ -530,7 +530,7 @@ class ScoreServer(ScoreShard):
     def _decoded(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes) -> RunState:
         if hashlib.sha256(table).hexdigest() != sha256:
             raise errors.StorageError("the table in the checkpoint is damaged: its sha256 is not the one noted there")
-        decoded = snapshots.decode_table(table, "the table in the checkpoint")
+        decoded = table_files.decode_table(table, "the table in the checkpoint")
         num_samples = decoded.num_rows if self._config.grows else self._config.num_samples
         records = arrow_to_records(decoded, num_samples)
         self._engine.check_records(records[:: self._shards.count])
@@ -538,11 +538,11 @@ class ScoreServer(ScoreShard):
 
     def _go_back(self) -> None:
         """Take roster and shards to the end of the last epoch whose snapshot all of them can read."""
-        epochs = self._storage.snapshot_epochs() or [0]
+        epochs = self._storage.snapshots.epochs() or [0]
         while True:
             finished = epochs.pop()
             try:
-                self._go_to(*self._storage.position(finished))
+                self._go_to(*self._storage.snapshots.position(finished))
                 return
             except errors.StorageError as error:
                 if not epochs:

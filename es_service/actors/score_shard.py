@@ -40,6 +40,7 @@ from es_service.selection.plans import Plan
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 from es_service.storage import runs
+from es_service.storage.journal import Journal
 from es_service.storage.segments import Record
 
 __all__ = ["ScoreShard"]
@@ -102,7 +103,7 @@ class ScoreShard:
             last, whole = shard_journal.recover(self._storage, self._shard, self._load, self._replay)
             if not whole:
                 self._intake.begin(None)
-            self._journal = self._storage.open_journal(self._shard, last, self._may_write)
+            self._journal = Journal(self._storage.journal(self._shard), last, allowed=self._may_write)
         except errors.EsServiceError as error:
             self._failure = error
 
@@ -134,7 +135,7 @@ class ScoreShard:
     def _load_rows(self, finished_epochs: int) -> None:
         state = None
         if finished_epochs:
-            state = self._storage.snapshot(finished_epochs, self._shard, self._config.end_of_ids)
+            state = self._storage.snapshots.read(finished_epochs, self._shard, self._config.end_of_ids)
         with self._lock:
             if state is None:
                 self._engine.clear()
@@ -455,7 +456,7 @@ class ScoreShard:
                 f"shard {self._shard.index} has no copy of the end of epoch {finished_epochs - 1}: it restarted since"
             )
         records, copy.records = copy.records, None
-        return self._storage.write_part(beside, records, self._shard, copy.note)
+        return self._storage.snapshots.write_part(beside, records, self._shard, copy.note)
 
     def _note(self) -> dict[str, Any]:
         """Return what is to stand in the manifest beside this shard's file."""
@@ -491,7 +492,7 @@ class ScoreShard:
         if finished_epochs == 0:
             with contextlib.suppress(errors.StorageError):  # there is no history of epoch 0 then
                 if shard_journal.journal_at(self._storage, self._shard, 0) is None:  # the first records were dropped
-                    self._storage.write_base(self._shard, 0, number - 1)
+                    self._storage.journal(self._shard).write_base(0, number - 1)
 
     def load_records(self, records: NDArray[np.void]) -> None:
         """Replace the rows by those of a checkpoint, which a snapshot has to hold next."""
@@ -505,7 +506,7 @@ class ScoreShard:
         """Write what is left to write: the process is about to be ended (group `read`)."""
         if self._failure is None:
             with contextlib.suppress(errors.EsServiceError):  # another process has the run, or its storage is gone
-                self.write_history(self._storage.finished_epochs())  # where a server went down before it asked for it
+                self.write_history(self._storage.snapshots.newest())  # where a server went down before it asked for it
             self._journal.close()
 
     def counts(self) -> dict[str, Any]:
@@ -540,5 +541,5 @@ class ScoreShard:
     def _restarted(self) -> errors.ServerRestartedError:
         return errors.ServerRestartedError(
             f"shard {self._shard.index} of run {self._storage.run!r} restarted and stands at the end of epoch "
-            f"{self._storage.finished_epochs()}: connect again and continue from the checkpoint of that epoch"
+            f"{self._storage.snapshots.newest()}: connect again and continue from the checkpoint of that epoch"
         )

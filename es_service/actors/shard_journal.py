@@ -64,7 +64,7 @@ def recover(
         StorageError: there are snapshots, and none of them can be read.
     """
     failure = errors.StorageError("nothing can be loaded")
-    epochs = [*reversed(storage.snapshot_epochs()), 0]
+    epochs = [*reversed(storage.snapshots.epochs()), 0]
     for finished in epochs:
         try:
             note = _note(storage, shard, finished, is_only=len(epochs) == 1)
@@ -72,7 +72,7 @@ def recover(
                 continue
             load(finished, note)
             last = int(note["journal"])
-            for record in storage.records(shard, last):
+            for record in storage.journal(shard).records(last):
                 replay(record)
                 last = record.number
             _set_aside(storage, shard, last)
@@ -85,22 +85,24 @@ def recover(
         except errors.StorageError as error:
             failure = error
             continue
-        behind = 1 + max([*storage.first_records(shard), *(_number(storage, shard, one) for one in epochs)])
+        behind = 1 + max([*storage.journal(shard).first_records(), *(_number(storage, shard, one) for one in epochs)])
         _set_aside(storage, shard, 0)
-        storage.write_base(shard, finished, behind)  # behind a gap: nothing older is ever joined to what comes now
+        storage.journal(shard).write_base(
+            finished, behind
+        )  # behind a gap: nothing older is ever joined to what comes now
         return behind, False
     raise failure
 
 
 def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = False) -> dict[str, Any] | None:
     """Return what the shard noted with a snapshot; None where its journal does not go on from there."""
-    begun_anew = storage.base(shard, finished)
+    begun_anew = storage.journal(shard).base(finished)
     if finished == 0:
-        segments = storage.first_records(shard)
+        segments = storage.journal(shard).first_records()
         if begun_anew is None and (segments[:1] == [1] or (not segments and is_only)):
             return {"journal": 0}
     else:
-        note = storage.note_of(finished, shard)
+        note = storage.snapshots.note(finished, shard)
         if note is not None and not isinstance(note.get("journal"), int):
             raise errors.StorageError(f"the manifest of epoch {finished} does not say how far the journal was")
         if note is not None and (begun_anew is None or begun_anew < note["journal"]):
@@ -128,6 +130,6 @@ def _number(storage: RunStorage, shard: Shard, finished: int) -> int:
 
 
 def _set_aside(storage: RunStorage, shard: Shard, after: int) -> None:
-    aside = storage.set_records_aside(shard, after)
+    aside = storage.journal(shard).set_aside(after)
     if aside:
         _log.error("what cannot be used of the journal is kept beside it: %s", ", ".join(aside))

@@ -18,7 +18,7 @@ from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
-from es_service.storage import snapshots
+from es_service.storage import table_files
 from es_service.storage.runs import RunStorage
 
 __all__ = ["Embedded"]
@@ -115,12 +115,12 @@ class Embedded(Exchange):
     def save(self) -> SavedState:
         """See `Exchange.save`; works inside an epoch too."""
         state = self._keeper.state()
-        table = snapshots.encode_table(records_to_arrow(state.records))
+        table = table_files.encode_table(records_to_arrow(state.records))
         return SavedState(state.finished_epochs, state.epoch_starts, table, self._share)
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`."""
-        table = snapshots.decode_table(state.table, "the table in the state")
+        table = table_files.decode_table(state.table, "the table in the state")
         records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
         self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
         self._share = None

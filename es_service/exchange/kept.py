@@ -73,7 +73,7 @@ class KeptRun:
             )
             return
         try:
-            self._storage.write_history(epoch, WHOLE, history_of(reports, self._signals))
+            self._storage.history.write(epoch, WHOLE, history_of(reports, self._signals))
         except errors.StorageError as error:
             _log.warning("no history of epoch %d: %s", epoch, error)
 

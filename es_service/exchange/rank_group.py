@@ -55,7 +55,7 @@ class RankGroup:
         outcome, failure = {"stored": 0, "failure": "", "kind": ""}, None
         if storage is not None:
             try:
-                outcome["stored"] = storage.finished_epochs()
+                outcome["stored"] = storage.snapshots.newest()
                 check_begun(resume, bool(outcome["stored"]), storage.run, storage.storage)
                 storage.begin(config)
             except errors.EsServiceError as error:

@@ -20,7 +20,7 @@ from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, Patience
 from es_service.exchange.base import I64, Exchange, OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
-from es_service.exchange.delivery import Delivery, Line
+from es_service.exchange.delivery import Delivery
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.lease import Lease
 from es_service.exchange.packing import NO_IDS, Packer
@@ -77,25 +77,13 @@ class Remote(Exchange):
         self.connection = Connection(run) if connection is None else connection
         self.calls = ServerCalls(run, self._caller, self.connection, deadline_s, on_unavailable)
         self._num_shards = len(self.connection.shards)
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
         self._epochs = Epochs(self.calls, self._report_patience, self._num_shards)
+        self._deliveries = self._new_deliveries()
         self._packer = Packer(self._caller, self._num_shards, len(config.selection.signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.run, self.config, self.position, self._caller.attempt)
         return functools.partial(type(self), deadline_s=self._patient_s, on_unavailable=self._on_unavailable), arguments
-
-    def _line(self, shard: int) -> Line:
-        """Return how this rank's reports get to a shard."""
-        return Line(
-            ask=functools.partial(self.connection.ask, shard),
-            wait=self.calls.wait,
-            enter=lambda: self.calls.call("enter", shard=shard, patience=self._report_patience()),
-            patience=self._report_patience,
-            name=f"shard {shard} of run {self.run!r}",
-            is_behind=lambda: self._epochs.is_behind(),
-            again=lambda bring: self._epochs.again(bring),
-        )
 
     def _report_patience(self) -> Patience:
         """Return that of the thread that reports."""
@@ -112,7 +100,12 @@ class Remote(Exchange):
     def _enter(self) -> None:
         """Ask every shard for the seq of the last report that it has of this rank."""
         self._packer.seqs = [self.calls.call("enter", shard=shard) for shard in range(self._num_shards)]
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
+        self._deliveries = self._new_deliveries()
+
+    def _new_deliveries(self) -> list[Delivery]:
+        """Return one for each shard, with nothing under way."""
+        shards = range(self._num_shards)
+        return [Delivery(self.calls, shard, self._epochs, self._report_patience) for shard in shards]
 
     # -- the contract -------------------------------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Sync(Remote):
                 under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
             return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
         except errors.ServerError as error:
-            if not self._goes_on or not isinstance(error, errors.ServerUnavailableError):
+            may_come_later = self._on_unavailable == "continue"  # what is kept for the server is sent when it is back
+            if not may_come_later or not isinstance(error, errors.ServerUnavailableError):
                 self._failure = error
             raise
         except errors.EsServiceError as error:
@@ -108,8 +109,3 @@ class Sync(Remote):
                 "connect again and continue from the last checkpoint"
             )
             raise
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the caller trains on without the server: what is kept for it is sent when it is back."""
-        return self._on_unavailable == "continue"

@@ -54,6 +54,8 @@ class RunConfig:
     @classmethod
     def of(cls, selection: Selection, num_samples: int | None, num_epochs: int, batch_size: int) -> RunConfig:
         """Return the config of a run over n samples; None lets its table grow with the ids that come."""
+        if not isinstance(selection, Selection):
+            raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
         if num_samples is None:
             return cls(
                 selection=selection, num_samples=_FIRST_ROWS, num_epochs=num_epochs, batch_size=batch_size, grows=True

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from es_service import errors
 
-__all__ = ["open_checked", "open_table", "read_stream", "read_table"]
+__all__ = ["encode", "open_checked", "open_table", "read_stream", "read_table"]
 
 _MAGIC = b"ARROW1"
 _BATCH = 3
@@ -205,3 +205,11 @@ def read_stream(data: bytes, what: str, check_schema: Callable[[pa.Schema], None
             table = reader.read_all()
         table.validate(full=True)
         return table
+
+
+def encode(table: pa.Table, max_rows: int | None = None, compression: str | None = None) -> pa.Buffer:
+    """Return a table, and its schema's metadata, as an Arrow IPC file, in batches of so many rows at most."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_rows)
+    return sink.getvalue()

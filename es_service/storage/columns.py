@@ -21,7 +21,10 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.selection.shards import Shard
-from es_service.storage import files, sealed, snapshots
+from es_service.storage import files
+from es_service.storage.manifest import shard_file
+from es_service.storage.snapshots import Snapshots
+from es_service.storage.table_files import decode_table, most_bytes
 
 __all__ = ["SnapshotFiles", "map_table", "open_snapshot", "snapshot_times"]
 
@@ -48,7 +51,7 @@ class SnapshotFiles:
 
 def snapshot_times(filesystem: fs.FileSystem, run_path: str) -> dict[int, int]:
     """Return when each snapshot was written, nanoseconds since 1970, by epochs finished; ascending."""
-    found = snapshots.find_snapshots(filesystem, run_path)
+    found = Snapshots(filesystem, run_path).folders()
     paths = [f"{folder}/manifest.json" for folder in found.values()]
     with files.storage_errors("look into", run_path):
         infos = filesystem.get_file_info(paths) if paths else []
@@ -67,39 +70,29 @@ def open_snapshot(
     Raises:
         StorageError: it is missing or damaged, or has more than `most_samples`.
     """
-    folder = snapshots.find_snapshots(filesystem, run_path).get(finished_epochs)
-    if folder is None:
-        raise errors.StorageError(f"{run_path} holds no snapshot of the end of epoch {finished_epochs - 1}")
-    path = f"{folder}/manifest.json"
-    manifest = sealed.check(files.read_json(filesystem, path), path)
+    manifest = Snapshots(filesystem, run_path).manifest(finished_epochs)
+    folder, num_samples = manifest.folder, manifest.num_samples
+    path, names = f"{folder}/manifest.json", [shard_file(index) for index in range(len(manifest.files))]
+    sizes = {name: entry["bytes"] for name, entry in manifest.files.items()}
     with files.storage_errors("look into", path):
         written_ns = filesystem.get_file_info(path).mtime_ns or 0
-    try:
-        starts = tuple(int(start) for start in manifest["epoch_starts"])
-        sizes = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        num_samples = int(manifest["num_samples"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"{path} is damaged: it does not say which files there are") from error
-    names = [f"shard-{index}.arrow" for index in range(len(sizes))]
-    if sorted(sizes) != sorted(names) or not names:
-        raise errors.StorageError(f"{path} does not name the files shard-0.arrow …")
-    snapshots.check_size(num_samples, most_samples, folder)
+    manifest.check_size(most_samples)
     rows = [Shard(index, len(names)).num_rows(num_samples) for index in range(len(names))]
     paths = [f"{folder}/{name}" for name in names]
     for one, name, num in zip(paths, names, rows, strict=True):
-        if sizes[name] > snapshots.most_bytes(num):
+        if sizes[name] > most_bytes(num):
             raise errors.StorageError(f"{one} is damaged: it has {sizes[name]:,} bytes for {num:,} rows")
     copies = _copies(filesystem, {one: sizes[name] for one, name in zip(paths, names, strict=True)})
-    shards = tuple(snapshots.read_ipc(*of_one) for of_one in zip(copies, paths, rows, strict=True))
+    shards = tuple(decode_table(*of_one) for of_one in zip(copies, paths, rows, strict=True))
     if sum(shard.num_rows for shard in shards) != num_samples:
         raise errors.StorageError(f"{folder} holds another number of rows than its manifest says, {num_samples:,}")
-    return SnapshotFiles(finished_epochs, starts, shards, written_ns)
+    return SnapshotFiles(finished_epochs, manifest.epoch_starts, shards, written_ns)
 
 
 def map_table(path: str) -> pa.Table:
     """Return the table of a local Arrow IPC file of our schema, mapped: of a file that nobody else can change."""
     with files.storage_errors("read", path), open(path, "rb") as file:
-        return snapshots.read_ipc(_mapped(file), path)
+        return decode_table(_mapped(file), path)
 
 
 def _mapped(file: Any) -> pa.Buffer:

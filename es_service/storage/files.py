@@ -24,8 +24,10 @@ from es_service import errors
 __all__ = [
     "MOST_JSON_BYTES",
     "absolute",
+    "is_file",
     "is_object_store",
     "join",
+    "list_folder",
     "make_folder",
     "new_file",
     "open_file",
@@ -222,6 +224,21 @@ def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    """Return whether there is a file."""
+    with storage_errors("look into", path):
+        return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+
+
+def list_folder(filesystem: fs.FileSystem, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    """Return what is in a folder, nothing where there is none."""
+    with storage_errors("list", path):
+        found: list[fs.FileInfo] = filesystem.get_file_info(
+            fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+        )
+    return found
 
 
 def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot write its storage")
 

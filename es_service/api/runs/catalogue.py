@@ -153,7 +153,7 @@ class Catalogue:
         key = (run, "live", live.version)
         view = self._known_view(key)
         if view is None:
-            finished, starts = self.opened(run).position()
+            finished, starts = self.opened(run).snapshots.position()
             view = self._keep_view(
                 key,
                 TableView(

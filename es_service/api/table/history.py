@@ -44,9 +44,9 @@ def history(catalogue: Catalogue, run: str, sample_id: int) -> dict[str, Any]:
 def _points(catalogue: Catalogue, run: str, sample_id: int) -> tuple[dict[str, list[Any]] | None, bool]:
     """Return the journal's observations of a sample, None where the run keeps none; and whether there were more."""
     storage = catalogue.opened(run)
-    if not storage.history_epochs():
+    if not storage.history.epochs():
         return None, False
-    table = storage.history(sample_id)
+    table = storage.history.sample(sample_id)
     more = table.num_rows > _MOST_POINTS
     table = table.slice(max(0, table.num_rows - _MOST_POINTS))
     return {

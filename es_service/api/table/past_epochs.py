@@ -24,12 +24,12 @@ def spreads_before(storage: RunStorage, column: str, epoch: int) -> dict[int, Sp
     """
     if column not in COLUMNS:
         return {}
-    kept = [one for one in storage.spread_epochs() if one < epoch]
+    kept = [one for one in storage.spreads.epochs() if one < epoch]
     places = np.unique(np.linspace(0, len(kept) - 1, min(_MOST, len(kept))).round().astype(int))
     found = {}
     for place in places:
         try:
-            found[kept[place]] = storage.spreads_at(kept[place])[column]
+            found[kept[place]] = storage.spreads.read(kept[place])[column]
         except (errors.StorageError, KeyError):  # dropped a moment ago, or damaged: the others are of use without it
             continue
     return found

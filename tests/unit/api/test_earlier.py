@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> RunStorage:
         records = ScoreTable(500).copy_records()
         records["w"] = epoch + np.random.default_rng(epoch).normal(0, 0.1, 500)
         records["s"] = 0.0
-        spreads.write_spreads(LOCAL, str(tmp_path / "run"), epoch, spreads.spreads_of(records))
+        spreads.SpreadFiles(LOCAL, str(tmp_path / "run")).write(epoch, spreads.spreads_of(records))
     return RunStorage(str(tmp_path), "run")
 
 

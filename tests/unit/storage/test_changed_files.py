@@ -31,7 +31,7 @@ from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE
 from es_service.selection.table import ScoreTable
-from es_service.storage import columns, history
+from es_service.storage import columns
 from es_service.storage.labels import write_notes
 from es_service.storage.runs import RunStorage
 
@@ -57,7 +57,7 @@ def write_run(storage: Path, name: str, seed: int, num: int = NUM) -> Path:
         "loss": random.random(num, dtype=np.float32),
         "selected": random.random(num) < 0.5,
     }
-    history.write_epoch(LOCAL, run.path, 0, WHOLE, pa.table(observed))
+    run.history.write(0, WHOLE, pa.table(observed))
     return storage / name
 
 
@@ -117,11 +117,12 @@ READER = """
 import select, sys
 from pyarrow import fs
 from es_service import errors
-from es_service.storage import columns, history
+from es_service.storage import columns
+from es_service.storage.history import History
 local, answers, failures = fs.LocalFileSystem(), 0, set()
 print("ready", flush=True)
 while answers + len(failures) < 1_000_000:
-    for read in (lambda: history.read_sample(local, sys.argv[1], 123_456, 200_000),
+    for read in (lambda: History(local, sys.argv[1], lambda: 200_000).sample(123_456),
                  lambda: columns.open_snapshot(local, sys.argv[1], 1).shards[0].column("w").to_numpy().sum()):
         try:
             read()
