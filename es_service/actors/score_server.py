@@ -205,8 +205,8 @@ class ScoreServer(ScoreShard):
         failure = self._snapshots.failure
         return errors.StorageError(
             f"epoch {stored} of run {self._storage.run!r} was finished, but its end is not on storage"
-            f"{'' if failure is None else f' ({failure})'}: a new group of ranks can only begin at epoch {stored}. "
-            "Make the storage writable and continue there, or call load_state_dict on every rank with a later checkpoint"
+            f"{'' if failure is None else f' ({failure})'}: a new group of ranks begins at epoch {stored}. "
+            "Make the storage writable and continue there, or load a later checkpoint's state_dict on every rank"
         )
 
     def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:
