@@ -73,7 +73,7 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
             for shard in server.shards:
-                shard._journal.flush()
+                shard.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
@@ -96,7 +96,7 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
-            server.server._journal.flush()
+            server.server.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
@@ -114,15 +114,14 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
     exchange: str, serve: Serve, folder: Path
 ) -> None:
     """The other shard stands in epoch 2, from which the plan of that epoch cannot be made again."""
-    server = serve(driving.selection_of("eswp", seed=34), 2)
-    selectors = local.connect(
-        server, server.server._config.selection, exchange, deadline_s=2.0, on_unavailable="continue"
-    )
+    selection = driving.selection_of("eswp", seed=34)
+    server = serve(selection, 2)
+    selectors = local.connect(server, selection, exchange, deadline_s=2.0, on_unavailable="continue")
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
             for shard in server.shards:
-                shard._journal.flush()
+                shard.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
