@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import logging
 
+import numpy as np
+from numpy.typing import NDArray
+
 from es_service import errors
 from es_service.actors.epoch_state import EpochState
-from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
@@ -22,20 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """See the module's text.
+    """See the module's text; its arguments are those of `Coordinator`, and the writer of snapshots."""
 
-    Args:
-        run: that is served.
-        shard: the first, in this process, whose journal keeps where the run is.
-        shards: all of them.
-        place: where the run is.
-        writer: of its snapshots.
-    """
-
-    def __init__(
-        self, run: ServedRun, shard: ScoreShard, shards: ShardGroup, place: EpochState, writer: SnapshotWriter
-    ) -> None:
-        self._storage, self._config, self._shard, self._shards = run.storage, run.config, shard, shards
+    def __init__(self, run: ServedRun, shards: ShardGroup, place: EpochState, writer: SnapshotWriter) -> None:
+        self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
         self._place, self._roster, self._writer = place, place.roster, writer
         self._behind = shards.count > 1  # the other shards may stand elsewhere than the last snapshot
 
@@ -136,7 +128,7 @@ class Checkpoints:
                 f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others go on "
                 "(a barrier does), or after the next epoch"
             ) from error
-        return snapshots.encode_table(records_to_arrow(state.records)), finished_epochs, state.epoch_starts
+        return _encoded(state.records), finished_epochs, state.epoch_starts
 
     def _present_state(self) -> tuple[bytes, int, tuple[int, ...]]:
         if self._roster.attempt is None:
@@ -144,8 +136,7 @@ class Checkpoints:
                 self.go_back()
         elif self._shards.count > 1:  # one that restarted may stand elsewhere
             self._shards.all("check_begun")
-        table = records_to_arrow(self._shards.records())
-        return snapshots.encode_table(table), self._roster.finished_epochs, self._roster.epoch_starts
+        return _encoded(self._shards.records()), self._roster.finished_epochs, self._roster.epoch_starts
 
     def _decoded(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes) -> RunState:
         if hashlib.sha256(table).hexdigest() != sha256:
@@ -178,3 +169,7 @@ class Checkpoints:
         self._shard.state.write(*self._place.records())  # it belongs to the rows, which are there already
         with contextlib.suppress(errors.StorageError):  # whoever went back on purpose drops it anyway
             self._storage.forget_history(finished_epochs)
+
+
+def _encoded(records: NDArray[np.void]) -> bytes:
+    return snapshots.encode_table(records_to_arrow(records))

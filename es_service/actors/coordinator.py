@@ -17,7 +17,6 @@ from typing import Any
 from es_service import errors
 from es_service.actors.checkpoints import Checkpoints
 from es_service.actors.epoch_state import EpochState
-from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
@@ -38,16 +37,15 @@ class Coordinator:
 
     Args:
         run: that is served.
-        shard: the first, in this process, whose journal keeps where the run is.
-        shards: all of them.
-        place: where the run is.
+        shards: of the run; the first one's journal keeps where it is.
+        place: where it is.
     """
 
-    def __init__(self, run: ServedRun, shard: ScoreShard, shards: ShardGroup, place: EpochState) -> None:
-        self._storage, self._config, self._shard, self._shards = run.storage, run.config, shard, shards
+    def __init__(self, run: ServedRun, shards: ShardGroup, place: EpochState) -> None:
+        self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
         self._place, self.roster = place, place.roster
         self.snapshots = SnapshotWriter(run.storage, shards, run.check_write)
-        self.checkpoints = Checkpoints(run, shard, shards, place, self.snapshots)
+        self.checkpoints = Checkpoints(run, shards, place, self.snapshots)
         self._epoch_begun_at = time.monotonic()
 
     def _keep(self, *, plan: Plan | None = None) -> None:

@@ -22,18 +22,7 @@ __all__ = ["EpochState"]
 
 
 class EpochState:
-    """See the module's text. Whoever uses it holds `lock`.
-
-    Args:
-        run: that is served.
-        plan: of the roster.
-
-    Attributes:
-        roster: which attempt is current, how far the run has come, which rank is where.
-        turns: the last change that each rank asked for.
-        num_rewinds: done in this attempt.
-        rewinds: of those, how many each rank has asked for.
-    """
+    """See the module's text. Whoever uses it holds `lock`."""
 
     kinds = ("plan", "roster")
 
@@ -41,9 +30,9 @@ class EpochState:
         self._run = run
         self.lock = threading.Lock()
         self.roster = Roster(run.config, plan)
-        self.turns: dict[int, str] = {}
-        self.rewinds: dict[int, int] = {}
-        self.num_rewinds = 0
+        self.turns: dict[int, str] = {}  # the last change that each rank asked for
+        self.num_rewinds = 0  # done in this attempt
+        self.rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
         self._plan_read: Plan | None = None  # of the journal, for the roster that comes next
 
     def begin(self) -> None:

@@ -54,7 +54,7 @@ class ScoreServer:
             place = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts))
             self.shard = ScoreShard(served, 0, count, [place])
             self._shards = ShardGroup(self.shard, ask, count)
-            self._leading = Coordinator(served, self.shard, self._shards, place)
+            self._leading = Coordinator(served, self._shards, place)
         else:
             self.shard = ScoreShard(served, 0, count)
 

@@ -220,7 +220,6 @@ class ScoreShard:
     copy_records = passed_to(_own_part, SnapshotPart.copy_records)
     copy_part = passed_to(_own_part, SnapshotPart.copy_part)
     write_part = passed_to(_own_part, SnapshotPart.write_part)
-    snapshot_done = passed_to(_own_part, SnapshotPart.snapshot_done)
     write_history = passed_to(_own_part, SnapshotPart.write_history)
 
     def num_samples(self) -> int:

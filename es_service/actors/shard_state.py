@@ -31,12 +31,7 @@ I64 = NDArray[np.int64]
 
 
 class ShardState:
-    """See the module's text.
-
-    Args:
-        run: that is served.
-        shard: which of its rows these are.
-    """
+    """See the module's text."""
 
     kinds = ("reports", "state")
 
@@ -51,14 +46,7 @@ class ShardState:
         self._run = run
 
     def start(self, *also: Journaled) -> None:
-        """Take the shard's journal over, and go to where it ends.
-
-        Args:
-            also: what else this journal keeps.
-
-        Raises:
-            StorageError: there are snapshots, and none of them can be read.
-        """
+        """Take the shard's journal over, which keeps these too, and go to where it ends; raises as `recover` does."""
         storage, config = self._run.storage, self._run.config
         storage.claim_journal(self.shard)
         self.engine = Engine(config.selection, config.num_samples, self.shard, grows=config.grows)

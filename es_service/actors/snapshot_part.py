@@ -24,28 +24,16 @@ _STRETCH = 1 << 15  # rows that are copied while reports wait: a megabyte, a qua
 
 @dataclasses.dataclass(slots=True)
 class _Copy:
-    """What a shard keeps for a snapshot that is to be written.
-
-    Attributes:
-        finished_epochs: of the snapshot.
-        number: of the last record of the journal that it holds.
-        note: for the manifest.
-        records: of the shard, until they are written.
-    """
+    """What a shard keeps for a snapshot that is to be written."""
 
     finished_epochs: int
-    number: int
-    note: dict[str, Any]
-    records: NDArray[np.void] | None
+    number: int  # of the last record of the journal that it holds
+    note: dict[str, Any]  # for the manifest
+    records: NDArray[np.void] | None  # until they are written
 
 
 class SnapshotPart:
-    """See the module's text.
-
-    Args:
-        run: that is served.
-        state: of the shard.
-    """
+    """See the module's text."""
 
     def __init__(self, run: ServedRun, state: ShardState) -> None:
         self._run, self._state, self._times = run, state, state.times
@@ -102,17 +90,15 @@ class SnapshotPart:
         records, copy.records = copy.records, None
         return self._run.storage.write_part(beside, records, shard, copy.note)
 
-    def snapshot_done(self, finished_epochs: int) -> None:
-        """Hear that the snapshot is in place, and the journal up to it not needed for the table (group `write`)."""
-        if self._copy is not None and self._copy.finished_epochs == finished_epochs:
-            self._state.journal.skip_to(self._copy.number)
-
     def write_history(self, finished_epochs: int) -> None:
-        """Make history of what the journal has up to a snapshot, and drop what nobody needs (group `write`).
+        """Make history of what the journal has up to a snapshot that is in place, and drop what is not needed any more.
 
-        Nothing where the rows went elsewhere since: a server that is gone may have asked for it before that.
+        No history where the rows went elsewhere since: a server that is gone may have asked for it before that. Group
+        `write`.
         """
         self._run.check()
+        if self._copy is not None and self._copy.finished_epochs == finished_epochs:
+            self._state.journal.skip_to(self._copy.number)  # the table does not need what comes before
         with self._writing_history:
             if self._has_history:
                 signals = self._run.config.selection.signals

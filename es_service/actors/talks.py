@@ -21,12 +21,7 @@ _MAX_TALKS = 8
 
 
 class Talks:
-    """A few at a time, each named by a token.
-
-    Args:
-        run: that is served.
-        state: of the shard.
-    """
+    """A few at a time, each named by a token."""
 
     def __init__(self, run: ServedRun, state: ShardState) -> None:
         self._run, self._state = run, state
