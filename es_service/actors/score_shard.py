@@ -79,12 +79,13 @@ class ScoreShard:
 
     def enter(self, rank: int, attempt: str) -> int:
         """Return the seq of this rank's last report here, 0 before the first; it counts on."""
-        self.state.check_begun()
-        with self.state.lock:
-            is_new = not self.state.intake.has(rank)
-            seq = self.state.intake.enter(rank, attempt)
+        state = self.state
+        state.check_begun()
+        with state.lock:
+            is_new = not state.intake.has(rank)
+            seq = state.intake.enter(rank, attempt)
         if is_new:
-            self.state.keep()
+            state.keep()
         return seq
 
     def settle(self, rank: int, attempt: str, seq: int) -> bytes:
@@ -101,10 +102,11 @@ class ScoreShard:
 
     def check_reports(self, rank: int, attempt: str, seq: int) -> None:
         """Raise ServerRestartedError unless this rank's reports up to `seq` are here."""
-        self.state.check_begun()
-        with self.state.lock:
-            self.state.intake.check(rank, attempt)
-            self.state.intake.check_has(rank, seq)
+        state = self.state
+        state.check_begun()
+        with state.lock:
+            state.intake.check(rank, attempt)
+            state.intake.check_has(rank, seq)
 
     @timed
     def lease(self, rank: int, attempt: str, ids_m: I64, run_step: int) -> dict[str, NDArray[Any]]:
@@ -113,11 +115,12 @@ class ScoreShard:
         Raises:
             ServerRestartedError: the epoch that begins with `run_step` is not open here, so that rows may be older.
         """
-        self.state.check_begun()
-        with self.state.lock:
-            self.state.intake.check(rank, attempt)
-            self.state.intake.check_open(run_step)
-            return self.state.engine.lease(self.state.check_ids(ids_m))
+        state = self.state
+        state.check_begun()
+        with state.lock:
+            state.intake.check(rank, attempt)
+            state.intake.check_open(run_step)
+            return state.engine.lease(state.check_ids(ids_m))
 
     @timed
     def fetch(self, message: bytes) -> bytes:
@@ -128,16 +131,17 @@ class ScoreShard:
         Raises:
             ServerRestartedError: the epoch of this step is not open here, so that rows may be older.
         """
-        self.state.check_begun()
+        state = self.state
+        state.check_begun()
         caller, run_step, ids_B = wire.decode_request(message)
-        ids_B = self.state.check_ids(ids_B)
-        with self.state.lock:
-            self.state.intake.check(caller.rank, caller.attempt)
-            self.state.intake.check_open(run_step)
-            self.state.engine.make_room(ids_B)
+        ids_B = state.check_ids(ids_B)
+        with state.lock:
+            state.intake.check(caller.rank, caller.attempt)
+            state.intake.check_open(run_step)
+            state.engine.make_room(ids_B)
             rows_B = self._shard.rows(ids_B)
-            num_overlaps = self.state.overlaps.asked(rows_B, caller.rank, run_step, len(self.state.engine.table))
-            return wire.encode_rows(self.state.intake.seq(caller.rank), num_overlaps, self.state.engine.lease(ids_B))
+            num_overlaps = state.overlaps.asked(rows_B, caller.rank, run_step, len(state.engine.table))
+            return wire.encode_rows(state.intake.seq(caller.rank), num_overlaps, state.engine.lease(ids_B))
 
     @timed
     def observe(self, message: bytes) -> bytes:
@@ -148,19 +152,20 @@ class ScoreShard:
             ServerRestartedError: a report before it is missing.
             EpochOrderError: its rank is superseded or has no epoch open.
         """
-        self.state.check_begun()
-        reports = [self.state.checked(report) for report in wire.decode_reports(message)]
+        state = self.state
+        state.check_begun()
+        reports = [state.checked(report) for report in wire.decode_reports(message)]
         if len(reports) != 1:
             raise errors.ShapeError(f"one report at a time is answered with weights, got {len(reports)}")
         [report] = reports
-        with self.state.lock:
-            last = self.state.intake.last(report)
+        with state.lock:
+            last = state.intake.last(report)
             if 1 <= report.seq <= last:
-                return self.state.receipt(report.caller.rank) + self.state.intake.answer(report)
-            self.state.intake.check_follows(report, last)
-            self.state.make_room(report)
-            answer = self.state.apply(report, self.state.journal.append("reports", message))
-            return self.state.receipt(report.caller.rank) + answer
+                return state.receipt(report.caller.rank) + state.intake.answer(report)
+            state.intake.check_follows(report, last)
+            state.make_room(report)
+            answer = state.apply(report, state.journal.append("reports", message))
+            return state.receipt(report.caller.rank) + answer
 
     @timed
     def report(self, *messages: bytes, num_behind: int = 0) -> bytes:
@@ -173,24 +178,25 @@ class ScoreShard:
         Raises:
             As `observe` does.
         """
-        self.state.check_begun()
-        reports = [self.state.checked(report) for message in messages for report in wire.decode_reports(message)]
+        state = self.state
+        state.check_begun()
+        reports = [state.checked(report) for message in messages for report in wire.decode_reports(message)]
         if not reports or any(report.caller != reports[0].caller for report in reports):
             raise errors.ShapeError("a call brings the reports of one rank, at least one")
-        with self.state.lock:
-            last = self.state.intake.last(reports[0])
+        with state.lock:
+            last = state.intake.last(reports[0])
             new = [report for report in reports if not 1 <= report.seq <= last]
             for ahead, report in enumerate(new):
-                self.state.intake.check_follows(report, last + ahead)
+                state.intake.check_follows(report, last + ahead)
             for report in new:
-                self.state.make_room(report)
+                state.make_room(report)
             if new:
                 kept = messages if len(new) == len(reports) else map(wire.encode_report, new)
-                number = self.state.journal.append("reports", b"".join(kept))
+                number = state.journal.append("reports", b"".join(kept))
             for report in new:
-                self.state.apply(report, number)
-            self.state.queued[reports[0].caller.rank] = num_behind
-            return self.state.receipt(reports[0].caller.rank)
+                state.apply(report, number)
+            state.queued[reports[0].caller.rank] = num_behind
+            return state.receipt(reports[0].caller.rank)
 
     # -- for the score server -----------------------------------------------------------------------------------------
 

@@ -200,6 +200,35 @@ def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written
     assert encode_table(runs.RunStorage(str(folder), run).table()) == expected.table
 
 
+def test_new_ranks_on_ray_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storage(
+    run: str, folder: Path
+) -> None:
+    """No snapshot can be written from the end of epoch 1 on, and the ranks die in epoch 2."""
+    selection = driving.selection_of("eswp", seed=36)
+    storage = f"faulty://{folder}"
+    selectors = driving.connect(run, storage, selection, "leased", 2)
+    local.train(selectors, 0, 1)
+    assert call(launch.find(run).stored_epochs.remote(), 30.0, "wait for the snapshot") == 1
+    faulty_files.fill(folder, "/snapshots/")
+    local.train(selectors, 1, 2)
+    state = selectors[0].state_dict()
+
+    def die(epoch: int, step: int) -> None:
+        if (epoch, step) == (2, 5):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        local.train(selectors, 2, hook=die)
+    new = driving.connect(run, storage, selection, "leased", 2)
+    with pytest.raises(es.StorageError, match=f"epoch 1 of run '{run}' was finished, but its end is not on storage"):
+        local.train(new, 2)
+    faulty_files.mend(folder)
+    for selector in new:
+        selector.load_state_dict(state)
+    local.train(new, 2)
+    assert encode_table(new[0].table()) == driving.undisturbed(selection, 2).table
+
+
 def attempt_of(selectors: list[es.Selector]) -> str:
     inner: Any = selectors[0].exchange
     return str(inner._caller.attempt)
