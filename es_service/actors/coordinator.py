@@ -76,9 +76,7 @@ class Coordinator:
         self._config.check_world(world_size, rank)
         with self._place.lock:
             if not self.roster.knows(attempt):
-                self.snapshots.wait()
-                goes_back = self._shards.count > 1 or self.roster.open_epoch_number is not None
-                stands_at = self._storage.finished_epochs() if goes_back else self.roster.finished_epochs
+                stands_at, goes_back = self._where_new_ranks_begin()
                 if opens is not None and opens != stands_at:
                     if stands_at < opens <= self.roster.finished_epochs:
                         raise self._not_stored(stands_at)
@@ -92,6 +90,17 @@ class Coordinator:
             self._keep()
             self._shard.state.journal.flush()  # a server that came back without it would take this rank for an old one
             return asked
+
+    def next_epoch(self, attempt: str) -> int:
+        """Return the epoch that a rank of this attempt, which need not have joined, opens next (group `read`)."""
+        with self._place.lock:
+            return self.roster.finished_epochs if self.roster.knows(attempt) else self._where_new_ranks_begin()[0]
+
+    def _where_new_ranks_begin(self) -> tuple[int, bool]:
+        """Return at which epoch a new attempt begins, and whether the table has to go back to its start."""
+        self.snapshots.wait()
+        goes_back = self._shards.count > 1 or self.roster.open_epoch_number is not None
+        return self._storage.finished_epochs() if goes_back else self.roster.finished_epochs, goes_back
 
     def _not_stored(self, stored: int) -> errors.StorageError:
         failure = self.snapshots.failure

@@ -83,6 +83,7 @@ class ScoreServer:
     # -- for ranks: the run --------------------------------------------------------------------------------------------
 
     join = passed_to(_coordinator, Coordinator.join)
+    next_epoch = passed_to(_coordinator, Coordinator.next_epoch)
     whereabouts = passed_to(_coordinator, Coordinator.whereabouts)
     open_epoch = passed_to(_coordinator, Coordinator.open_epoch)
     close_epoch = passed_to(_coordinator, Coordinator.close_epoch)

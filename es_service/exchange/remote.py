@@ -170,7 +170,7 @@ class Remote:
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""
-        return int(self._call("stats", group=launch.READ_GROUP)["finished_epochs"])
+        return int(self._call("next_epoch", self._caller.attempt, group=launch.READ_GROUP))
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""

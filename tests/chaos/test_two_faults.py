@@ -132,8 +132,10 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
     selectors[0].close()
 
 
-@pytest.mark.parametrize(("exchange", "world_size", "shards"), [("leased", 1, 1), ("sync", 2, 1), ("prefetch", 2, 2)])
-@pytest.mark.parametrize("mended", [True, False])
+@pytest.mark.parametrize(
+    ("exchange", "world_size", "shards", "mended"),
+    [("leased", 1, 1, True), ("sync", 2, 1, False), ("prefetch", 2, 2, True)],
+)
 @pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
 def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storage(
     exchange: str, world_size: int, shards: int, mended: bool, serve: Serve, folder: Path
@@ -141,7 +143,7 @@ def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storag
     """Storage fails at the end of epoch 1, the ranks die in epoch 2; new ones can begin at epoch 1, or load a state."""
     selection = driving.selection_of("eswp", seed=35)
     server = serve(selection, shards)
-    selectors = local.connect(server, selection, exchange, world_size, deadline_s=5.0, on_unavailable="continue")
+    selectors = local.connect(server, selection, exchange, world_size, deadline_s=2.0, on_unavailable="continue")
     local.train(selectors, 0, 1)
     assert server.server.stored_epochs() == 1
     faulty_files.fill(folder)
@@ -157,6 +159,7 @@ def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storag
     if mended:
         faulty_files.mend(folder)
     new = local.connect(server, selection, exchange, world_size, attempt="0f" * 16, deadline_s=60.0)
+    assert new[0].next_epoch == 1
     with pytest.raises(es.StorageError, match="epoch 1 of run 'mine' was finished, but its end is not on storage"):
         local.train(new, 2)
     faulty_files.mend(folder)
@@ -220,6 +223,7 @@ def test_new_ranks_on_ray_hear_that_the_end_of_the_epoch_before_theirs_is_not_on
     with pytest.raises(InterruptedError):
         local.train(selectors, 2, hook=die)
     new = driving.connect(run, storage, selection, "leased", 2)
+    assert new[0].next_epoch == 1
     with pytest.raises(es.StorageError, match=f"epoch 1 of run '{run}' was finished, but its end is not on storage"):
         local.train(new, 2)
     faulty_files.mend(folder)
