@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """See the module's text; its arguments are those of `Coordinator`, and the writer of snapshots."""
 
-    def __init__(self, run: ServedRun, shards: ShardGroup, place: EpochState, writer: SnapshotWriter) -> None:
+    def __init__(self, run: ServedRun, shards: ShardGroup, epochs: EpochState, writer: SnapshotWriter) -> None:
         self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
-        self._place, self._roster, self._writer = place, place.roster, writer
+        self._epochs, self._roster, self._writer = epochs, epochs.roster, writer
         self._behind = shards.count > 1  # the other shards may stand elsewhere than the last snapshot
 
     def rewind(
@@ -56,17 +56,17 @@ class Checkpoints:
             StorageError: the table is damaged or of another size.
         """
         self._shard.check_begun()
-        with self._place.lock:
+        with self._epochs.lock:
             self._roster.check(Caller(rank, attempt))
             self._writer.wait()
-            if ordinal > self._place.num_rewinds + 1:
+            if ordinal > self._epochs.num_rewinds + 1:
                 raise errors.EpochOrderError(
-                    f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._place.num_rewinds} were asked "
+                    f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._epochs.num_rewinds} were asked "
                     "for before: every rank must load or reset as often as the others"
                 )
-            if ordinal <= self._place.num_rewinds:
-                self._place.rewinds[rank] = ordinal
-                self._shard.state.write(*self._place.records())
+            if ordinal <= self._epochs.num_rewinds:
+                self._epochs.rewinds[rank] = ordinal
+                self._shard.state.write(*self._epochs.records())
                 return True
             if table is not None:
                 state = self._decoded(finished_epochs, starts, sha256, table)
@@ -85,8 +85,8 @@ class Checkpoints:
             else:
                 return False
             self._shards.all("open_steps", range(0))
-            self._place.num_rewinds = self._place.rewinds[rank] = ordinal
-            self._shard.state.write(*self._place.records())
+            self._epochs.num_rewinds = self._epochs.rewinds[rank] = ordinal
+            self._shard.state.write(*self._epochs.records())
             return True
 
     def state(self, finished_epochs: int | None = None) -> tuple[bytes, int, tuple[int, ...]] | list[int]:
@@ -105,7 +105,7 @@ class Checkpoints:
             StorageError: another rank is ahead, and the snapshot of the epoch's end cannot be read.
             ServerRestartedError: a shard restarted, and may have lost what the others have.
         """
-        with self._place.lock:
+        with self._epochs.lock:
             opened, finished = self._roster.open_epoch_number, self._roster.finished_epochs
             if finished_epochs is not None and finished_epochs > finished:
                 return self._roster.not_closed(finished_epochs - 1)
@@ -166,7 +166,7 @@ class Checkpoints:
         self._shards.all("go_to_snapshot", finished_epochs)
         self._roster.go_to(finished_epochs, starts)
         self._behind = False
-        self._shard.state.write(*self._place.records())  # it belongs to the rows, which are there already
+        self._shard.state.write(*self._epochs.records())  # it belongs to the rows, which are there already
         with contextlib.suppress(errors.StorageError):  # whoever went back on purpose drops it anyway
             self._storage.forget_history(finished_epochs)
 

@@ -27,7 +27,7 @@ from es_service.storage import runs
 
 __all__ = ["Coordinator"]
 
-_epochs = logging.getLogger("es_service.epochs")
+_epoch_log = logging.getLogger("es_service.epochs")
 _MAX_TRIES = 5  # to write the last snapshot, while processes go down
 _LOGGED = ("num_reports", "num_observed", "num_selected", "num_overlaps", "table_bytes")
 
@@ -37,20 +37,20 @@ class Coordinator:
 
     Args:
         run: that is served.
-        shards: of the run; the first one's journal keeps where it is.
-        place: where it is.
+        shards: all of them; the journal of the first keeps the state of the epochs.
+        epochs: that state.
     """
 
-    def __init__(self, run: ServedRun, shards: ShardGroup, place: EpochState) -> None:
+    def __init__(self, run: ServedRun, shards: ShardGroup, epochs: EpochState) -> None:
         self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
-        self._place, self.roster = place, place.roster
+        self._epochs, self.roster = epochs, epochs.roster
         self.snapshots = SnapshotWriter(run.storage, shards, run.check_write)
-        self.checkpoints = Checkpoints(run, shards, place, self.snapshots)
+        self.checkpoints = Checkpoints(run, shards, epochs, self.snapshots)
         self._epoch_begun_at = time.monotonic()
 
     def _keep(self, *, plan: Plan | None = None) -> None:
-        """Write where everybody is to the journal, see `ShardState.write`."""
-        self._shard.state.write(*self._place.records(plan))
+        """Write the state of the epochs to the journal, see `ShardState.write`."""
+        self._shard.state.write(*self._epochs.records(plan))
 
     def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any], opens: int | None = None) -> int:
         """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
@@ -74,7 +74,7 @@ class Coordinator:
         """
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
         self._config.check_world(world_size, rank)
-        with self._place.lock:
+        with self._epochs.lock:
             if not self.roster.knows(attempt):
                 stands_at, goes_back = self._where_new_ranks_begin()
                 if opens is not None and opens != stands_at:
@@ -84,16 +84,16 @@ class Coordinator:
                 if goes_back:
                     self.checkpoints.go_back()  # another shard may stand elsewhere
                 self._shards.all("begin", attempt)
-                self._place.begin()
+                self._epochs.begin()
             self.roster.join(Caller(rank, attempt), world_size)
-            asked = self._place.rewinds.setdefault(rank, 0)
+            asked = self._epochs.rewinds.setdefault(rank, 0)
             self._keep()
             self._shard.state.journal.flush()  # a server that came back without it would take this rank for an old one
             return asked
 
     def next_epoch(self, attempt: str) -> int:
         """Return the epoch that a rank of this attempt, which need not have joined, opens next (group `read`)."""
-        with self._place.lock:
+        with self._epochs.lock:
             return self.roster.finished_epochs if self.roster.knows(attempt) else self._where_new_ranks_begin()[0]
 
     def _where_new_ranks_begin(self) -> tuple[int, bool]:
@@ -117,7 +117,7 @@ class Coordinator:
             EpochOrderError: it is superseded.
         """
         self._shard.check_begun()
-        with self._place.lock:
+        with self._epochs.lock:
             self.roster.check(Caller(rank, attempt))
             return self.roster.place_of(rank)
 
@@ -130,9 +130,9 @@ class Coordinator:
             EpochOrderError: see `Roster.open_epoch`.
         """
         self._shard.check_begun()
-        with self._place.lock:
+        with self._epochs.lock:
             caller = Caller(rank, attempt)
-            if self._place.is_repeated(caller, turn) and epoch == self.roster.open_epoch_number:
+            if self._epochs.is_repeated(caller, turn) and epoch == self.roster.open_epoch_number:
                 opened = self.roster.has_opened(rank)
                 if opened is not None:
                     return opened
@@ -143,7 +143,7 @@ class Coordinator:
             if is_new:
                 self._epoch_begun_at = time.monotonic()
                 self._shards.all("open_steps", self.roster.open_steps)
-            self._place.turns[rank] = turn
+            self._epochs.turns[rank] = turn
             self._keep(plan=self.roster.plan if is_new else None)
             return share
 
@@ -170,9 +170,9 @@ class Coordinator:
                 finished all the same. Called again, the last one is tried again.
         """
         self._shard.check_begun()
-        with self._place.lock:
+        with self._epochs.lock:
             caller = Caller(rank, attempt)
-            if self._place.is_repeated(caller, turn) and self.roster.has_closed(rank, epoch):
+            if self._epochs.is_repeated(caller, turn) and self.roster.has_closed(rank, epoch):
                 self._finish_run()
                 return epoch < self.roster.finished_epochs
             if seqs:
@@ -183,17 +183,17 @@ class Coordinator:
                     raise
             before = self.roster.to_dict(), self.roster.plan
             if not self.roster.close_epoch(caller, epoch, num_steps):
-                self._place.turns[rank] = turn
+                self._epochs.turns[rank] = turn
                 self._keep()
                 return False
-            turns, self._place.turns = self._place.turns, {**self._place.turns, rank: turn}
+            turns, self._epochs.turns = self._epochs.turns, {**self._epochs.turns, rank: turn}
             try:
                 failure = self.snapshots.wait()
                 self._shards.all("open_steps", range(0))
                 copied = self.snapshots.copy(self.roster.epoch_starts)
             except errors.ServerError:  # a shard is away: the rank comes again
                 self.roster.take_up(*before)
-                self._place.turns = turns
+                self._epochs.turns = turns
                 self._reopen_steps()
                 raise
             finally:
@@ -265,4 +265,4 @@ class Coordinator:
             "seconds": round(now - self._epoch_begun_at, 3),
             **sums,
         }
-        _epochs.info("%s", json.dumps(line))
+        _epoch_log.info("%s", json.dumps(line))

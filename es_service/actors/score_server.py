@@ -51,10 +51,10 @@ class ScoreServer:
         self._progress: dict[str, Any] = {}
         served.begin(count, actor)
         if served.failure is None:
-            place = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts))
-            self.shard = ScoreShard(served, 0, count, [place])
+            epochs = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts))
+            self.shard = ScoreShard(served, 0, count, [epochs])
             self._shards = ShardGroup(self.shard, ask, count)
-            self._leading = Coordinator(served, self._shards, place)
+            self._leading = Coordinator(served, self._shards, epochs)
         else:
             self.shard = ScoreShard(served, 0, count)
 
