@@ -111,7 +111,7 @@ class Remote(Exchange):
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""
-        return int(self.calls.read("stats")["finished_epochs"])
+        return int(self.calls.read("next_epoch", self._caller.attempt))
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.served_run import ServedRun
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import Shard, pieces
 from es_service.storage import runs
@@ -54,9 +55,9 @@ class Run:
         self.num_rewinds = 0
 
     def start(self, index: int) -> None:
-        where = (f"faulty://{self.folder}", "mine", runs.config_to_dict(CONFIG), *(() if index == 0 else (index,)))
-        self.shards[index] = (ScoreShard if index else ScoreServer)(
-            *where, self.count, *(() if index else (self._ask,))
+        where = (f"faulty://{self.folder}", "mine", runs.config_to_dict(CONFIG))
+        self.shards[index] = (
+            ScoreShard(ServedRun(*where), index, self.count) if index else ScoreServer(*where, self.count, self._ask)
         )
         _shards.append(self.shards[index])
 

@@ -133,7 +133,7 @@ def test_a_server_whose_run_another_one_has_still_ends(tmp_path: Path, config: R
     server.stored_epochs()
     runs.RunStorage(str(tmp_path), "mine").claim("first")  # the same actor, started again
     with pytest.raises(errors.StorageError):
-        server._may_write()
+        server._run.check_write()
     with pytest.raises(errors.RunExistsError):
         server.stats()
     server.finish()
@@ -561,7 +561,7 @@ def test_what_a_restarted_server_has_is_not_sent_again(
         ids = share[6 * step : 6 * step + 6]
         calls.observe(ids, losses_of(ids, step), step)
     expected = table(calls.server)
-    calls.server._journal.flush()
+    calls.server.settle(0, FIRST, 0)
     calls.server = make_server()
     calls.asked.clear()
     calls.delivery.send_again(errors.ServerRestartedError("it was away"))
