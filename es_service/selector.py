@@ -130,7 +130,7 @@ class Selector:
         """
         here = self._here if self._here is not None and self._here.number == epoch else None
         if self.config.grows or (here is not None and here.streamed):
-            raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
+            raise errors.EpochOrderError("steps() is undefined for a stream: its length is not known in advance")
         if here is not None and here.num_steps is not None:
             return here.num_steps
         return self.config.num_steps(epoch, self.exchange.position.world_size)

@@ -69,7 +69,7 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
             waited.start()
 
     drawn = driving.train(selectors, hook=disturb)
-    assert "Waiting on, as on_unavailable has it" in caplog.text
+    assert "Still retrying (on_unavailable='wait')" in caplog.text
     assert driving.outcome(selectors, drawn) == driving.undisturbed(selection)
 
 

@@ -107,11 +107,11 @@ function groups(runs) {
 
 function nothing(answer) {
   if (address.get("q") || address.get("status")) {
-    return empty("No run matches", "Take other words, or clear the search.");
+    return empty("No run matches", "Change or clear the search.");
   }
   return empty(
     "No runs yet",
-    `There is no run in ${answer.storage}. Train one, and it appears here by itself:`,
+    `There is no run in ${answer.storage}. Train one, and it will appear here:`,
     `es-service train --task fashion --method es --run first --storage ${answer.storage}`,
   );
 }
@@ -124,7 +124,7 @@ function render(answer) {
   const count = answer.total > answer.runs.length ? `${format.count(answer.runs.length)} of ${matching}` : matching;
   byId("count").textContent = answer.pending ? `${count}, ${format.count(answer.pending)} not read yet` : count;
   if (answer.runs.length === 0) {
-    show(byId("list"), answer.pending ? empty("Reading the runs", "There are many, and what you ask for needs them all.") : nothing(answer));
+    show(byId("list"), answer.pending ? empty("Reading the runs", "There are many, and this view needs all of them.") : nothing(answer));
     return;
   }
   const table = h(
