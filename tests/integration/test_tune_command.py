@@ -252,7 +252,7 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     job = start(few_images, out, *words)
     wait_for(job, out, "epoch", 1)
     job.send_signal(signal.SIGINT)
-    assert "--resume goes on from there" in job.communicate(timeout=100)[1]
+    assert "--resume continues" in job.communicate(timeout=100)[1]
     assert job.returncode == 130
     wait_until_nothing_is_left()
     results = json.loads(tune(few_images, out, *words, "--resume").stdout)

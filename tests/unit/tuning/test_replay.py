@@ -158,4 +158,4 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, c
     assert main(words[:-2]) == 2
     assert "needs settings to replay" in capsys.readouterr().err
     assert main(["tune"]) == 2
-    assert "Name a folder with --out" in capsys.readouterr().err
+    assert "--out DIR is required" in capsys.readouterr().err
