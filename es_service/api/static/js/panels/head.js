@@ -43,7 +43,7 @@ export function showFreshness(run, receivedMs, away, refused) {
   const place = byId("notice");
   if (away !== null) {
     const since = new Date(away.sinceMs).toLocaleTimeString();
-    const what = away.detail ? `Since ${since} the server has not been able to answer: ${away.detail.replace(/\.$/, "")}.` : `The server has not answered since ${since}.`;
+    const what = away.detail ? `Since ${since} the server has not been able to answer: ${away.detail.replace(/\.$/, "")}.` : `The server does not answer (since ${since}).`;
     const data = receivedMs === null ? "" : ` What you see is from ${new Date(receivedMs).toLocaleTimeString()}.`;
     notice(place, "away", `${what}${data} This page keeps trying.`);
     return;
