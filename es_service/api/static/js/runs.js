@@ -98,9 +98,9 @@ function groups(runs) {
     const members = runs.filter((run) => run.search === name);
     if (name === null) return h("tbody", {}, members.map(row));
     const best = Math.max(...members.map((run) => run.accuracy ?? -Infinity));
-    const told = best === -Infinity ? "" : `, best accuracy ${best.toFixed(4)}`;
+    const note = best === -Infinity ? "" : `, best accuracy ${best.toFixed(4)}`;
     const title = h("th", { scope: "rowgroup", colspan: COLUMNS.length, class: "group" }, `Search ${name}`);
-    title.append(h("span", { class: "small muted" }, ` ${format.plural(members.length, "trial")}${told}`));
+    title.append(h("span", { class: "small muted" }, ` ${format.plural(members.length, "trial")}${note}`));
     return h("tbody", {}, h("tr", {}, title), members.map(row));
   });
 }

@@ -22,7 +22,7 @@ export function showHead(run) {
     exchange && `exchange ${exchange}`,
     workers && format.plural(workers, "worker"),
     training?.seed !== undefined && `seed ${training.seed}`,
-    run.begun_at && h("span", {}, "begun ", h("time", { datetime: run.begun_at }, new Date(run.begun_at).toLocaleString())),
+    run.begun_at && h("span", {}, "started ", h("time", { datetime: run.begun_at }, new Date(run.begun_at).toLocaleString())),
   ];
   show(byId("facts"), facts.filter(Boolean).map((fact) => h("span", {}, fact)));
 }
