@@ -149,8 +149,8 @@ class Selector:
         found = self.exchange.next_epoch()
         if found >= self.config.num_epochs:
             warnings.warn(
-                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
-                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
+                f"the run is finished: all its {found} epochs are made, and nothing is left to continue. Use "
+                "another run name, or call selector.reset() to start over, or load_state_dict to go back",
                 stacklevel=2,
             )
         return found
