@@ -71,8 +71,8 @@ class Unattended:
             self._warned = True
             warnings.warn(
                 f"the score server of run {self._inner.run!r} is not available ({error}): training continues without "
-                "it, with uniform draws where it would be asked, so this run is no longer exactly repeatable. Warned of "
-                "once",
+                "it, with uniform draws where it would be asked, so this run is no longer exactly repeatable. "
+                "Warned of once",
                 stacklevel=3,
             )
 
