@@ -136,7 +136,7 @@ class RayWorkers:
     def raise_if_stopped(self) -> None:
         """See `Workers.raise_if_stopped`; the group then ends, of which this is a failed worker."""
         if self._run is not None and (self._run.read_note(_STOP) or {}).get("asked"):
-            raise errors.StoppedError(f"run {self._run.run!r} was asked to stop: --resume continues it")
+            raise errors.StoppedError(f"run {self._run.run!r} was asked to stop: --resume goes on with it")
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
