@@ -109,6 +109,17 @@ def test_every_public_name_is_documented() -> None:
     assert not missing
 
 
+def test_the_python_reference_has_every_public_object() -> None:
+    """As mkdocstrings' directive; errors stand together."""
+    shown = re.findall(
+        r"^::: es_service\.([\w.]+)$", (ROOT / "docs/reference/python.md").read_text(), flags=re.MULTILINE
+    )
+    names = {path.split(".")[-1] for path in shown}
+    errors = {name for name in es.__all__ if name.endswith(("Error", "Warning"))} if "errors" in shown else set()
+    assert set(es.__all__) - {"__version__", "methods"} - errors <= names
+    assert set(methods.__all__) - {"METHODS"} <= names
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_waits_for_a_figure(page: Path) -> None:
     assert not re.findall(r"\b[A-Z]+_(?:OUTPUT|TABLE|COUNT|SECONDS)\b", page.read_text())
