@@ -55,7 +55,7 @@ def training(axes: Axes, figures: dict[str, Any]) -> None:
     axes.set_yticks(rows, labels)
     axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.margins(x=0.12)
-    axes.set(xlabel="ms per step in the exchange", title="Measured: trainings on 2 cores")
+    axes.set(xlabel="ms per step in the exchange", title="Measured: training runs on 2 cores")
 
 
 def steps(axes: Axes, model: dict[str, Any], batch: int = 1024) -> None:

@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument(
         "--workers", default="2,4", metavar="W,…", help="numbers of workers to train with (default: 2,4)"
     )
-    parser.add_argument("--turns", type=int, default=1, metavar="N", help="trainings with each exchange (default: 1)")
+    parser.add_argument(
+        "--turns", type=int, default=1, metavar="N", help="training runs with each exchange (default: 1)"
+    )
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--simulate-only", action="store_true", help="measure services and extrapolate, train nothing")
     half.add_argument("--train-only", action="store_true", help="train, extrapolate nothing")

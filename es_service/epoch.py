@@ -105,8 +105,8 @@ class Epoch:
             )
         if self.streamed:
             raise errors.EpochOrderError(
-                f"epoch {self.number} is a stream, which nobody can take up in its middle: take the state between "
-                "epochs; where its last batch is trained on, call selector.finish_epoch() first"
+                f"epoch {self.number} is a stream, which cannot be continued in its middle: take the state between "
+                "epochs; after training on its last batch, call selector.finish_epoch() first"
             )
 
     def position(self, ledger: Ledger) -> int:

@@ -44,7 +44,7 @@ class RunView:
         """
         here = self._here if self._here is not None and self._here.number == epoch else None
         if self.config.grows or (here is not None and here.streamed):
-            raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
+            raise errors.EpochOrderError("steps() is undefined for a stream: its length is not known in advance")
         if here is not None and here.num_steps is not None:
             return here.num_steps
         return self.config.num_steps(epoch, self.exchange.position.world_size)
@@ -63,8 +63,8 @@ class RunView:
         found = self.exchange.next_epoch()
         if found >= self.config.num_epochs:
             warnings.warn(
-                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
-                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
+                f"the run is finished: all its {found} epochs are made, and nothing is left to continue. Use "
+                "another run name, or call selector.reset() to start over, or load_state_dict to go back",
                 stacklevel=2,
             )
         return found

@@ -89,7 +89,7 @@ class Patience:
         """Hear that the deadline is past: raise the error, or log it and begin anew."""
         if not self.for_ever:
             raise error
-        _log.warning("%s. Waiting on, as on_unavailable has it.", str(error).removesuffix("."))
+        _log.warning("%s. Still retrying (on_unavailable='wait').", str(error).removesuffix("."))
         self._give_up = time.monotonic() + self.deadline_s
 
 

@@ -125,8 +125,8 @@ class Checkpoints:
         except errors.StorageError as error:
             raise errors.StorageError(
                 f"a rank has opened epoch {finished_epochs}, and the snapshot of the end of epoch "
-                f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others go on "
-                "(a barrier does), or after the next epoch"
+                f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others "
+                "continue (use a barrier), or after the next epoch"
             ) from error
         return _encoded(state.records), finished_epochs, state.epoch_starts
 

@@ -71,7 +71,7 @@ class Talks:
         self._run.check()
         with self._state.lock:
             if token not in self._under_way:
-                raise errors.ServerRestartedError("this shard has forgotten the question: ask again")
+                raise errors.ServerRestartedError("unknown reduction token (evicted, or the shard restarted); retry")
             talk = self._under_way[token]
             try:
                 return next(talk) if answer is None else talk.send(answer)

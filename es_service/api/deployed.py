@@ -25,7 +25,7 @@ def build_app() -> FastAPI:
     token = read_token(None)
     if token is None:
         raise errors.ConfigError(
-            f"set {TOKEN_VARIABLE}: this server listens on the network, and everybody there could read the runs"
+            f"set {TOKEN_VARIABLE}: this server listens on the network, and anyone there could read the runs"
         )
     hosts = [name.strip() for name in os.environ.get("ES_SERVICE_HOSTS", "").split(",") if name.strip()]
     return create_app(

@@ -90,7 +90,7 @@ def _check_root(root: str) -> str:
     if path and (not _ROOT.fullmatch(path) or {".", ".."} & set(path.split("/")) or first in _OWN_NAMES):
         raise errors.ConfigError(
             f"root path {root!r} must begin with a slash, be made of letters, digits, '.', '_', '~', '-' and slashes, "
-            f"and not begin with a name of the service's own ({', '.join(sorted(_OWN_NAMES))}): take /es, say"
+            f"and not begin with a name of the service's own ({', '.join(sorted(_OWN_NAMES))}): use e.g. /es"
         )
     return path
 

@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
         "--methods",
         default=DEFAULT_METHODS,
         metavar="M,…",
-        help="name or name:key=value:…, es:ratio=0.5 say, with commas between; full, short_full and random are always "
+        help="comma-separated, name or name:key=value:…, e.g. es:ratio=0.5; full, short_full and random are always "
         "compared (default: %(default)s)",
     )
     flag(
@@ -49,20 +49,20 @@ def add_parser(commands: Any) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="where runs, tables and the report go; the same command goes on there",
+        help="folder for runs, tables and the report; the same command continues there",
     )
-    flag("--epochs", type=int, metavar="E", help="of a full run (default: the task's)")
+    flag("--epochs", type=int, metavar="E", help="epochs of a full run (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
-    flag("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on cores of its own (default: 1)")
+    flag("--jobs", type=int, default=1, metavar="J", help="parallel runs, each on its own cores (default: 1)")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
     parser.set_defaults(run_command=compare_command)
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Train a task with several methods, seed by seed alike, and say which of them pay.
+    """Train a task with several methods on the same seeds, and report which of them pay.
 
-    Each is compared with full training and with a full run that is as short as the method made it.
+    Each is compared with full training, and with a full run cut short to the same cost.
     """
     as_integer("seeds", options.seeds, least=1)
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
@@ -89,7 +89,7 @@ def compare_command(options: argparse.Namespace) -> int:
         try:
             results = compare(comparison, folder, slots, progress)
         except KeyboardInterrupt:
-            progress.say("es-service: stopped; finished runs are kept, the same command goes on from there")
+            progress.say("es-service: stopped; finished runs are kept, and the same command continues")
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0

@@ -29,31 +29,33 @@ def add_parsers(commands: Any) -> None:
     _common(runs)
     runs.set_defaults(run_command=list_command)
 
-    top = commands.add_parser("top", help="show the samples that matter most", description=top_command.__doc__)
+    top = commands.add_parser("top", help="show the samples with the highest weights", description=top_command.__doc__)
     top.add_argument("run")
     top.add_argument("--by", default="w", metavar="COLUMN", help="column to order by, descending (default: w)")
-    top.add_argument("--lowest", action="store_true", help="order ascending instead")
-    top.add_argument("--limit", type=int, default=10, metavar="N", help="how many (default: 10)")
+    top.add_argument("--lowest", action="store_true", help="lowest values first")
+    top.add_argument("--limit", type=int, default=10, metavar="N", help="number of samples (default: 10)")
     _common(top)
     top.set_defaults(run_command=top_command)
 
     export = commands.add_parser("export", help="write a run's table to a file", description=export_command.__doc__)
     export.add_argument("run")
     export.add_argument(
-        "--format", choices=("parquet", "arrow", "csv"), help="default: what the name of --out says, else parquet"
+        "--format", choices=("parquet", "arrow", "csv"), help="default: from the file name of --out, else parquet"
     )
-    export.add_argument("--out", metavar="FILE", help="file to write (default: RUN.FORMAT here); - is stdout")
+    export.add_argument("--out", metavar="FILE", help="file to write; - is stdout (default: RUN.FORMAT in this folder)")
     _common(export)
     export.set_defaults(run_command=export_command)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="DIR", help="folder or URI of the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
 
 
 def list_command(options: argparse.Namespace) -> int:
-    """List the runs of a storage folder, oldest first, with what came of them."""
+    """List the runs of a storage folder, oldest first, with their results."""
     found = [_describe(options.storage, one) for one in find_runs(options.storage)]
     if options.json:
         output.print_json({"storage": options.storage, "runs": found})
@@ -137,7 +139,7 @@ def export_command(options: argparse.Namespace) -> int:
     """Write a run's whole table, as of the last finished epoch, to a file."""
     file_format = _format(options.format, options.out)
     if options.out == "-" and options.json:
-        raise errors.ConfigError("--json and --out - both want stdout: name a file")
+        raise errors.ConfigError("--json and --out - both write to stdout: name a file")
     table = RunStorage(options.storage, options.run).table()
     if options.out == "-":
         with output.bytes_to_stdout() as stdout:
@@ -158,8 +160,7 @@ def _format(asked: str | None, out: str | None) -> str:
     named = _FORMATS.get(os.path.splitext(out or "")[1].lower())
     if asked is not None and named is not None and asked != named:
         raise errors.ConfigError(
-            f"--out {out} is named like a file of {named}, and --format is {asked}: leave --format out, or name the "
-            "file otherwise"
+            f"--out {out} has the file name of {named}, but --format is {asked}: leave --format out, or rename the file"
         )
     return asked or named or "parquet"
 

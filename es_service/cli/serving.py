@@ -18,18 +18,26 @@ __all__ = ["add_parser", "serve_command"]
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's."""
     serve = commands.add_parser("serve", help="show runs in a browser and over HTTP", description=serve_command.__doc__)
-    serve.add_argument("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s")
+    serve.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="DIR", help="folder or URI of the runs (default: %(default)s)"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8420, help="default: 8420; 0 takes a free one")
+    serve.add_argument("--port", type=int, default=8420, help="port to listen on; 0 picks a free one (default: 8420)")
     serve.add_argument(
-        "--token-file", metavar="F", help="file with the token readers must show (default: ES_SERVICE_TOKEN, else none)"
+        "--token-file",
+        metavar="F",
+        help="file with the token that clients must send (default: ES_SERVICE_TOKEN, else none)",
     )
-    serve.add_argument("--insecure", action="store_true", help="allow a --host beyond this machine without a token")
+    serve.add_argument("--insecure", action="store_true", help="allow --host beyond this machine without a token")
     serve.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="name readers may use for this machine"
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that clients may use for this machine; repeatable",
     )
     serve.add_argument(
-        "--root-path", default="", metavar="PATH", help="path below which a proxy shows the service, such as /es"
+        "--root-path", default="", metavar="PATH", help="URL prefix of the service behind a proxy, e.g. /es"
     )
     serve.add_argument("--no-ray", action="store_true", help="do not look for live runs on Ray")
     serve.add_argument(
@@ -38,9 +46,11 @@ def add_parser(commands: Any) -> None:
         choices=range(20),
         metavar="N",
         default=19,
-        help="niceness once there is a Ray cluster to read from, so that training goes first (default: %(default)s)",
+        help="CPU niceness while reading from a Ray cluster, so that training has priority (default: %(default)s)",
     )
-    serve.add_argument("--own-tasks", action="store_true", help="import runs' own tasks (module:function) for previews")
+    serve.add_argument(
+        "--own-tasks", action="store_true", help="import the modules of users' tasks (module:function) for previews"
+    )
     serve.set_defaults(run_command=serve_command)
 
 
@@ -58,8 +68,8 @@ def serve_command(options: argparse.Namespace) -> int:
     token = read_token(options.token_file)
     if token is None and not is_loopback(options.host) and not options.insecure:
         raise errors.ConfigError(
-            f"--host {options.host} would let everybody on the network read the runs: set a token by --token-file or "
-            f"{TOKEN_VARIABLE}, or say --insecure"
+            f"--host {options.host} would let anyone on the network read the runs: set a token with --token-file or "
+            f"{TOKEN_VARIABLE}, or pass --insecure"
         )
     hosts = ("127.0.0.1", "localhost", "::1", options.host, *options.allowed_host)
     storage = files.absolute(options.storage)
@@ -86,7 +96,7 @@ def serve_command(options: argparse.Namespace) -> int:
         shown = f"[{options.host}]" if ":" in options.host else options.host
         how = "asks for the token" if token is not None else "asks for no token"
         where = f"http://{shown}:{listener.getsockname()[1]}{settings.root_path}"
-        print(f"serving {storage} on {where} ({how}); Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(f"serving {storage} on {where} ({how}); press Ctrl-C to stop", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 

@@ -14,13 +14,16 @@ DERIVED: Mapping[str, type] = {"label_noise": float, "long_tail": float, "shots"
 
 def add_task_flags(flag: Callable[..., Any]) -> None:
     """Add the flags to a parser whose `add_argument` this is."""
-    flag("--task", help="fashion, reviews, flights, or my_module:build_task of your own (default: fashion)")
-    flag("--data", metavar="DIR", help="where the task's data are (default: what comes with a package)")
+    flag("--task", help="fashion, reviews, flights, or your own my_module:build_task (default: fashion)")
+    flag("--data", metavar="DIR", help="where the task's data are (default: the data that comes with a package)")
     flag("--label-noise", type=float, metavar="SHARE", help="give this share of the samples a wrong label")
     flag(
-        "--long-tail", type=float, metavar="SHARE", help="thin the classes out, the rarest to this share of the largest"
+        "--long-tail",
+        type=float,
+        metavar="SHARE",
+        help="thin the classes out: the rarest keeps this share of the largest",
     )
-    flag("--shots", type=int, metavar="K", help="keep K samples of each class")
+    flag("--shots", type=int, metavar="K", help="keep K samples per class")
     flag("--limit", type=int, metavar="N", help="keep N samples")
 
 

@@ -53,28 +53,35 @@ def add_parser(commands: Any) -> None:
         metavar="B/B",
         help="share of a meta-batch that is back-propagated (default: the method's)",
     )
-    flag("--prune-ratio", type=float, metavar="R", help="share of the set an epoch leaves out (default: the method's)")
-    flag("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, beta1=0.1 say; repeatable")
-    flag("--epochs", type=int, metavar="E", help="default: the task's")
+    flag(
+        "--prune-ratio",
+        type=float,
+        metavar="R",
+        help="share of the data set that an epoch leaves out (default: the method's)",
+    )
+    flag(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, e.g. beta1=0.1; repeatable"
+    )
+    flag("--epochs", type=int, metavar="E", help="number of epochs (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
-    flag("--micro-batch-size", type=int, metavar="M", help="most samples in one forward or backward pass")
+    flag("--micro-batch-size", type=int, metavar="M", help="maximum number of samples in one forward or backward pass")
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
-    flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: from hold-out models, made first)")
+    flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: trains hold-out models first)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, prefetch, collective, or embedded: one worker, no Ray (default: leased)")
-    flag("--shards", type=int, metavar="S", help="score servers that the table is spread over (default: 1)")
+    flag("--shards", type=int, metavar="S", help="actors that the score table is spread over (default: 1)")
     flag("--every", type=int, metavar="K", help="steps between two all-gathers of --exchange collective (default: 1)")
-    flag("--seed", type=int, help="of the initial weights and the selection (default: 0)")
-    flag("--run", metavar="NAME", help="default: made of task, method and time")
-    flag("--storage", metavar="DIR", help=f"where runs are kept (default: {DEFAULT_STORAGE})")
-    flag("--config", metavar="F.yaml", help="a file of these settings by name; flags win over it")
+    flag("--seed", type=int, help="seed of the initial weights and the selection (default: 0)")
+    flag("--run", metavar="NAME", help="name of the run (default: from task, method and time)")
+    flag("--storage", metavar="DIR", help=f"folder or URI for runs (default: {DEFAULT_STORAGE})")
+    flag("--config", metavar="F.yaml", help="file with these settings by name; flags override it")
     flag("--resume", action="store_true", help="continue the run named by --run from its last checkpoint")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
     parser.set_defaults(run_command=train_command)
 
 
 def train_command(options: argparse.Namespace) -> int:
-    """Train a task, back-propagating only the samples that the method selects; say at the end what that saved."""
+    """Train a task on the samples that the method selects, and report what that saved."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         spec = _spec(options)
@@ -144,7 +151,7 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     Where `values` name another method, what belongs to the first one stays out: `train` then says what differs.
     """
     if values.get("run") is None:
-        raise errors.ConfigError("--resume needs --run NAME: which run is to be continued?")
+        raise errors.ConfigError("--resume needs --run NAME, the run to continue")
     training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
@@ -163,7 +170,7 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def _setting(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key:
-        raise errors.ConfigError(f"--set {word!r}: write KEY=VALUE, beta1=0.1 say")
+        raise errors.ConfigError(f"--set {word!r}: write KEY=VALUE, e.g. beta1=0.1")
     return key, parse_value(value)
 
 

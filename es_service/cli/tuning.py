@@ -21,7 +21,7 @@ from es_service.tuning.space import Space, default_space, parse_flags, read_spac
 
 __all__ = ["add_parser"]
 
-_EPILOG = f"""what a setting may be: {", ".join(KINDS.values())}; a plain value is the same in all trials"""
+_EPILOG = f"""domains: {", ".join(KINDS.values())}; a plain value is the same in all trials"""
 
 
 def add_parser(commands: Any) -> None:
@@ -40,47 +40,60 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=DOMAIN",
-        help='a setting and what it may be, "beta1=uniform(0,0.5)" say; repeatable (default: the usual ones)',
+        help='a setting and its domain, e.g. "beta1=uniform(0,0.5)"; repeatable (default: the usual ones)',
     )
-    flag("--space", metavar="F.yaml", help="a file of settings and what they may be; --search wins over it")
-    flag("--samples", type=int, default=16, metavar="N", help="settings to try (default: %(default)s; a grid: all)")
-    flag("--out", metavar="DIR", help="where runs, tables and the report go; needed, but with --from")
-    flag("--resume", action="store_true", help="go on with the search in --out")
-    flag("--retry-failed", action="store_true", help="with --resume: train those trials again that failed")
+    flag("--space", metavar="F.yaml", help="file with settings and their domains; --search overrides it")
+    flag(
+        "--samples",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of settings to try (default: %(default)s; a grid: all)",
+    )
+    flag("--out", metavar="DIR", help="folder for runs, tables and the report; required unless --from is given")
+    flag("--resume", action="store_true", help="continue the search in --out")
+    flag("--retry-failed", action="store_true", help="with --resume: retry the trials that failed")
     flag(
         "--from",
         dest="replayed",
         metavar="RUN",
         help="train nothing: rank settings by how differently they would have picked in this finished run; with --out, "
-        "search, and begin with those that pick most differently",
+        "search, starting with those that pick most differently",
     )
-    flag("--storage", default=DEFAULT_STORAGE, metavar="DIR", help="where that run is (default: %(default)s)")
+    flag(
+        "--storage",
+        default=DEFAULT_STORAGE,
+        metavar="DIR",
+        help="folder or URI of the --from run (default: %(default)s)",
+    )
     flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
-    flag("--target", type=float, metavar="A", help="accuracy to reach, of the objectives cost and time")
-    flag("--algorithm", help="grid, random, optuna or bohb (default: optuna, or grid where every setting is a grid)")
-    flag("--seeds", type=int, default=1, metavar="S", help="trainings of each setting (default: 1)")
-    flag("--seed", type=int, default=0, metavar="N", help="of what is drawn, and the first training's (default: 0)")
+    flag("--target", type=float, metavar="A", help="accuracy to reach, for the objectives cost and time")
+    flag("--algorithm", help="grid, random, optuna or bohb (default: optuna, or grid if every setting is a grid)")
+    flag("--seeds", type=int, default=1, metavar="S", help="training runs of each setting (default: 1)")
+    flag(
+        "--seed", type=int, default=0, metavar="N", help="seed of the search and of the first training run (default: 0)"
+    )
     flag(
         "--early-stopping",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="stop trials that fall behind, by ASHA (default: yes, but for a grid and for the objective front)",
+        help="stop trials that fall behind, with ASHA (default: yes, except for a grid and the objective front)",
     )
     flag(
         "--references",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="train in full, too, and for as long as trials cost, for the report (default: yes)",
+        help="also train full runs, whole and as short as the trials, for the report (default: yes)",
     )
-    flag("--epochs", type=int, metavar="E", help="of every trial (default: the task's)")
+    flag("--epochs", type=int, metavar="E", help="epochs of every trial (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
     flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
-    flag("--max-concurrent", type=int, metavar="M", help="trials at a time (default: as many as there are CPUs for)")
-    flag("--cpus-per-trial", type=float, default=1.0, metavar="C", help="CPUs and threads of a trial (default: 1)")
+    flag("--max-concurrent", type=int, metavar="M", help="parallel trials (default: as many as the CPUs allow)")
+    flag("--cpus-per-trial", type=float, default=1.0, metavar="C", help="CPUs and threads per trial (default: 1)")
     flag(
         "--exchange",
         default="embedded",
-        help="embedded: a trial trains in its own process; else it is a job of Ray Train (default: embedded)",
+        help="embedded: a trial trains in its own process; others: it is a Ray Train job (default: embedded)",
     )
     flag("--workers", type=int, default=1, metavar="W", help="Ray Train workers of a trial (default: 1)")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
@@ -88,11 +101,11 @@ def add_parser(commands: Any) -> None:
 
 
 def tune_command(options: argparse.Namespace) -> int:
-    """Search settings of a method with Ray Tune: each trial is a real training. Say what the search itself cost."""
+    """Search the settings of a method with Ray Tune. Each trial is a real training run. Report what the search cost."""
     if options.replayed is not None and options.out is None:
         return _replay(options)
     if options.out is None:
-        raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
+        raise errors.ConfigError("--out DIR is required unless --from is given")
     from es_service.tuning.described import Places
     from es_service.tuning.objectives import Objective
     from es_service.tuning.progress import Progress
@@ -135,7 +148,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )
         except KeyboardInterrupt:
-            progress.say("es-service: stopped; the same command with --resume goes on from there")
+            progress.say("es-service: stopped; the same command with --resume continues")
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, options.out))
     return 0
@@ -150,7 +163,7 @@ def _replay(options: argparse.Namespace) -> int:
             "--from without --out trains nothing: leave --resume out, or name the folder of the search with --out"
         )
     if not options.space and not options.search:
-        raise errors.ConfigError('--from needs settings to replay: --search "beta1=grid(0, 0.2, 0.5)" say')
+        raise errors.ConfigError('--from needs settings to replay, e.g. --search "beta1=grid(0, 0.2, 0.5)"')
     as_integer("samples", options.samples, least=1)
     as_integer("seed", options.seed, least=0, end=2**63)
     found = replay(
@@ -174,9 +187,9 @@ def _replay(options: argparse.Namespace) -> int:
     output.print_text(text.grid(header, rows))
     output.print_text(
         f"\n{found['run']} itself: loss of the picked {own['lift']:.3f} of the mean, {text.percent(own['coverage'])} "
-        f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would be others.\n"
-        "Settings that pick alike need no trial each. Which of them trains better only trials tell: the losses are\n"
-        "those of this run's model."
+        f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would differ.\n"
+        "Settings that pick alike do not need a trial each. Only trials can tell which of them trains better: the\n"
+        "losses are those of this run's model."
     )
     return 0
 
@@ -193,7 +206,7 @@ def _space(options: argparse.Namespace) -> Space:
 def _read_file(path: str) -> dict[str, Any]:
     values = read_yaml("--space", path)
     if not values:
-        raise errors.ConfigError(f"--space {path} holds no settings by name: write `beta1: uniform(0, 0.5)`, say")
+        raise errors.ConfigError(f"--space {path} contains no settings by name: write e.g. `beta1: uniform(0, 0.5)`")
     return values
 
 

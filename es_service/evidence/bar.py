@@ -1,4 +1,4 @@
-"""How far many trainings are: a bar on a terminal, a line for each that ended elsewhere."""
+"""Progress of many training runs: a bar on a terminal, else one line per finished run."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _contender(label: str) -> Contender:
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or not key:
-            raise errors.ConfigError(f"method {label!r}: {part!r} is no setting; write key=value, ratio=0.5 say")
+            raise errors.ConfigError(f"method {label!r}: {part!r} is no setting; write key=value, e.g. ratio=0.5")
         settings[key] = parse_value(value)
     own = {key: settings.pop(key) for key in _OF_THE_JOB if key in settings}
     return Contender(label=label, name=name, settings=settings, **own)

@@ -52,7 +52,7 @@ class Backlog:
         """
         with self._changed:
             if self._closed:
-                raise errors.ServerUnavailableError("this exchange was closed: connect again to go on reporting")
+                raise errors.ServerUnavailableError("this exchange was closed: connect again to continue reporting")
             self._wait(
                 lambda: self._num_bytes + len(report) <= _MAX_BYTES or not self._num_bytes, "make room in the backlog"
             )

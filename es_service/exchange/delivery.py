@@ -129,7 +129,7 @@ class Delivery:
             self._warned = True
             warnings.warn(
                 f"{self._name} cannot write its storage (es-service runs, or the server's stats, say why): "
-                "training goes on, and what is reported is kept here and at the server until it can be written. "
+                "training continues, and reports are kept here and at the server until they can be written. "
                 "Warned of once",
                 stacklevel=2,
             )

@@ -113,5 +113,5 @@ class Peers:
             distributed.destroy_process_group(self._group)
         self._group = None
         self._failure = self._failure or errors.ServerUnavailableError(
-            "this exchange was closed: connect again to go on"
+            "this exchange was closed: connect again to continue"
         )

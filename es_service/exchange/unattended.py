@@ -68,8 +68,9 @@ class Unattended(Exchange):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"the score server of run {self._inner.run!r} is away ({error}): training goes on without it, on "
-                "uniform draws where it has to be asked, so that this run is no longer exactly repeatable. Told once",
+                f"the score server of run {self._inner.run!r} is not available ({error}): training continues without "
+                "it, with uniform draws where it would be asked, so this run is no longer exactly repeatable. "
+                "Warned of once",
                 stacklevel=3,
             )
 
@@ -193,7 +194,7 @@ class Unattended(Exchange):
         except errors.StorageError as error:
             if not self._is_unstored:
                 self._is_unstored = True
-                warnings.warn(f"{error}. Training goes on, as on_unavailable='continue' has it", stacklevel=3)
+                warnings.warn(f"{error}. Training continues (on_unavailable='continue')", stacklevel=3)
         finally:
             if not self._unclosed:
                 self._inner.calls.deadline_s = deadline_s

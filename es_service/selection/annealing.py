@@ -16,7 +16,7 @@ __all__ = ["AnnealBy", "Annealing", "check_anneal", "settled"]
 
 AnnealBy = Literal["auto", "epochs", "steps"]
 _WHOLE_EPOCHS_FROM = 4
-"""Trainings of at least so many epochs anneal whole ones: the default shares leave half of 4 epochs to select."""
+"""Training runs of at least this many epochs anneal whole ones: the default shares leave half of 4 epochs to select."""
 _END_OF_STEPS = sys.maxsize
 
 
@@ -30,7 +30,7 @@ def check_anneal(anneal: Any) -> tuple[float, float]:
         if isinstance(error, errors.ConfigError):
             raise
         raise errors.ConfigError(
-            f"anneal must be two shares of the epochs, (0.05, 0.05) say, got {anneal!r}"
+            f"anneal must be two shares of the epochs, e.g. (0.05, 0.05), got {anneal!r}"
         ) from error
     if not (first >= 0 and last >= 0 and exact_share(first, 1) + exact_share(last, 1) <= 1):
         raise errors.ConfigError(f"anneal must be two shares of the epochs, with a sum of at most 1, got {anneal!r}")

@@ -30,7 +30,7 @@ class Selection:
         prune_ratio: share of the whole set in [0, 1) that an epoch leaves out: a plan holds n - ⌊r·n⌋ ids.
         anneal: (first, last) shares of the training at both ends that select and prune nothing.
         anneal_by: "epochs" rounds them up to whole epochs; "steps" counts steps, and prunes every epoch that does not
-            anneal as a whole; "auto" takes "epochs" in trainings of at least 4 epochs, else "steps".
+            anneal as a whole; "auto" takes "epochs" in runs of at least 4 epochs, else "steps".
         draw: "race", "systematic", "pivotal", "conditional_poisson", "priority", "topk" or "replacement".
         reweight: "unbiased" scales each drawn loss by b/(B·π), so that the mean over the b estimates the mean over
             the B; "none" leaves the bias towards heavy samples, as the paper of Evolved Sampling intends.
@@ -75,7 +75,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, methods.Method):
-            raise errors.ConfigError(f"method must come from es.methods, es.methods.evolved() say; got {self.method!r}")
+            raise errors.ConfigError(
+                f"method must come from es.methods, e.g. es.methods.evolved(); got {self.method!r}"
+            )
         for name in ("ratio", "prune_ratio"):
             object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0.0 < self.ratio <= 1.0:

@@ -37,7 +37,7 @@ def why_idle(config: RunConfig, world_size: int = 1) -> str | None:
             "epochs, or lower anneal"
         )
     return (
-        f"anneal={selection.anneal} lets every step of {epochs} train on everything: lower it, anneal=(0, 0) say, or "
+        f"anneal={selection.anneal} lets every step of {epochs} train on everything: lower it, e.g. anneal=(0, 0), or "
         "train for more epochs"
     )
 

@@ -203,7 +203,7 @@ def domain_of(value: Any) -> Domain | None:
         return parse_domain(value)
     if isinstance(value, Mapping):
         if len(value) != 1:
-            raise errors.ConfigError(f"{dict(value)!r} is no search space: write {{uniform: [0, 0.5]}}, say")
+            raise errors.ConfigError(f"{dict(value)!r} is no search space: write e.g. {{uniform: [0, 0.5]}}")
         [(name, words)] = value.items()
         return _domain(str(name), words if isinstance(words, (list, tuple)) else [words])
     return None

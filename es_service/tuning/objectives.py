@@ -51,7 +51,7 @@ class Objective:
             return
         if self.target is None:
             raise errors.ConfigError(
-                f"objective {self.name!r} is what it takes to reach an accuracy: give it, --target 0.85 say"
+                f"objective {self.name!r} is what it takes to reach an accuracy: give it, e.g. --target 0.85"
             )
         if not 0 < self.target < 1:
             raise errors.ConfigError(f"target is an accuracy, in (0, 1), got {self.target}")

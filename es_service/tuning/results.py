@@ -177,7 +177,7 @@ def _cost_in_words(found: dict[str, Any], trials: Sequence[Trial]) -> str:
         counts[FAILED]
     )
     named = f"{len(trials)} trial{'s' if len(trials) != 1 else ''}{' (' + ', '.join(parts) + ')' if parts else ''}"
-    words = f"The search cost as much as {found['search_cost']:.2f} full trainings: {named}."
+    words = f"The search cost as much as {found['search_cost']:.2f} full training runs: {named}."
     if found["reference_cost"]:
         words += f" The full runs it is compared with cost another {found['reference_cost']:.2f}."
     best = found["best"]
@@ -185,10 +185,10 @@ def _cost_in_words(found: dict[str, Any], trials: Sequence[Trial]) -> str:
         saved = 1 - best["cost"]
         if saved > 0:
             words += (
-                f" A training with the settings found costs {best['cost']:.2f} of a full one: after "
-                f"{math.ceil(found['search_cost'] / saved)} such trainings the search has paid for itself, if their "
-                "accuracy is enough."
+                f" A run with the best settings costs {best['cost']:.2f} of a full one: after "
+                f"{math.ceil(found['search_cost'] / saved)} such training runs the search has paid for itself, if "
+                "their accuracy is enough."
             )
         else:
-            words += " A training with the settings found costs no less than a full one: that never pays it back."
+            words += " A run with the best settings costs no less than a full one: the search never pays for itself."
     return words

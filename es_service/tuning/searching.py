@@ -125,7 +125,7 @@ def begin(
         target: accuracy to reach.
         algorithm: "grid", "random", "optuna" or "bohb"; None takes a grid where every setting has one, else Optuna.
         samples: settings to try.
-        num_seeds: trainings of each of them, with seeds from `seed` on.
+        num_seeds: training runs of each of them, with seeds from `seed` on.
         seed: of what is drawn.
         early_stopping: stop trials that fall behind; None for yes, but for a grid and a front.
         epochs, batch_size, learning_rate: of the trials; None takes the task's.

@@ -51,7 +51,7 @@ class Space:
         if not self.domains:
             raise errors.ConfigError(
                 "the search space is empty: name at least one setting and what it may be, "
-                '--search "beta1=uniform(0, 0.5)" say'
+                'e.g. --search "beta1=uniform(0, 0.5)"'
             )
         for name in (*self.domains, *self.fixed):
             if _NOT_SEARCHED.get(name):
@@ -163,7 +163,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name.strip() or not text.strip():
-            raise errors.ConfigError(f'--search {word!r}: write NAME=DOMAIN, "beta1=uniform(0, 0.5)" say')
+            raise errors.ConfigError(f'--search {word!r}: write NAME=DOMAIN, e.g. "beta1=uniform(0, 0.5)"')
         if name.strip() in entries:
             raise errors.ConfigError(f"--search names {name.strip()!r} twice: leave one out")
         value = parse_value(text.strip())
@@ -200,6 +200,6 @@ def default_space(method: str, *, weighs_cost: bool) -> dict[str, str]:
     if method not in spaces:
         raise errors.ConfigError(
             f"there is no usual search space for method {method!r}: say what to search, "
-            '--search "ratio=choice(0.25, 0.5)" say'
+            'e.g. --search "ratio=choice(0.25, 0.5)"'
         )
     return spaces[method]

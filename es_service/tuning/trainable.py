@@ -27,7 +27,7 @@ ENTRY = (
     *("epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss"),
     *("scored", "trained", "cost", "seconds"),
 )
-"""What is told of an epoch: the last four as of its end, preparing included; cost in full trainings."""
+"""What is told of an epoch: the last four as of its end, preparing included; cost in full training runs."""
 _LOG = logging.getLogger(__name__)
 
 

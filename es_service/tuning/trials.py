@@ -38,7 +38,7 @@ class Trial:
         status: RUNNING until it ends; of a stopped search, that is what is left to do.
         epochs: of its run, see `objectives.Epochs`.
         error: why it failed.
-        lost: what earlier attempts spent, which failed, in full trainings.
+        lost: what earlier attempts spent, which failed, in full training runs.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """What it has spent, in full trainings; without earlier attempts."""
+        """What it has spent, in full training runs; without earlier attempts."""
         return float(self.epochs[-1]["cost"]) if self.epochs else 0.0
 
     def begin_again(self) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that are a pure function of their seed, so that a disturbed one can be held against an undisturbed one."""
+"""Training runs that depend only on their seed, so that a disturbed one can be compared with an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seeded random soak: trainings disturbed at random, each held against one that nobody disturbed.
+"""A seeded random soak: training runs disturbed at random, each held against one that nobody disturbed.
 
     python tests/chaos/soak.py --minutes 10 [--seed N] [--s3]
 

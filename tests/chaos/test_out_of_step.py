@@ -109,7 +109,7 @@ def test_a_run_whose_folder_is_deleted_is_told_so(on_unavailable: str, server: l
         ):
             local.train(selectors, hook=disturb)
     else:
-        with pytest.warns(UserWarning, match="Training goes on, as on_unavailable='continue' has it"):
+        with pytest.warns(UserWarning, match="Training continues \\(on_unavailable='continue'\\)"):
             drawn = local.train(selectors, hook=disturb)
         assert driving.outcome(selectors, drawn) == driving.undisturbed(SELECTION)
     assert not (tmp_path / "mine").exists()

@@ -69,7 +69,7 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
             waited.start()
 
     drawn = driving.train(selectors, hook=disturb)
-    assert "Waiting on, as on_unavailable has it" in caplog.text
+    assert "Still retrying (on_unavailable='wait')" in caplog.text
     assert driving.outcome(selectors, drawn) == driving.undisturbed(selection)
 
 
@@ -101,7 +101,7 @@ def test_a_training_that_continues_loses_no_step_and_comes_back(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         drawn = driving.train(selectors, hook=disturb)
-    said = [str(one.message) for one in warned if "training goes on without it" in str(one.message)]
+    said = [str(one.message) for one in warned if "training continues without it" in str(one.message)]
     assert len(said) == 1
     steps = [(epoch, step) for epoch, step, _, _ in drawn]
     assert steps == [(epoch, step) for epoch in range(4) for step in range(19)]

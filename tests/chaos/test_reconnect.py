@@ -48,7 +48,7 @@ def test_a_server_started_anew_under_the_name_is_found_without_a_busy_loop(
     said = [record for record in caplog.records if record.name == "es_service.actors.calls"]
     num_threads = 2 if exchange == "leased" else 1  # that wait
     assert 1 <= len(said) <= num_threads * (took[1] / DEADLINE_S + 2)
-    assert "Waiting on, as on_unavailable has it" in said[0].getMessage()
+    assert "Still retrying (on_unavailable='wait')" in said[0].getMessage()
     assert took[0] < AWAY_S / 3
     assert driving.outcome(selectors, drawn) == driving.undisturbed(selection)
 

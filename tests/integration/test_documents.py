@@ -109,9 +109,51 @@ def test_every_public_name_is_documented() -> None:
     assert not missing
 
 
+def test_the_python_reference_has_every_public_object() -> None:
+    """As mkdocstrings' directive; errors stand together."""
+    shown = re.findall(
+        r"^::: es_service\.([\w.]+)$", (ROOT / "docs/reference/python.md").read_text(), flags=re.MULTILINE
+    )
+    names = {path.split(".")[-1] for path in shown}
+    errors = {name for name in es.__all__ if name.endswith(("Error", "Warning"))} if "errors" in shown else set()
+    assert set(es.__all__) - {"__version__", "methods"} - errors <= names
+    assert set(methods.__all__) - {"METHODS"} <= names
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_waits_for_a_figure(page: Path) -> None:
     assert not re.findall(r"\b[A-Z]+_(?:OUTPUT|TABLE|COUNT|SECONDS)\b", page.read_text())
+
+
+IDIOM = re.compile(
+    r"\b(?:nobody|somebody|everybody|anybody|whoever|told|hears?|heard|(?:go|goes|going|went|gone) on|trainings|begun"
+    r"|anew|dear(?:er|est)|is said|has (?:no|its) say)\b|, say\b|\bsay;",
+    flags=re.IGNORECASE,
+)
+"""Turns of phrase for which the field has a term: retry, continue, receive, training run, e.g."""
+
+
+def texts() -> dict[str, str]:
+    """What users read: the documents, the help of every command, and the dashboard (of scripts, their sentences)."""
+    found = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+    parser = build_parser()
+    [commands_of] = [action for action in parser._actions if action.dest == "command"]
+    found["es-service --help"] = parser.format_help()
+    for name, command in dict(commands_of.choices or {}).items():
+        found[f"es-service {name} --help"] = " ".join(command.format_help().split())
+    static = ROOT / "es_service" / "api" / "static"
+    for path in sorted(static.rglob("*.html")):
+        found[path.name] = path.read_text()
+    for path in sorted(static.rglob("*.js")):
+        code = re.sub(r"^\s*(?://|/?\*).*$", "", path.read_text(), flags=re.MULTILINE)
+        strings = [one for one in re.findall(r'"[^"\n]*"|`[^`\n]*`', code) if " " in one]
+        found[str(path.relative_to(static))] = "\n".join(strings)
+    return found
+
+
+@pytest.mark.parametrize(("name", "text"), texts().items(), ids=lambda value: value if len(value) < 60 else "")
+def test_users_read_plain_english(name: str, text: str) -> None:
+    assert [text[max(0, one.start() - 50) : one.end() + 30] for one in IDIOM.finditer(text)] == []
 
 
 def test_the_citation_names_this_version() -> None:

@@ -280,7 +280,7 @@ def test_a_second_signal_ends_at_once(
 def test_the_service(number: signal.Signals, start: Callable[..., Job], tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     job = start("serve", "--storage", "s", "--port", 0)
-    job.wait_for(words_on_stderr("Ctrl-C ends it"))
+    job.wait_for(words_on_stderr("press Ctrl-C to stop"))
     job.send(number)
     assert job.end(within_s=20) == STATUS[number]
 

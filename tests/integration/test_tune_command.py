@@ -1,4 +1,4 @@
-"""`es-service tune` on a real Ray with real trainings: what it writes, how it stops and goes on, and what it leaves."""
+"""`es-service tune` on a real Ray with real training runs: what it writes, how it stops and resumes, what it leaves."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_what_it_prints_and_writes(
     assert results["search_cost"] == pytest.approx(4 * (1 + 3 / 4) / 3)
     assert [one["epochs"] for one in results["references"]] == [2]  # ⌈2·0.58⌉ is 2 as well
     assert results["reference_cost"] == pytest.approx(2.0)
-    assert "The search cost as much as 2.33 full trainings: 4 trials." in results["cost_in_words"]
+    assert "The search cost as much as 2.33 full training runs: 4 trials." in results["cost_in_words"]
     assert "\n6/6 full-2-s" in done.stderr
     rows = parquet.read_table(out / "trials.parquet").to_pylist()
     assert [(row["run"], row["config/beta1"]) for row in rows] == [(f"trial-000{k}", k % 2 * 0.2) for k in range(4)]
@@ -252,7 +252,7 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     job = start(few_images, out, *words)
     wait_for(job, out, "epoch", 1)
     job.send_signal(signal.SIGINT)
-    assert "--resume goes on from there" in job.communicate(timeout=100)[1]
+    assert "--resume continues" in job.communicate(timeout=100)[1]
     assert job.returncode == 130
     wait_until_nothing_is_left()
     results = json.loads(tune(few_images, out, *words, "--resume").stdout)

@@ -18,20 +18,20 @@ __all__ = ["MEDIA_TYPE", "STATUS", "TITLES", "Problem", "install", "of_error", "
 MEDIA_TYPE = "application/problem+json"
 
 TITLES: Mapping[str, tuple[int, str]] = {
-    "bad-query": (400, "The query cannot be understood"),
+    "bad-query": (400, "The query is invalid"),
     "unauthorized": (401, "A token is needed"),
-    "no-such-run": (404, "There is no such run"),
-    "no-such-sample": (404, "There is no such sample"),
-    "no-such-route": (404, "There is nothing at this address"),
+    "no-such-run": (404, "Run not found"),
+    "no-such-sample": (404, "Sample not found"),
+    "no-such-route": (404, "Route not found"),
     "no-preview": (404, "The sample cannot be shown"),
-    "method-not-allowed": (405, "The service can only be read"),
+    "method-not-allowed": (405, "The service is read-only"),
     "no-table-yet": (409, "The run has no table yet"),
-    "body-too-large": (413, "The request's body is too large"),
+    "body-too-large": (413, "The request body is too large"),
     "wrong-host": (421, "The request is addressed to another host"),
-    "invalid-parameter": (422, "A parameter is outside what it may be"),
+    "invalid-parameter": (422, "A parameter is out of range"),
     "too-many-requests": (429, "Too many requests"),
-    "internal": (500, "Something went wrong here"),
-    "unavailable": (503, "This cannot be answered now"),
+    "internal": (500, "Internal error"),
+    "unavailable": (503, "Temporarily unavailable"),
 }
 STATUS = {slug: status for slug, (status, _) in TITLES.items()}
 

@@ -61,8 +61,8 @@ class Previews:
         if ":" in name and not self._own_tasks:
             raise Problem(
                 "no-preview",
-                f"run {run!r} trains a task of the user's own, {name}, and this service imports nobody's code",
-                "start it with --own-tasks, where that module can be imported and is to be trusted",
+                f"run {run!r} trains a task of the user's own, {name}, and this service does not import users' code",
+                "start it with --own-tasks if that module can be imported and you trust it",
             )
         shown = self._task(name, training)
         preview = getattr(shown, "preview", None)

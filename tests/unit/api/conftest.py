@@ -1,4 +1,4 @@
-"""Runs on storage as trainings leave them, and a client of the real application over them."""
+"""Runs on storage as training runs leave them, and a client of the real application over them."""
 
 from __future__ import annotations
 

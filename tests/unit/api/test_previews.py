@@ -78,7 +78,7 @@ def test_a_users_own_task_is_imported_only_where_that_is_allowed(
     (tmp_path / "own_shown.py").write_text(OWN + "SHOW = text\n")
     (tmp_path / "own_broken.py").write_text(OWN + "SHOW = number\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(Problem, match="imports nobody's code"):
+    with pytest.raises(Problem, match="does not import users' code"):
         Previews(own_tasks=False).show("run", {"task": "own_shown:build"}, 3)
     assert "own_shown" not in sys.modules
     kind, content = Previews(own_tasks=True).show("run", {"task": "own_shown:build"}, 3)

@@ -1,4 +1,4 @@
-"""Every route on runs as trainings leave them: what it says is what storage holds, in the shape that OpenAPI says."""
+"""Every route on runs as training runs leave them: its values are those on storage, in the shape of OpenAPI."""
 
 from __future__ import annotations
 

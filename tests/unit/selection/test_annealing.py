@@ -83,7 +83,7 @@ def test_anything_but_two_shares_is_refused_and_named(anneal: tuple[float, ...])
 def test_what_is_no_pair_is_told_what_one_looks_like(anneal: object) -> None:
     with pytest.raises(errors.ConfigError) as caught:
         check_anneal(anneal)
-    assert str(caught.value) == f"anneal must be two shares of the epochs, (0.05, 0.05) say, got {anneal!r}"
+    assert str(caught.value) == f"anneal must be two shares of the epochs, e.g. (0.05, 0.05), got {anneal!r}"
 
 
 def test_shares_that_sum_to_one_in_decimals_are_taken() -> None:

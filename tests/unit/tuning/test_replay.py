@@ -146,7 +146,7 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["beta1", "other", "picks", "loss", "of", "the", "picked", "samples", "picked"]
     assert lines[1].split()[:3] == ["0.2", "0.0", "%"]
-    assert "at random 75.0 % would be others" in "\n".join(lines)
+    assert "at random 75.0 % would differ" in "\n".join(lines)
     out = ["--out", str(tmp_path / "x")]
     for more, message in (
         (["--resume"], "leave --resume out"), (["--samples", "0"], "samples must be"),
@@ -158,4 +158,4 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path: Path, c
     assert main(words[:-2]) == 2
     assert "needs settings to replay" in capsys.readouterr().err
     assert main(["tune"]) == 2
-    assert "Name a folder with --out" in capsys.readouterr().err
+    assert "--out DIR is required" in capsys.readouterr().err

@@ -106,8 +106,8 @@ def test_what_the_search_cost(by_hand: Hand, tmp_path: Path) -> None:
     assert found["search_cost"] == pytest.approx(sum(one["cost"] for one in found["trials"]))
     assert found["reference_cost"] == pytest.approx(2 * (1 + 0.5))
     words = found["cost_in_words"]
-    assert f"{found['search_cost']:.2f} full trainings: 12 trials (2 stopped early, 1 failed)" in words
-    assert "after 18 such trainings the search has paid for itself" in words
+    assert f"{found['search_cost']:.2f} full training runs: 12 trials (2 stopped early, 1 failed)" in words
+    assert "after 18 such training runs the search has paid for itself" in words
     none = write(by_hand, tmp_path / "none", GRID, algorithm="grid", full=False)[2]
     assert "compared with" not in none["cost_in_words"]
     assert all(row["above_full"] is None for row in none["rows"])

@@ -1,8 +1,8 @@
 // The page of a run: asks for what its panels show, follows the run, and says when it cannot.
 
-import { address, runOfPage } from "./address.js";
+import { address, root, runOfPage } from "./address.js";
 import { ApiError, get, isAborted, ServerAway } from "./api.js";
-import { byId, empty, show } from "./dom.js";
+import { byId, empty, h, show } from "./dom.js";
 import { follow } from "./live.js";
 import { ComparePanel } from "./panels/compare.js";
 import { DistributionPanel } from "./panels/distribution.js";
@@ -98,7 +98,7 @@ function received(found) {
 
 function gone(error) {
   const missing = error.status === 404;
-  const text = missing ? "There is none of this name here. All that there are stand on the page of runs." : [error.message, error.hint].filter(Boolean).join(": ");
+  const text = missing ? [`Run '${name}' not found. `, h("a", { href: root }, "See all runs"), "."] : [error.message, error.hint].filter(Boolean).join(": ");
   show(byId("main"), byId("name").parentElement, empty(missing ? "No such run" : "This run cannot be shown", text));
 }
 

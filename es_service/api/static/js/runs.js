@@ -98,20 +98,20 @@ function groups(runs) {
     const members = runs.filter((run) => run.search === name);
     if (name === null) return h("tbody", {}, members.map(row));
     const best = Math.max(...members.map((run) => run.accuracy ?? -Infinity));
-    const told = best === -Infinity ? "" : `, best accuracy ${best.toFixed(4)}`;
+    const note = best === -Infinity ? "" : `, best accuracy ${best.toFixed(4)}`;
     const title = h("th", { scope: "rowgroup", colspan: COLUMNS.length, class: "group" }, `Search ${name}`);
-    title.append(h("span", { class: "small muted" }, ` ${format.plural(members.length, "trial")}${told}`));
+    title.append(h("span", { class: "small muted" }, ` ${format.plural(members.length, "trial")}${note}`));
     return h("tbody", {}, h("tr", {}, title), members.map(row));
   });
 }
 
 function nothing(answer) {
   if (address.get("q") || address.get("status")) {
-    return empty("No run matches", "Take other words, or clear the search.");
+    return empty("No run matches", "Change or clear the search.");
   }
   return empty(
     "No runs yet",
-    `There is no run in ${answer.storage}. Train one, and it appears here by itself:`,
+    `There is no run in ${answer.storage}. Train one, and it will appear here:`,
     `es-service train --task fashion --method es --run first --storage ${answer.storage}`,
   );
 }
@@ -124,7 +124,7 @@ function render(answer) {
   const count = answer.total > answer.runs.length ? `${format.count(answer.runs.length)} of ${matching}` : matching;
   byId("count").textContent = answer.pending ? `${count}, ${format.count(answer.pending)} not read yet` : count;
   if (answer.runs.length === 0) {
-    show(byId("list"), answer.pending ? empty("Reading the runs", "There are many, and what you ask for needs them all.") : nothing(answer));
+    show(byId("list"), answer.pending ? empty("Reading the runs", "There are many, and this view needs all of them.") : nothing(answer));
     return;
   }
   const table = h(

@@ -56,7 +56,7 @@ export class ComparePanel {
     const [mine, theirs] = [answer.a.run, answer.b.run];
     const correlation = answer.rank_correlation;
     const figures = [
-      ["Rank correlation", correlation === null ? "–" : correlation.toFixed(3), "of the weights, 1: the same order"],
+      ["Rank correlation", correlation === null ? "–" : correlation.toFixed(3), "of the weights; 1 is the same order"],
       ["Heaviest 1 % shared", format.percent(answer.overlap["0.01"]), `of ${mine} with ${theirs}`],
       ["Heaviest 10 % shared", format.percent(answer.overlap["0.1"]), `of ${mine} with ${theirs}`],
       ["Samples in both", format.count(answer.num_common), ""],
@@ -64,7 +64,7 @@ export class ComparePanel {
     show(
       byId("compare"),
       h("dl", { class: "figures" }, figures.map(([name, text, note]) => h("div", {}, h("dt", {}, name), h("dd", {}, text), h("dd", { class: "note" }, note)))),
-      h("h3", { class: "below" }, "They differ most about"),
+      h("h3", { class: "below" }, "Largest differences"),
       h("div", { class: "samples", "data-kind": kindOf(this.run) }, answer.moved.map((one) => this.#card(one, mine, theirs, answer.moved))),
     );
   }

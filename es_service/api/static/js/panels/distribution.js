@@ -61,7 +61,7 @@ export class DistributionPanel {
     const name = COLUMNS[column] ?? column;
     if (epochs.length === 0 || epochs.every((one) => one.counts.every((count) => count === 0))) {
       this.table.update([]);
-      show(this.chart, empty("Nothing to count yet", `No sample has a value of ${name}.`));
+      show(this.chart, empty("No values yet", `No sample has a value of ${name}.`));
       return;
     }
     const rows = epochs.map((one) => ({

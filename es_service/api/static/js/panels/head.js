@@ -22,7 +22,7 @@ export function showHead(run) {
     exchange && `exchange ${exchange}`,
     workers && format.plural(workers, "worker"),
     training?.seed !== undefined && `seed ${training.seed}`,
-    run.begun_at && h("span", {}, "begun ", h("time", { datetime: run.begun_at }, new Date(run.begun_at).toLocaleString())),
+    run.begun_at && h("span", {}, "started ", h("time", { datetime: run.begun_at }, new Date(run.begun_at).toLocaleString())),
   ];
   show(byId("facts"), facts.filter(Boolean).map((fact) => h("span", {}, fact)));
 }
@@ -43,24 +43,24 @@ export function showFreshness(run, receivedMs, away, refused) {
   const place = byId("notice");
   if (away !== null) {
     const since = new Date(away.sinceMs).toLocaleTimeString();
-    const what = away.detail ? `Since ${since} the server cannot answer: ${away.detail.replace(/\.$/, "")}.` : `The server does not answer since ${since}.`;
+    const what = away.detail ? `Since ${since} the server has not been able to answer: ${away.detail.replace(/\.$/, "")}.` : `The server does not answer (since ${since}).`;
     const data = receivedMs === null ? "" : ` What you see is from ${new Date(receivedMs).toLocaleTimeString()}.`;
     notice(place, "away", `${what}${data} This page keeps trying.`);
     return;
   }
   if (refused !== null) {
-    notice(place, "away", `The server refused a part of what this page asked for: ${refused}`);
+    notice(place, "away", `The server rejected some of this page's requests: ${refused}`);
     return;
   }
   if (run === null) return;
   const tableAge = run.table === null ? null : run.table.age_s + (Date.now() - receivedMs) / 1000;
   if (run.status === "stale") {
-    const source = run.table === null ? "There are no scores of it." : `What you see is the table at the end of epoch ${format.count(run.table.epoch)}.`;
-    notice(place, "old", `Nothing was heard of this run for ${format.ago(run.age_s).replace(" ago", "")}: it was interrupted, or its score server is not to be seen from here. ${source}`);
+    const source = run.table === null ? "It has no scores yet." : `What you see is the table at the end of epoch ${format.count(run.table.epoch)}.`;
+    notice(place, "old", `No update from this run for ${format.ago(run.age_s).replace(" ago", "")}: it was interrupted, or its score server cannot be reached from here. ${source}`);
   } else if (run.status === "live" && run.table !== null && run.table.source === "storage") {
-    notice(place, "old", `The score server is not to be seen from here: these data are as of the end of epoch ${format.count(run.table.epoch)}, ${format.ago(run.table.age_s)}.`);
+    notice(place, "old", `The score server cannot be reached from here: these data are from the end of epoch ${format.count(run.table.epoch)}, ${format.ago(run.table.age_s)}.`);
   } else if (run.status === "live" && tableAge !== null && tableAge > OLD_S) {
-    notice(place, "old", `These data are ${format.seconds(Math.round(tableAge / 5) * 5)} old, and the run goes on.`);
+    notice(place, "old", `These data are ${format.seconds(Math.round(tableAge / 5) * 5)} old, and the run is still training.`);
   } else {
     notice(place, null);
   }
@@ -70,13 +70,13 @@ export function showFreshness(run, receivedMs, away, refused) {
 export function verdict(run, ledger) {
   const saved = ledger.saving;
   if (!ledger.available || !saved || saved.samples === null) {
-    return "This run has told nothing of its time and samples yet.";
+    return "This run has not reported its time and samples yet.";
   }
   const far = run.status === "finished" ? "" : " so far";
   const samples = format.percent(saved.samples);
-  if (Math.abs(saved.samples) < 0.0005) return `Everything was trained on${far}, so nothing is saved yet.`;
+  if (Math.abs(saved.samples) < 0.0005) return `Every sample was trained on${far}, so nothing is saved yet.`;
   if (saved.seconds === null) {
-    return `Selection left out ${samples} of back-propagation${far}. What that is worth in time is not known: no step of this run was a full one to measure by.`;
+    return `Selection saved ${samples} of back-propagation${far}. The time saved is unknown: this run has no full step to compare with.`;
   }
   if (saved.seconds > 0.01) return `Selection saves time${far}: ${format.percent(saved.seconds)} of what full training would have taken, with ${samples} less back-propagation.`;
   if (saved.seconds < -0.01) return `Selection costs more than it saves${far}: ${format.percent(-saved.seconds)} more time than full training, for ${samples} less back-propagation.`;
@@ -93,7 +93,7 @@ export function showFigures(run, ledger, coverage, effective) {
     ["Back-propagation saved", format.percent(ledger.saving?.samples), trained(ledger)],
     ["Never picked", coverage ? format.count(coverage.never_picked) : "–", coverage ? `${format.percent(never)} of the samples` : ""],
     ["Effective samples", effective ? format.count(effective.effective) : "–", effective ? `weights are worth ${format.percent(effective.share)} of all` : ""],
-    ["Table", run.table ? freshness(run.table) : "none yet", run.table ? origin(run) : "the first comes with the first epoch"],
+    ["Table", run.table ? freshness(run.table) : "none yet", run.table ? origin(run) : "available after the first epoch"],
   ];
   const place = byId("figures");
   place.hidden = false;

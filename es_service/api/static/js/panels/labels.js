@@ -22,7 +22,7 @@ export class LabelsPanel {
     if (this.coverage === null) return;
     const labels = this.coverage.labels;
     if (labels === null || labels.length === 0) {
-      show(place, empty("No labels", "The task of this run has none, or is not known here."));
+      show(place, empty("No labels", "The task of this run has no labels, or is unknown here."));
       return;
     }
     const chosen = this.filters.values.label ?? null;
@@ -50,7 +50,7 @@ export class LabelsPanel {
         ),
       );
     });
-    const rest = ordered.length > MOST ? h("p", { class: "small muted" }, `and ${format.plural(ordered.length - MOST, "label")} that are picked less often`) : null;
+    const rest = ordered.length > MOST ? h("p", { class: "small muted" }, `and ${format.plural(ordered.length - MOST, "label")} picked less often`) : null;
     show(place, h("ul", { class: "labels" }, rows), rest);
     if (focused !== null) place.querySelector(`[data-label="${CSS.escape(focused)}"]`)?.focus();
   }

@@ -31,7 +31,7 @@ export class LedgerPanel {
     const epochs = byEpoch(this.ledger, this.numSamples);
     this.table.update(epochs.map(cells));
     if (!this.ledger.seconds) {
-      show(this.chart, empty("No ledger yet", "The run tells of its time at the end of its first epoch. A loop of your own tells nothing: see selector.ledger there."));
+      show(this.chart, empty("No ledger yet", "The ledger appears after the first epoch. A loop of your own does not report one: use selector.ledger there."));
       return;
     }
     const drawnEpochs = epochs.map((one) => ({
@@ -94,7 +94,7 @@ function fullSeconds(total, saving) {
 /** One bar for the whole run: its seconds by section. */
 function sections(ledger, width) {
   const known = Object.keys(PARTS).filter((name) => name !== "rest" && typeof ledger.seconds[name] === "number");
-  if (known.length === 0) return h("p", { class: "muted small" }, `${format.seconds(ledger.seconds.total)} in steps so far; what they were spent on is told when the run ends.`);
+  if (known.length === 0) return h("p", { class: "muted small" }, `${format.seconds(ledger.seconds.total)} in steps so far; the breakdown is reported when the run ends.`);
   const total = ledger.seconds.total;
   const parts = known.map((name) => [name, ledger.seconds[name]]);
   parts.push(["rest", Math.max(0, total - parts.reduce((sum, [, size]) => sum + size, 0))]);

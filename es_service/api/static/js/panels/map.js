@@ -40,7 +40,7 @@ export class MapPanel {
     if (marks.length === 0) {
       this.map = null;
       const filtered = this.filters.where.length > 0;
-      show(place, empty(filtered ? "No sample matches" : "Nothing observed yet", filtered ? "Widen the filters, or clear them." : "A sample appears here once its loss was observed."));
+      show(place, empty(filtered ? "No sample matches" : "Nothing observed yet", filtered ? "Widen the filters, or clear them." : "Samples appear here once their loss has been observed."));
       return;
     }
     if (this.map === null) {
@@ -61,7 +61,7 @@ export class MapPanel {
     this.note.textContent = [
       answer.binned ? `${format.plural(samples, "sample")} in ${format.plural(marks.length, "mark")}, larger where there are more` : format.plural(samples, "sample"),
       answer.num_unseen > 0 && `${format.count(answer.num_unseen)} never observed are not drawn`,
-      (answer.x.clipped > 0 || answer.y.clipped > 0) && "the outermost 0.1 % are drawn at the edge",
+      (answer.x.clipped > 0 || answer.y.clipped > 0) && "the outermost 0.1 % are shown at the edge",
       "both axes are square roots",
     ]
       .filter(Boolean)
@@ -77,7 +77,7 @@ export class MapPanel {
       this.tip,
       preview(this.run, mark.id, ""),
       h("strong", {}, mark.label ?? `sample ${format.count(mark.id)}`),
-      h("div", {}, one ? `sample ${format.count(mark.id)}` : `${format.count(mark.count)} samples; the heaviest is ${format.count(mark.id)}`),
+      h("div", {}, one ? `sample ${format.count(mark.id)}` : `${format.count(mark.count)} samples; the one with the highest weight is ${format.count(mark.id)}`),
       h("div", {}, `mean loss ${format.value(mark.y)}, varies by ${format.value(mark.x)}`),
       h("div", {}, `picked after ${format.percent(mark.share, 0)} of visits`),
     );

@@ -122,15 +122,15 @@ export class SampleDialog {
         preview(this.run, this.id, `${sample.label ?? "sample"} ${this.id}`),
         h("div", { class: "pairs" }, pairs.flatMap(([name, text]) => [h("span", {}, name), h("span", {}, text)])),
       ),
-      h("section", { class: "history" }, h("h3", {}, "History of its loss"), chart),
+      h("section", { class: "history" }, h("h3", {}, "Loss history"), chart),
     );
     const points = pointsOf(history);
     if (points.length === 0) {
-      show(chart, h("p", { class: "muted small" }, "No observation of it is kept."));
+      show(chart, h("p", { class: "muted small" }, "No observation of this sample is stored."));
       return;
     }
     const note =
-      history.source === "journal" ? "A filled dot: it was picked and trained on." : "This run kept no journal: these are its last losses at the ends of the newest epochs. A filled dot: picked since the one before.";
+      history.source === "journal" ? "A filled dot: picked and trained on." : "This run has no journal: these are the last losses at the end of the newest epochs. A filled dot: picked since the previous dot.";
     show(chart, h("div"), h("p", { class: "small muted" }, note, history.truncated && " Older observations are left out."));
     const title = `Loss at ${format.plural(points.length, "observation")}, from ${format.value(points[0].y)} to ${format.value(points.at(-1).y)}`;
     drawn(chart, (width) => chart.firstChild.replaceChildren(lineChart(width, points, { title, height: 180, zero: true })));

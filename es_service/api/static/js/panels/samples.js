@@ -10,16 +10,16 @@ const PAGE = 24;
 const COLUMNS = "id,label,w,last_loss,loss_mean,loss_std,visits,selected,picked_share,suspicion,age";
 
 const VIEWS = {
-  weighted: { title: "Most weighted", order: "-w", where: [], meaning: "The highest weights now: what selection goes for." },
+  weighted: { title: "Most weighted", order: "-w", where: [], meaning: "The highest weights now: the samples that selection prefers." },
   suspects: {
     title: "Suspects",
     order: "-suspicion",
     where: [],
     meaning: "A loss that is high and stays high: often a wrong label, or a sample that cannot be learned.",
   },
-  never: { title: "Never picked", order: "-loss_mean", where: ["selected=0"], meaning: "Seen, but never trained on; the highest mean loss first." },
+  never: { title: "Never picked", order: "-loss_mean", where: ["selected=0"], meaning: "Observed but never trained on; the highest mean loss first." },
   hardest: { title: "Hardest", order: "-loss_mean", where: [], meaning: "The highest mean loss over all visits." },
-  forgotten: { title: "Longest unseen", order: "-age", where: [], meaning: "Their last observation is the oldest: their weight may be out of date." },
+  forgotten: { title: "Longest unseen", order: "-age", where: [], meaning: "The oldest last observation: the weight may be out of date." },
 };
 
 export class SamplesPanel {
@@ -122,7 +122,7 @@ export class SamplesPanel {
       this.below,
       h("span", { class: "muted small" }, `${format.count(this.samples.length)} of ${format.plural(this.matching, "sample")}`),
       this.next !== null && h("button", { type: "button", onclick: () => this.#load(this.next) }, "Show more"),
-      moved && h("button", { type: "button", onclick: () => this.refresh(this.run) }, "The run has moved on: start again"),
+      moved && h("button", { type: "button", onclick: () => this.refresh(this.run) }, "The run has new data: reload"),
     );
   }
 
@@ -155,6 +155,6 @@ function facts(sample) {
 function nothing(view, filtered) {
   if (filtered) return "Widen the filters, or clear them.";
   if (view === "never") return "Every sample was trained on at least once.";
-  if (view === "suspects") return "A sample is judged from its second visit on.";
-  return "Nothing was observed yet.";
+  if (view === "suspects") return "A sample needs at least two visits.";
+  return "Nothing has been observed yet.";
 }
