@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-PYTHON = "3.11"
+PYTHON = "3.11.5"
 TOOLS = "uv\npip-audit\n"
 LEFT_OUT = re.compile(r"pip|torch|triton|(nvidia|cuda)-.*")
 HEADER = (
