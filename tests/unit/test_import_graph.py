@@ -166,3 +166,9 @@ def test_what_import_es_service_needs_imports_no_ray_and_no_torch_at_its_top(nam
 def test_nothing_unpickles_and_nobody_asks_for_global_randomness(name: str) -> None:
     names = imported(SOURCES[name])
     assert not any(one.split(".")[0] in ("pickle", "cloudpickle", "marshal", "shelve") for one in names)
+
+
+@pytest.mark.parametrize("shelf", ["exchange", "storage", ""])
+def test_modules_are_short_enough_to_be_read_at_once(shelf: str) -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / shelf).glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
