@@ -34,7 +34,7 @@ class Background(Remote):
 
     def _put(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         if self._backlogs is None:
             patience, shards = super()._patience, range(self._num_shards)
             self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]

@@ -124,7 +124,7 @@ class Journal:
             while self._durable < wanted:
                 if self._gave_up or (self._num_tries > tries and self._failure is not None):
                     assert self._failure is not None
-                    raise self._failure
+                    raise self._failure.with_traceback(None)
                 if self._closed:
                     raise errors.StorageError("the journal was closed before all of it was written")
                 self._hurry = True
