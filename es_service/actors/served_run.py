@@ -60,7 +60,7 @@ class ServedRun:
     def check(self) -> None:
         """Raise what keeps this process from serving the run: the failure, or that another one has taken it over."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)  # which would grow with each call
         if self._ownership is not None:
             try:
                 self._ownership.check()

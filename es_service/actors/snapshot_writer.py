@@ -96,7 +96,7 @@ class SnapshotWriter:
         error = self._placed.exception()
         if error is not None and not isinstance(error, errors.EsServiceError):
             raise error
-        return error
+        return error and error.with_traceback(None)  # which would grow each time it is raised
 
     def settle(self) -> None:
         """Return once the last snapshot, and the history, is written or given up; tell nobody any more what came of it.

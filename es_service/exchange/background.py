@@ -31,7 +31,7 @@ class Background(Remote):
 
     def _put(self, step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         if self._backlogs is None:
             self._backlogs = [
                 Backlog(functools.partial(self._deliver, shard), self.calls.patience)

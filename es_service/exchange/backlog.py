@@ -92,7 +92,7 @@ class Backlog:
                 )
             )
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
 
     def _run(self) -> None:
         while (call := self._next()) is not None:

@@ -96,7 +96,7 @@ class Peers:
 
     def _in_time(self, call: Callable[[], _T], doing: str) -> _T:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         try:
             return call()
         except RuntimeError as error:  # all that torch.distributed raises where ranks are late or gone

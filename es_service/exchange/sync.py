@@ -85,7 +85,7 @@ class Sync(Remote):
         took its piece and another did not. A refusal of the one piece there is changed nothing: its number is free.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         under_way: list[tuple[int, I64 | slice, Posted]] = []
         try:
             for shard, where, message in reports:

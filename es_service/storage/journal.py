@@ -108,7 +108,7 @@ class Journal:
             while self.durable < wanted:
                 if self._gave_up or (self._num_tries > tries and self.failure is not None):
                     assert self.failure is not None
-                    raise self.failure
+                    raise self.failure.with_traceback(None)
                 if self._closed:
                     raise errors.StorageError("the journal was closed before all of it was written")
                 self._hurry = True

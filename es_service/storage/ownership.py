@@ -132,7 +132,7 @@ class Ownership:
     def check(self) -> None:
         """Raise RunExistsError where `renew` or `confirm` found another owner."""
         if self._taken is not None:
-            raise self._taken
+            raise self._taken.with_traceback(None)
 
     def release(self) -> None:
         """Own it no longer."""

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -800,6 +801,39 @@ def test_a_failure_to_start_is_raised_by_every_call(
     for act in every_call(server, config):
         with pytest.raises(kind):
             act()
+
+
+def frames_of(act: Callable[[], object]) -> int:
+    """How many frames the traceback of what a call raises has."""
+    with pytest.raises(errors.EsServiceError) as raised:
+        act()
+    return len(traceback.extract_tb(raised.value.__traceback__))
+
+
+@pytest.mark.parametrize("trouble", ["failed to start", "taken over", "snapshot"])
+def test_an_error_that_is_kept_is_no_longer_each_time_it_is_raised(
+    tmp_path: Path, config: RunConfig, losses_of: Losses, trouble: str
+) -> None:
+    storage, values = str(tmp_path), runs.config_to_dict(config)
+    server = ScoreServer(storage, "../mine" if trouble == "failed to start" else "mine", values, actor="first")
+    act: Callable[[], object] = server.stats
+    if trouble != "failed to start":
+        worker = Worker(server, config)
+        worker.train(0, losses_of)
+        server.stored_epochs()
+    if trouble == "taken over":
+        runs.RunStorage(storage, "mine").claim("first")
+        with pytest.raises(errors.StorageError):
+            server._run.check_write()
+    elif trouble == "snapshot":
+        worker.open(1)
+        shutil.move(tmp_path / "mine", tmp_path / "moved")
+        server.close_epoch(0, FIRST, 1)
+        act = server.stored_epochs
+    first = frames_of(act)
+    assert max(frames_of(act) for _ in range(20)) <= first + 2
+    if (tmp_path / "moved").exists():
+        shutil.move(tmp_path / "moved", tmp_path / "mine")
 
 
 # -- readers ------------------------------------------------------------------------------------------------------
