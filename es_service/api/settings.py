@@ -32,7 +32,9 @@ class Limits:
         concurrent: requests under way, of all clients together, streams not counted.
         streams: exports and event streams under way.
         logins_per_minute: failed ones, of one client.
+        wrong_tokens_per_minute: requests of one client that show a wrong token or session.
         body_bytes: of one request.
+        request_s: seconds in which a request's head must have come, and after it its body.
     """
 
     per_second: float = 500.0
@@ -40,14 +42,18 @@ class Limits:
     concurrent: int = 128
     streams: int = 100
     logins_per_minute: int = 10
+    wrong_tokens_per_minute: int = 60
     body_bytes: int = 16_384
+    request_s: float = 10.0
 
     def __post_init__(self) -> None:
         make_plain(self)
-        for name in ("burst", "concurrent", "streams", "logins_per_minute", "body_bytes"):
-            as_integer(name, getattr(self, name), least=1)
-        if not self.per_second > 0:
-            raise errors.ConfigError(f"per_second must be above 0, got {self.per_second}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                as_integer(field.name, value, least=1)
+            elif not value > 0:
+                raise errors.ConfigError(f"{field.name} must be above 0, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

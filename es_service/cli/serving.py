@@ -60,6 +60,7 @@ def serve_command(options: argparse.Namespace) -> int:
         import uvicorn
 
         from es_service.api.app import create_app
+        from es_service.api.guard.connections import server_options
         from es_service.api.settings import TOKEN_VARIABLE, Settings, is_loopback, read_token
     except ImportError as error:
         raise errors.ConfigError(f"serving needs more packages: pip install 'es-service[api]' ({error})") from error
@@ -90,7 +91,7 @@ def serve_command(options: argparse.Namespace) -> int:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=2,
-        timeout_keep_alive=30,
+        **server_options(settings.limits),
     )
     with _listening(options.host, options.port) as listener:
         shown = f"[{options.host}]" if ":" in options.host else options.host

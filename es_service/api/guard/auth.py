@@ -47,6 +47,10 @@ class Auth:
             return True
         return any(self._accepts_session(value) for value in _sessions(headers.get("cookie", "")))
 
+    def shows_any(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a request shows a token or a session, right or wrong."""
+        return "authorization" in headers or any(_sessions(headers.get("cookie", "")))
+
     def new_session(self) -> str:
         """Return the value of a cookie that is good for 12 hours."""
         expires = str(int(self._clock()) + SESSION_S)

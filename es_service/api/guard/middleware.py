@@ -1,8 +1,8 @@
 """What every request passes before any route sees it, and every answer on its way out.
 
-In this order: the host it is addressed to, how much its client asks, the token, the size of its body, how much is
-under way. A request that fails gets a problem; whatever happens, the answer carries the security headers, and no
-exception leaves as anything but a plain 500.
+In this order: the host it is addressed to, how much its client asks, the token, its body, which must come whole and in
+time, how much is under way. A request that fails gets a problem, and so does a WebSocket that passes: there are none
+here. Whatever happens, the answer carries the security headers, and no exception leaves as anything but a plain 500.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from es_service.api.guard import problems
+from es_service.api.guard import bodies, problems
 from es_service.api.guard.auth import Auth
 from es_service.api.guard.limits import Buckets, Slots
 from es_service.api.guard.problems import Problem
@@ -58,22 +58,24 @@ class Guard:
         self._app, self._auth, self._count = app, auth, count
         self._hosts = {host.strip("[]").lower() for host in settings.hosts}
         limits = settings.limits
-        self._root, self._body_bytes = settings.root_path, limits.body_bytes
+        self._root, self._limits = settings.root_path, limits
         self._requests = Buckets(limits.per_second, limits.burst)
+        self._wrong_tokens = Buckets(limits.wrong_tokens_per_minute / 60.0, limits.wrong_tokens_per_minute)
         self._slots, self._streams = Slots(limits.concurrent), Slots(limits.streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return  # a websocket: there are none here
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
         begin, status = time.perf_counter(), 0
         scope = self._below_root(scope)
+        if scope["type"] == "websocket":
+            scope = {**scope, "method": "GET"}
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"].endswith("http.response.start"):  # a WebSocket is refused by one, too
                 status = message["status"]
                 headers = MutableHeaders(raw=message["headers"])
                 for name, value in _HEADERS.items():
@@ -84,22 +86,26 @@ class Guard:
 
         try:
             refused = self._refusal(scope)
+            if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+                await send({"type": "websocket.close", "code": 1008})  # this server can say no more
+                return
             if refused is not None:
                 await refused(scope, receive, send_guarded)
                 return
+            receive = await bodies.read_whole(receive, self._limits.body_bytes, self._limits.request_s)
             slots = self._streams if scope["path"].endswith(("/export", "/events")) else self._slots
             if scope["path"] != "/-/healthz" and not slots.enter():
                 problem = Problem("unavailable", "as many requests as are taken are under way", "ask again in a moment")
                 await problems.response(problem)(scope, receive, send_guarded)
                 return
             try:
-                await self._app(scope, self._measured(receive), send_guarded)
+                await self._app(scope, receive, send_guarded)
             finally:
                 if scope["path"] != "/-/healthz":
                     slots.leave()
-        except Problem as too_large:  # the body turned out to be too large
+        except Problem as of_body:
             if status == 0:
-                await problems.response(too_large)(scope, receive, send_guarded)
+                await problems.response(of_body)(scope, receive, send_guarded)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if status != 0:  # it is under way: all that is left is to break it off
@@ -133,38 +139,39 @@ class Guard:
             return problems.response(problem)
         if not path:  # the root without a slash at its end: links of a page there would lead elsewhere
             return RedirectResponse(f"{self._root}/", status_code=308)
-        if path not in OPEN_PATHS and not self._auth.accepts(headers):
-            if _is_page(scope, headers):
-                query = scope["query_string"].decode("latin-1")
-                wanted = quote(f"{self._root}{path}?{query}" if query else f"{self._root}{path}", safe="/")
-                return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
-            problem = Problem(
-                "unauthorized", "this request shows no token, or a wrong one", "send Authorization: Bearer <token>",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-            return problems.response(problem)
+        if path not in OPEN_PATHS and self._auth.needs_token:
+            stranger = self._stranger(scope, headers, client)
+            if stranger is not None:
+                return stranger
+        if scope["type"] == "websocket":
+            return problems.response(Problem("no-such-route", f"no WebSocket at {path}", "read /events"))
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._body_bytes:
-            return problems.response(self._too_large())
+        if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.body_bytes:
+            return problems.response(bodies.too_large(self._limits.body_bytes))
         return None
 
-    def _too_large(self) -> Problem:
-        return Problem("body-too-large", f"a body of more than {self._body_bytes:,} bytes", "nothing here needs one")
-
-    def _measured(self, receive: Receive) -> Receive:
-        """Return `receive` that raises where more comes than may."""
-        received = 0
-
-        async def measured() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._body_bytes:
-                    raise self._too_large()
-            return message
-
-        return measured
+    def _stranger(self, scope: Scope, headers: Headers, client: str) -> Response | None:
+        """Return the answer to who may not read; to who guesses there is none, right or wrong, for a while."""
+        guesses = self._auth.shows_any(headers)
+        if guesses and self._wrong_tokens.is_empty(client):
+            hint = "wait, and check the token that this client shows"
+            return problems.response(
+                Problem("too-many-requests", "too many wrong tokens", hint, headers={"Retry-After": "10"})
+            )
+        if self._auth.accepts(headers):
+            return None
+        if guesses:
+            self._wrong_tokens.take(client)
+        if _is_page(scope, headers):
+            query = scope["query_string"].decode("latin-1")
+            path = f"{self._root}{scope['path']}"
+            wanted = quote(f"{path}?{query}" if query else path, safe="/")
+            return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
+        problem = Problem(
+            "unauthorized", "this request shows no token, or a wrong one", "send Authorization: Bearer <token>",
+            headers={"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+        return problems.response(problem)
 
 
 def _name(host: str) -> str:

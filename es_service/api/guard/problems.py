@@ -25,6 +25,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "no-such-route": (404, "Route not found"),
     "no-preview": (404, "The sample cannot be shown"),
     "method-not-allowed": (405, "The service is read-only"),
+    "request-timeout": (408, "The request arrived too slowly"),
     "no-table-yet": (409, "The run has no table yet"),
     "body-too-large": (413, "The request body is too large"),
     "wrong-host": (421, "The request is addressed to another host"),

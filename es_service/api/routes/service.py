@@ -103,9 +103,13 @@ async def login(request: Request) -> Response:
     client = request.client.host if request.client else ""
     if not _is_from_here(request):
         raise Problem("unauthorized", "this form was sent by another site", "log in on this server's own page")
+    body = (await request.body()).decode("latin-1")  # nothing is awaited from here on, so that each failure counts
     if request.app.state.failed_logins.is_empty(client):
         raise Problem("too-many-requests", "too many failed logins", "wait a minute", headers={"Retry-After": "60"})
-    fields = parse_qs((await request.body()).decode("latin-1"), max_num_fields=8)
+    try:
+        fields = parse_qs(body, max_num_fields=8)
+    except ValueError as error:
+        raise Problem("bad-query", f"the form cannot be read: {error}", "send token and next") from error
     root = request.app.state.settings.root_path
     wanted = safe_next(fields.get("next", [""])[0], root)
     if auth.needs_token and not auth.accepts_token(fields.get("token", [""])[0].strip()):
@@ -139,7 +143,10 @@ async def logout(request: Request) -> Response:
 
 def _is_from_here(request: Request) -> bool:
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:  # it is no address
+        return False
 
 
 # -- the pages ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 import es_service as es
 from es_service.api.app import create_app
+from es_service.api.guard.connections import server_options
 from es_service.api.settings import Settings
 from es_service.api.table.view import Labels, TableView
 from es_service.exchange.base import Position
@@ -83,6 +88,31 @@ def make_client() -> Iterator[Callable[..., TestClient]]:
 def client(storage: Path, make_client: Callable[..., TestClient]) -> TestClient:
     """A client that may read everything."""
     return make_client(storage)
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., int]]:
+    """Starts a real server as `es-service serve` does and returns its port; keywords are those of Settings."""
+    with contextlib.ExitStack() as at_end:
+
+        def make(storage: Path, **settings: Any) -> int:
+            given = Settings(storage=str(storage), ray=False, **settings)
+            listener = at_end.enter_context(socket.create_server(("127.0.0.1", 0)))
+            config = uvicorn.Config(
+                create_app(given), log_level="warning", timeout_graceful_shutdown=1, **server_options(given.limits)
+            )
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+
+            def stop() -> None:
+                server.should_exit = True
+                thread.join(timeout=20)
+
+            at_end.callback(stop)
+            return int(listener.getsockname()[1])
+
+        yield make
 
 
 @pytest.fixture

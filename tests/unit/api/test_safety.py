@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from starlette.testclient import WebSocketDenialResponse
 
 from es_service import errors
 from es_service.api import settings
@@ -221,6 +222,27 @@ def test_serve_says_what_is_wrong_before_it_listens(
     assert "absent" in capsys.readouterr().err
     assert main(["serve", "--storage", str(storage), "--port", "70000"]) == 2
     assert "[0, 65535]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/v1/runs", {}, 401),
+        ("/v1/runs", {**BEARER, "Host": "evil.example"}, 421),
+        ("/v1/runs/done/events", BEARER, 404),
+        ("/-/healthz", {}, 404),
+    ],
+)
+def test_a_server_with_websockets_refuses_them_too(
+    path: str, headers: dict[str, str], expected: int, locked: TestClient
+) -> None:
+    with (
+        pytest.raises(WebSocketDenialResponse) as caught,
+        locked.websocket_connect(path, headers={"Host": "127.0.0.1", **headers}),
+    ):
+        pass
+    assert caught.value.status_code == expected
+    assert caught.value.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
 
 
 # -- hosts, sizes, rates ------------------------------------------------------------------------------------------
