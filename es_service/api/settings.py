@@ -13,9 +13,10 @@ from es_service import errors
 from es_service.selection.settings import as_integer, make_plain
 from es_service.storage.given import read_given
 
-__all__ = ["TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
+__all__ = ["TOKEN_FILE_VARIABLE", "TOKEN_VARIABLE", "Limits", "Settings", "is_loopback", "read_token"]
 
 TOKEN_VARIABLE = "ES_SERVICE_TOKEN"
+TOKEN_FILE_VARIABLE = "ES_SERVICE_TOKEN_FILE"
 _ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _OWN_NAMES = frozenset({"-", "login", "logout", "metrics", "openapi.json", "runs", "static", "v1"})
 _LEAST_TOKEN = 16  # characters

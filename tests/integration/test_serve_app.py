@@ -35,7 +35,8 @@ PROGRAM = """
     try:
         serve.run(app, name="es", route_prefix="/")
         refused, allowed = get("/v1/runs", None), get("/v1/runs", token)
-        print(json.dumps({"refused": refused, "allowed": allowed, "absent": get("/v1/runs/absent", token)}))
+        absent, session = get("/v1/runs/absent", token), ray._private.worker._global_node.get_session_dir_path()
+        print(json.dumps({"refused": refused, "allowed": allowed, "absent": absent, "session": session}))
     finally:
         serve.shutdown()
 """
@@ -52,15 +53,19 @@ def test_it_serves_the_same_application(ray_head: subprocess.Popen[bytes], tmp_p
 
     run = RunStorage(str(tmp_path), "shown")
     run.begin(RunConfig(selection=selection, num_samples=10, num_epochs=1, batch_size=5))
-    token = "a-token-of-enough-letters"
+    token, of_the_environment = "a-token-of-enough-letters", "another-token-of-enough-letters"
+    token_file = tmp_path / "token"
+    token_file.write_text(token)
+    token_file.chmod(0o600)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "ES_SERVICE_STORAGE": str(tmp_path),
-        "ES_SERVICE_TOKEN": token,
+        "ES_SERVICE_TOKEN_FILE": str(token_file),
+        "ES_SERVICE_TOKEN": of_the_environment,
         "ES_SERVICE_REPLICAS": "1",
     }
     done = subprocess.run(
@@ -80,3 +85,8 @@ def test_it_serves_the_same_application(ray_head: subprocess.Popen[bytes], tmp_p
     assert (status, [row["run"] for row in body["runs"]]) == (200, ["shown"])
     assert "default-src 'none'" in headers["content-security-policy"]
     assert found["absent"][1]["type"] == "urn:es-service:problem:no-such-run"
+    written = [path for path in Path(found["session"]).rglob("*") if path.is_file()]
+    assert len(written) > 5
+    for path in written:  # every user of the machine may read some of them
+        for secret in (token, of_the_environment):
+            assert secret.encode() not in path.read_bytes(), path

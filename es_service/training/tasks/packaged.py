@@ -121,10 +121,11 @@ class PackagedFile:
         raise errors.DataError(f"no file {self.names[0]}: the package {self.package} {state}; {self._help()}")
 
     def _below(self, path: Path) -> Path:
-        if not path.is_dir():
-            if path.exists():
-                return path
-            raise errors.DataError(f"no file or folder {path}; {self._help()}")
+        if path.is_file():
+            return path
+        if not path.is_dir():  # opening a FIFO would wait for ever
+            what = "neither a file nor a folder:" if path.exists() else "no file or folder"
+            raise errors.DataError(f"{what} {path}; {self._help()}")
         found = next(self._candidates(path), None)
         if found is None:
             raise errors.DataError(f"nothing named {' or '.join(self.names)} in {path}; {self._help()}")

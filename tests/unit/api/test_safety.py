@@ -367,9 +367,31 @@ def test_settings_are_checked() -> None:
     assert os.environ.get(settings.TOKEN_VARIABLE) is None
 
 
+def test_an_application_made_from_the_environment_takes_its_token_from_a_file(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o640)
+    monkeypatch.setenv(settings.TOKEN_VARIABLE, TOKEN + "-of-the-environment")
+    monkeypatch.setenv("ES_SERVICE_TOKEN_FILE", str(token))
+    monkeypatch.setenv("ES_SERVICE_STORAGE", str(storage))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(errors.ConfigError, match="chmod 600"):
+        build_app()
+    token.chmod(0o600)
+    with TestClient(build_app(), base_url="http://127.0.0.1") as client:
+        assert client.get("/v1/session", headers=BEARER).status_code == 200
+        assert (
+            client.get("/v1/session", headers={"Authorization": f"Bearer {TOKEN}-of-the-environment"}).status_code
+            == 401
+        )
+
+
 def test_an_application_made_from_the_environment_needs_a_token(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(settings.TOKEN_VARIABLE, raising=False)
-    with pytest.raises(errors.ConfigError, match="set ES_SERVICE_TOKEN"):
+    monkeypatch.delenv("ES_SERVICE_TOKEN_FILE", raising=False)
+    with pytest.raises(errors.ConfigError, match="set ES_SERVICE_TOKEN_FILE"):
         build_app()
     monkeypatch.setenv(settings.TOKEN_VARIABLE, TOKEN)
     monkeypatch.setenv("ES_SERVICE_STORAGE", str(storage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -156,3 +157,16 @@ def test_whole_requests_on_one_connection_are_answered_for_long(storage: Path, m
             while answers.readline() != b"\r\n":
                 pass
             assert answers.read(len(b'{"status": "ok"}')) == b'{"status": "ok"}'
+
+
+def test_the_list_of_runs_does_not_wait_for_first_previews(command: tuple[int, Path]) -> None:
+    port, _ = command
+    head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+    first = f"GET /v1/runs/done/samples/3/preview HTTP/1.1\r\nConnection: close\r\n{head}\r\n".encode()
+    with contextlib.ExitStack() as held:
+        previews = [held.enter_context(connect(port, first)) for _ in range(50)]  # these load torch
+        assert status(ask(port, "/v1/runs", f"Authorization: Bearer {TOKEN}\r\n")) == 200
+        assert select.select(previews, [], [], 0)[0] == []  # it came before any of them
+        for preview in previews:
+            preview.settimeout(60)
+            assert status(preview.makefile("rb").read()) == 200
