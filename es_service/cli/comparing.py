@@ -10,12 +10,12 @@ from typing import Any
 
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
-from es_service.evidence import jobs
-from es_service.evidence.compare import check_report_extra, compare
-from es_service.evidence.contenders import DEFAULT_METHODS, parse_contenders
-from es_service.evidence.folder import Folder
-from es_service.evidence.progress import Progress
-from es_service.evidence.running import Slots
+from es_service.experiments import begin as jobs
+from es_service.experiments.compare.candidates import DEFAULT_METHODS, parse_contenders
+from es_service.experiments.compare.compare import check_report_extra, compare
+from es_service.experiments.compare.folder import Folder
+from es_service.experiments.compare.progress import Progress
+from es_service.experiments.compare.running import Slots
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser"]

@@ -12,12 +12,12 @@ from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
+from es_service.experiments.tune.domains import KINDS
+from es_service.experiments.tune.objectives import OBJECTIVES
+from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
 from es_service.selection.config import PRESETS
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
-from es_service.tuning.domains import KINDS
-from es_service.tuning.objectives import OBJECTIVES
-from es_service.tuning.space import Space, default_space, parse_flags, read_space
 
 __all__ = ["add_parser"]
 
@@ -93,10 +93,10 @@ def tune_command(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.out is None:
         raise errors.ConfigError("where shall the search go? Name a folder with --out DIR")
-    from es_service.tuning.described import Places
-    from es_service.tuning.objectives import Objective
-    from es_service.tuning.progress import Progress
-    from es_service.tuning.searching import search
+    from es_service.experiments.tune.objectives import Objective
+    from es_service.experiments.tune.progress import Progress
+    from es_service.experiments.tune.search import search
+    from es_service.experiments.tune.search_spec import Places
 
     places = Places(
         exchange=options.exchange,
@@ -143,7 +143,7 @@ def tune_command(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     """Replay a finished run; needs neither Ray nor torch."""
-    from es_service.tuning.replay import replay
+    from es_service.experiments.tune.replay import replay
 
     if options.resume:
         raise errors.ConfigError(

@@ -18,9 +18,9 @@ import pytest
 from pyarrow import parquet
 
 from es_service.cli import main
-from es_service.evidence.folder import Folder
-from es_service.evidence.running import Slots, run_all
-from es_service.evidence.subject import RunSpec
+from es_service.experiments.compare.folder import Folder
+from es_service.experiments.compare.running import Slots, run_all
+from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
 
 JOBS = min(2, len(os.sched_getaffinity(0)))
@@ -217,7 +217,7 @@ def full_run(data: Path) -> RunSpec:
 
 
 def worker(folder: Folder) -> list[str]:
-    return [sys.executable, "-m", "es_service.evidence.worker", str(folder.runs), "full-s0", "", "1"]
+    return [sys.executable, "-m", "es_service.experiments.compare.worker", str(folder.runs), "full-s0", "", "1"]
 
 
 def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_path: Path) -> None:

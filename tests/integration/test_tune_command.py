@@ -194,8 +194,8 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     descendants: Callable[[int], dict[int, str]],
     tmp_path: Path,
 ) -> None:
-    from es_service.tuning import search
-    from es_service.tuning.described import Places
+    from es_service.experiments.tune import search
+    from es_service.experiments.tune.search_spec import Places
 
     killed: list[int] = []
     stop = threading.Event()
@@ -266,11 +266,11 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
     pytest.importorskip("hpbandster")
+    from es_service.experiments.tune import search
+    from es_service.experiments.tune.search_spec import Places
     from es_service.selection.config import preset
     from es_service.training.job import TrainJob, train
     from es_service.training.tasks.derived import Derived
-    from es_service.tuning import search
-    from es_service.tuning.described import Places
 
     results = search(
         "fashion", {"beta1": "uniform(0, 0.5)", "anneal": [0, 0]}, algorithm="bohb", samples=5, epochs=3, batch_size=32,
@@ -299,8 +299,8 @@ TWO_CPUS = """
 import json
 import ray
 ray.init(log_to_driver=False, configure_logging=False)
-from es_service.tuning.described import Places
-from es_service.tuning import search
+from es_service.experiments.tune.search_spec import Places
+from es_service.experiments.tune import search
 results = search(
     "my_module:build_task", {"beta1": "grid(0.0, 0.5)"}, out="out", epochs=2, batch_size=32,
     derived={"limit": 64}, references=False, places=Places(exchange="leased", max_concurrent=2),

@@ -13,9 +13,13 @@ import pytest
 
 import es_service as es
 from es_service.api.settings import Limits, Settings
-from es_service.evidence.contenders import Contender
-from es_service.evidence.subject import Subject
 from es_service.exchange.base import Position
+from es_service.experiments.compare.candidates import Contender
+from es_service.experiments.experiment_spec import Subject
+from es_service.experiments.tune.domains import Domain
+from es_service.experiments.tune.objectives import Objective
+from es_service.experiments.tune.search_spec import Places
+from es_service.experiments.tune.space import Space
 from es_service.selection import methods
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.run import RunConfig
@@ -25,10 +29,6 @@ from es_service.training.job import TrainJob
 from es_service.training.loop import TrainSettings
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.derived import Derived
-from es_service.tuning.described import Places
-from es_service.tuning.domains import Domain
-from es_service.tuning.objectives import Objective
-from es_service.tuning.space import Space
 
 SELECTION: dict[str, Any] = {
     "method": es.methods.evolved(),

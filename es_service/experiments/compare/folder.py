@@ -1,0 +1,79 @@
+"""The folder of a comparison.
+
+<out>/comparison.json       what is compared; another comparison is refused
+<out>/short_full.json       how long each method's short full run is, once that is decided
+<out>/runs/<run>/           one run: spec.json, outcome.json when it has ended, log.txt, and what `train` leaves there
+<out>/results.json, results.parquet, history.parquet, report.md, report.html, pictures/
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from es_service import errors
+from es_service.experiments.claims import Claim
+from es_service.experiments.compare.outcomes import Outcome
+from es_service.experiments.experiment_spec import RunSpec
+from es_service.experiments.folder import ReportFolder
+from es_service.storage import sealed
+
+__all__ = ["Folder"]
+
+_CLAIM = Claim(
+    kind="comparison", command="compare", may_change="methods and seeds may be added to one, for anything else"
+)
+
+
+class Folder(ReportFolder):
+    """One comparison on disk.
+
+    Args:
+        out: its path; a local folder.
+    """
+
+    def __init__(self, out: str) -> None:
+        super().__init__(out, _CLAIM)
+
+    def outcome(self, spec: RunSpec) -> Outcome | None:
+        """Return what came of a run, None if it has not ended.
+
+        Raises:
+            ConfigError: its name had other settings then.
+            StorageError: what is written of it is damaged.
+        """
+        name = f"runs/{spec.run}/outcome.json"
+        values = self.read(name)
+        if values is None:
+            return None
+        sealed.check(values, f"{self.path}/{name}")
+        try:
+            made = RunSpec.from_dict(values["spec"])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
+        if made.to_dict() != spec.to_dict():
+            raise errors.ConfigError(
+                f"run {spec.run} in {self.path} was made with other settings ({values.get('spec')}), by another "
+                "version perhaps: name another folder, or remove the run's"
+            )
+        try:
+            return Outcome.from_dict(values)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
+
+    def prepare(self, spec: RunSpec) -> Path:
+        """Return the run's folder, emptied of what an interrupted run left, with its spec.json."""
+        place = self.runs / spec.run
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        self.write(f"runs/{spec.run}/spec.json", spec.to_dict())
+        return place
+
+    def lengths(self) -> dict[str, dict[str, Any]]:
+        """Return {label: {epochs, basis}}: how long the short full run of each method is, as far as decided."""
+        return self.read("short_full.json") or {}
+
+    def write_lengths(self, lengths: dict[str, dict[str, Any]]) -> None:
+        """Keep them, so that a continued comparison compares with the same runs."""
+        self.write("short_full.json", lengths)
