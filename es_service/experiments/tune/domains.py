@@ -165,6 +165,33 @@ class Domain:
         on_step = self.step is None or abs((value - low) / self.step - round((value - low) / self.step)) < 1e-9
         return low <= value <= self.last and on_step
 
+    @property
+    def num_values(self) -> float:
+        """How many values it can give, infinity for a range of floats."""
+        if self.listed is not None:
+            return len(self.listed)
+        if self.step is None:
+            return self.last - self._ends()[0] + 1 if self.is_integer else math.inf
+        return self._num_steps() + 1
+
+    def places(self) -> tuple[Any, Any]:
+        """Return the ends of what stands for its values in a search: their numbers where they are listed or stepped."""
+        if self.listed is None and self.step is None:
+            return self.extremes()[0], self.last
+        return 0, int(self.num_values) - 1
+
+    def place(self, value: Any) -> Any:
+        """Return what stands for a value, between `places`."""
+        if self.listed is not None:
+            return self.listed.index(value)
+        return value if self.step is None else round((value - self._ends()[0]) / self.step)
+
+    def value(self, place: Any) -> Any:
+        """Return the value that a place stands for."""
+        if self.listed is not None:
+            return self.listed[int(place)]
+        return self.tidy(place if self.step is None else self._ends()[0] + int(place) * self.step)
+
     def _num_steps(self) -> int:
         low, high = self._ends()
         return int((high - low) / (self.step or 1) + 1e-9)

@@ -1,73 +1,109 @@
-"""Which trials are worth going on with: what early stopping has to say, and ASHA's say."""
+"""Which trials Ray Tune's schedulers stop early: ASHA, or HyperBand in brackets where BOHB proposes the settings.
+
+Both forget on `Tuner.restore`, so their state is kept with the searcher's (`get_state`, `set_state`). A trial that is a
+Ray Train job is first asked to end: `_InOrder` carries a decision out once its workers and score server are gone.
+"""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
-from typing import Any, Protocol
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
-from es_service.experiments.tune.rungs import REDUCTION
+from es_service.experiments.tune.live import Live
+from es_service.experiments.tune.search_spec import Search
 
-__all__ = ["DROP", "GO_ON", "WAIT", "Asha", "Early", "Never"]
+__all__ = ["Asha", "Brackets", "NoStopping", "rungs_of", "scheduler_for"]
 
-GO_ON, WAIT, DROP = "go on", "wait", "drop"
+_REDUCTION = 3
+_CHEAPENING = frozenset({"anneal", "ratio", "prune_ratio", "r", "score_every", "interrupt"})
+_MOST_HALVINGS = 3
 
-
-class Early(Protocol):
-    """Hears of all trials in the order of the journal, and so says the same whenever that is read again."""
-
-    def begin(self, number: int) -> None:
-        """Take note of a trial that begins; once is as good as twice."""
-        ...
-
-    def epoch(self, number: int, entry: Mapping[str, Any]) -> None:
-        """Take what a trial has reached, see `trainable.ENTRY`."""
-        ...
-
-    def fail(self, number: int) -> None:
-        """Take note of a trial that failed."""
-        ...
-
-    def retry(self, number: int) -> None:
-        """Take note of a failed trial that begins anew."""
-        ...
-
-    def verdict(self, number: int) -> str:
-        """Return what is to become of a trial that has not ended: GO_ON, WAIT for others, or DROP."""
-        ...
-
-    def settle(self) -> None:
-        """Decide about those that wait: nothing is under way, and nothing new will come."""
-        ...
+End = Callable[[str], None]
+"""Asks a run's Ray Train job to end."""
 
 
-class Never:
+def scheduler_for(search: Search, room: int, end: End | None) -> Any:
+    """Return what stops a search's trials early: HyperBand where BOHB proposes them, else ASHA where asked for.
+
+    Args:
+        search: what is searched.
+        room: trials at a time.
+        end: asks a run's Ray Train job to end, where trials are such jobs.
+    """
+    searched, metric = search.space.domains, search.objective.metric
+    if not search.early_stopping or search.epochs < 2:
+        return NoStopping()
+    if search.algorithm == "bohb":
+        return Brackets(search.epochs, metric, searched, room, end)
+    return Asha(search.epochs, metric, searched, end)
+
+
+def _cheapening(searched: Iterable[str]) -> bool:
+    """Return whether a setting is searched that makes epochs cheaper: cheap epochs look bad at first."""
+    return bool(_CHEAPENING & set(searched))
+
+
+def rungs_of(epochs: int, searched: Iterable[str]) -> tuple[int, ...]:
+    """Return after how many epochs HyperBand compares trials: all of them, a third, a ninth, ..., the fewest first.
+
+    Where a setting is searched that makes epochs cheaper, there is one comparison before the end.
+
+    Example:
+        >>> rungs_of(20, ["beta1"]), rungs_of(20, ["ratio"]), rungs_of(2, ["beta1"]), rungs_of(1, ["beta1"])
+        ((2, 7, 20), (7, 20), (1, 2), (1,))
+    """
+    if epochs < 2:
+        return (epochs,)
+    halvings = 1
+    while not _cheapening(searched) and halvings < _MOST_HALVINGS and _REDUCTION ** (halvings + 1) <= epochs:
+        halvings += 1
+    return tuple(math.floor(epochs / _REDUCTION**k + 0.5) for k in range(halvings, -1, -1))
+
+
+class _InOrder(TrialScheduler):
+    """Carries out a decision to stop or pause a trial; where `end` is given, when the trial says that it has ended."""
+
+    _end: End | None
+    _decided: dict[str, str]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return what becomes of a trial; a result that comes after a decision is marked as "late"."""
+        if "stopped" in result:
+            return self._decided.pop(trial.trial_id, TrialScheduler.CONTINUE)
+        if trial.trial_id not in self._decided:
+            decision = str(super().on_trial_result(tune_controller, trial, result))
+            if decision == TrialScheduler.CONTINUE or self._end is None:
+                return decision
+            self._decided[trial.trial_id] = decision
+        else:
+            result["late"] = True
+        self._end(trial.config["spec"]["run"])  # type: ignore[misc]
+        return str(TrialScheduler.CONTINUE)
+
+
+class NoStopping(Live, FIFOScheduler):
     """Stops nothing."""
 
-    def begin(self, number: int) -> None:
-        """See `Early`."""
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
-    def epoch(self, number: int, entry: Mapping[str, Any]) -> None:
-        """See `Early`."""
+    def get_state(self) -> dict[str, Any]:
+        """Return nothing to remember."""
+        return {}
 
-    def fail(self, number: int) -> None:
-        """See `Early`."""
-
-    def retry(self, number: int) -> None:
-        """See `Early`."""
-
-    def verdict(self, number: int) -> str:  # noqa: ARG002 - the contract's argument
-        """See `Early`."""
-        return GO_ON
-
-    def settle(self) -> None:
-        """See `Early`."""
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
-class Asha(Never):
-    """Asynchronous successive halving over epochs, Ray Tune's.
+class Asha(Live, _InOrder, ASHAScheduler):
+    """Asynchronous successive halving over epochs.
 
     A trial may be stopped after a quarter of its epochs, and then after three times as many: where it is below the best
     third of those that came so far. All of them are then at the same place of the learning rate's schedule. Where a
@@ -76,39 +112,136 @@ class Asha(Never):
     Args:
         epochs: of a trial, 2 or more.
         metric: what trials are compared by.
-        cheaply: whether such a setting is searched.
+        searched: the settings that are.
+        end: see `_InOrder`.
 
     Reference: Li et al., *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020.
     """
 
-    def __init__(self, epochs: int, metric: str, *, cheaply: bool) -> None:
-        self._epochs, self._metric = epochs, metric
-        self._behind: set[int] = set()
-        self._theirs: Any = ASHAScheduler(
-            time_attr="done",
-            metric="value",
+    def __init__(self, epochs: int, metric: str, searched: Iterable[str], end: End | None = None) -> None:
+        super().__init__(
+            time_attr="epochs",
+            metric=metric,
             mode="max",
             max_t=epochs,
-            grace_period=max(1, round(epochs / (2 if cheaply else 4))),
-            reduction_factor=REDUCTION,
+            grace_period=max(1, round(epochs / (2 if _cheapening(searched) else 4))),
+            reduction_factor=_REDUCTION,
         )
+        self._end, self._decided = end, {}
 
-    def begin(self, number: int) -> None:
-        """See `Early`."""
-        self._theirs.on_trial_add(None, _named(number))
+    def get_state(self) -> dict[str, Any]:
+        """Return what each trial reached at each rung."""
+        return {name: value for name, value in self.__dict__.items() if name != "_end"}
 
-    def epoch(self, number: int, entry: Mapping[str, Any]) -> None:
-        """See `Early`; asking is what makes ASHA remember a trial."""
-        if entry["epoch"] + 1 < self._epochs:
-            result = {"done": entry["epoch"] + 1, "value": entry[self._metric]}
-            if self._theirs.on_trial_result(None, _named(number), result) == TrialScheduler.STOP:
-                self._behind.add(number)
-
-    def verdict(self, number: int) -> str:
-        """See `Early`."""
-        return DROP if number in self._behind else GO_ON
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.__dict__.update(state)
 
 
-def _named(number: int) -> Any:
-    """Return what ASHA needs to know of a trial."""
-    return types.SimpleNamespace(trial_id=str(number))
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Id:
+    """Stands for a trial in what is kept."""
+
+    trial_id: str
+
+
+class Brackets(Live, _InOrder, HyperBandForBOHB):
+    """HyperBand for BOHB: trials wait at rungs for the others of their bracket, and the best third goes on.
+
+    Ray Tune's own would stop a trial of 4 epochs after 3: its rungs are powers of 3. Here trials report as `rung` the
+    power that stands for the last of `rungs_of` they have passed. Besides, Ray Tune's own
+
+    - would put new trials into a bracket whose last trials have ended, so that nothing is compared any more,
+    - would run the trials that may go on all at once, however many are allowed at a time,
+    - and could not be restored: trials that wait would run, and brackets would wait for trials that have ended.
+
+    Args:
+        epochs: of a trial, 2 or more.
+        metric: what trials are compared by.
+        searched: the settings that are.
+        room: trials at a time.
+        end: see `_InOrder`.
+
+    Reference: Li et al., *Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization*, JMLR 2018.
+    """
+
+    def __init__(self, epochs: int, metric: str, searched: Iterable[str], room: int, end: End | None = None) -> None:
+        self._rungs = rungs_of(epochs, searched)
+        most = _REDUCTION ** (len(self._rungs) - 1)
+        super().__init__(time_attr="rung", metric=metric, mode="max", max_t=most, reduction_factor=_REDUCTION)
+        self._room, self._end, self._decided = room, end, {}
+        self._saved: dict[str, Any] | None = None
+        self._restored: dict[str, Any] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Give a new trial its bracket; find a restored one's. A failed one that is tried again is in none."""
+        if self._saved is not None and trial.trial_id in self._saved["statuses"]:
+            self._restored[trial.trial_id] = trial
+            status = self._saved["statuses"][trial.trial_id]
+            if status in (Trial.PAUSED, Trial.TERMINATED):  # Ray Tune does not note the end of a trial that waits
+                trial.set_status(status)
+        elif not trial.config["retry"]:
+            self._load()
+            bracket: Any = self._state["bracket"]
+            if bracket is not None and (_is_closed(bracket) or len(bracket._all_trials) >= bracket._n0):
+                self._state["bracket"] = None
+            super().on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See `_InOrder`."""
+        if trial not in self._trial_info:
+            return str(TrialScheduler.CONTINUE)
+        passed = sum(result["epochs"] >= one for one in self._rungs) if "epochs" in result else 0
+        result["rung"] = _REDUCTION ** (passed - 1) if passed else 0
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take a trial out of its bracket; the place of one that failed is free."""
+        self._remove(tune_controller, trial, failed="failed" in result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """See `on_trial_complete`."""
+        self._remove(tune_controller, trial, failed=True)
+
+    def _remove(self, tune_controller: Any, trial: Any, *, failed: bool) -> None:
+        if trial not in self._trial_info:
+            return
+        if not failed:
+            super().on_trial_remove(tune_controller, trial)
+            return
+        bracket: Any = self._trial_info[trial][0]
+        bracket._all_trials.remove(trial)
+        bracket.cleanup_trial(trial)
+        if _is_closed(bracket) and not bracket.finished():
+            self._process_bracket(tune_controller, bracket)
+
+    def choose_trial_to_run(self, tune_controller: Any, allow_recurse: bool = True) -> Any:
+        """Return a trial that may go on, None while as many run as there is room for."""
+        self._load()
+        trials = tune_controller.get_trials()
+        if sum(one.status == Trial.RUNNING for one in trials) >= self._room:
+            return None
+        alone = (one for one in trials if one.status == Trial.PENDING and one not in self._trial_info)
+        return next(alone, None) or super().choose_trial_to_run(tune_controller, allow_recurse)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the brackets."""
+        self._load()
+        ids: dict[int, Any] = {id(one): _Id(one.trial_id) for one in self._trial_info}
+        brackets = copy.deepcopy([self._trial_info, self._hyperbands, self._state, self._decided], ids)
+        return {"statuses": {one.trial_id: one.status for one in self._trial_info}, "brackets": brackets}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take it back; the trials that it is about are added next."""
+        self._saved = state
+
+    def _load(self) -> None:
+        if self._saved is not None:
+            brackets, self._saved = self._saved["brackets"], None
+            trials: dict[int, Any] = {id(one): self._restored[one.trial_id] for one in brackets[0]}
+            self._trial_info, self._hyperbands, self._state, self._decided = copy.deepcopy(brackets, trials)
+
+
+def _is_closed(bracket: Any) -> bool:
+    """Return whether trials of a bracket have been compared: it takes no new ones."""
+    return bool(bracket._n < bracket._n0)

@@ -1,9 +1,8 @@
 """The folder of a search.
 
 <out>/search.json           what is searched; another search is refused
-<out>/trials.jsonl          the journal, see `trials.Journal`
 <out>/references.json       how long the full runs are that trials are compared with, once that is decided
-<out>/references.jsonl      the journal of these
+<out>/tune/                 what Ray Tune needs to resume the search, see `tuner`
 <out>/runs/<run>/           every trial and every full run, as `es-service runs --storage <out>/runs` lists them
 <out>/results.json, trials.parquet, history.parquet, best.yaml, report.html, pictures/
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 from es_service import errors
 from es_service.experiments.claims import Claim
 from es_service.experiments.folder import ReportFolder
-from es_service.experiments.tune.trials import Journal
 
 __all__ = ["Folder"]
 
@@ -29,8 +27,7 @@ class Folder(ReportFolder):
 
     def __init__(self, out: str) -> None:
         super().__init__(out, _CLAIM)
-        self.journal = Journal(self.path / "trials.jsonl")
-        self.references = Journal(self.path / "references.jsonl")
+        self.tune = self.path / "tune"
 
     def check(self, *, resume: bool) -> None:
         """Raise ConfigError where there is nothing to go on with, or where something is that nobody asked to.

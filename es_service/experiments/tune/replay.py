@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.experiments.tune.proposals import random_points
-from es_service.experiments.tune.space import Space
+from es_service.experiments.tune.space import Space, random_points
 from es_service.selection.config import Selection
 from es_service.selection.engine import Engine
 from es_service.storage.runs import RunStorage

@@ -19,8 +19,7 @@ from es_service.experiments.tune.folder import Folder
 from es_service.experiments.tune.pictures import PICTURES
 from es_service.experiments.tune.search_spec import Search
 from es_service.experiments.tune.space import OF_THE_RUN
-from es_service.experiments.tune.trainable import ENTRY
-from es_service.experiments.tune.trials import FAILED, Trial
+from es_service.experiments.tune.trials import ENTRY, FAILED, Trial
 
 __all__ = ["best_config", "history_table", "trials_table", "write"]
 

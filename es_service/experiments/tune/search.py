@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from es_service import errors
 from es_service.experiments.begin import check_subject
 from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.tune.folder import Folder
 from es_service.experiments.tune.objectives import Objective
-from es_service.experiments.tune.proposals import Listed, proposals_for
-from es_service.experiments.tune.queue import Queue
 from es_service.experiments.tune.replay import starting_points
 from es_service.experiments.tune.search_spec import Places, Search
 from es_service.experiments.tune.space import Space, read_space
@@ -26,12 +24,8 @@ from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.derived import Derived
 
-if TYPE_CHECKING:
-    from es_service.experiments.tune.early_stopping import Early
-
 __all__ = ["begin", "search"]
 
-Tell = Callable[[Trial], None]
 _OPEN = {"num_samples": 1, "epochs": 1, "batch_size": 1, "learning_rate": 1.0}  # until the task is built
 
 
@@ -222,80 +216,80 @@ def check_extras() -> None:
 
 def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: bool) -> list[Trial]:
     """Run what is missing of the trials, and return all of them."""
-    proposals = proposals_for(
-        described.algorithm,
-        described.space,
-        described.objective,
-        samples=described.samples,
-        seed=described.seed,
-        epochs=described.epochs,
-        start=described.start,
-    )
-    seed_major = described.algorithm == "grid"  # elsewhere more samples may come, and what has begun stays first
-    queue = Queue(proposals, described.seeds, described.objective, folder.journal, seed_major=seed_major)
-    total = described.num_settings * len(described.seeds)
-    from es_service.experiments.tune.tuner import early_stopping
+    from es_service.experiments.tune.early_stopping import scheduler_for
+    from es_service.experiments.tune.suggestions import proposals
+    from es_service.experiments.tune.tuner import cluster, end_run
 
-    early = early_stopping(described)
-    return _run(described, folder, queue, described.spec, total, progress, early, retry_failed=retry_failed)
+    end = end_run(folder.runs) if described.places.on_ray_train else None
+    scheduler = scheduler_for(described, described.places.room(cluster("CPU")), end)
+    asked = {**proposals(described), "spec": described.spec, "retry_failed": retry_failed}
+    return _run(described, folder, "search", scheduler, progress, **asked)
 
 
 def _references(
     described: Search, folder: Folder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
 ) -> list[Trial]:
     """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
+    from es_service.experiments.tune.early_stopping import NoStopping
+    from es_service.experiments.tune.suggestions import Listed
+
     lengths = folder.lengths()
     if lengths is None:
         costs = sorted(one.cost for one in trials if one.status == FINISHED)
         as_short = (math.ceil(described.epochs * one - 1e-9) for one in (costs[0], costs[len(costs) // 2]))
         lengths = sorted({described.epochs, *(min(max(one, 1), described.epochs) for one in as_short)}, reverse=True)
         folder.write_lengths(lengths)
-    points = [{"epochs": epochs} for epochs in lengths]
     names = [
-        f"{'full' if point['epochs'] == described.epochs else 'short-full'}-{point['epochs']}-s{seed}"
+        f"{'full' if epochs == described.epochs else 'short-full'}-{epochs}-s{seed}"
         for seed in described.seeds
-        for point in points
+        for epochs in lengths
     ]
-    queue = Queue(
-        Listed(points), described.seeds, described.objective, folder.references, seed_major=True, name=names.__getitem__
-    )
 
     def spec(trial: Trial) -> RunSpec:
         return described.reference(trial.run, trial.settings["epochs"], trial.seed)
 
-    from es_service.experiments.tune.early_stopping import Never
-
-    return _run(described, folder, queue, spec, len(names), progress, Never(), retry_failed=retry_failed)
-
-
-def _run(
-    described: Search,
-    folder: Folder,
-    queue: Queue,
-    spec: Callable[[Trial], RunSpec],
-    total: int,
-    progress: Any,
-    early: Early,
-    *,
-    retry_failed: bool,
-) -> list[Trial]:
-    from es_service.experiments.tune import tuner
-
-    def restored() -> None:
-        if progress is not None:
-            progress.expect(total, described.objective, sum(one.status != RUNNING for one in queue.trials))
-
-    tuner.run_trials(
-        queue,
+    return _run(
+        described,
+        folder,
+        "references",
+        NoStopping(),
+        progress,
+        retry_failed=retry_failed,
+        searcher=Listed([{"epochs": epochs} for epochs in lengths]),
+        space=None,
+        samples=len(lengths),
+        seed_major=True,
         spec=spec,
-        num_trials=total,
+        run_name=names.__getitem__,
+    )
+
+
+def _run(described: Search, folder: Folder, name: str, scheduler: Any, progress: Any, **asked: Any) -> list[Trial]:
+    from es_service.experiments.tune import tuner
+    from es_service.experiments.tune.searcher import Trials
+    from es_service.experiments.tune.trainable import Job
+
+    trials = Trials(
+        seeds=described.seeds,
+        objective=described.objective,
         storage=folder.runs,
+        room=described.places.room(tuner.cluster("CPU")),
+        seed=described.seed,
+        **asked,
+    )
+
+    def begun() -> None:
+        if progress is not None:
+            ended = sum(one.status != RUNNING for one in trials.trials) - trials.num_to_retry
+            progress.expect(asked["samples"] * len(described.seeds), described.objective, ended)
+
+    job = Job(
+        storage=str(folder.runs),
         search=described.name,
         whole=described.whole,
         places=described.places,
-        early=early,
-        retry_failed=retry_failed,
-        restored=restored,
-        tell=(lambda _: None) if progress is None else progress.show,
+        stop=folder.tune / "stop",
     )
-    return queue.trials
+    show = (lambda _: None) if progress is None else progress.show
+    tuner.run_trials(trials, scheduler, name=name, folder=folder.tune, job=job, begun=begun, show=show)
+    return trials.trials

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from typing import Any
 
 from es_service import errors
 from es_service.experiments.compare.candidates import FULL, SHORT_FULL
 from es_service.experiments.experiment_spec import RunSpec, Subject
 from es_service.experiments.tune.objectives import Objective
-from es_service.experiments.tune.proposals import check_algorithm
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.trials import Trial
 from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
 from es_service.training.described import EXCHANGES
 
-__all__ = ["Places", "Search"]
+__all__ = ["ALGORITHMS", "Places", "Search", "check_algorithm"]
+
+ALGORITHMS = ("grid", "random", "optuna", "bohb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,3 +165,34 @@ class Search(Subject):
         """Return a run of full training that lasts this many epochs."""
         label = FULL if epochs == self.epochs else SHORT_FULL
         return self.run(run, label, preset(FULL, seed=seed).to_dict(), seed, epochs=epochs)
+
+
+def check_algorithm(algorithm: str, space: Space) -> None:
+    """Raise ConfigError where the settings of this space cannot be proposed in this way."""
+    if algorithm not in ALGORITHMS:
+        raise errors.ConfigError(
+            f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (PB2 is not offered: "
+            "see docs/tuning.md)"
+        )
+    if algorithm == "grid":
+        space.grid()
+    if algorithm == "optuna":
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise errors.ConfigError(
+                f"--algorithm optuna needs Optuna: pip install 'es-service[tune]', or take --algorithm random ({error})"
+            ) from error
+    if algorithm == "bohb":
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import ConfigSpace  # noqa: F401
+                import hpbandster.optimizers.config_generators.bohb  # noqa: F401
+        except ImportError as error:
+            raise errors.ConfigError(
+                "--algorithm bohb needs hpbandster and ConfigSpace: pip install 'es-service[bohb]' (a C compiler is "
+                f"needed for one of their dependencies), or take --algorithm optuna ({error})"
+            ) from error
+        if all(one.num_values == 1 for one in space.domains.values()):
+            raise errors.ConfigError("every setting has one value: there is nothing for --algorithm bohb to learn")

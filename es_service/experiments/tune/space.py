@@ -9,12 +9,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of
+from es_service.selection import keys
 from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.settings import as_integer, as_number, make_plain, parse_value, suggest
 
-__all__ = ["OF_THE_RUN", "Space", "default_space", "parse_flags", "read_space"]
+__all__ = ["OF_THE_RUN", "Space", "default_space", "first_points", "parse_flags", "random_points", "read_space"]
 
 OF_THE_RUN = ("batch_size", "learning_rate")
 """Settings that may be searched and are the training's, not the selection's."""
@@ -151,6 +154,29 @@ def read_space(method: str, entries: Mapping[str, Any], fixed: Mapping[str, Any]
         else:
             domains[name] = domain
     return Space(method=method, domains=domains, fixed=values)
+
+
+def first_points(space: Space, start: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is tried first: the preset's own settings where they lie in the space, then those of `start`.
+
+    With the preset's a search can say what it gained over them.
+    """
+    usual = space.usual()
+    return [*([] if usual is None else [usual]), *(one for one in start if one != usual)]
+
+
+def random_points(space: Space, samples: int, seed: int, start: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return settings drawn independently, each from its domain; those of fewer samples are among those of more.
+
+    `first_points` come before them.
+    """
+    points = first_points(space, start)
+    places = np.arange(len(space.domains))
+    for counter in range(samples - len(points)):
+        shares = keys.uniforms(seed, keys.Purpose.SEARCH, counter, places)
+        named = zip(space.domains.items(), shares, strict=True)
+        points.append({name: domain.at(float(share)) for (name, domain), share in named})
+    return points[:samples]
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:

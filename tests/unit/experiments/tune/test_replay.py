@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 
 from es_service import errors
 from es_service.cli import main
-from es_service.experiments.tune.proposals import proposals_for
 from es_service.experiments.tune.replay import replay, starting_points
 from es_service.experiments.tune.search import begin
 from es_service.experiments.tune.space import read_space
@@ -89,7 +89,7 @@ def test_another_method_of_the_same_losses_can_be_replayed_and_a_range_is_drawn_
     assert again == found
 
 
-def test_a_search_begins_with_settings_that_pick_differently(tmp_path: Path) -> None:
+def test_a_search_begins_with_settings_that_pick_differently(by_hand: Any, tmp_path: Path) -> None:
     storage = recorded(tmp_path)
     grid = {"beta1": "grid(0.2, 0.201, 0.5, 0.7, 0.9)", "beta2": "grid(0.9)"}
     starts = starting_points(storage, read_space("es", {**grid, "ratio": 0.25, "anneal": [0.25, 0.0]}))
@@ -103,10 +103,9 @@ def test_a_search_begins_with_settings_that_pick_differently(tmp_path: Path) -> 
     )  # fmt: skip
     assert [one["beta1"] for one in found.start][:2] == [0.9, 0.6]
     for algorithm in ("random", "optuna"):
-        proposals = proposals_for(
-            algorithm, found.space, found.objective, samples=4, seed=0, epochs=2, start=found.start
-        )  # fmt: skip
-        assert [proposals.ask() for _ in range(3)] == [{"beta1": 0.2}, *found.start[:2]]  # the usual ones come first
+        search = dataclasses.replace(found, algorithm=algorithm, samples=4, seeds=(0,), early_stopping=False)
+        loop = by_hand["loop"](search, tmp_path).run(steps=12)
+        assert [one.settings for one in loop.trials[:3]] == [{"beta1": 0.2}, *found.start[:2]]  # the usual come first
     assert found.identity()["start"] == list(found.start)
 
 

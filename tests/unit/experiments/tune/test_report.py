@@ -30,7 +30,7 @@ def write(by_hand: Hand, tmp_path: Path, *args: Any, full: bool = True, **change
     search = by_hand["search"](*args, **changes)
     folder = Folder(str(tmp_path / "found"))
     with folder.open(search):
-        trials = by_hand["play"](search, folder.path / "trials.jsonl")
+        trials = by_hand["play"](search, folder.path)
         lines = by_hand["references"](search) if full else []
         found = results(search, trials, lines)
         report.write(folder, search, found, trials, lines)
@@ -115,7 +115,7 @@ def test_what_the_search_cost(by_hand: Hand, tmp_path: Path) -> None:
 
 def test_what_a_trial_spent_before_it_was_tried_again_counts_too(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"](GRID, algorithm="grid")
-    trials = by_hand["play"](search, tmp_path / "trials.jsonl")
+    trials = by_hand["play"](search, tmp_path)
     before = results(search, trials, [])["search_cost"]
     trials[0].lost = 0.5
     assert results(search, trials, [])["search_cost"] == pytest.approx(before + 0.5)
@@ -123,9 +123,9 @@ def test_what_a_trial_spent_before_it_was_tried_again_counts_too(by_hand: Hand, 
 
 def test_no_setting_that_finished_is_no_best_one(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"]({"beta1": "grid(0.1)"}, algorithm="grid", seeds=(0,))
-    queue = by_hand["queue"](search, tmp_path / "trials.jsonl")
-    queue.end(queue.next().number, "failed", "loss nan")
-    found = results(search, queue.trials, [])
+    trials = by_hand["loop"](search, tmp_path).run(lambda _: {"failed": "loss nan"}).trials
+    found = results(search, trials, [])
+    assert found["trials"][0]["error"] == "loss nan"
     assert found["best"] is None
     assert report.best_config(search, found) is None
     assert all(picture.draw(found) is None for picture in PICTURES.values())
@@ -195,7 +195,7 @@ class Told:
 
 def test_progress_is_a_line_for_each_trial(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"](samples=6)
-    trials = by_hand["play"](search, tmp_path / "trials.jsonl")
+    trials = by_hand["play"](search, tmp_path)
     told = Told()
     progress = Progress(told)
     progress.expect(12, search.objective, ended=3)
@@ -212,12 +212,11 @@ def test_progress_is_a_line_for_each_trial(by_hand: Hand, tmp_path: Path) -> Non
 
 def test_progress_is_a_bar_on_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"](samples=3)
-    trials = by_hand["play"](search, tmp_path / "trials.jsonl")
+    trials = by_hand["play"](search, tmp_path)
     told = Told(terminal=True)
     progress = Progress(told)
     progress.expect(6, search.objective)
-    running = by_hand["queue"](search, tmp_path / "other.jsonl").next()
-    running.epochs.append(by_hand["entry"](0, 0.5, 0.1))
+    [running] = by_hand["loop"](search, tmp_path).run(steps=1).trials
     progress.show(running)
     assert "0/6 trials" in told.text
     assert "trial-0000, epoch 1" in told.text
@@ -238,7 +237,6 @@ def test_links_planted_in_a_folder_are_not_followed(by_hand: Hand, tmp_path: Pat
         (folder / name).unlink()
         (folder / name).symlink_to(victim)
         (folder / f"{name}.partial").symlink_to(victim)
-    (folder / "trials.jsonl").unlink()
     write(by_hand, tmp_path, GRID, algorithm="grid")
     assert victim.read_text() == "precious"
     assert not any((folder / name).is_symlink() for name in names)
