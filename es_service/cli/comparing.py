@@ -10,10 +10,11 @@ from typing import Any
 
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
-from es_service.experiments import begin as jobs
-from es_service.experiments.compare.candidates import DEFAULT_METHODS, parse_contenders
-from es_service.experiments.compare.compare import check_report_extra, compare
-from es_service.experiments.compare.folder import Folder
+from es_service.experiments.begin import check_extra, check_known
+from es_service.experiments.compare.candidates import DEFAULT_METHODS, parse_candidates
+from es_service.experiments.compare.compare import compare
+from es_service.experiments.compare.comparison import begin
+from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots
 from es_service.selection.settings import as_integer
@@ -66,8 +67,8 @@ def compare_command(options: argparse.Namespace) -> int:
     """
     as_integer("seeds", options.seeds, least=1)
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
-    contenders = parse_contenders(options.methods)
-    folder, slots = Folder(options.out), Slots.of(options.jobs)
+    candidates = parse_candidates(options.methods)
+    folder, slots = CompareFolder(options.out), Slots.of(options.jobs)
     subject = {
         "task": options.task or DEFAULT_TASK,
         "data": options.data,
@@ -76,13 +77,13 @@ def compare_command(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
     }
-    folder.check_identity(jobs.check_subject(**subject))
-    check_report_extra()
+    folder.check_identity(check_known(**subject))
+    check_extra("report", "comparing", "matplotlib", "jinja2")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        comparison = jobs.begin(
+        comparison = begin(
             **subject,
-            contenders=contenders,
+            candidates=candidates,
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
         )
     with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:

@@ -1,14 +1,14 @@
-"""The contact with training: the only module here that knows how a task is built and how a run is described to it."""
+"""How runs are begun: what is checked before anything starts, and how a run is described to training."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from es_service.experiments.compare.candidates import Contender
-from es_service.experiments.compare.comparison import Comparison
-from es_service.experiments.experiment_spec import RunSpec
+from es_service import errors
+from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
 from es_service.selection.config import Selection
 from es_service.selection.idle import warn_if_idle
 from es_service.selection.settings import as_integer
@@ -16,24 +16,37 @@ from es_service.storage.files import absolute
 from es_service.training.described import TrainJob
 from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task, check_signals, check_task_data, check_task_name
+from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
 
-__all__ = ["begin", "check_subject", "train_job"]
+__all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of", "train_job"]
+
+USUAL = ("epochs", "batch_size", "learning_rate")
+"""What a task has of its own where nothing else is asked for."""
 
 
-def check_subject(
-    *,
+def check_extra(extra: str, doing: str, *modules: str) -> None:
+    """Raise ConfigError where a module that belongs to an extra is not installed."""
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except ImportError as error:
+        names = ", ".join({"ray.tune": "Ray Tune"}.get(one, one) for one in modules)
+        raise errors.ConfigError(f"{doing} needs {names}: pip install 'es-service[{extra}]' ({error})") from error
+
+
+def check_known(
     task: str,
-    data: str | None,
-    derived: Mapping[str, Any],
-    epochs: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
+    data: str | None = None,
+    derived: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
 ) -> dict[str, Any]:
-    """Check what can be known of a subject before its task is built, which takes torch and the data.
+    """Check what can be known of an experiment before its task is built, which takes torch and the data.
 
     Returns:
-        Of `Subject.identity` what is known already: the task, and what was given.
+        Of `ExperimentSpec.identity` what is known already: the task, and what was given.
 
     Raises:
         ConfigError: an unknown task, or a value outside its domain.
@@ -41,63 +54,42 @@ def check_subject(
     """
     check_task_name(task)
     check_task_data(task, data)
-    counts = {"epochs": epochs, "batch_size": batch_size}
-    for name, value in counts.items():
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None:
             as_integer(name, value, least=1)
     if learning_rate is not None:
         TrainSettings(learning_rate=learning_rate)
-    plain, wanted = Derived().to_dict(), Derived(**derived).to_dict()
+    plain, wanted = Derived().to_dict(), Derived(**(derived or {})).to_dict()
     known = {
         "task": task,
         "data": absolute(data) if data is not None and os.path.exists(data) else data,
         "derived": {name: value for name, value in wanted.items() if value != plain[name]},
     }
-    return {**known, **{name: value for name, value in {**counts, "learning_rate": learning_rate}.items() if value}}
+    given = zip(USUAL, (epochs, batch_size, learning_rate), strict=True)
+    return {**known, **{name: value for name, value in given if value is not None}}
 
 
-def begin(
-    *,
-    task: str,
-    data: str | None,
-    derived: dict[str, Any],
-    contenders: tuple[Contender, ...],
-    seeds: tuple[int, ...],
-    epochs: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
-) -> Comparison:
-    """Return the comparison with everything filled in that the task decides, having checked every run of it.
-
-    `derived` holds settings of `Derived`; the comparison keeps those that change something.
+def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
+    """Return the task that `check_known` is about, and with it all that an `ExperimentSpec` says of it.
 
     Raises:
-        ConfigError: an unknown task, or a run that could not begin.
         DataError: the task's data are missing or damaged.
     """
-    known = check_subject(
-        task=task, data=data, derived=derived, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate
-    )
-    built = build_task(task, known["data"], Derived(**derived))
-    comparison = Comparison(
-        task=task,
-        data=known["data"],
-        derived=known["derived"],
-        num_samples=len(built.train_set),
-        epochs=built.defaults.epochs if epochs is None else epochs,
-        batch_size=built.defaults.batch_size if batch_size is None else batch_size,
-        learning_rate=built.defaults.learning_rate if learning_rate is None else learning_rate,
-        contenders=contenders,
-        seeds=seeds,
-    )
-    for contender in contenders:
-        check_signals(built, contender.selection(0))
-    for spec in comparison.specs(contenders):
-        TrainSettings(learning_rate=spec.learning_rate, seed=spec.seed)
-        comparison.config(spec).check_world(1)
-    for contender in contenders:
-        warn_if_idle(comparison.config(comparison.spec(contender, seeds[0])), what=f"method {contender.label!r}")
-    return comparison
+    built = build_task(known["task"], known["data"], Derived(**known["derived"]))
+    usual = {name: getattr(built.defaults, name) for name in USUAL}
+    return built, {**usual, **known, "num_samples": len(built.train_set)}
+
+
+def check_run(
+    built: Task, spec: ExperimentSpec, run: RunSpec, workers: int = 1, *, what: str | None = None, warn: bool = True
+) -> None:
+    """Raise ConfigError where a run could not begin; warn, naming `what`, where it would never select."""
+    check_signals(built, Selection.from_dict(run.selection))
+    TrainSettings(learning_rate=run.learning_rate, seed=run.seed)
+    config = spec.config(run)
+    config.check_world(workers)
+    if warn:
+        warn_if_idle(config, workers, what=what)
 
 
 def train_job(spec: RunSpec, storage: str) -> TrainJob:

@@ -11,7 +11,7 @@ from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, make_plain
 
-__all__ = ["RunSpec", "Subject"]
+__all__ = ["ExperimentSpec", "RunSpec"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class RunSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class ExperimentSpec:
     """A task with its usual training.
 
     Args:

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from es_service.cli import main
-from es_service.experiments.compare.folder import Folder
+from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.running import Slots, run_all
 from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
@@ -216,13 +216,13 @@ def full_run(data: Path) -> RunSpec:
     return RunSpec(run="full-s0", label="full", data=str(data), selection=preset("full").to_dict(), **settings)
 
 
-def worker(folder: Folder) -> list[str]:
+def worker(folder: CompareFolder) -> list[str]:
     return [sys.executable, "-m", "es_service.experiments.compare.worker", str(folder.runs), "full-s0", "", "1"]
 
 
 def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_path: Path) -> None:
     """Its stdin is watched until the end, and does not get in the way of it."""
-    folder = Folder(str(tmp_path))
+    folder = CompareFolder(str(tmp_path))
     for stdin, status in ((subprocess.PIPE, 0), (subprocess.DEVNULL, 1)):
         place = folder.prepare(full_run(few_images))
         with subprocess.Popen(worker(folder), stdin=stdin, stderr=subprocess.PIPE, text=True) as process:
@@ -234,7 +234,7 @@ def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_pa
 
 
 def test_a_run_that_cannot_begin_says_why(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "out"))
+    folder = CompareFolder(str(tmp_path / "out"))
     [outcome] = run_all([full_run(tmp_path / "nowhere")], folder, Slots.of(1), lambda _: None).values()
     assert outcome.error is not None
     assert "nowhere" in outcome.error

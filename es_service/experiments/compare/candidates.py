@@ -12,7 +12,7 @@ from es_service.selection.config import Selection, preset
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 
-__all__ = ["DEFAULT_METHODS", "FULL", "RANDOM", "SHORT_FULL", "Contender", "parse_contenders", "short_full"]
+__all__ = ["DEFAULT_METHODS", "FULL", "RANDOM", "SHORT_FULL", "Candidate", "parse_candidates", "short_full"]
 
 DEFAULT_METHODS = "random,loss,es,eswp,infobatch"
 FULL, RANDOM, SHORT_FULL = "full", "random", "short_full"
@@ -21,7 +21,7 @@ _MAX_SLUG = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contender:
+class Candidate:
     """One method with its settings.
 
     Args:
@@ -67,32 +67,32 @@ class Contender:
         return f"{slug}-s{seed}"
 
 
-def short_full(epochs: int) -> Contender:
+def short_full(epochs: int) -> Candidate:
     """Return full training for fewer epochs, its schedule fully decayed at their end."""
-    return Contender(label=f"{SHORT_FULL}:epochs={epochs}", name=FULL, epochs=epochs)
+    return Candidate(label=f"{SHORT_FULL}:epochs={epochs}", name=FULL, epochs=epochs)
 
 
-def parse_contenders(text: str) -> tuple[Contender, ...]:
+def parse_candidates(text: str) -> tuple[Candidate, ...]:
     """Return the methods of `name[:key=value…],…`, with full and random always in front; doubles are left out.
 
     A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are the
     run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
 
     Raises:
-        ConfigError: see `Contender`; or a part that is not key=value.
+        ConfigError: see `Candidate`; or a part that is not key=value.
 
     Example:
-        >>> [one.label for one in parse_contenders("es,es:ratio=0.5,es")]
+        >>> [one.label for one in parse_candidates("es,es:ratio=0.5,es")]
         ['full', 'random', 'es', 'es:ratio=0.5']
     """
-    found = {name: Contender(label=name, name=name) for name in (FULL, RANDOM)}
+    found = {name: Candidate(label=name, name=name) for name in (FULL, RANDOM)}
     for label in _split(text, ","):
         if label != SHORT_FULL and label not in found:
-            found[label] = _contender(label)
+            found[label] = _candidate(label)
     return tuple(found.values())
 
 
-def _contender(label: str) -> Contender:
+def _candidate(label: str) -> Candidate:
     name, *parts = _split(label, ":")
     if not name:
         raise errors.ConfigError(f"--methods holds {label!r}, which names no method: write name or name:key=value")
@@ -108,7 +108,7 @@ def _contender(label: str) -> Contender:
             raise errors.ConfigError(f"method {label!r}: {part!r} is no setting; write key=value, ratio=0.5 say")
         settings[key] = parse_value(value)
     own = {key: settings.pop(key) for key in _OF_THE_JOB if key in settings}
-    return Contender(label=label, name=name, settings=settings, **own)
+    return Candidate(label=label, name=name, settings=settings, **own)
 
 
 def _split(text: str, separator: str) -> list[str]:

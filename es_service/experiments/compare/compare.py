@@ -10,17 +10,17 @@ from es_service import errors
 from es_service.experiments.compare import rows, tables
 from es_service.experiments.compare.candidates import short_full
 from es_service.experiments.compare.comparison import Comparison
-from es_service.experiments.compare.folder import Folder
+from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.lengths import decide_lengths
 from es_service.experiments.compare.outcomes import Measured, Outcome
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots, run_all
 from es_service.experiments.experiment_spec import RunSpec
 
-__all__ = ["check_report_extra", "compare"]
+__all__ = ["compare"]
 
 
-def compare(comparison: Comparison, folder: Folder, slots: Slots, progress: Progress) -> dict[str, Any]:
+def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progress: Progress) -> dict[str, Any]:
     """Run what is missing of a comparison, write its tables and reports, and return what results.json holds.
 
     First the methods run, then the full runs that are as long as each of them took.
@@ -32,7 +32,7 @@ def compare(comparison: Comparison, folder: Folder, slots: Slots, progress: Prog
     from es_service.experiments.compare import report  # draws, with what is an extra
 
     with folder.open(comparison):
-        specs = comparison.specs(comparison.contenders)
+        specs = comparison.specs(comparison.candidates)
         outcomes = _run(specs, folder, slots, progress)
         lengths = _lengths(comparison, folder, outcomes)
         shorter = sorted({int(one["epochs"]) for one in lengths.values()} - {comparison.epochs})
@@ -47,18 +47,18 @@ def compare(comparison: Comparison, folder: Folder, slots: Slots, progress: Prog
         tables.write(folder.path / "results.parquet", runs)
         tables.write(folder.path / "history.parquet", history)
         report.write(folder.path, results, runs.to_pylist(), history.to_pylist())
-        folder.write_results(results)
+        folder.write("results.json", results)
     return results
 
 
-def _run(specs: Sequence[RunSpec], folder: Folder, slots: Slots, progress: Progress) -> dict[str, Outcome]:
+def _run(specs: Sequence[RunSpec], folder: CompareFolder, slots: Slots, progress: Progress) -> dict[str, Outcome]:
     """Return the outcomes of these runs, by name, having run those that have none yet."""
     kept = {spec.run: outcome for spec in specs if (outcome := folder.outcome(spec)) is not None}
     progress.expect(specs, list(kept.values()))
     return {**kept, **run_all([spec for spec in specs if spec.run not in kept], folder, slots, progress.show)}
 
 
-def _lengths(comparison: Comparison, folder: Folder, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
+def _lengths(comparison: Comparison, folder: CompareFolder, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     """Return the lengths of the short full runs of these methods; what was decided before stays."""
     measured: dict[str, list[Measured]] = defaultdict(list)
     for one in outcomes.values():
@@ -67,14 +67,3 @@ def _lengths(comparison: Comparison, folder: Folder, outcomes: dict[str, Outcome
     lengths = {**decide_lengths(measured, comparison.epochs), **folder.lengths()}
     folder.write_lengths(lengths)
     return {label: lengths[label] for label in measured if label in lengths}
-
-
-def check_report_extra() -> None:
-    """Raise ConfigError where what draws the report is not installed."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise errors.ConfigError(
-            f"comparing needs matplotlib and jinja2: pip install 'es-service[report]' ({error})"
-        ) from error

@@ -13,28 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.claims import Claim
 from es_service.experiments.compare.outcomes import Outcome
 from es_service.experiments.experiment_spec import RunSpec
-from es_service.experiments.folder import ReportFolder
+from es_service.experiments.folder import ExperimentFolder
 from es_service.storage import sealed
 
-__all__ = ["Folder"]
-
-_CLAIM = Claim(
-    kind="comparison", command="compare", may_change="methods and seeds may be added to one, for anything else"
-)
+__all__ = ["CompareFolder"]
 
 
-class Folder(ReportFolder):
-    """One comparison on disk.
+class CompareFolder(ExperimentFolder):
+    """One comparison on disk; see `ExperimentFolder`."""
 
-    Args:
-        out: its path; a local folder.
-    """
-
-    def __init__(self, out: str) -> None:
-        super().__init__(out, _CLAIM)
+    kind, command = "comparison", "compare"
+    may_change = "methods and seeds may be added to one, for anything else"
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return what came of a run, None if it has not ended.
@@ -44,23 +35,13 @@ class Folder(ReportFolder):
             StorageError: what is written of it is damaged.
         """
         name = f"runs/{spec.run}/outcome.json"
-        values = self.read(name)
-        if values is None:
-            return None
-        sealed.check(values, f"{self.path}/{name}")
-        try:
-            made = RunSpec.from_dict(values["spec"])
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
-        if made.to_dict() != spec.to_dict():
+        found = self.read(name, lambda values: Outcome.from_dict(sealed.check(values, f"{self.path}/{name}")))
+        if found is not None and found.spec.to_dict() != spec.to_dict():
             raise errors.ConfigError(
-                f"run {spec.run} in {self.path} was made with other settings ({values.get('spec')}), by another "
+                f"run {spec.run} in {self.path} was made with other settings ({found.spec.to_dict()}), by another "
                 "version perhaps: name another folder, or remove the run's"
             )
-        try:
-            return Outcome.from_dict(values)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"{self.path}/{name} is damaged: {error!r}; remove the run's folder") from error
+        return found
 
     def prepare(self, spec: RunSpec) -> Path:
         """Return the run's folder, emptied of what an interrupted run left, with its spec.json."""
@@ -72,7 +53,10 @@ class Folder(ReportFolder):
 
     def lengths(self) -> dict[str, dict[str, Any]]:
         """Return {label: {epochs, basis}}: how long the short full run of each method is, as far as decided."""
-        return self.read("short_full.json") or {}
+        found = self.read("short_full.json", lambda values: {
+            str(label): {"epochs": int(one["epochs"]), "basis": str(one["basis"])} for label, one in values.items()
+        })  # fmt: skip
+        return found or {}
 
     def write_lengths(self, lengths: dict[str, dict[str, Any]]) -> None:
         """Keep them, so that a continued comparison compares with the same runs."""

@@ -44,7 +44,7 @@ def results(
         outcomes: of all its runs, short full runs included.
         lengths: `decide_lengths`'s values.
     """
-    own = {one.label: int(lengths[one.label]["epochs"]) for one in comparison.contenders if one.label in lengths}
+    own = {one.label: int(lengths[one.label]["epochs"]) for one in comparison.candidates if one.label in lengths}
     full = _entry(FULL, comparison.epochs, outcomes)
     by_length = {
         epochs: full if epochs == comparison.epochs else _entry(short_full(epochs).label, epochs, outcomes)
@@ -57,11 +57,11 @@ def results(
     matched = matched_length(own, comparison.epochs)
     others = sorted(set(own.values()) - {matched, comparison.epochs})
     rows += [table.short_row(epochs, is_matched=epochs == matched) for epochs in (matched, *others)]
-    for contender in comparison.contenders:
-        if contender.label != FULL:
-            entry = _entry(contender.label, contender.epochs or comparison.epochs, outcomes)
-            idle = why_idle(comparison.config(comparison.spec(contender, comparison.seeds[0])))
-            rows.append(table.method_row(entry, own.get(contender.label), lengths.get(contender.label, {}), idle))
+    for candidate in comparison.candidates:
+        if candidate.label != FULL:
+            entry = _entry(candidate.label, candidate.epochs or comparison.epochs, outcomes)
+            idle = why_idle(comparison.config(comparison.spec(candidate, comparison.seeds[0])))
+            rows.append(table.method_row(entry, own.get(candidate.label), lengths.get(candidate.label, {}), idle))
     return {
         "task": comparison.task,
         "data": comparison.data,

@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
 from es_service.experiments.tune.live import Live
-from es_service.experiments.tune.search_spec import Search
+from es_service.experiments.tune.search_spec import SearchSpec
 
 __all__ = ["Asha", "Brackets", "NoStopping", "rungs_of", "scheduler_for"]
 
@@ -29,7 +29,7 @@ End = Callable[[str], None]
 """Asks a run's Ray Train job to end."""
 
 
-def scheduler_for(search: Search, room: int, end: End | None) -> Any:
+def scheduler_for(search: SearchSpec, room: int, end: End | None) -> Any:
     """Return what stops a search's trials early: HyperBand where BOHB proposes them, else ASHA where asked for.
 
     Args:

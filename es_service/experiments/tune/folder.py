@@ -10,42 +10,37 @@
 from __future__ import annotations
 
 from es_service import errors
-from es_service.experiments.claims import Claim
-from es_service.experiments.folder import ReportFolder
+from es_service.experiments.folder import ExperimentFolder
 
-__all__ = ["Folder"]
-
-_CLAIM = Claim(kind="search", command="tune", may_change="samples may be added to one, for anything else")
+__all__ = ["SearchFolder"]
 
 
-class Folder(ReportFolder):
-    """One search on disk.
+class SearchFolder(ExperimentFolder):
+    """One search on disk; see `ExperimentFolder`."""
 
-    Args:
-        out: its path; a local folder.
-    """
+    kind, command = "search", "tune"
+    may_change = "samples may be added to one, for anything else"
 
     def __init__(self, out: str) -> None:
-        super().__init__(out, _CLAIM)
+        super().__init__(out)
         self.tune = self.path / "tune"
 
     def check(self, *, resume: bool) -> None:
-        """Raise ConfigError where there is nothing to go on with, or where something is that nobody asked to.
+        """Raise ConfigError where there is nothing to resume, or where there is a search and `resume` is not asked for.
 
         Nothing is made yet: this comes before Ray starts.
         """
-        if resume and not self.is_claimed:
+        if resume and not self.is_begun:
             raise errors.ConfigError(f"--resume: there is no search in {self.path}; leave --resume out to begin one")
-        if self.is_claimed and not resume:
+        if self.is_begun and not resume:
             raise errors.ConfigError(
                 f"--out {self.path} holds a search already: go on with it by --resume, or name another folder"
             )
 
     def lengths(self) -> list[int] | None:
         """Return how many epochs the full runs have, None while that is not decided."""
-        found = self.read("references.json")
-        return None if found is None else [int(one) for one in found["epochs"]]
+        return self.read("references.json", lambda found: [int(one) for one in found["epochs"]])
 
     def write_lengths(self, lengths: list[int]) -> None:
-        """Keep them: a search that goes on compares with the same runs."""
+        """Keep them: a resumed search compares with the same runs."""
         self.write("references.json", {"epochs": lengths})

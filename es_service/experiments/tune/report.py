@@ -15,9 +15,9 @@ import pyarrow as pa
 from es_service import errors
 from es_service.experiments import figures
 from es_service.experiments.compare import tables
-from es_service.experiments.tune.folder import Folder
+from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.pictures import PICTURES
-from es_service.experiments.tune.search_spec import Search
+from es_service.experiments.tune.search_spec import SearchSpec
 from es_service.experiments.tune.space import OF_THE_RUN
 from es_service.experiments.tune.trials import ENTRY, FAILED, Trial
 
@@ -36,7 +36,11 @@ _EPOCHS = [
 
 
 def write(
-    folder: Folder, search: Search, results: Mapping[str, Any], trials: Sequence[Trial], references: Sequence[Trial]
+    folder: SearchFolder,
+    search: SearchSpec,
+    results: Mapping[str, Any],
+    trials: Sequence[Trial],
+    references: Sequence[Trial],
 ) -> None:
     """Write all of it into the search's folder, results.json last."""
     tables.write(folder.path / "trials.parquet", trials_table(search, results))
@@ -48,10 +52,10 @@ def write(
         figures.write(place, best)
     drawn = _draw(folder.path / "pictures", results)
     figures.write(folder.path / "report.html", _html(results, drawn))
-    folder.write_results(dict(results))
+    folder.write("results.json", dict(results))
 
 
-def trials_table(search: Search, results: Mapping[str, Any]) -> pa.Table:
+def trials_table(search: SearchSpec, results: Mapping[str, Any]) -> pa.Table:
     """Return a row for each trial; `settings` as JSON, and a column config/<name> for each that was searched."""
     rows, columns = [], list(_TRIALS)
     for name, domain in search.space.domains.items():
@@ -72,7 +76,7 @@ def history_table(trials: Sequence[Trial]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(_EPOCHS))
 
 
-def best_config(search: Search, results: Mapping[str, Any]) -> str | None:
+def best_config(search: SearchSpec, results: Mapping[str, Any]) -> str | None:
     """Return best.yaml, which `es-service train --config` takes as it is; None where no setting finished."""
     try:
         import yaml

@@ -12,13 +12,13 @@ import numpy as np
 
 from es_service.experiments.statistics import spread
 from es_service.experiments.tune.importance import importance
-from es_service.experiments.tune.search_spec import Search
+from es_service.experiments.tune.search_spec import SearchSpec
 from es_service.experiments.tune.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
 __all__ = ["results"]
 
 
-def results(search: Search, trials: Sequence[Trial], references: Sequence[Trial]) -> dict[str, Any]:
+def results(search: SearchSpec, trials: Sequence[Trial], references: Sequence[Trial]) -> dict[str, Any]:
     """Return what `tune --json` prints.
 
     Args:
@@ -55,7 +55,7 @@ def results(search: Search, trials: Sequence[Trial], references: Sequence[Trial]
     return {**found, "cost_in_words": _cost_in_words(found, trials)}
 
 
-def _settings(search: Search, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def _settings(search: SearchSpec, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return a row for each setting, in the order in which they came: means over its seeds where all have finished."""
     rows = []
     for setting in sorted({one.setting for one in trials}):
@@ -131,7 +131,7 @@ def _front(rows: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     return front
 
 
-def _best(search: Search, done: Sequence[dict[str, Any]], front: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _best(search: SearchSpec, done: Sequence[dict[str, Any]], front: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the row that the search was for.
 
     Of a front, it is the one that lies farthest above the line of full runs; without that line, the most accurate.
@@ -148,7 +148,7 @@ def _best(search: Search, done: Sequence[dict[str, Any]], front: Sequence[dict[s
     return max(done, key=lambda row: (bool(row["reached"]), sign * float(row["value"]), -float(row["cost"])))
 
 
-def _brief(search: Search, row: dict[str, Any]) -> dict[str, Any]:
+def _brief(search: SearchSpec, row: dict[str, Any]) -> dict[str, Any]:
     names = ("setting", "settings", "seeds", "cost", "seconds", "value", "reached", "above_full")
     means = {name: None if row[name] is None else row[name]["mean"] for name in ("accuracy", "balanced_accuracy")}
     return {**{name: row[name] for name in names}, **means, "std": row[search.objective.metric]["std"]}

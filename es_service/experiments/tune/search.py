@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.begin import check_subject
+from es_service.experiments.begin import USUAL, check_extra, check_known, check_run, task_of
 from es_service.experiments.experiment_spec import RunSpec
-from es_service.experiments.tune.folder import Folder
+from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.replay import starting_points
-from es_service.experiments.tune.search_spec import Places, Search
+from es_service.experiments.tune.search_spec import Places, SearchSpec
 from es_service.experiments.tune.space import Space, read_space
 from es_service.experiments.tune.trials import FINISHED, RUNNING, Trial
-from es_service.selection.idle import warn_if_idle
-from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import RunStorage
-from es_service.training.settings import TrainSettings
-from es_service.training.tasks import build_task, check_signals
 from es_service.training.tasks.derived import Derived
 
 __all__ = ["begin", "search"]
-
-_OPEN = {"num_samples": 1, "epochs": 1, "batch_size": 1, "learning_rate": 1.0}  # until the task is built
 
 
 def search(
@@ -64,22 +57,22 @@ def search(
     if retry_failed and not resume:
         raise errors.ConfigError("--retry-failed is for a search that is there: give --resume too")
     whole_space = space if isinstance(space, Space) else read_space(method, space)
-    folder = Folder(out)
+    folder = SearchFolder(out)
     folder.check(resume=resume)
-    described = begin(task, whole_space, name=folder.path.name, folder=folder, **settings)
-    check_extras()
+    search_spec = begin(task, whole_space, name=folder.path.name, folder=folder, **settings)
+    check_extra("tune", "tuning", "ray.tune", "matplotlib", "jinja2")
     from es_service.actors.cluster import ensure_ray
     from es_service.experiments.tune import report, results
 
-    with folder.open(described):
+    with folder.open(search_spec):
         ensure_ray()
-        trials = _trials(described, folder, progress, retry_failed=retry_failed)
+        trials = _trials(search_spec, folder, progress, retry_failed=retry_failed)
         if all(one.status != FINISHED for one in trials):
             first = next((one for one in trials if one.error is not None), trials[0])
             raise errors.TrainingError(f"no trial finished; {first.run}: {first.error or 'stopped early'}")
-        full = _references(described, folder, trials, progress, retry_failed=retry_failed) if references else []
-        found = results.results(described, trials, full)
-        report.write(folder, described, found, trials, full)
+        full = _references(search_spec, folder, trials, progress, retry_failed=retry_failed) if references else []
+        found = results.results(search_spec, trials, full)
+        report.write(folder, search_spec, found, trials, full)
     return found
 
 
@@ -102,8 +95,8 @@ def begin(
     learning_rate: float | None = None,
     places: Places | None = None,
     start_from: RunStorage | None = None,
-    folder: Folder | None = None,
-) -> Search:
+    folder: SearchFolder | None = None,
+) -> SearchSpec:
     """Return the search with everything filled in that the task decides, having checked it.
 
     What can be checked without the task is checked first: building it takes torch and the data.
@@ -141,58 +134,40 @@ def begin(
     algorithm = algorithm or ("grid" if space.is_grid else "optuna")
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
-    known = check_subject(
-        task=task,
-        data=data,
-        derived=wanted.to_dict(),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-    )
-    described = Search(
-        **{**_OPEN, **known},
-        name=name,
-        space=space,
-        objective=objective,
-        algorithm=algorithm,
-        samples=samples,
-        seeds=tuple(range(seed, seed + num_seeds)),
-        seed=seed,
-        early_stopping=early_stopping,
-        places=places or Places(),
-        start=() if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
-    )
+    known = check_known(task, data, wanted.to_dict(), epochs, batch_size, learning_rate)
+    chosen: dict[str, Any] = {
+        "name": name,
+        "space": space,
+        "objective": objective,
+        "algorithm": algorithm,
+        "samples": samples,
+        "seeds": tuple(range(seed, seed + num_seeds)),
+        "seed": seed,
+        "early_stopping": early_stopping,
+        "places": places or Places(),
+        "start": () if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
+    }
+    unknown: dict[str, Any] = {name: 1 for name in ("num_samples", *USUAL) if name not in known}  # until the task is built
+    as_far_as_known = SearchSpec(**known, **unknown, **chosen)
     if folder is not None:
-        folder.check_identity(
-            {key: value for key, value in described.identity().items() if key in known or key not in _OPEN}
-        )
-    built = build_task(task, described.data, wanted)
+        identity = as_far_as_known.identity()
+        folder.check_identity({key: value for key, value in identity.items() if key not in unknown})
+    built, filled = task_of(known)
     if objective.metric == "balanced_accuracy" and built.held_out_labels is None:
         raise errors.ConfigError(
             f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
         )
-    if start_from is not None and start_from.config().num_samples != len(built.train_set):
+    if start_from is not None and start_from.config().num_samples != filled["num_samples"]:
         raise errors.ConfigError(
-            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {len(built.train_set)}: "
+            f"run {start_from.run!r} has {start_from.config().num_samples} samples, the task {filled['num_samples']}: "
             "begin with a run of the same task"
         )
-    usual = {name: getattr(built.defaults, name) for name in _OPEN if name != "num_samples" and name not in known}
-    described = dataclasses.replace(described, num_samples=len(built.train_set), **usual)
+    search_spec = SearchSpec(**filled, **chosen)
     for extreme in _extremes(space):
-        selection = space.selection(extreme, 0)
-        own = {**space.of_the_run(space.fixed), **space.of_the_run(extreme)}
-        check_signals(built, selection)
-        TrainSettings(learning_rate=own.get("learning_rate", described.learning_rate), seed=seed)
-        config = RunConfig(
-            selection=selection,
-            num_samples=described.num_samples,
-            num_epochs=described.epochs,
-            batch_size=own.get("batch_size", described.batch_size),
-        )
-        config.check_world(described.places.workers)
         named = ", ".join(f"{name}={value}" for name, value in extreme.items())
-        warn_if_idle(config, described.places.workers, what=f"a trial with {named}" if named else None)
-    return described
+        run = search_spec.run_with(extreme, seed, "trial")
+        check_run(built, search_spec, run, search_spec.places.workers, what=f"a trial with {named}" if named else None)
+    return search_spec
 
 
 def _extremes(space: Space) -> list[dict[str, Any]]:
@@ -202,32 +177,20 @@ def _extremes(space: Space) -> list[dict[str, Any]]:
     return [{name: values[k % len(values)] for name, values in extremes.items()} for k in range(longest)]
 
 
-def check_extras() -> None:
-    """Raise ConfigError where Ray Tune, or what draws the report, is not installed."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import ray.tune  # noqa: F401
-    except ImportError as error:
-        raise errors.ConfigError(
-            f"tuning needs Ray Tune, matplotlib and jinja2: pip install 'es-service[tune]' ({error})"
-        ) from error
-
-
-def _trials(described: Search, folder: Folder, progress: Any, *, retry_failed: bool) -> list[Trial]:
+def _trials(search_spec: SearchSpec, folder: SearchFolder, progress: Any, *, retry_failed: bool) -> list[Trial]:
     """Run what is missing of the trials, and return all of them."""
     from es_service.experiments.tune.early_stopping import scheduler_for
     from es_service.experiments.tune.suggestions import proposals
     from es_service.experiments.tune.tuner import cluster, end_run
 
-    end = end_run(folder.runs) if described.places.on_ray_train else None
-    scheduler = scheduler_for(described, described.places.room(cluster("CPU")), end)
-    asked = {**proposals(described), "spec": described.spec, "retry_failed": retry_failed}
-    return _run(described, folder, "search", scheduler, progress, **asked)
+    end = end_run(folder.runs) if search_spec.places.on_ray_train else None
+    scheduler = scheduler_for(search_spec, search_spec.places.room(cluster("CPU")), end)
+    asked = {**proposals(search_spec), "spec": search_spec.spec, "retry_failed": retry_failed}
+    return _run(search_spec, folder, "search", scheduler, progress, **asked)
 
 
 def _references(
-    described: Search, folder: Folder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
+    search_spec: SearchSpec, folder: SearchFolder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
 ) -> list[Trial]:
     """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
     from es_service.experiments.tune.early_stopping import NoStopping
@@ -236,20 +199,22 @@ def _references(
     lengths = folder.lengths()
     if lengths is None:
         costs = sorted(one.cost for one in trials if one.status == FINISHED)
-        as_short = (math.ceil(described.epochs * one - 1e-9) for one in (costs[0], costs[len(costs) // 2]))
-        lengths = sorted({described.epochs, *(min(max(one, 1), described.epochs) for one in as_short)}, reverse=True)
+        as_short = (math.ceil(search_spec.epochs * one - 1e-9) for one in (costs[0], costs[len(costs) // 2]))
+        lengths = sorted(
+            {search_spec.epochs, *(min(max(one, 1), search_spec.epochs) for one in as_short)}, reverse=True
+        )
         folder.write_lengths(lengths)
     names = [
-        f"{'full' if epochs == described.epochs else 'short-full'}-{epochs}-s{seed}"
-        for seed in described.seeds
+        f"{'full' if epochs == search_spec.epochs else 'short-full'}-{epochs}-s{seed}"
+        for seed in search_spec.seeds
         for epochs in lengths
     ]
 
     def spec(trial: Trial) -> RunSpec:
-        return described.reference(trial.run, trial.settings["epochs"], trial.seed)
+        return search_spec.reference(trial.run, trial.settings["epochs"], trial.seed)
 
     return _run(
-        described,
+        search_spec,
         folder,
         "references",
         NoStopping(),
@@ -264,30 +229,32 @@ def _references(
     )
 
 
-def _run(described: Search, folder: Folder, name: str, scheduler: Any, progress: Any, **asked: Any) -> list[Trial]:
+def _run(
+    search_spec: SearchSpec, folder: SearchFolder, name: str, scheduler: Any, progress: Any, **asked: Any
+) -> list[Trial]:
     from es_service.experiments.tune import tuner
     from es_service.experiments.tune.searcher import Trials
     from es_service.experiments.tune.trainable import Job
 
     trials = Trials(
-        seeds=described.seeds,
-        objective=described.objective,
+        seeds=search_spec.seeds,
+        objective=search_spec.objective,
         storage=folder.runs,
-        room=described.places.room(tuner.cluster("CPU")),
-        seed=described.seed,
+        room=search_spec.places.room(tuner.cluster("CPU")),
+        seed=search_spec.seed,
         **asked,
     )
 
     def begun() -> None:
         if progress is not None:
             ended = sum(one.status != RUNNING for one in trials.trials) - trials.num_to_retry
-            progress.expect(asked["samples"] * len(described.seeds), described.objective, ended)
+            progress.expect(asked["samples"] * len(search_spec.seeds), search_spec.objective, ended)
 
     job = Job(
         storage=str(folder.runs),
-        search=described.name,
-        whole=described.whole,
-        places=described.places,
+        search=search_spec.name,
+        whole=search_spec.whole,
+        places=search_spec.places,
         stop=folder.tune / "stop",
     )
     show = (lambda _: None) if progress is None else progress.show

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from es_service import errors
 from es_service.experiments.compare.candidates import FULL, SHORT_FULL
-from es_service.experiments.experiment_spec import RunSpec, Subject
+from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.trials import Trial
@@ -17,7 +18,7 @@ from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
 from es_service.training.described import EXCHANGES
 
-__all__ = ["ALGORITHMS", "Places", "Search", "check_algorithm"]
+__all__ = ["ALGORITHMS", "Places", "SearchSpec", "check_algorithm"]
 
 ALGORITHMS = ("grid", "random", "optuna", "bohb")
 
@@ -70,7 +71,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search(Subject):
+class SearchSpec(ExperimentSpec):
     """A search on one task; samples may be added to one that is continued.
 
     Args:
@@ -85,7 +86,7 @@ class Search(Subject):
         start: settings to try first.
 
     Raises:
-        ConfigError: see `Subject`; a count below 1, or an algorithm that does not fit.
+        ConfigError: see `ExperimentSpec`; a count below 1, or an algorithm that does not fit.
     """
 
     name: str
@@ -157,9 +158,12 @@ class Search(Subject):
 
     def spec(self, trial: Trial) -> RunSpec:
         """Return the run of a trial."""
-        own = self.space.of_the_run({**self.space.fixed, **trial.settings})
-        selection = self.space.selection(trial.settings, trial.seed).to_dict()
-        return self.run(trial.run, self.space.method, selection, trial.seed, **own)
+        return self.run_with(trial.settings, trial.seed, trial.run)
+
+    def run_with(self, settings: Mapping[str, Any], seed: int, run: str) -> RunSpec:
+        """Return a run with these settings."""
+        own = self.space.of_the_run({**self.space.fixed, **settings})
+        return self.run(run, self.space.method, self.space.selection(settings, seed).to_dict(), seed, **own)
 
     def reference(self, run: str, epochs: int, seed: int) -> RunSpec:
         """Return a run of full training that lasts this many epochs."""

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from es_service.experiments.tune.early_stopping import rungs_of
 from es_service.experiments.tune.objectives import Objective
-from es_service.experiments.tune.search_spec import Search
+from es_service.experiments.tune.search_spec import SearchSpec
 from es_service.experiments.tune.space import Space, first_points, random_points
 
 __all__ = ["Listed", "proposals", "without_warnings"]
@@ -52,7 +52,7 @@ class Listed(Searcher):
         """Do nothing."""
 
 
-def proposals(search: Search) -> dict[str, Any]:
+def proposals(search: SearchSpec) -> dict[str, Any]:
     """Return where the settings of a search come from, as `Trials` takes it."""
     space, samples, seed = search.space, search.num_settings, search.seed
     if search.algorithm in ("grid", "random"):

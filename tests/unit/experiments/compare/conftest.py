@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from es_service.experiments.compare.candidates import Contender, parse_contenders, short_full
+from es_service.experiments.compare.candidates import Candidate, parse_candidates, short_full
 from es_service.experiments.compare.comparison import Comparison
 from es_service.experiments.compare.outcomes import Outcome
 
@@ -24,7 +24,7 @@ def _comparison(methods: str = "loss,es,eswp", seeds: int = 3, **changes: Any) -
         "epochs": EPOCHS,
         "batch_size": 50,
         "learning_rate": 0.1,
-        "contenders": parse_contenders(methods),
+        "candidates": parse_candidates(methods),
         "seeds": tuple(range(seeds)),
         **changes,
     }
@@ -33,7 +33,7 @@ def _comparison(methods: str = "loss,es,eswp", seeds: int = 3, **changes: Any) -
 
 def _outcome(
     comparison: Comparison,
-    contender: Contender,
+    candidate: Candidate,
     seed: int,
     accuracy: float,
     *,
@@ -45,7 +45,7 @@ def _outcome(
     **changes: Any,
 ) -> Outcome:
     """An outcome as the worker writes it, read back; `changes` go into the result."""
-    spec = comparison.spec(contender, seed)
+    spec = comparison.spec(candidate, seed)
     trained = NUM_SAMPLES * spec.epochs if trained is None else trained
     parts = [(epoch + 1) / spec.epochs for epoch in range(spec.epochs)]
     result = {
@@ -115,7 +115,7 @@ def _outcomes(comparison: Comparison, **changes: Any) -> list[Outcome]:
     """Outcomes for every method of `MADE_UP` and both short full runs."""
     made = [
         _outcome(comparison, one, seed, accuracies[seed], seconds=seconds, scored=scored, trained=trained, **changes)
-        for one in comparison.contenders
+        for one in comparison.candidates
         for accuracies, seconds, scored, trained in [MADE_UP[one.label]]
         for seed in comparison.seeds
     ]

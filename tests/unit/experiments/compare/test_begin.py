@@ -7,21 +7,21 @@ import warnings
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.candidates import parse_contenders
+from es_service.experiments.compare.candidates import parse_candidates
 
 pytest.importorskip("torch")
 
-from es_service.experiments import begin as jobs
+from es_service.experiments.compare import comparison
 from es_service.experiments.tune.search import begin
 from es_service.experiments.tune.space import read_space
 
 
 def compared(methods: str, epochs: int) -> None:
-    jobs.begin(
+    comparison.begin(
         task="fashion",
         data=None,
         derived={},
-        contenders=parse_contenders(methods),
+        candidates=parse_candidates(methods),
         seeds=(0,),
         epochs=epochs,
         batch_size=None,

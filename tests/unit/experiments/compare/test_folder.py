@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.folder import Folder
+from es_service.experiments.compare.folder import CompareFolder
 from es_service.storage.sealed import seal
 
 Make = Callable[..., Any]
 
 
 def test_methods_and_seeds_may_be_added_and_nothing_else_changed(make_comparison: Make, tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "new" / "out"))
+    folder = CompareFolder(str(tmp_path / "new" / "out"))
     with folder.open(make_comparison("es", seeds=1)):
         pass
     with folder.open(make_comparison("es,eswp", seeds=3)):
@@ -36,33 +36,36 @@ def test_methods_and_seeds_may_be_added_and_nothing_else_changed(make_comparison
 
 def test_a_folder_of_something_else_a_file_or_a_uri_is_refused(make_comparison: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(errors.ConfigError, match="no comparison's"), Folder(str(tmp_path)).open(make_comparison()):
+    with (
+        pytest.raises(errors.ConfigError, match="no comparison's"),
+        CompareFolder(str(tmp_path)).open(make_comparison()),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with (
         pytest.raises(errors.ConfigError, match="cannot be used"),
-        Folder(str(tmp_path / "thesis.tex")).open(make_comparison()),
+        CompareFolder(str(tmp_path / "thesis.tex")).open(make_comparison()),
     ):
         pass
     with pytest.raises(errors.ConfigError, match="no local folder"):
-        Folder("s3://bucket/out")
+        CompareFolder("s3://bucket/out")
 
 
 def test_two_at_a_time_are_refused(make_comparison: Make, tmp_path: Path) -> None:
     with (
-        Folder(str(tmp_path)).open(make_comparison()),
+        CompareFolder(str(tmp_path)).open(make_comparison()),
         pytest.raises(errors.ConfigError, match="at work"),
-        Folder(str(tmp_path)).open(make_comparison()),
+        CompareFolder(str(tmp_path)).open(make_comparison()),
     ):
         pass
-    with Folder(str(tmp_path)).open(make_comparison()):
+    with CompareFolder(str(tmp_path)).open(make_comparison()):
         pass
 
 
 def test_outcomes_belong_to_their_settings(make_comparison: Make, tmp_path: Path) -> None:
     comparison = make_comparison("es")
-    spec = comparison.spec(comparison.contenders[2], 0)
-    folder = Folder(str(tmp_path))
+    spec = comparison.spec(comparison.candidates[2], 0)
+    folder = CompareFolder(str(tmp_path))
     with folder.open(comparison):
         place = folder.prepare(spec)
         assert folder.outcome(spec) is None
@@ -71,7 +74,7 @@ def test_outcomes_belong_to_their_settings(make_comparison: Make, tmp_path: Path
         outcome = folder.outcome(spec)
         assert outcome is not None
         assert outcome.error == "loss nan"
-        other = make_comparison("es", learning_rate=0.2).spec(comparison.contenders[2], 0)
+        other = make_comparison("es", learning_rate=0.2).spec(comparison.candidates[2], 0)
         with pytest.raises(errors.ConfigError, match="made with other settings"):
             folder.outcome(other)
         folder.prepare(spec)  # starting over leaves nothing of before
@@ -80,8 +83,8 @@ def test_outcomes_belong_to_their_settings(make_comparison: Make, tmp_path: Path
 
 def test_an_outcome_that_was_changed_or_is_something_else_is_refused(make_comparison: Make, tmp_path: Path) -> None:
     comparison = make_comparison("es")
-    spec = comparison.spec(comparison.contenders[2], 0)
-    folder = Folder(str(tmp_path))
+    spec = comparison.spec(comparison.candidates[2], 0)
+    folder = CompareFolder(str(tmp_path))
     with folder.open(comparison):
         place = folder.prepare(spec) / "outcome.json"
         values = {"spec": spec.to_dict(), "result": None, "error": "loss nan", "wall_s": 1.0, "waited_share": 0.0}
@@ -101,7 +104,7 @@ def test_an_outcome_that_was_changed_or_is_something_else_is_refused(make_compar
 
 
 def test_lengths_once_decided_stay(make_comparison: Make, tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
+    folder = CompareFolder(str(tmp_path))
     with folder.open(make_comparison()):
         assert folder.lengths() == {}
         folder.write_lengths({"es": {"epochs": 5, "basis": "seconds"}})

@@ -18,7 +18,7 @@ Make = Callable[..., Any]
 
 def test_the_time_left_goes_by_method_and_by_epochs(make_comparison: Make, make_outcome: Make) -> None:
     comparison = make_comparison("es:epochs=4", seeds=2)
-    full, _, es = comparison.contenders
+    full, _, es = comparison.candidates
     done = make_outcome(comparison, full, 0, 0.9, seconds=13.0)  # 16 s in all
     waiting = [comparison.spec(full, 1), comparison.spec(es, 0)]
     assert seconds_left(waiting, [done], 1) == pytest.approx(16 + 4 * 2)
@@ -30,9 +30,9 @@ def test_lines_where_there_is_no_terminal(make_comparison: Make, make_outcome: M
     comparison = make_comparison("es", seeds=1)
     stream = io.StringIO()
     progress = Progress(stream, 1)
-    full, random, es = comparison.contenders
+    full, random, es = comparison.candidates
     kept = make_outcome(comparison, full, 0, 0.9, seconds=117.0)
-    progress.expect(comparison.specs(comparison.contenders), [kept])
+    progress.expect(comparison.specs(comparison.candidates), [kept])
     progress.show(make_outcome(comparison, random, 0, 0.8, seconds=57.0))
     progress.show(make_outcome(comparison, es, 0, 0.0, error="loss nan"))
     progress.close()
@@ -52,8 +52,8 @@ def test_a_bar_on_a_terminal(make_comparison: Make, make_outcome: Make) -> None:
     comparison = make_comparison("es", seeds=1)
     stream = Terminal()
     progress = Progress(stream, 1)
-    progress.expect(comparison.specs(comparison.contenders))
-    progress.show(make_outcome(comparison, comparison.contenders[0], 0, 0.9))
+    progress.expect(comparison.specs(comparison.candidates))
+    progress.show(make_outcome(comparison, comparison.candidates[0], 0, 0.9))
     progress.say("stopped")
     progress.close()
     assert "1/3 runs" in stream.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from es_service.experiments.compare import report, tables
-from es_service.experiments.compare.candidates import Contender
+from es_service.experiments.compare.candidates import Candidate
 from es_service.experiments.compare.pictures import PICTURES
 from es_service.experiments.compare.rows import results
 
@@ -94,9 +94,9 @@ def test_pictures_of_an_earlier_report_do_not_stay(
 def test_noise_failures_and_strange_names_are_shown_as_they_are(
     make_comparison: Make, make_outcome: Make, make_outcomes: Make, lengths: dict[str, Any], tmp_path: Path
 ) -> None:
-    strange = Contender(label="es:draw=<b>|race", name="es")
+    strange = Candidate(label="es:draw=<b>|race", name="es")
     comparison = make_comparison("loss,es,eswp", derived={"label_noise": 0.2})
-    comparison = make_comparison(contenders=(*comparison.contenders, strange), derived={"label_noise": 0.2})
+    comparison = make_comparison(candidates=(*comparison.candidates, strange), derived={"label_noise": 0.2})
     usual = make_comparison("loss,es,eswp", derived={"label_noise": 0.2})
     outcomes = make_outcomes(usual, corrupted={"share_of_set": 0.2, "share_of_trained": 0.34})
     outcomes += [make_outcome(comparison, strange, seed, 0.0, error="loss <nan>") for seed in comparison.seeds]
@@ -115,7 +115,7 @@ def test_tables_have_a_row_a_run_and_a_row_an_epoch(
 ) -> None:
     comparison = make_comparison("loss,es,eswp")
     outcomes = [one for one in make_outcomes(comparison) if one.spec.run != "es-s0"]
-    outcomes.append(make_outcome(comparison, comparison.contenders[3], 0, 0.0, error="loss nan"))
+    outcomes.append(make_outcome(comparison, comparison.candidates[3], 0, 0.0, error="loss nan"))
     runs, history = tables.results_table(comparison, outcomes), tables.history_table(comparison, outcomes)
     assert runs.num_rows == len(outcomes)
     [failed] = [run for run in runs.to_pylist() if run["error"] is not None]

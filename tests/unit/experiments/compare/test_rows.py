@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from es_service.experiments.compare import verdicts
-from es_service.experiments.compare.candidates import parse_contenders
+from es_service.experiments.compare.candidates import parse_candidates
 from es_service.experiments.compare.comparison import Comparison
 from es_service.experiments.compare.lengths import decide_lengths, matched_length
 from es_service.experiments.compare.outcomes import Measured, Outcome
@@ -40,10 +40,10 @@ def test_a_short_run_has_no_less_time_than_its_method(
 
 def test_lengths_are_clamped_and_need_full(make_comparison: Make, make_outcome: Make) -> None:
     comparison = make_comparison("es")
-    full, _, es = comparison.contenders
+    full, _, es = comparison.candidates
 
-    def measured(contender: Any, seconds: float) -> list[Measured]:
-        return [make_outcome(comparison, contender, 0, 0.9, seconds=seconds).measured]
+    def measured(candidate: Any, seconds: float) -> list[Measured]:
+        return [make_outcome(comparison, candidate, 0, 0.9, seconds=seconds).measured]
 
     def epochs(seconds: float) -> int:
         return int(decide_lengths({"full": measured(full, 8.0), "es": measured(es, seconds)}, 8)["es"]["epochs"])
@@ -130,7 +130,7 @@ def test_a_long_tail_is_compared_by_balanced_accuracy(
 def test_preparing_counts(make_comparison: Make, make_outcome: Make) -> None:
     comparison = make_comparison("es", seeds=1)
     prepared = {"scored": 300, "trained": 100, "seconds": 2.0}
-    measured = make_outcome(comparison, comparison.contenders[2], 0, 0.9, trained=2000, prepared=prepared).measured
+    measured = make_outcome(comparison, comparison.candidates[2], 0, 0.9, trained=2000, prepared=prepared).measured
     assert measured.passes == 300 + 3 * 2100
     assert measured.seconds["total"] == 12.0
     assert measured.seconds["prepare"] == 2.0
@@ -142,7 +142,7 @@ def test_failed_runs_are_named_and_decide_nothing(
     make_comparison: Make, make_outcome: Make, make_outcomes: Make, lengths: dict[str, Any]
 ) -> None:
     comparison = make_comparison()
-    es = comparison.contenders[3]
+    es = comparison.candidates[3]
     outcomes = [one for one in make_outcomes(comparison) if one.spec.run not in ("es-s1", "full-s2")]
     outcomes.append(make_outcome(comparison, es, 1, 0.0, error="loss nan"))
     rows = rows_of(comparison, outcomes, lengths)
@@ -170,7 +170,7 @@ def test_methods_that_were_not_asked_for_do_not_show(
     make_comparison: Make, make_outcomes: Make, lengths: dict[str, Any]
 ) -> None:
     outcomes = make_outcomes(make_comparison())
-    fewer = make_comparison(contenders=parse_contenders("es"))
+    fewer = make_comparison(candidates=parse_candidates("es"))
     assert list(rows_of(fewer, outcomes, lengths)) == ["full", "short_full", "short_full:epochs=5", "random", "es"]
 
 
@@ -187,7 +187,7 @@ def test_a_method_that_never_selects_is_not_tested(make_comparison: Make, make_o
 def test_runs_of_an_earlier_version_are_taken_where_they_annealed_alike(make_comparison: Make) -> None:
     for epochs, same in ((8, True), (2, False)):
         comparison = make_comparison("es", epochs=epochs)
-        spec = comparison.spec(comparison.contenders[-1], 0)
+        spec = comparison.spec(comparison.candidates[-1], 0)
         written = spec.to_dict()
         del written["selection"]["anneal_by"]
         assert (RunSpec.from_dict(written) == spec) is same

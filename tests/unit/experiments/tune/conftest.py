@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from es_service.experiments.tune.objectives import Objective
-from es_service.experiments.tune.search_spec import Search
+from es_service.experiments.tune.search_spec import SearchSpec
 from es_service.experiments.tune.space import read_space
 from es_service.experiments.tune.trials import FINISHED, Trial
 
@@ -18,7 +18,7 @@ EPOCHS = 4
 Result = Callable[[Trial], dict[str, Any] | None]
 
 
-def make_search(entries: dict[str, Any] | None = None, **changes: Any) -> Search:
+def make_search(entries: dict[str, Any] | None = None, **changes: Any) -> SearchSpec:
     values: dict[str, Any] = {
         "name": "found",
         "task": "fashion",
@@ -37,7 +37,7 @@ def make_search(entries: dict[str, Any] | None = None, **changes: Any) -> Search
         "early_stopping": True,
         **changes,
     }
-    return Search(**values)
+    return SearchSpec(**values)
 
 
 def entry(epoch: int, accuracy: float, cost: float) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Loop:
     """What Ray Tune's TuneController does with a searcher and a scheduler, a trial at a time and without processes."""
 
     def __init__(
-        self, search: Search, folder: Path, *, retry_failed: bool = False, early_stopping: bool = False
+        self, search: SearchSpec, folder: Path, *, retry_failed: bool = False, early_stopping: bool = False
     ) -> None:
         from es_service.experiments.tune.early_stopping import NoStopping, scheduler_for
         from es_service.experiments.tune.searcher import Trials
@@ -160,12 +160,12 @@ class Loop:
         return self
 
 
-def play(search: Search, folder: Path) -> list[Trial]:
+def play(search: SearchSpec, folder: Path) -> list[Trial]:
     folder.mkdir(exist_ok=True, parents=True)
     return Loop(search, folder).run().trials
 
 
-def references(search: Search) -> list[Trial]:
+def references(search: SearchSpec) -> list[Trial]:
     found = []
     for epochs, accuracy in ((4, 0.92), (2, 0.88)):
         for seed in search.seeds:

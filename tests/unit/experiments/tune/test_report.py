@@ -15,7 +15,7 @@ from pyarrow import parquet
 from es_service import errors
 from es_service.cli.training import _read_config
 from es_service.experiments.tune import report
-from es_service.experiments.tune.folder import Folder
+from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.importance import omega_squared
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.pictures import PICTURES
@@ -26,9 +26,11 @@ Hand = dict[str, Callable[..., Any]]
 GRID = {"beta1": "grid(0.0, 0.2, 0.4)", "ratio": "grid(0.25, 0.5)"}
 
 
-def write(by_hand: Hand, tmp_path: Path, *args: Any, full: bool = True, **changes: Any) -> tuple[Folder, Any, Any]:
+def write(
+    by_hand: Hand, tmp_path: Path, *args: Any, full: bool = True, **changes: Any
+) -> tuple[SearchFolder, Any, Any]:
     search = by_hand["search"](*args, **changes)
-    folder = Folder(str(tmp_path / "found"))
+    folder = SearchFolder(str(tmp_path / "found"))
     with folder.open(search):
         trials = by_hand["play"](search, folder.path)
         lines = by_hand["references"](search) if full else []
@@ -145,7 +147,7 @@ def test_importance_finds_what_matters() -> None:
 
 
 def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "out"))
+    folder = SearchFolder(str(tmp_path / "out"))
     with pytest.raises(errors.ConfigError, match="there is no search"):
         folder.check(resume=True)
     folder.check(resume=False)
@@ -171,11 +173,11 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
     (tmp_path / "thesis" / "thesis.tex").write_text("")
     with (
         pytest.raises(errors.ConfigError, match="no search's"),
-        Folder(str(tmp_path / "thesis")).open(by_hand["search"]()),
+        SearchFolder(str(tmp_path / "thesis")).open(by_hand["search"]()),
     ):
         pass
     with pytest.raises(errors.ConfigError, match="no local folder"):
-        Folder("s3://bucket/out")
+        SearchFolder("s3://bucket/out")
 
 
 class Told:

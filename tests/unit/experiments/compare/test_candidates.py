@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.candidates import Contender, parse_contenders, short_full
+from es_service.experiments.compare.candidates import Candidate, parse_candidates, short_full
 from es_service.experiments.compare.comparison import Comparison
 from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
@@ -16,7 +16,7 @@ from es_service.storage.runs import check_run_name
 
 
 def labels(text: str) -> list[str]:
-    return [one.label for one in parse_contenders(text)]
+    return [one.label for one in parse_candidates(text)]
 
 
 def test_full_and_random_come_unasked_and_doubles_collapse() -> None:
@@ -25,10 +25,10 @@ def test_full_and_random_come_unasked_and_doubles_collapse() -> None:
 
 
 def test_settings_go_to_the_method_the_selection_or_the_run() -> None:
-    one = parse_contenders("es:ratio=0.5:beta1=0.1:anneal=[0.1, 0]:draw=systematic:epochs=12:learning_rate=5e-2")[-1]
+    one = parse_candidates("es:ratio=0.5:beta1=0.1:anneal=[0.1, 0]:draw=systematic:epochs=12:learning_rate=5e-2")[-1]
     assert one.selection(3) == preset("es", ratio=0.5, beta1=0.1, anneal=(0.1, 0), draw="systematic", seed=3)
     assert (one.epochs, one.batch_size, one.learning_rate) == (12, None, 0.05)
-    one = parse_contenders("es:ratio=.5:max_age=None:anneal=(0,0):learning_rate=.05")[-1]
+    one = parse_candidates("es:ratio=.5:max_age=None:anneal=(0,0):learning_rate=.05")[-1]
     assert one.selection(3) == preset("es", ratio=0.5, max_age=None, anneal=(0, 0), seed=3)
     assert one.learning_rate == 0.05
 
@@ -51,23 +51,23 @@ def test_settings_go_to_the_method_the_selection_or_the_run() -> None:
 )
 def test_what_is_misspelt_or_out_of_range_is_refused(text: str, message: str) -> None:
     with pytest.raises(errors.ConfigError) as caught:
-        parse_contenders(text)
+        parse_candidates(text)
     assert message in str(caught.value)
 
 
 def test_run_names_are_folders_and_differ_where_labels_do() -> None:
     written = ["es", "es:ratio=0.5", "es:ratio=0-5", "es:ratio:0.5", "es:x=é", "es:../b", "es:" + "x" * 200]
-    contenders = [Contender(label=label, name="es") for label in written]
-    names = [one.run(seed) for one in contenders for seed in (0, 1)]
+    candidates = [Candidate(label=label, name="es") for label in written]
+    names = [one.run(seed) for one in candidates for seed in (0, 1)]
     assert len(set(names)) == len(names)
     for name in names:
         check_run_name(name)
-    assert Contender(label="es", name="es").run(7) == "es-s7"
+    assert Candidate(label="es", name="es").run(7) == "es-s7"
 
 
 def test_specs_survive_json_and_give_every_method_the_same_seed(make_comparison: Callable[..., Comparison]) -> None:
     comparison = make_comparison("es:batch_size=25:epochs=3,eswp", seeds=2)
-    specs = comparison.specs(comparison.contenders)
+    specs = comparison.specs(comparison.candidates)
     assert [one.seed for one in specs] == [0] * 4 + [1] * 4
     for spec in specs:
         assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))).to_dict() == spec.to_dict()
