@@ -78,7 +78,7 @@ def compare_command(options: argparse.Namespace) -> int:
         "learning_rate": options.learning_rate,
     }
     folder.check_identity(check_known(**subject))
-    check_extra("report", "comparing", "matplotlib", "jinja2")
+    check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         comparison = begin(

@@ -296,7 +296,7 @@ def test_bad_usage_exits_2_and_writes_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2", "scipy"])
 def test_without_what_draws_the_report_nothing_is_begun(
     package: str,
     few_images: Path,

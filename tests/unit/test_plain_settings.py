@@ -15,7 +15,7 @@ import es_service as es
 from es_service.api.settings import Limits, Settings
 from es_service.exchange.base import Position
 from es_service.experiments.compare.candidates import Candidate
-from es_service.experiments.experiment_spec import Subject
+from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.experiments.tune.domains import Domain
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.search_spec import Places
@@ -77,7 +77,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (TrainSettings, {"learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7, "micro_batch_size": 4, "seed": 3}),
     (TaskDefaults, {"epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7}),
     (Derived, {"label_noise": 0.1, "long_tail": 0.3, "shots": 4, "limit": 100, "seed": 3}),
-    (Subject, SUBJECT),
+    (ExperimentSpec, SUBJECT),
     (Candidate, {"label": "x", "name": "es", "settings": {"beta1": 0.1}, "epochs": 2, "learning_rate": 0.1}),
     (Places, {"workers": 1, "cpus": 0.7, "max_concurrent": 2}),
     (Objective, {"name": "cost", "target": 0.7}),

@@ -30,6 +30,7 @@ def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progres
         TrainingError: every run failed.
     """
     from es_service.experiments.compare import report  # draws, with what is an extra
+    from es_service.experiments.report import write_table
 
     with folder.open(comparison):
         specs = comparison.specs(comparison.candidates)
@@ -44,8 +45,8 @@ def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progres
         ended = list(outcomes.values())
         results = rows.results(comparison, ended, lengths)
         runs, history = tables.results_table(comparison, ended), tables.history_table(comparison, ended)
-        tables.write(folder.path / "results.parquet", runs)
-        tables.write(folder.path / "history.parquet", history)
+        write_table(folder.path / "results.parquet", runs)
+        write_table(folder.path / "history.parquet", history)
         report.write(folder.path, results, runs.to_pylist(), history.to_pylist())
         folder.write("results.json", results)
     return results

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from es_service.experiments import figures
 from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.candidates import FULL, SHORT_FULL
 from es_service.experiments.compare.cores import MOST_WAITED
 from es_service.experiments.compare.pictures import PICTURES, Rows
+from es_service.experiments.report import difference_in_words, draw, spread_in_words, write_page
 
 __all__ = ["write"]
 
@@ -30,46 +26,18 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
         results: what results.json holds.
         runs, history: the rows of results.parquet and history.parquet.
     """
-    drawn = _draw(folder / "pictures", results, runs, history)
+    pictures = draw(folder / "pictures", PICTURES, results, runs, history)
     context = {
         "results": results,
         "header": _header(results),
         "rows": [_cells(results, row) for row in results["rows"]],
         "outcome": _outcome(results["rows"]),
-        "notes": _notes(results, runs, drawn),
+        "notes": _notes(results, runs, [one["name"] for one in pictures]),
         "errors": [f"{row['method']}, {error}" for row in results["rows"] for error in row["errors"]],
-        "pictures": [
-            {
-                "name": name,
-                "title": PICTURES[name].title,
-                "caption": PICTURES[name].caption,
-                "base64": base64.b64encode(path.read_bytes()).decode(),
-            }
-            for name, path in drawn.items()
-        ],
+        "pictures": pictures,
     }
-    for name in ("report.md", "report.html"):
-        template = (resources.files("es_service.experiments") / "templates" / f"compare{name[6:]}.jinja").read_text(
-            encoding="utf-8"
-        )
-        environment = jinja2.Environment(
-            autoescape=name.endswith("html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        text = environment.from_string(template).render(context)
-        figures.write(folder / name, text)
-
-
-def _draw(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -> dict[str, Path]:
-    folder.mkdir(exist_ok=True)
-    drawn = {}
-    for name, picture in PICTURES.items():
-        figure = picture.draw(results, runs, history)
-        path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
-        if figure is not None:
-            figures.save(figure, path)
-            drawn[name] = path
-    return drawn
+    write_page(folder / "report.md", "compare.md.jinja", context)
+    write_page(folder / "report.html", "compare.html.jinja", context)
 
 
 def _header(results: Mapping[str, Any]) -> list[str]:
@@ -87,13 +55,13 @@ def _cells(results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
     short = row["difference_to_short_full"]
     cells = {
         "method": _name(row),
-        "accuracy": _spread(row["accuracy"], 100, 2),
-        "balanced accuracy": _spread(row["balanced_accuracy"], 100, 2),
-        "against full": _difference(row["difference_to_full"]),
-        "against its short full run": "" if short is None else f"{_difference(short)}, {short['epochs']} ep.",
+        "accuracy": spread_in_words(row["accuracy"]),
+        "balanced accuracy": spread_in_words(row["balanced_accuracy"]),
+        "against full": difference_in_words(row["difference_to_full"]),
+        "against its short full run": "" if short is None else f"{difference_in_words(short)}, {short['epochs']} ep.",
         "scored": _count(row["samples"]["scored"]),
         "back-propagated": _count(row["samples"]["trained"]),
-        "seconds": _spread(row["seconds"], 1, 1),
+        "seconds": spread_in_words(row["seconds"], 1, 1),
         "cost": "" if row["cost"] is None else f"{row['cost']:.3f}",
         "saving at equal accuracy": _saving(row["saving_at_equal_accuracy"]),
         "corrupted": "" if row["corrupted_share"] is None else f"{100 * row['corrupted_share']:.1f} %",
@@ -111,21 +79,6 @@ def _name(row: Mapping[str, Any]) -> str:
     if row["method"].split(":")[0] != SHORT_FULL:
         return str(row["method"])
     return f"{SHORT_FULL} ({row['epochs']} epoch{'s' if row['epochs'] != 1 else ''})"
-
-
-def _spread(spread: Mapping[str, Any] | None, factor: float, digits: int) -> str:
-    if spread is None:
-        return ""
-    mean = f"{factor * spread['mean']:.{digits}f}"
-    return mean if spread["std"] is None else f"{mean} ± {factor * spread['std']:.{digits}f}"
-
-
-def _difference(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    if difference["low"] is None:
-        return f"{100 * difference['mean']:+.2f}"
-    return f"{100 * difference['mean']:+.2f} ({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f})"
 
 
 def _count(number: int | None) -> str:
@@ -150,7 +103,7 @@ def _waited(runs: Rows) -> str:
     return f" Up to {100 * most:.0f} % of a run's time other processes had its cores." if most > MOST_WAITED else ""
 
 
-def _notes(results: Mapping[str, Any], runs: Rows, drawn: Mapping[str, Path]) -> list[str]:
+def _notes(results: Mapping[str, Any], runs: Rows, drawn: Sequence[str]) -> list[str]:
     """Return what a reader has to know to read the figures right."""
     notes = []
     num_seeds = len(results["seeds"])

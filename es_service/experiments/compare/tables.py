@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs, parquet
 
 from es_service.experiments.compare.comparison import Comparison
 from es_service.experiments.compare.outcomes import Outcome
 from es_service.ledger import SECTIONS
-from es_service.storage import files
 
-__all__ = ["SECTION_NAMES", "history_table", "results_table", "write"]
+__all__ = ["SECTION_NAMES", "history_table", "results_table"]
 
 SECTION_NAMES = ("prepare", *SECTIONS, "rest")
 _F64, _I64, _TEXT = pa.float64(), pa.int64(), pa.string()
@@ -37,13 +34,6 @@ _EPOCHS = pa.schema(
         ("trained", _I64), ("cost", _F64), ("seconds", _F64),
     ]
 )  # fmt: skip
-
-
-def write(path: Path, table: pa.Table) -> None:
-    """Write a table to a Parquet file: a reader sees the old one or the new one."""
-    sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink)
-    files.write_atomically(fs.LocalFileSystem(), str(path), sink.getvalue().to_pybytes())
 
 
 def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:

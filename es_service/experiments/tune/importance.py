@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from es_service.experiments.tune.space import Space
 
@@ -32,8 +33,7 @@ def importance(space: Space, rows: Sequence[dict[str, Any]]) -> dict[str, float 
         if domain.listed is not None:
             groups = np.array([domain.listed.index(one) for one in own])
         else:
-            ranks = np.argsort(np.argsort(np.array(own, dtype=np.float64), kind="stable"), kind="stable")
-            groups = ranks * _GROUPS // max(1, len(own))
+            groups = (stats.rankdata(own, method="ordinal") - 1) * _GROUPS // max(1, len(own))
         found[name] = omega_squared(values, groups) if len(rows) >= _LEAST else None
     return found
 

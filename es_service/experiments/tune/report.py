@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
 from es_service import errors
 from es_service.experiments import figures
-from es_service.experiments.compare import tables
+from es_service.experiments.report import draw, spread_in_words, write_page, write_table
 from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.pictures import PICTURES
 from es_service.experiments.tune.search_spec import SearchSpec
@@ -43,15 +39,15 @@ def write(
     references: Sequence[Trial],
 ) -> None:
     """Write all of it into the search's folder, results.json last."""
-    tables.write(folder.path / "trials.parquet", trials_table(search, results))
-    tables.write(folder.path / "history.parquet", history_table([*trials, *references]))
+    write_table(folder.path / "trials.parquet", trials_table(search, results))
+    write_table(folder.path / "history.parquet", history_table([*trials, *references]))
     best = best_config(search, results)
     place = folder.path / "best.yaml"
     place.unlink(missing_ok=True)
     if best is not None:
         figures.write(place, best)
-    drawn = _draw(folder.path / "pictures", results)
-    figures.write(folder.path / "report.html", _html(results, drawn))
+    pictures = draw(folder.path / "pictures", PICTURES, results)
+    write_page(folder.path / "report.html", "tune.html.jinja", _context(results, pictures))
     folder.write("results.json", dict(results))
 
 
@@ -110,22 +106,9 @@ def best_config(search: SearchSpec, results: Mapping[str, Any]) -> str | None:
     return "\n".join([*lines, yaml.safe_dump(values, sort_keys=False)])
 
 
-def _draw(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
-    folder.mkdir(exist_ok=True)
-    drawn = {}
-    for name, picture in PICTURES.items():
-        path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
-        figure = picture.draw(results)
-        if figure is not None:
-            figures.save(figure, path)
-            drawn[name] = path
-    return drawn
-
-
-def _html(results: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
+def _context(results: Mapping[str, Any], pictures: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     metric = results["objective"]["metric"]
-    context = {
+    return {
         "results": results,
         "metric": metric.replace("_", " "),
         "names": list(results["space"]["domains"]),
@@ -134,27 +117,15 @@ def _html(results: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
         "lines": [
             {
                 "name": "full" if one["epochs"] == results["epochs"] else f"short_full ({one['epochs']} epochs)",
-                "value": _spread(one[metric]),
+                "value": spread_in_words(one[metric]),
                 "cost": f"{one['cost']:.3f}",
             }
             for one in results["references"]
         ],
         "errors": [f"{one['run']}: {one['error']}" for one in results["trials"] if one["status"] == FAILED],
         "notes": _notes(results),
-        "pictures": [
-            {
-                "title": PICTURES[name].title,
-                "caption": PICTURES[name].caption,
-                "base64": base64.b64encode(path.read_bytes()).decode(),
-            }
-            for name, path in drawn.items()
-        ],
+        "pictures": pictures,
     }
-    template = (resources.files("es_service.experiments") / "templates" / "tune.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template).render(context)
 
 
 def _ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -169,18 +140,12 @@ def _cells(results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
     best = results["best"]
     return {
         "settings": [row["settings"][name] for name in results["space"]["domains"]],
-        "value": _spread(row[results["objective"]["metric"]]),
+        "value": spread_in_words(row[results["objective"]["metric"]]),
         "cost": "" if row["cost"] is None else f"{row['cost']:.3f}",
         "above": "" if row["above_full"] is None else f"{100 * row['above_full']:+.2f}",
         "status": row["status"] if row["reached"] in (None, True) else "target not reached",
         "is_best": best is not None and best["setting"] == row["setting"],
     }
-
-
-def _spread(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
-        return ""
-    return f"{100 * spread['mean']:.2f}" + ("" if spread["std"] is None else f" ± {100 * spread['std']:.2f}")
 
 
 def _sentence(results: Mapping[str, Any]) -> str:

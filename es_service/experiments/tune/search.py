@@ -60,7 +60,7 @@ def search(
     folder = SearchFolder(out)
     folder.check(resume=resume)
     search_spec = begin(task, whole_space, name=folder.path.name, folder=folder, **settings)
-    check_extra("tune", "tuning", "ray.tune", "matplotlib", "jinja2")
+    check_extra("tune", "tuning", "ray.tune", "matplotlib", "jinja2", "scipy")
     from es_service.actors.cluster import ensure_ray
     from es_service.experiments.tune import report, results
 
@@ -147,7 +147,9 @@ def begin(
         "places": places or Places(),
         "start": () if start_from is None else tuple(starting_points(start_from, space, seed=seed)),
     }
-    unknown: dict[str, Any] = {name: 1 for name in ("num_samples", *USUAL) if name not in known}  # until the task is built
+    unknown: dict[str, Any] = {
+        name: 1 for name in ("num_samples", *USUAL) if name not in known
+    }  # until the task is built
     as_far_as_known = SearchSpec(**known, **unknown, **chosen)
     if folder is not None:
         identity = as_far_as_known.identity()

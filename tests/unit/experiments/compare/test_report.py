@@ -14,6 +14,7 @@ from es_service.experiments.compare import report, tables
 from es_service.experiments.compare.candidates import Candidate
 from es_service.experiments.compare.pictures import PICTURES
 from es_service.experiments.compare.rows import results
+from es_service.experiments.report import write_table
 
 Make = Callable[..., Any]
 
@@ -131,7 +132,7 @@ def test_tables_have_a_row_a_run_and_a_row_an_epoch(
     last = [one for one in history.to_pylist() if one["run"] == "es-s1"][-1]
     assert last["cost"] == pytest.approx(0.6875)
     assert last["seconds"] == pytest.approx(6.9)
-    tables.write(tmp_path / "t.parquet", runs)
+    write_table(tmp_path / "t.parquet", runs)
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -162,7 +163,7 @@ def test_links_planted_beside_a_report_are_not_followed(
     comparison = make_comparison()
     outcomes = make_outcomes(comparison)
     write(folder, comparison, outcomes, lengths)
-    tables.write(folder / "results.parquet", tables.results_table(comparison, outcomes))
+    write_table(folder / "results.parquet", tables.results_table(comparison, outcomes))
     assert victim.read_text() == "precious"
     for name in names:
         assert (folder / name).stat().st_size > 500

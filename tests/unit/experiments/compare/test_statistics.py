@@ -1,4 +1,4 @@
-"""Quantiles and intervals against scipy; savings at equal accuracy by hand."""
+"""Intervals against scipy; savings at equal accuracy by hand."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from es_service.experiments.statistics import paired_difference, saving_at_equal, spread, t_quantile
+from es_service.experiments.statistics import paired_difference, saving_at_equal, spread
 
 NUMBERS = st.floats(-1, 1, allow_nan=False).map(lambda value: round(value, 6))
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 6, 9, 10, 29, 100, 1001])
-@pytest.mark.parametrize("probability", [0.5, 0.6, 0.75, 0.95, 0.975, 0.995])
-def test_quantiles_of_t_are_scipys(degrees: int, probability: float) -> None:
-    assert t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-9, abs=1e-12)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=12))
