@@ -11,9 +11,8 @@ from typing import Any
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.experiments.begin import check_extra, check_known
-from es_service.experiments.compare.candidates import DEFAULT_METHODS, parse_candidates
 from es_service.experiments.compare.compare import compare
-from es_service.experiments.compare.comparison import begin
+from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, parse_candidates
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots

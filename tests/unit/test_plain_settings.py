@@ -14,7 +14,7 @@ import pytest
 import es_service as es
 from es_service.api.settings import Limits, Settings
 from es_service.exchange.base import Position
-from es_service.experiments.compare.candidates import Candidate
+from es_service.experiments.compare.comparison import Candidate
 from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.experiments.tune.domains import Domain
 from es_service.experiments.tune.objectives import Objective

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.compare import rows, tables
-from es_service.experiments.compare.candidates import short_full
-from es_service.experiments.compare.comparison import Comparison
+from es_service.experiments.compare import rows
+from es_service.experiments.compare.comparison import Comparison, short_full
 from es_service.experiments.compare.folder import CompareFolder
-from es_service.experiments.compare.lengths import decide_lengths
-from es_service.experiments.compare.outcomes import Measured, Outcome
+from es_service.experiments.compare.outcomes import Measured, Outcome, history_table, results_table
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots, run_all
 from es_service.experiments.experiment_spec import RunSpec
@@ -44,7 +42,7 @@ def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progres
             raise errors.TrainingError(f"every run failed; {first.spec.run}: {first.error}")
         ended = list(outcomes.values())
         results = rows.results(comparison, ended, lengths)
-        runs, history = tables.results_table(comparison, ended), tables.history_table(comparison, ended)
+        runs, history = results_table(comparison, ended), history_table(comparison, ended)
         write_table(folder.path / "results.parquet", runs)
         write_table(folder.path / "history.parquet", history)
         report.write(folder.path, results, runs.to_pylist(), history.to_pylist())
@@ -65,6 +63,6 @@ def _lengths(comparison: Comparison, folder: CompareFolder, outcomes: dict[str, 
     for one in outcomes.values():
         if one.measured is not None:
             measured[one.spec.label].append(one.measured)
-    lengths = {**decide_lengths(measured, comparison.epochs), **folder.lengths()}
+    lengths = {**rows.decide_lengths(measured, comparison.epochs), **folder.lengths()}
     folder.write_lengths(lengths)
     return {label: lengths[label] for label in measured if label in lengths}

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from es_service.experiments.compare.candidates import FULL, RANDOM, SHORT_FULL
-from es_service.experiments.compare.tables import SECTION_NAMES
+from es_service.experiments.compare.comparison import FULL, RANDOM, SHORT_FULL
+from es_service.experiments.compare.outcomes import SECTION_NAMES
 from es_service.experiments.figures import (
     COLOURS,
     GREY,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from es_service.experiments.compare import verdicts
-from es_service.experiments.compare.candidates import FULL, SHORT_FULL
-from es_service.experiments.compare.cores import MOST_WAITED
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL
 from es_service.experiments.compare.pictures import PICTURES, Rows
+from es_service.experiments.compare.worker import MOST_WAITED
 from es_service.experiments.report import difference_in_words, draw, spread_in_words, write_page
 
 __all__ = ["write"]

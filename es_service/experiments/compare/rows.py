@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from es_service.experiments import statistics
 from es_service.experiments.compare import verdicts
-from es_service.experiments.compare.candidates import FULL, SHORT_FULL, short_full
-from es_service.experiments.compare.comparison import Comparison
-from es_service.experiments.compare.lengths import matched_length
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL, Comparison, short_full
 from es_service.experiments.compare.outcomes import Measured, Outcome
 from es_service.selection.idle import why_idle
 
-__all__ = ["results"]
+__all__ = ["decide_lengths", "matched_length", "results"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,3 +213,46 @@ def _difference(difference: statistics.Difference | None) -> dict[str, Any] | No
 
 def _basis(length: Mapping[str, Any]) -> dict[str, Any]:
     return {"basis": length["basis"]} if length else {}
+
+
+TOLERANCE = 0.02
+"""Share of an epoch that a short run may have less than its method: clocks are not more exact than that."""
+
+
+def decide_lengths(measured: Mapping[str, Sequence[Measured]], num_epochs: int) -> dict[str, dict[str, Any]]:
+    """Return, for each method but full, the epochs of the full run that takes as long: E_m = ⌈E·t_m/t_full⌉.
+
+    Args:
+        measured: the finished runs of each method, by label, those of full among them.
+        num_epochs: E of full.
+
+    Returns:
+        {label: {epochs, basis}}, epochs in [1, E]. The basis is "seconds" in steps where both sides' runs had their
+        cores to themselves, else "cost" in forward-equivalents. A method without a finished run has no entry.
+    """
+    decided: dict[str, dict[str, Any]] = {}
+    full = measured.get(FULL)
+    if not full:
+        return decided
+    for label, runs in measured.items():
+        if label == FULL or not runs:
+            continue
+        timed = all(one.seconds is not None for one in (*full, *runs))
+        share = _mean_time(runs, timed) / _mean_time(full, timed)
+        epochs = min(max(math.ceil(num_epochs * share - (TOLERANCE if timed else 1e-9)), 1), num_epochs)
+        decided[label] = {"epochs": epochs, "basis": "seconds" if timed else "cost"}
+    return decided
+
+
+def _mean_time(runs: Sequence[Measured], timed: bool) -> float:
+    values = [one.seconds["total"] if timed and one.seconds else float(one.passes) for one in runs]
+    return math.fsum(values) / len(values)
+
+
+def matched_length(lengths: Mapping[str, int], num_epochs: int) -> int:
+    """Return the epochs of the row that is called short_full: es's, or the middle one where es's is no shorter."""
+    shorter = sorted({epochs for epochs in lengths.values() if epochs < num_epochs})
+    if not shorter:
+        return num_epochs
+    matched = lengths.get("es", num_epochs)
+    return matched if matched < num_epochs else shorter[len(shorter) // 2]

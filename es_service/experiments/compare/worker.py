@@ -17,11 +17,29 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
-from es_service.experiments.compare.cores import MOST_WAITED, seconds_waited
 from es_service.experiments.experiment_spec import RunSpec
 from es_service.storage import files, sealed
 
-__all__ = ["main"]
+__all__ = ["MOST_WAITED", "main", "seconds_waited"]
+
+MOST_WAITED = 0.05
+"""A run that was ready but had no core for more than this share of its time shared its cores."""
+
+
+def seconds_waited() -> float | None:
+    """Return for how long the thread of this process that waited most was ready to run while others had the core.
+
+    None where the system does not tell.
+
+    Reference: run-queue wait in /proc/<pid>/task/<tid>/schedstat, see the kernel's Documentation/scheduler/sched-stats.
+    """
+    waited = []
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            waited.append(int(task.read_text().split()[1]) / 1e9)
+        except (OSError, IndexError, ValueError):  # the thread ended meanwhile, or the system keeps no such figures
+            continue
+    return max(waited, default=None)
 
 
 def main(runs: str, run: str, cores: str, alone: str) -> int:

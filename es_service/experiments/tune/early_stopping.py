@@ -16,8 +16,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
-from es_service.experiments.tune.live import Live
 from es_service.experiments.tune.search_spec import SearchSpec
+from es_service.experiments.tune.trials import Live
 
 __all__ = ["Asha", "Brackets", "NoStopping", "rungs_of", "scheduler_for"]
 

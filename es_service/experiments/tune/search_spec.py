@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.compare.candidates import FULL, SHORT_FULL
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL
 from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space

@@ -19,11 +19,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from es_service.experiments.experiment_spec import RunSpec
-from es_service.experiments.tune.live import Live
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.suggestions import without_warnings
-from es_service.experiments.tune.trials import ENTRY, FAILED, FINISHED, PRUNED, RUNNING, Trial
+from es_service.experiments.tune.trials import ENTRY, FAILED, FINISHED, PRUNED, RUNNING, Live, Trial
 
 __all__ = ["Generator", "Trials"]
 

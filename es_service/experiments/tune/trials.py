@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["ENTRY", "FAILED", "FINISHED", "PRUNED", "RUNNING", "Trial"]
+__all__ = ["ENTRY", "FAILED", "FINISHED", "PRUNED", "RUNNING", "Live", "Trial"]
 
 ENTRY = (
     *("epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss"),
@@ -53,3 +53,21 @@ class Trial:
         self.lost += self.cost
         self.retries += 1
         self.status, self.error, self.epochs = RUNNING, None, []
+
+
+_ALIVE: dict[str, Any] = {}
+
+
+class Live:
+    """A base for such objects: at most one of a class is in use at a time."""
+
+    def enter(self) -> None:
+        """Make this the object that its class's name stands for."""
+        _ALIVE[type(self).__name__] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find, (type(self).__name__,)
+
+
+def _find(name: str) -> Any:
+    return _ALIVE[name]

@@ -28,11 +28,10 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from es_service import errors
-from es_service.experiments.tune.live import Live
 from es_service.experiments.tune.search_spec import Places
 from es_service.experiments.tune.searcher import Generator, Trials
 from es_service.experiments.tune.trainable import Job, drop_checkpoints, trainable
-from es_service.experiments.tune.trials import RUNNING, Trial
+from es_service.experiments.tune.trials import RUNNING, Live, Trial
 from es_service.stopping import Stopped, in_order
 from es_service.storage import files
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.candidates import parse_candidates
-from es_service.experiments.compare.comparison import Comparison
+from es_service.experiments.compare.comparison import Comparison, parse_candidates
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.experiments.folder import ExperimentFolder

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from es_service.experiments.compare.candidates import Candidate, parse_candidates, short_full
-from es_service.experiments.compare.comparison import Comparison
+from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates, short_full
 from es_service.experiments.compare.outcomes import Outcome
 
 NUM_SAMPLES, EPOCHS = 1000, 8

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.candidates import parse_candidates
+from es_service.experiments.compare.comparison import parse_candidates
 
 pytest.importorskip("torch")
 

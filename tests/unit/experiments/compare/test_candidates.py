@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from es_service import errors
-from es_service.experiments.compare.candidates import Candidate, parse_candidates, short_full
-from es_service.experiments.compare.comparison import Comparison
+from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates, short_full
 from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
 from es_service.storage.runs import check_run_name

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from es_service.experiments.compare.cores import seconds_waited
+from es_service.experiments.compare.worker import seconds_waited
 
 BUSY = "import os, time\nos.sched_setaffinity(0, [{core}])\nprint(flush=True)\nwhile True: pass"
 MEASURE = """
 import os, time
-from es_service.experiments.compare.cores import seconds_waited
+from es_service.experiments.compare.worker import seconds_waited
 os.sched_setaffinity(0, [{core}])
 before, end = seconds_waited(), time.monotonic() + 1.0
 while time.monotonic() < end: pass

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from es_service.experiments.compare import report, tables
-from es_service.experiments.compare.candidates import Candidate
+from es_service.experiments.compare import report
+from es_service.experiments.compare.comparison import Candidate
+from es_service.experiments.compare.outcomes import SECTION_NAMES, history_table, results_table
 from es_service.experiments.compare.pictures import PICTURES
 from es_service.experiments.compare.rows import results
 from es_service.experiments.report import write_table
@@ -20,7 +21,7 @@ Make = Callable[..., Any]
 
 
 def write(folder: Path, comparison: Any, outcomes: list[Any], lengths: dict[str, Any]) -> tuple[str, str, set[str]]:
-    runs, history = tables.results_table(comparison, outcomes), tables.history_table(comparison, outcomes)
+    runs, history = results_table(comparison, outcomes), history_table(comparison, outcomes)
     found = json.loads(json.dumps(results(comparison, outcomes, lengths)))
     report.write(folder, found, runs.to_pylist(), history.to_pylist())
     drawn = {path.stem for path in (folder / "pictures").glob("*.png")}
@@ -117,7 +118,7 @@ def test_tables_have_a_row_a_run_and_a_row_an_epoch(
     comparison = make_comparison("loss,es,eswp")
     outcomes = [one for one in make_outcomes(comparison) if one.spec.run != "es-s0"]
     outcomes.append(make_outcome(comparison, comparison.candidates[3], 0, 0.0, error="loss nan"))
-    runs, history = tables.results_table(comparison, outcomes), tables.history_table(comparison, outcomes)
+    runs, history = results_table(comparison, outcomes), history_table(comparison, outcomes)
     assert runs.num_rows == len(outcomes)
     [failed] = [run for run in runs.to_pylist() if run["error"] is not None]
     assert failed["run"] == "es-s0"
@@ -127,7 +128,7 @@ def test_tables_have_a_row_a_run_and_a_row_an_epoch(
     assert json.loads(es["settings"])["settings"]["beta1"] == 0.2
     assert es["cost"] == pytest.approx(0.6875)
     assert es["total_s"] == pytest.approx(6.9)
-    assert sum(es[f"{name}_s"] for name in tables.SECTION_NAMES) == pytest.approx(6.9)
+    assert sum(es[f"{name}_s"] for name in SECTION_NAMES) == pytest.approx(6.9)
     assert es["trained_by_label"] == [0.2, 0.2, 0.25, 0.35]
     last = [one for one in history.to_pylist() if one["run"] == "es-s1"][-1]
     assert last["cost"] == pytest.approx(0.6875)
@@ -143,7 +144,7 @@ def test_a_label_too_many_draws_no_heat_map(num_labels: int, make_comparison: Ma
     outcomes = make_outcomes(
         comparison, label_shares=shares, trained_by_label=shares, accuracy_by_label=None, label_names=None
     )
-    runs = tables.results_table(comparison, outcomes).to_pylist()
+    runs = results_table(comparison, outcomes).to_pylist()
     figure = PICTURES["labels"].draw(results(comparison, outcomes, {}), runs, [])
     assert (figure is None) == (num_labels > 30)
 
@@ -163,7 +164,7 @@ def test_links_planted_beside_a_report_are_not_followed(
     comparison = make_comparison()
     outcomes = make_outcomes(comparison)
     write(folder, comparison, outcomes, lengths)
-    write_table(folder / "results.parquet", tables.results_table(comparison, outcomes))
+    write_table(folder / "results.parquet", results_table(comparison, outcomes))
     assert victim.read_text() == "precious"
     for name in names:
         assert (folder / name).stat().st_size > 500

@@ -16,11 +16,10 @@ from es_service import errors
 from es_service.cli.training import _read_config
 from es_service.experiments.tune import report
 from es_service.experiments.tune.folder import SearchFolder
-from es_service.experiments.tune.importance import omega_squared
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.pictures import PICTURES
 from es_service.experiments.tune.progress import Progress
-from es_service.experiments.tune.results import results
+from es_service.experiments.tune.results import omega_squared, results
 
 Hand = dict[str, Callable[..., Any]]
 GRID = {"beta1": "grid(0.0, 0.2, 0.4)", "ratio": "grid(0.25, 0.5)"}
