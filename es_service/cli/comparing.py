@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import warnings
 from typing import Any
 
 from es_service.cli import output, text
@@ -78,8 +77,7 @@ def compare_command(options: argparse.Namespace) -> int:
     }
     folder.check_identity(check_known(**subject))
     check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    with output.warnings_on_stderr():
         comparison = begin(
             **subject,
             candidates=candidates,
@@ -93,10 +91,6 @@ def compare_command(options: argparse.Namespace) -> int:
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _summary(results: dict[str, Any], folder: Any) -> str:

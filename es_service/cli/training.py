@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import sys
 import time
-import warnings
 from typing import Any
 
 from es_service import errors
@@ -86,8 +85,7 @@ def add_parser(commands: Any) -> None:
 
 def train_command(options: argparse.Namespace) -> int:
     """Train a task, back-propagating only the samples that the method selects; say at the end what that saved."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    with output.warnings_on_stderr():
         job = _job(options)
     job.check_place()
     try:
@@ -106,10 +104,6 @@ def train_command(options: argparse.Namespace) -> int:
             raise
     output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _job(options: argparse.Namespace) -> TrainJob:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import warnings
 from typing import Any
 
 from es_service import errors
@@ -109,8 +108,7 @@ def tune_command(options: argparse.Namespace) -> int:
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+            with output.warnings_on_stderr():
                 results = search(
                     options.task or DEFAULT_TASK,
                     space,
@@ -195,11 +193,6 @@ def _read_file(path: str) -> dict[str, Any]:
     if not values:
         raise errors.ConfigError(f"--space {path} holds no settings by name: write `beta1: uniform(0, 0.5)`, say")
     return values
-
-
-def _show_warning(message: Warning | str, category: Any = None, *_: Any, **__: Any) -> None:
-    if category is None or issubclass(category, UserWarning):  # what Ray deprecates is nothing to the user
-        print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _summary(results: dict[str, Any], out: str) -> str:

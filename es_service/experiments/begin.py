@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from es_service import errors
 from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
@@ -16,8 +16,10 @@ from es_service.storage.files import absolute
 from es_service.training.described import TrainJob
 from es_service.training.settings import TrainSettings
 from es_service.training.tasks import build_task, check_signals, check_task_data, check_task_name
-from es_service.training.tasks.base import Task
 from es_service.training.tasks.derived import Derived
+
+if TYPE_CHECKING:
+    from es_service.training.tasks.base import Task
 
 __all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of", "train_job"]
 

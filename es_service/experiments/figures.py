@@ -7,16 +7,20 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from es_service.storage import files
 
 __all__ = [
     *("COLOURS", "GREY", "INK", "MARKERS", "PALE", "WIDTH", "Picture"),
-    *("cost_axes", "full_line", "new_figure", "plain", "save", "write"),
+    *("cost_axes", "full_line", "heat_map", "new_figure", "plain", "save", "write"),
 ]
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#dddddd"
@@ -73,6 +77,30 @@ def cost_axes(axes: Axes, metric: str) -> None:
     axes.set_ylabel(metric)
     axes.margins(x=0.12, y=0.1)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
+
+
+def heat_map(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    words: NDArray[np.object_] | None,
+    is_dark: Callable[[float], bool],
+    size: tuple[float, float],
+    **shown: Any,
+) -> tuple[Figure, Axes, AxesImage]:
+    """Draw a field for each row and column, with its word on it where there are words; `shown` says how, to imshow."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, aspect="auto", **shown)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (row, column), word in np.ndenumerate(np.empty((0, 0)) if words is None else words):
+        if np.isfinite(values[row, column]):
+            colour = "white" if is_dark(float(values[row, column])) else INK
+            axes.text(column, row, str(word), ha="center", va="center", fontsize=8, color=colour)
+    return figure, axes, image
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -21,7 +21,7 @@ class Bar:
         self._total = self._counted = 0
         self._bar: Any = None
 
-    def expect(self, number: int, ended: int, before: str) -> None:
+    def expect_some(self, number: int, ended: int, before: str) -> None:
         """Take note of some to come, and of how many of them ended before this command; `before` says so."""
         self._total += number
         self._counted += ended

@@ -27,6 +27,7 @@ from es_service.experiments.figures import (
     Picture,
     cost_axes,
     full_line,
+    heat_map,
     new_figure,
     plain,
 )
@@ -45,7 +46,7 @@ _SECTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "rest": ("#bbbbbb", "rest"),
     }
 )
-_MOST_LABELS = 30
+_MOST_LABELS, _MOST_WORDS = 30, 20
 
 
 def _accuracy_against_cost(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
@@ -147,7 +148,7 @@ def _labels_trained_on(results: Mapping[str, Any], runs: Rows, history: Rows) ->
     ratios = np.stack(values) / np.where(shares > 0, shares, np.nan)
     spread = max(1.25, float(np.nanmax(ratios)))
     norm = TwoSlopeNorm(1.0, vmin=min(0.5, float(np.nanmin(ratios))), vmax=spread)
-    return _heat_map(rows, ratios, _label_names(runs, shares.size), norm, "PuOr", "{:.2f}")
+    return _heat_map(rows, ratios, _label_names(runs, shares.size), norm, "{:.2f}")
 
 
 def _accuracy_by_label(results: Mapping[str, Any], runs: Rows, history: Rows) -> Figure | None:
@@ -161,7 +162,7 @@ def _accuracy_by_label(results: Mapping[str, Any], runs: Rows, history: Rows) ->
         f"{name} ({100 * one:.0f} %)" if np.isfinite(one) else name
         for name, one in zip(_label_names(runs, values[0].size), values[0], strict=True)
     ]
-    return _heat_map(rows[1:], points[1:], names, TwoSlopeNorm(0.0, vmin=-reach, vmax=reach), "PuOr", "{:+.1f}")
+    return _heat_map(rows[1:], points[1:], names, TwoSlopeNorm(0.0, vmin=-reach, vmax=reach), "{:+.1f}")
 
 
 PICTURES: Mapping[str, Picture] = MappingProxyType(
@@ -260,27 +261,22 @@ def _label_names(runs: Rows, number: int) -> list[str]:
 
 
 def _heat_map(
-    rows: list[str], values: NDArray[np.float64], labels: list[str], norm: TwoSlopeNorm, colours: str, form: str
+    rows: list[str], values: NDArray[np.float64], labels: list[str], norm: TwoSlopeNorm, form: str
 ) -> Figure | None:
     if not rows or len(labels) > _MOST_LABELS:
         return None
-    figure = Figure(figsize=(WIDTH, 1.6 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(values, norm=norm, cmap=colours, aspect="auto")
-    axes.set_xticks(np.arange(len(labels)), labels, rotation=35, ha="right", fontsize=8)
-    axes.set_yticks(np.arange(len(rows)), rows, fontsize=9)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    words = np.vectorize(form.format, otypes=[object])(values) if len(labels) <= _MOST_WORDS else None
+    size = (WIDTH, 1.6 + 0.36 * len(rows))
+
+    def is_dark(value: float) -> bool:
+        return abs(float(norm(value)) - 0.5) > 0.33
+
+    figure, axes, _ = heat_map(values, rows, labels, words, is_dark, size, norm=norm, cmap="PuOr")
+    axes.tick_params(axis="x", labelrotation=35, labelsize=8)
     axes.set_xticks(np.arange(len(labels) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
-    if len(labels) <= 20:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                shade = abs(float(norm(value)) - 0.5)
-                axes.text(
-                    column, row, form.format(value), ha="center", va="center", fontsize=8,
-                    color="white" if shade > 0.33 else INK,
-                )  # fmt: skip
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right")
     return figure

@@ -32,7 +32,7 @@ def seconds_left(waiting: Sequence[RunSpec], finished: Sequence[Outcome], jobs: 
     return sum(expected) / jobs
 
 
-class Progress:
+class Progress(Bar):
     """Tells how far the runs are.
 
     Args:
@@ -41,7 +41,8 @@ class Progress:
     """
 
     def __init__(self, stream: Any, jobs: int) -> None:
-        self._bar, self._jobs = Bar(stream, "comparing", "run"), jobs
+        super().__init__(stream, "comparing", "run")
+        self._jobs = jobs
         self._specs: list[RunSpec] = []
         self._finished: dict[str, Outcome] = {}
 
@@ -49,7 +50,7 @@ class Progress:
         """Take note of runs to come, and of those among them that an earlier command finished."""
         self._specs += specs
         self._finished.update((one.spec.run, one) for one in kept)
-        self._bar.expect(len(specs), len(kept), "finished before")
+        self.expect_some(len(specs), len(kept), "finished before")
 
     def show(self, outcome: Outcome) -> None:
         """Take note of a run that ended."""
@@ -57,15 +58,7 @@ class Progress:
         waiting = [spec for spec in self._specs if spec.run not in self._finished]
         left = seconds_left(waiting, list(self._finished.values()), self._jobs)
         ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
-        self._bar.ended(f"{_ended(outcome)}{ahead}")
-
-    def say(self, message: str) -> None:
-        """Print a line that stays."""
-        self._bar.say(message)
-
-    def close(self) -> None:
-        """Leave the terminal as it should be."""
-        self._bar.close()
+        self.ended(f"{_ended(outcome)}{ahead}")
 
 
 def _ended(outcome: Outcome) -> str:

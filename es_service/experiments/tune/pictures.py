@@ -25,6 +25,7 @@ from es_service.experiments.figures import (
     Picture,
     cost_axes,
     full_line,
+    heat_map,
     new_figure,
     plain,
 )
@@ -56,23 +57,14 @@ def _heat_map(results: Results) -> Figure | None:
                 words[k, j] = f"{means[k, j]:.2f}" + ("" if std is None else f"\n± {100 * std:.2f}")
     if not np.isfinite(means).any():
         return None
-    height = 1.3 + 0.62 * len(down_values)
-    figure = Figure(figsize=(min(WIDTH, 2.6 + 1.1 * len(across_values)), height), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(means, cmap=_MAP, aspect="auto")
-    axes.set_xticks(range(len(across_values)), [str(one) for one in across_values])
-    axes.set_yticks(range(len(down_values)), [str(one) for one in down_values])
+    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+    names = ([str(one) for one in down_values], [str(one) for one in across_values])
+    size = (min(WIDTH, 2.6 + 1.1 * len(across_values)), 1.3 + 0.62 * len(down_values))
+    figure, axes, image = heat_map(means, *names, words, lambda value: bool(value < middle), size, cmap=_MAP)
     axes.set_xlabel(across)
     axes.set_ylabel(down)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    middle = (np.nanmin(means) + np.nanmax(means)) / 2
-    best = np.unravel_index(int(np.nanargmax(means)), means.shape)
-    for (k, j), value in np.ndenumerate(means):
-        if math.isfinite(value):
-            colour = "white" if value < middle else INK
-            weight = "bold" if (k, j) == best else "normal"
-            axes.text(j, k, str(words[k, j]), ha="center", va="center", fontsize=9, color=colour, fontweight=weight)
+    best = divmod(int(np.nanargmax(means)), len(across_values))
+    next(one for one in axes.texts if one.get_position() == (best[1], best[0])).set_fontweight("bold")
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(f"{metric.replace('_', ' ')} in %")
     bar.outline.set_visible(False)

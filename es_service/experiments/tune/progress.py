@@ -11,7 +11,7 @@ from es_service.experiments.tune.trials import FAILED, FINISHED, PRUNED, RUNNING
 __all__ = ["Progress"]
 
 
-class Progress:
+class Progress(Bar):
     """Tells how far the trials are.
 
     Args:
@@ -19,7 +19,7 @@ class Progress:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._bar = Bar(stream, "searching", "trial")
+        super().__init__(stream, "searching", "trial")
         self._objective: Objective | None = None
         self._highest: float | None = None
         self._best = ""
@@ -27,15 +27,15 @@ class Progress:
     def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
         """Take note of how many trials there are, and how many of them ended before this command."""
         self._objective = objective
-        self._bar.expect(total, ended, "ended before")
+        self.expect_some(total, ended, "ended before")
 
     def show(self, trial: Trial) -> None:
         """Take note of an epoch of a trial, or of its end."""
         if trial.status == RUNNING:
-            self._bar.beside(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
+            self.beside(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
             return
         self._remember(trial)
-        self._bar.ended(self._words(trial), self._best)
+        self.ended(self._words(trial), self._best)
 
     def _remember(self, trial: Trial) -> None:
         """Keep the best trial in words, for the bar."""
@@ -55,11 +55,3 @@ class Progress:
         metric = self._objective.metric if self._objective is not None else "accuracy"
         words = f"{metric.replace('_', ' ')} {last[metric]:.4f}, cost {last['cost']:.3f}"
         return f"{what}: {words}" + (f", stopped after epoch {last['epoch'] + 1}" if trial.status == PRUNED else "")
-
-    def say(self, message: str) -> None:
-        """Print a line that stays."""
-        self._bar.say(message)
-
-    def close(self) -> None:
-        """Leave the terminal as it should be."""
-        self._bar.close()

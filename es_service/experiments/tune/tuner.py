@@ -107,6 +107,7 @@ def run_trials(
         if is_restored:
             tuner = tune.Tuner.restore(str(folder / name), trained)
         tuner.fit()
+    job.stop.unlink(missing_ok=True)
     driver.drop_checkpoints()
     if driver.signal is not None:
         raise Stopped(driver.signal)
