@@ -88,7 +88,7 @@ def heat_map(
     size: tuple[float, float],
     **shown: Any,
 ) -> tuple[Figure, Axes, AxesImage]:
-    """Draw a field for each row and column, with its word on it where there are words; `shown` says how, to imshow."""
+    """Draw a field for each row and column, with its word on it where there are words; `shown` goes to imshow."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", **shown)

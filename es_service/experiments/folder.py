@@ -1,4 +1,4 @@
-"""The folder of a comparison or a search: one file says what it is, another's is refused, and two do not share it."""
+"""The folder of a comparison or a search: one file describes it, another's is refused, two commands do not share it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class Bar:
 
     Args:
         stream: where to tell it.
-        doing: what the bar says is done, "comparing" say.
+        doing: what the bar shows, e.g. "comparing".
         unit: what is counted, one of them.
     """
 

@@ -68,7 +68,7 @@ def rungs_of(epochs: int, searched: Iterable[str]) -> tuple[int, ...]:
 
 
 class _InOrder(TrialScheduler):
-    """Carries out a decision to stop or pause a trial; where `end` is given, when the trial says that it has ended."""
+    """Carries out a decision to stop or pause a trial; where `end` is given, once the trial has reported its end."""
 
     _end: End | None
     _decided: dict[str, str]
@@ -146,13 +146,13 @@ class _Id:
 
 
 class Brackets(Live, _InOrder, HyperBandForBOHB):
-    """HyperBand for BOHB: trials wait at rungs for the others of their bracket, and the best third goes on.
+    """HyperBand for BOHB: trials wait at rungs for the others of their bracket, and the best third continues.
 
     Ray Tune's own would stop a trial of 4 epochs after 3: its rungs are powers of 3. Here trials report as `rung` the
     power that stands for the last of `rungs_of` they have passed. Besides, Ray Tune's own
 
     - would put new trials into a bracket whose last trials have ended, so that nothing is compared any more,
-    - would run the trials that may go on all at once, however many are allowed at a time,
+    - would run the trials that may continue all at once, however many are allowed at a time,
     - and could not be restored: trials that wait would run, and brackets would wait for trials that have ended.
 
     Args:
@@ -216,7 +216,7 @@ class Brackets(Live, _InOrder, HyperBandForBOHB):
             self._process_bracket(tune_controller, bracket)
 
     def choose_trial_to_run(self, tune_controller: Any, allow_recurse: bool = True) -> Any:
-        """Return a trial that may go on, None while as many run as there is room for."""
+        """Return a trial that may continue, None while as many run as there is room for."""
         self._load()
         trials = tune_controller.get_trials()
         if sum(one.status == Trial.RUNNING for one in trials) >= self._room:

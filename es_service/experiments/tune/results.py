@@ -26,7 +26,7 @@ def results(search: SearchSpec, trials: Sequence[Trial], references: Sequence[Tr
     Args:
         search: what was searched.
         trials: all of them.
-        references: the full runs beside them; none where nobody asked for them.
+        references: the full runs beside them; none where they were not asked for.
     """
     rows = _settings(search, trials)
     line = _references(references)

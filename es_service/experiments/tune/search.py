@@ -41,7 +41,7 @@ def search(
         space: a `Space`, or setting -> domain, "uniform(0, 0.5)" say; see `read_space`.
         out: folder for runs, tables and the report.
         method: of a space that is a mapping.
-        resume: go on with the search that is there.
+        resume: continue the search that is there.
         retry_failed: then train those trials and full runs again that failed.
         progress: a `Progress` to show how far it is, None shows nothing.
         references: also train in full, and for as long as the best trial costs, for the report.

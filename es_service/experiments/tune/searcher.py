@@ -45,7 +45,7 @@ class Trials(Live, Searcher):
 
     Args:
         searcher: where settings come from; trial "k" of it is the k-th setting.
-        space: of a searcher that says values by their `Domain.place`; None where they are the settings themselves.
+        space: of a searcher that works with `Domain.place`s; None where they are the settings themselves.
         samples: how many settings there are to try.
         seeds: every setting is trained with each of them.
         seed_major: all settings with the first seed before any with the second; they are known beforehand then.
@@ -159,9 +159,9 @@ class Trials(Live, Searcher):
         if learns and (self._rungs is None or epochs in self._rungs):
             self._reported[trial.setting] = epochs
             value = self._objective.values(trial.epochs)[0]
-            told = {"value": value, "training_iteration": epochs, "hyperband_info": {"budget": epochs}}
+            learned = {"value": value, "training_iteration": epochs, "hyperband_info": {"budget": epochs}}
             with self._own_numbers():
-                self.searcher.on_trial_result(str(trial.setting), told)
+                self.searcher.on_trial_result(str(trial.setting), learned)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Take the end of a trial: without a result it was stopped while it waited."""
@@ -197,7 +197,7 @@ class Trials(Live, Searcher):
         self._running.discard(trial_id)
 
     def on_unpause(self, trial_id: str) -> None:
-        """Take note of one that goes on."""
+        """Take note of one that continues."""
         self._running.add(trial_id)
 
     @contextlib.contextmanager

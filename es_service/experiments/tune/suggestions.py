@@ -132,7 +132,7 @@ def _bohb(space: Space, objective: Objective, seed: int, first: Sequence[Mapping
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Keep to itself what Optuna, ConfigSpace and hpbandster warn of, names that are deprecated say."""
+    """Show no warnings of Optuna, ConfigSpace and hpbandster, e.g. of deprecated names."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield

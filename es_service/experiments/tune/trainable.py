@@ -81,8 +81,8 @@ def trainable(job: Job) -> type[tune.Trainable]:
             self._training.told = checkpoint["epochs"]
 
         def cleanup(self) -> None:
-            """End a training that is under way."""
-            self._training.end()
+            """End a training that is under way; one in this process ends with it."""
+            self._training.end(wait=job.places.on_ray_train)
 
     return TrialTrainable
 
@@ -106,8 +106,8 @@ class Training:
     def step(self) -> dict[str, Any]:
         """Return the next epoch: ENTRY, "epochs", and "last" and "done" with the last one.
 
-        Or {"failed": why, "done": True}: as a result, so that its message stays whole and the process can go on. Or
-        {"stopped": True}, where somebody asked the run, or the whole search, to stop.
+        Or {"failed": why, "done": True}: a result, so that the message stays whole and the process can be used again. Or
+        {"stopped": True}, where the run, or the whole search, was asked to stop.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="es-service-trial", daemon=True)
@@ -142,7 +142,7 @@ class Training:
             self._train()
         except errors.StoppedError:
             self._results.put({"stopped": True})
-        except Exception as error:  # a user's own task may raise anything, and the search goes on
+        except Exception as error:  # a user's own task may raise anything, and the search continues
             _LOG.exception("run %s failed", self._spec.run)
             own = isinstance(error, errors.EsServiceError)
             self._results.put({"failed": str(error) if own else f"{type(error).__name__}: {error}", "done": True})

@@ -86,13 +86,13 @@ def run_trials(
         one.enter()
     trained = tune.with_resources(trainable(job), _resources(places))
     with in_order(driver.ask_to_stop), _environment():
-        # Also where a search is resumed: `restore` takes what this one writes down, see `live`.
+        # Also where a search is resumed: `restore` reads what this one writes, see `Live`.
         tuner = tune.Tuner(
             trained,
             tune_config=tune.TuneConfig(
                 search_alg=Generator(trials),
                 scheduler=scheduler,
-                num_samples=-1,  # until the searcher says so
+                num_samples=-1,  # until the searcher ends it
                 reuse_actors=not places.on_ray_train,  # importing torch takes longer than many a trial
                 trial_dirname_creator=_run_of,
             ),
@@ -216,10 +216,10 @@ class _Driver(Live, tune.Callback):
         running = {one.trial_id for one in trials if one.status == TuneTrial.RUNNING}
         if self._give_up is not None and (running <= self._stopped or time.monotonic() > self._give_up):
             self._give_up = None
-            signal.raise_signal(signal.SIGUSR1)  # what it takes for Ctrl-C: its state says that trials are under way
+            signal.raise_signal(signal.SIGUSR1)  # Ray Tune's own Ctrl-C: its state has the trials as running
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ARG002
-        """Keep the state; and then drop checkpoints of those that it says have ended."""
+        """Keep the state; then drop the checkpoints of trials that have ended in it."""
         if trials and self._state.keep(Path(trials[0].local_experiment_path)):
             self.drop_checkpoints()
 
