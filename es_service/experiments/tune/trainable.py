@@ -106,7 +106,7 @@ class Training:
     def step(self) -> dict[str, Any]:
         """Return the next epoch: ENTRY, "epochs", and "last" and "done" with the last one.
 
-        Or {"failed": why, "done": True}: a result, so that the message stays whole and the process can be used again. Or
+        Or {"failed": why, "done": True}: a result, so that its message stays whole and the process can be reused. Or
         {"stopped": True}, where the run, or the whole search, was asked to stop.
         """
         if self._thread is None:
