@@ -78,7 +78,8 @@ def run_trials(
             f"--cpus-per-trial {places.cpus:g}: this Ray has {cluster('CPU'):g} CPUs, so no trial could ever start"
         )
     files.make_folder(_LOCAL, str(folder))
-    job.stop.unlink(missing_ok=True)
+    with files.storage_errors("use", str(folder)):
+        job.stop.unlink(missing_ok=True)
     state = _State(folder / f"{name}.tar.gz", folder / name)
     is_restored = state.unpack()
     driver = _Driver(trials, scheduler, state, job, begun, show, expects_state=is_restored)
