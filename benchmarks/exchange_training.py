@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from es_service.selection.config import preset
-from es_service.training.job import TrainJob, train
+from es_service.training.driver import train
+from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived
 
 __all__ = ["QUICK", "Shape", "measure", "readable"]
@@ -79,7 +80,7 @@ def measure(shape: Shape, workers: Sequence[int], only: Sequence[str] | None = N
 
 def train_once(run: str, storage: str, shape: Shape, num_workers: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train once; return seconds per step by the ledger, the mean of the ranks, and what the run reached."""
-    job = TrainJob(
+    job = TrainingSpec(
         run=run,
         storage=storage,
         task="fashion",
@@ -88,7 +89,7 @@ def train_once(run: str, storage: str, shape: Shape, num_workers: int, settings:
         selection=preset("es", anneal=(0, 0), seed=0),
         epochs=shape.epochs,
         batch_size=shape.total_batch // num_workers,
-        num_workers=num_workers,
+        workers=num_workers,
         **settings,
     )
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what its daemons have to say

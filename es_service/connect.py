@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
-from es_service.exchange.base import Exchange, OnUnavailable
+from es_service.exchange.base import Exchange, OnUnavailable, Position
 from es_service.exchange.resume import Resume, check_begun, check_resume
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
@@ -17,7 +17,6 @@ from es_service.storage.files import absolute
 from es_service.whereabouts import given, whereabouts
 
 if TYPE_CHECKING:
-    from es_service.exchange.collective import Collective
     from es_service.exchange.remote import Remote
 
 __all__ = ["ExchangeName", "connect"]
@@ -93,8 +92,6 @@ def connect(
         StorageError: the storage folder cannot be written.
         ServerUnavailableError: the server did not answer in time; or, with "collective", a rank did not come.
     """
-    if not isinstance(selection, Selection):
-        raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
     runs.check_run_name(run)
     every = as_integer("every", every, least=1)
     shards = None if shards is None else as_integer("shards", shards, least=1)
@@ -106,14 +103,14 @@ def connect(
     config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
     if config.grows and exchange not in ("sync", "prefetch"):
         raise errors.ConfigError(f"exchange {exchange!r} needs ids known beforehand: take 'prefetch' or 'sync'")
+    claimed = given(rank, world_size)
     connected: Exchange
     if exchange == "collective":
-        connected = _collective(run, config, every, storage, resume, rank, world_size, deadline_s)
+        connected = _collective(run, config, every, storage, resume, claimed, deadline_s)
     else:
-        attended = _remote(
-            run, config, exchange, shards, storage, resume, rank, world_size, attempt, deadline_s, on_unavailable
+        connected = _remote(
+            run, config, exchange, shards, storage, resume, claimed, attempt, deadline_s, on_unavailable
         )
-        connected = attended if on_unavailable != "continue" else _unattended(attended)
     return Selector(
         selection,
         num_samples=num_samples,
@@ -122,12 +119,6 @@ def connect(
         irreducible_losses=irreducible_losses,
         exchange=connected,
     )
-
-
-def _unattended(inner: Remote) -> Exchange:
-    from es_service.exchange.unattended import Unattended
-
-    return Unattended(inner)
 
 
 def _check_exchange(name: str, shards: int | None, every: int, on_unavailable: str) -> None:
@@ -156,12 +147,11 @@ def _remote(
     shards: int | None,
     storage: str,
     resume: Resume,
-    rank: int | None,
-    world_size: int | None,
+    claimed: Position | None,
     attempt: str | None,
     deadline_s: float,
     on_unavailable: OnUnavailable,
-) -> Remote:
+) -> Exchange:
     """Return the exchange with the run's score server, which is started if absent."""
     try:
         from es_service.actors import launch
@@ -170,6 +160,7 @@ def _remote(
         from es_service.exchange.leased import Leased
         from es_service.exchange.prefetch import Prefetch
         from es_service.exchange.sync import Sync
+        from es_service.exchange.unattended import Unattended
     except ImportError as error:
         raise errors.ConfigError(
             f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take an es.Selector, which needs none "
@@ -177,7 +168,6 @@ def _remote(
         ) from error
 
     kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
-    claimed = given(rank, world_size)
     if claimed is not None:
         config.check_world(claimed.world_size, claimed.rank)
     position, group, in_group = whereabouts(claimed, attempt)
@@ -195,7 +185,8 @@ def _remote(
     if stats["attempt"] != group:  # else another rank of this group has begun or reset it
         has_begun = stats["finished_epochs"] > 0 or stats["open_epoch"] is not None
         check_begun(resume, has_begun, run, storage)
-    return kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)
+    inner = kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)
+    return Unattended(inner) if on_unavailable == "continue" else inner
 
 
 def _collective(
@@ -204,10 +195,9 @@ def _collective(
     every: int,
     storage: str,
     resume: Resume,
-    rank: int | None,
-    world_size: int | None,
+    claimed: Position | None,
     deadline_s: float,
-) -> Collective:
+) -> Exchange:
     """Return the exchange with the other ranks of torch.distributed, once all of them are here."""
     try:
         from es_service.exchange.collective import Collective
@@ -216,7 +206,6 @@ def _collective(
         raise errors.ConfigError(
             f"exchange 'collective' needs torch: pip install 'es-service[torch]' ({error})"
         ) from error
-    claimed = given(rank, world_size)
     kept = runs.RunStorage(storage, run)
     peers = Peers(deadline_s)
     try:

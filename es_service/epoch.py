@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.cursor import Cursor
 from es_service.exchange.base import Exchange
 from es_service.ledger import Ledger
 from es_service.selection import observations
@@ -55,35 +56,35 @@ class Epoch:
     ) -> None:
         self.config: RunConfig = exchange.config
         self._exchange, self._ledger, self._irreducible = exchange, ledger, irreducible
-        self.number = number
-        self.share = share
-        self.streamed = streamed
+        self.number, self.share, self.streamed = number, share, streamed
         self.num_steps = num_steps if streamed else len(self.batches())
         self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
         self.is_closed = False
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
-        self.step = -1
-        self._ids_B: I64 = share.ids[:0]  # of the step, or what is handed out of the hidden
-        self._repeats: Repeats | None = None  # of the step, where its batch holds ids more than once
-        self._num_left = 0  # ids of the step that were not selected yet
-        self._began = self._touched = 0.0  # when the step began, and when it was last selected from or observed
-        self._is_scored = False  # the step, by a forward pass of its own
-        self._is_counted = False  # the step, in the ledger
-        self._unreported: Draw | None = None  # drawn without losses, which are still to come
+        self._cursor = Cursor(share.ids[:0])
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
 
     # -- what there is to do -----------------------------------------------------------------------------------------
 
+    @property
+    def step(self) -> int:
+        """The step at hand; -1 before the first."""
+        return self._cursor.step
+
     def batches(self) -> list[I64]:
         """Return the planned meta-batches, int64[B] each."""
-        return _cut(self.share.ids, self.config.batch_size)
+        ids, size = self.share.ids, self.config.batch_size
+        return [ids[start : start + size] for start in range(0, ids.size, size)]
 
     def num_to_draw(self, num_ids: int) -> int:
         """Return b for so many ids of the step at hand."""
         selection = self.config.selection
-        if self.step not in self._selecting:
+        if self._cursor.step not in self._selecting:
             return num_ids
-        if selection.interrupt is not None and (self.share.first_step + self.step + 1) % selection.interrupt == 0:
+        if (
+            selection.interrupt is not None
+            and (self.share.first_step + self._cursor.step + 1) % selection.interrupt == 0
+        ):
             return num_ids
         return self.config.num_selected(num_ids, self.share.ratio)
 
@@ -92,10 +93,6 @@ class Epoch:
         if self.is_closed or self.num_to_draw(num_ids) == num_ids:
             return False
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
-
-    @property
-    def _step_is_done(self) -> bool:
-        return self.step >= 0 and self._num_left <= 0 and self._unreported is None
 
     def check_savable(self) -> None:
         """Raise EpochOrderError where the epoch stands at a point that nobody can take up."""
@@ -114,50 +111,47 @@ class Epoch:
 
     def position(self, ledger: Ledger) -> int:
         """Return the step to go on with after a restart, and bring a copy of the ledger to where it begins."""
-        if self._unreported is not None:  # drawn, but its losses are still to come: this step will be done again
-            ledger.trained -= self._unreported.positions.size
-        if not self._step_is_done:
-            return max(0, self.step)
+        if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
+            ledger.trained -= self._cursor.unreported.positions.size
+        if not self._cursor.is_done:
+            return max(0, self._cursor.step)
         self._count_step(ledger)
-        return self.step + 1
+        return self._cursor.step + 1
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def begin_step(self, step: int, ids_B: I64) -> None:
         """Go to the next step, of these ids."""
-        self.step, self._ids_B, self._num_left = step, ids_B, ids_B.size
-        self._repeats = Repeats.of(ids_B) if self.streamed else None
-        self._began = self._touched = self._ledger.clock()
-        self._is_scored = self._is_counted = False
+        repeats = Repeats.of(ids_B) if self.streamed else None
+        self._cursor.begin(step, ids_B, repeats, self._ledger.clock())
         with self._ledger.timing("exchange"):
-            self._exchange.expect(step, ids_B if self._repeats is None else self._repeats.ids_u)
+            self._exchange.expect(step, ids_B if repeats is None else repeats.ids_u)
 
     def end_step(self) -> bool:
         """Count the step, whose training is over; return whether the epoch goes on."""
         self.raise_held()
-        since, self._touched = self._touched, self._ledger.clock()
-        if self._is_counted:  # when the epoch was closed
-            self._ledger.prolong_step(self._touched - since)
+        since, self._cursor.touched = self._cursor.touched, self._ledger.clock()
+        if self._cursor.is_counted:  # when the epoch was closed
+            self._ledger.prolong_step(self._cursor.touched - since)
         else:
             self._count_step(self._ledger)
-            self._is_counted = True
+            self._cursor.is_counted = True
         return not self.is_closed
 
     def _count_step(self, ledger: Ledger) -> None:
-        num_ids = self._ids_B.size
-        is_full_step = self.num_to_draw(num_ids) == num_ids and not self._is_scored
-        seconds = self._touched - self._began
-        ledger.count_step(num_ids, self.config.batch_size, seconds, is_full_step=is_full_step)
+        self._cursor.count(ledger, self.config.batch_size, self.num_to_draw(self._cursor.ids_B.size))
 
     def checked(self, ids_B: Any) -> I64:
         """Return ids that a caller brought, checked unless they are those of the step; those of a stream may repeat."""
-        end, distinct = self.config.end_of_ids, not self.streamed
-        return self._ids_B if ids_B is self._ids_B else observations.check_ids(ids_B, end, distinct=distinct)
+        own_B, end = self._cursor.ids_B, self.config.end_of_ids
+        return own_B if ids_B is own_B else observations.check_ids(ids_B, end, distinct=not self.streamed)
 
-    def _repeated(self, ids_B: I64) -> Repeats | None:
+    def _distinct(self, ids_B: I64) -> tuple[I64, Repeats | None]:
+        """Return the distinct ids of a batch, and how they repeat in it, where they do."""
         if not self.streamed:
-            return None
-        return self._repeats if ids_B is self._ids_B else Repeats.of(ids_B)
+            return ids_B, None
+        repeats = self._cursor.repeats if ids_B is self._cursor.ids_B else Repeats.of(ids_B)
+        return (ids_B, None) if repeats is None else (repeats.ids_u, repeats)
 
     def select(self, ids_B: I64, losses_B: Any) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
@@ -172,70 +166,62 @@ class Epoch:
         else:  # reported together with its losses, or alone if none come
             with self._ledger.timing("exchange"):
                 self._report_pending()
-                repeats = self._repeated(ids_B)
-                distinct = ids_B if repeats is None else repeats.ids_u
-                draw = self._unreported = self._exchange.draw(self.step, distinct, num, repeats)
+                distinct, repeats = self._distinct(ids_B)
+                draw = self._cursor.unreported = self._exchange.draw(self._cursor.step, distinct, num, repeats)
         self._ledger.trained += draw.positions.size
-        draw = self._scaled(draw)
-        self._num_left -= ids_B.size
+        factors_b = self.share.factors(self._cursor.step, draw.ids, self.config.batch_size)
+        if factors_b is not None:
+            draw = Draw(draw.positions, draw.ids, draw.scale * factors_b)
+        self._cursor.num_left -= ids_B.size
         self._advance()
         return draw
 
     def _draw_scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
-        seen, good = self._signals(ids_B, losses)
+        ids, seen, good = self._signals(ids_B, losses)
         self._ledger.scored += ids_B.size
-        self._is_scored = True
+        self._cursor.is_scored = True
         with self._ledger.timing("exchange"):
             self._report_pending()
-            ids, seen = _only(ids_B, seen, good)
-            num, repeats = min(num, ids.size), self._repeated(ids)
-            draw = self._exchange.step(self.step, *_once(ids, seen, repeats), num, repeats)
+            distinct, repeats = self._distinct(ids)
+            draw = self._exchange.step(self._cursor.step, distinct, _means(seen, repeats), min(num, ids.size), repeats)
         return draw if good is None else Draw(good[draw.positions], draw.ids, draw.scale)
 
-    def _scaled(self, draw: Draw) -> Draw:
-        """Return the draw with its scale multiplied by what the plan says of each id."""
-        scale_m = self.share.scale
-        if scale_m is None:
-            return draw
-        rows = self.share.rows(self.step, draw.ids, self.config.batch_size)
-        factors_b = scale_m[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), scale_m[rows])
-        return Draw(draw.positions, draw.ids, draw.scale * factors_b)
-
-    def _signals(self, ids_B: I64, observed: Any) -> tuple[Columns, I64 | None]:
-        """Return the signals, and where some samples are to be skipped the positions of the others."""
+    def _signals(self, ids_B: I64, observed: Any) -> tuple[I64, Columns, I64 | None]:
+        """Return ids and signals; where samples are to be skipped those of the others, and the others' positions."""
         selection, num = self.config.selection, ids_B.size
         needed, non_negative = selection.signals, selection.non_negative
         if self._irreducible is not None and "irreducible_loss" in needed:
             known = {"irreducible_loss": self._irreducible[ids_B]}
             observed = {**known, **(observed if isinstance(observed, Mapping) else {"loss": observed})}
         if selection.on_bad_loss == "raise":
-            return observations.check_signals(observed, num, needed, non_negative=non_negative), None
+            return ids_B, observations.check_signals(observed, num, needed, non_negative=non_negative), None
         seen, good = observations.split_signals(observed, num, needed, non_negative=non_negative)
         self._ledger.skipped += num - good.size
-        return seen, None if good.size == num else good
+        if good.size == num:
+            return ids_B, seen, None
+        return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}, good
 
     def observe(self, losses_b: Any) -> None:
         """Take the losses of the last draw, where it was made without any; see `Selector.observe`."""
-        draw = self._unreported
+        draw = self._cursor.unreported
         if draw is None:
             return
-        seen, good = self._signals(draw.ids, losses_b)
+        ids, seen, good = self._signals(draw.ids, losses_b)
         with self._ledger.timing("exchange"):
             if good is not None:
                 self._report_pending()  # all were trained on, only the good ones observed
-            self._unreported = None
-            ids, seen = _only(draw.ids, seen, good)
-            ids, seen = _once(ids, seen, self._repeated(ids))
-            self._exchange.record(self.step, ids, seen, np.arange(ids.size if good is None else 0))
+            self._cursor.unreported = None
+            distinct, repeats = self._distinct(ids)
+            positions = np.arange(distinct.size if good is None else 0)
+            self._exchange.record(self._cursor.step, distinct, _means(seen, repeats), positions)
         self._advance()
 
     def _report_pending(self) -> None:
         """Count a blind draw whose losses never came."""
-        draw, self._unreported = self._unreported, None
+        draw, self._cursor.unreported = self._cursor.unreported, None
         if draw is not None:
-            repeats = self._repeated(draw.ids)
-            ids = draw.ids if repeats is None else repeats.ids_u
-            self._exchange.record(self.step, ids, None, np.arange(ids.size))
+            ids, _ = self._distinct(draw.ids)
+            self._exchange.record(self._cursor.step, ids, None, np.arange(ids.size))
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
@@ -244,8 +230,8 @@ class Epoch:
 
         An error of that is kept for whoever asks for more: what was drawn is to be trained on first.
         """
-        self._touched = self._ledger.clock()
-        if self.step + 1 == self.num_steps and self._step_is_done and not self.share.hidden.size:
+        self._cursor.touched = self._ledger.clock()
+        if self._cursor.step + 1 == self.num_steps and self._cursor.is_done and not self.share.hidden.size:
             try:
                 self.finish()
             except errors.EsServiceError as error:
@@ -264,32 +250,32 @@ class Epoch:
         self.awaits_hidden = True
         hidden = self.share.hidden
         for ids_B in np.array_split(hidden, -(-hidden.size // self.config.batch_size)) if hidden.size else ():
-            self._ids_B = ids_B
+            self._cursor.ids_B = ids_B
             yield ids_B
         self._ledger.total_s += self._ledger.clock() - began
 
     def refresh(self, ids_B: Any, observed: Any) -> None:
         """Observe samples that the epoch hid; see `Selector.refresh`."""
         ids = observations.check_ids(ids_B, self.config.num_samples)
-        if ids_B is not self._ids_B and (foreign := ~np.isin(ids, self.share.hidden)).any():
+        if ids_B is not self._cursor.ids_B and (foreign := ~np.isin(ids, self.share.hidden)).any():
             position = int(np.argmax(foreign))
             raise errors.IdError(
                 f"id {ids[position]} at position {position} is none that epoch {self.number} hid: refresh what "
                 "selector.hidden_batches() yields"
             )
-        seen, good = self._signals(ids, observed)
+        good_ids, seen, _ = self._signals(ids, observed)
         self._ledger.scored += ids.size
         with self._ledger.timing("exchange"):
             self._report_pending()
-            self._exchange.refresh(len(self.batches()) - 1, *_only(ids, seen, good))
+            self._exchange.refresh(len(self.batches()) - 1, good_ids, seen)
 
     def _settle_step(self) -> None:
         """Tell what is still to be told of the last step, and count it if it was made."""
         with self._ledger.timing_overhead():
             self._report_pending()
-        if self._step_is_done and not self._is_counted:
+        if self._cursor.is_done and not self._cursor.is_counted:
             self._count_step(self._ledger)
-        self._is_counted = True
+        self._cursor.is_counted = True
 
     def finish(self) -> None:
         """Close the epoch, unless it is closed; see `Selector.finish_epoch`."""
@@ -298,29 +284,16 @@ class Epoch:
         self._settle_step()
         try:
             with self._ledger.timing_overhead():
-                self._exchange.close_epoch(self.number, self.step + 1)
+                self._exchange.close_epoch(self.number, self._cursor.step + 1)
         except errors.StorageError:  # finished all the same, but for its snapshot
             self.is_closed = True
             raise
-        self.is_closed, self._touched = True, self._ledger.clock()
+        self.is_closed, self._cursor.touched = True, self._ledger.clock()
         if not self.streamed:
             full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
             self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)
 
 
-def _cut(ids: I64, size: int) -> list[I64]:
-    return [ids[start : start + size] for start in range(0, ids.size, size)]
-
-
-def _once(ids_B: I64, seen: Columns, repeats: Repeats | None) -> tuple[I64, Columns]:
-    """Return the distinct ids and their mean signals."""
-    if repeats is None:
-        return ids_B, seen
-    return repeats.ids_u, {name: repeats.means(values_B) for name, values_B in seen.items()}
-
-
-def _only(ids_B: I64, seen: Columns, good: I64 | None) -> tuple[I64, Columns]:
-    """Return the ids and signals at the good positions, all of them for None."""
-    if good is None:
-        return ids_B, seen
-    return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}
+def _means(seen: Columns, repeats: Repeats | None) -> Columns:
+    """Return the mean signals of the distinct ids."""
+    return seen if repeats is None else {name: repeats.means(values_B) for name, values_B in seen.items()}

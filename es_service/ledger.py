@@ -150,17 +150,11 @@ class Ledger:
         if not ledgers:
             return cls()
         num = len(ledgers)
+        summed = ("scored", "trained", "full", "skipped", "measured_s", "measured_steps")
+        averaged = ("total_s", "full_steps", "warm_up_s", "warm_up_full_steps")
+        totals = {name: sum(getattr(one, name) for one in ledgers) for name in (*summed, *averaged)}
         return cls(
-            scored=sum(one.scored for one in ledgers),
-            trained=sum(one.trained for one in ledgers),
-            full=sum(one.full for one in ledgers),
-            skipped=sum(one.skipped for one in ledgers),
-            total_s=sum(one.total_s for one in ledgers) / num,
+            **{**totals, **{name: totals[name] / num for name in averaged}},
             steps=max(one.steps for one in ledgers),
-            full_steps=sum(one.full_steps for one in ledgers) / num,
-            measured_s=sum(one.measured_s for one in ledgers),
-            measured_steps=sum(one.measured_steps for one in ledgers),
-            warm_up_s=sum(one.warm_up_s for one in ledgers) / num,
-            warm_up_full_steps=sum(one.warm_up_full_steps for one in ledgers) / num,
             seconds={key: sum(one.seconds[key] for one in ledgers) / num for key in SECTIONS},
         )

@@ -12,12 +12,10 @@ Shapes: B ids in a meta-batch, b drawn from it.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
@@ -25,10 +23,10 @@ from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
+from es_service.run_view import RunView
 from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
-from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
@@ -43,7 +41,7 @@ T = TypeVar("T")
 _I64 = NDArray[np.int64]
 
 
-class Selector:
+class Selector(RunView):
     """Hands out meta-batches and draws mini-batches from them. One thread uses it.
 
     Args:
@@ -85,9 +83,7 @@ class Selector:
         world_size: Literal[1] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if not isinstance(selection, Selection):
-            raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
-        self.config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
+        config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
         if world_size is not None:
             as_integer("world_size", world_size, least=1)
         if world_size not in (None, 1):
@@ -96,73 +92,14 @@ class Selector:
         if self._is_alone:
             check_alone()
         if exchange is None:
-            self.config.check_world(1)
-            exchange = Embedded(Scorekeeper(self.config), Position(rank=0, world_size=1))
-        runs.check_same("of the exchange", exchange.config, self.config)
-        idle.warn_if_idle(self.config, exchange.position.world_size)
-        self.exchange = exchange
+            config.check_world(1)
+            exchange = Embedded(Scorekeeper(config), Position(rank=0, world_size=1))
+        runs.check_same("of the exchange", exchange.config, config)
+        idle.warn_if_idle(config, exchange.position.world_size)
+        super().__init__(config, exchange)
         self.ledger = Ledger(clock=clock)
-        self._irreducible: NDArray[np.float32] | None = None
-        if irreducible_losses is not None:
-            if num_samples is None:
-                raise errors.ConfigError(
-                    "irreducible_losses need num_samples: in a stream, report them with the losses, as a signal"
-                )
-            self._irreducible = observations.check_losses(
-                irreducible_losses, num_samples, non_negative=False, what="irreducible_losses"
-            )
-        self._here: Epoch | None = None  # the epoch that was opened last
+        self._irreducible = observations.check_known(irreducible_losses, num_samples)
         self._resume_step = 0
-
-    # -- what a schedule needs to know ------------------------------------------------------------------------------
-
-    def is_annealing(self, epoch: int) -> bool:
-        """Return whether all of this epoch trains on everything."""
-        return self.config.is_annealing(epoch)
-
-    def steps(self, epoch: int) -> int:
-        """Return how many steps this epoch has on every rank, for a learning-rate schedule.
-
-        Exact for the epoch that was opened last; for one to come see `RunConfig.num_steps`. Of a stream it is unknown.
-
-        Raises:
-            EpochOrderError: the epoch is a stream, or the run can only be one.
-        """
-        here = self._here if self._here is not None and self._here.number == epoch else None
-        if self.config.grows or (here is not None and here.streamed):
-            raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
-        if here is not None and here.num_steps is not None:
-            return here.num_steps
-        return self.config.num_steps(epoch, self.exchange.position.world_size)
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
-
-        Where `es.connect` found a run that had begun, this is where to go on with it.
-
-        Warns:
-            UserWarning: it found one that is finished, so that there is nothing to go on with.
-        """
-        if self._here is not None:
-            return self._here.number + self._here.is_closed
-        found = self.exchange.next_epoch()
-        if found >= self.config.num_epochs:
-            warnings.warn(
-                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
-                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
-                stacklevel=2,
-            )
-        return found
-
-    @property
-    def learning_rate_factor(self) -> float:
-        """By what the open epoch's learning rate is to be multiplied: 1, but where a method asks for more."""
-        return 1.0 if self._here is None else self._here.share.learning_rate_factor
-
-    def batches(self) -> list[_I64]:
-        """Return the open epoch's meta-batches from the current step on, for a loader that fetches ahead."""
-        return [] if self._here is None else self._here.batches()[self._here.step :]
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -285,11 +222,6 @@ class Selector:
         """
         self._opened("refresh inside `for ids_B in selector.hidden_batches()`").refresh(ids_B, observed)
 
-    @property
-    def wants_scores(self) -> bool:
-        """Whether this step's draw needs losses: not where everything is taken, or none are needed or re-used."""
-        return self._here is not None and self._here.is_scoring(self.config.batch_size)
-
     def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
 
@@ -324,34 +256,6 @@ class Selector:
             self._here.observe(losses_b)
 
     # -- state ------------------------------------------------------------------------------------------------------
-
-    def table(self) -> pa.Table:
-        """Return a copy of the score table: id, s, w, last_loss, loss_mean, loss_var, visits, selected, last_step.
-
-        Behind them stand the columns that the method asks for, see `selection.table`.
-        """
-        return self.exchange.table()
-
-    def top(self, num: int = 10, *, by: str = "w", lowest: bool = False) -> pa.Table:
-        """Return the rows with the highest values of a column, or the lowest, in order; ties by lower id.
-
-        Args:
-            num: how many; fewer come where fewer have a value.
-            by: name of a column; samples that have none, because they were never observed, do not count.
-            lowest: the lowest instead.
-
-        Raises:
-            ConfigError: no such column, or `num` below 1.
-        """
-        return self.exchange.top(by, num, lowest=lowest)
-
-    def distribution(self, column: str = "w", *, bins: int = 20) -> Distribution:
-        """Return the histogram of a column over all samples: edges float64[bins + 1], counts int64[bins].
-
-        Raises:
-            ConfigError: no such column, or `bins` outside [1, 4096].
-        """
-        return self.exchange.distribution(column, bins)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
@@ -394,11 +298,3 @@ class Selector:
         """Stand before an epoch, or before a step of it."""
         self.ledger, self._resume_step = ledger, step
         self._here = None
-
-    def publish(self, progress: dict[str, Any]) -> None:
-        """Let watchers of the run see how training goes (accuracy, say); plain values only."""
-        self.exchange.publish(progress)
-
-    def close(self) -> None:
-        """Let go of the exchange's threads; the table stays with its owner."""
-        self.exchange.close()

@@ -5,6 +5,7 @@ A digest of all of it goes along. States of format 2 have none: there the table'
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,14 +84,8 @@ def state_from_dict(state: dict[str, Any], config: RunConfig) -> tuple[SavedStat
 
 
 def _share_to_dict(share: Share) -> dict[str, Any]:
-    return {
-        "ids": share.ids.tolist(),
-        "first_step": share.first_step,
-        "scale": None if share.scale is None else share.scale.tolist(),
-        "ratio": share.ratio,
-        "hidden": share.hidden.tolist(),
-        "learning_rate_factor": share.learning_rate_factor,
-    }
+    values = {field.name: getattr(share, field.name) for field in dataclasses.fields(share)}
+    return {name: one.tolist() if isinstance(one, np.ndarray) else one for name, one in values.items()}
 
 
 def _share_from_dict(values: dict[str, Any]) -> Share:

@@ -94,17 +94,7 @@ class Patience:
 
 
 def call_patiently(ask: Callable[[], ray.ObjectRef[Any]], deadline_s: float, doing: str) -> Any:
-    """Return the answer of a call that may as well be made again: a server that is restarting is waited for.
-
-    Args:
-        ask: makes the call.
-        deadline_s: seconds for all of it.
-        doing: as in `call`.
-
-    Raises:
-        AwayError: it was still restarting at the deadline.
-        EsServiceError: as `call`.
-    """
+    """Do as `ask_until_answered`, for at most `deadline_s`: a server that is restarting is waited for."""
     return ask_until_answered(ask, Patience(deadline_s), doing)
 
 
@@ -115,7 +105,7 @@ def ask_until_answered(
     reconnect: Callable[[], bool] = lambda: False,
     answer: Callable[[ray.ObjectRef[Any], float, str], Any] = call,
 ) -> Any:
-    """Do as `call_patiently`, and where the actor has ended look for another one under its name.
+    """Return the answer of a call that may as well be made again; where the actor has ended look for another one.
 
     Args:
         ask: makes the call.
@@ -126,7 +116,8 @@ def ask_until_answered(
 
     Raises:
         GoneError: the actor has ended for good, and there is no other.
-        AwayError, EsServiceError: as `call_patiently`.
+        AwayError: it was still restarting at the deadline.
+        EsServiceError: as `call`.
     """
     reference = ask()
     while True:

@@ -112,23 +112,23 @@ def write_history(
         allowed: raises StorageError where this process may not write the run any more.
     """
     try:
-        epochs = storage.snapshot_epochs()
+        epochs = storage.snapshots.epochs()
         numbers = {epoch: journal_at(storage, shard, epoch) for epoch in (0, *epochs) if epoch <= finished_epochs}
-        first = min(storage.first_records(shard), default=1)
+        first = min(storage.journal(shard).first_records(), default=1)
         known = [(epoch, number) for epoch, number in numbers.items() if number is not None and number + 1 >= first]
         for (before, begin), (behind, end) in itertools.pairwise(known):
-            missing = [epoch for epoch in range(before, behind) if not storage.has_history(epoch, shard)]
+            missing = [epoch for epoch in range(before, behind) if not storage.history.has_part(epoch, shard)]
             if not missing:
                 continue
-            starts = storage.position(behind)[1]
+            starts = storage.snapshots.position(behind)[1]
             reports = _reports(storage, shard, begin, end, starts, most_rows(storage.config().end_of_ids))
             for epoch in missing if reports is not None else ():
                 own = [one for one in reports or () if starts[epoch] <= one.run_step < starts[epoch + 1]]
                 rows = history_of(own, signals)
                 allowed()
-                storage.write_history(epoch, shard, rows)
+                storage.history.write(epoch, shard, rows)
         if epochs and (oldest := numbers[epochs[0]]) is not None:
-            storage.drop_records(shard, oldest)
+            storage.journal(shard).drop(oldest)
     except errors.EsServiceError as error:
         _log.warning("no history of epoch %d: %s", finished_epochs - 1, error)
 
@@ -142,7 +142,7 @@ def _reports(
     """
     reports: list[Report] = []
     num_rows = 0
-    for record in storage.records(shard, after):
+    for record in storage.journal(shard).records(after):
         if record.number > upto:
             break
         state = from_json(record.payload) if record.kind == "state" else {}

@@ -15,6 +15,7 @@ from es_service import errors
 from es_service.actors.calls import DEADLINE_S, call, call_patiently
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.served_run import ServedRun
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 
@@ -31,7 +32,7 @@ _WRITE_DEADLINE_S = 600.0
 _MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
 # What the score server asks of other shards on its readers' behalf:
 _READS = {"answer", "counts", "copy_records", "num_samples", "storage_failure", "talk"}
-_WRITES = {"snapshot_done", "write_history", "write_part"}  # takes seconds, beside its other calls
+_WRITES = {"write_history", "write_part"}  # takes seconds, beside its other calls
 _ONCE = {"answer", "talk"}  # the others may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out
@@ -80,6 +81,13 @@ def _asker(run: str) -> Callable[..., Callable[[], Any]]:
     return ask
 
 
+class _Shard(ScoreShard):
+    """A shard in a process of its own."""
+
+    def __init__(self, storage: str, run: str, config: dict[str, Any], index: int, count: int) -> None:
+        super().__init__(ServedRun(storage, run, config), index, count)
+
+
 class _Server(ScoreServer):
     """A score server that finds its other shards on Ray."""
 
@@ -98,7 +106,7 @@ def _log_to_stderr() -> None:
 
 
 _ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)
-_ShardActor = _remote(concurrency_groups={READ_GROUP: 2, _WRITE_GROUP: 1})(ScoreShard)
+_ShardActor = _remote(concurrency_groups={READ_GROUP: 2, _WRITE_GROUP: 1})(_Shard)
 
 
 def find(run: str) -> Handle:

@@ -30,7 +30,7 @@ class ShardGroup:
 
     def __init__(self, own: ScoreShard, ask: Callable[..., Callable[[], Any]] | None, count: int) -> None:
         self.count = count
-        self._own = own
+        self.own = own
         self._ask = ask
 
     def all(self, method: str, *args: Any) -> list[Any]:
@@ -41,7 +41,7 @@ class ShardGroup:
         """Call a method of every shard with arguments of its own."""
         ask = self._ask
         waiting = [ask(index, method, *args[index]) for index in range(1, self.count)] if ask is not None else []
-        own = getattr(self._own, method)(*args[0])
+        own = getattr(self.own, method)(*args[0])
         return [own, *(wait() for wait in waiting)]
 
     def agree(self, about: str, *args: Any) -> list[Any]:

@@ -14,17 +14,34 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from es_service import errors
 from es_service.selection.shards import Shard
 from es_service.storage.runs import RunStorage
 from es_service.storage.segments import Record
 
-__all__ = ["from_json", "journal_at", "recover", "to_json"]
+__all__ = ["Journaled", "from_json", "journal_at", "recover", "to_json"]
 
 _log = logging.getLogger(__name__)
+
+
+class Journaled(Protocol):
+    """What a journal keeps, and brings back."""
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of its records."""
+
+    def load(self, finished_epochs: int, note: dict[str, Any]) -> None:
+        """Go to a snapshot, or for 0 to the beginning, and take up what was noted with it, {} where that is lost."""
+
+    def replay(self, record: Record) -> None:
+        """Take up a record of one of its kinds."""
+
+    def note(self) -> dict[str, Any]:
+        """Return what a snapshot of now has to note."""
 
 
 def to_json(values: dict[str, Any]) -> bytes:
@@ -43,19 +60,8 @@ def from_json(payload: bytes) -> dict[str, Any]:
     return values
 
 
-def recover(
-    storage: RunStorage,
-    shard: Shard,
-    load: Callable[[int, dict[str, Any]], None],
-    replay: Callable[[Record], None],
-) -> tuple[int, bool]:
-    """Bring a shard to where it was when its journal was last written.
-
-    Args:
-        storage: of the run.
-        shard: which one.
-        load: (finished epochs, the shard's note) -> None; takes up a snapshot, or for 0 an empty table.
-        replay: takes up a record.
+def recover(storage: RunStorage, shard: Shard, parts: Sequence[Journaled]) -> tuple[int, bool]:
+    """Bring all that a shard's journal keeps to where it was when the journal was last written.
 
     Returns:
         The number of the last record, and whether all that is known to have been written was found.
@@ -63,8 +69,14 @@ def recover(
     Raises:
         StorageError: there are snapshots, and none of them can be read.
     """
+    by_kind = {kind: part for part in parts for kind in part.kinds}
+
+    def load(finished: int, note: dict[str, Any]) -> None:
+        for part in parts:
+            part.load(finished, note)
+
     failure = errors.StorageError("nothing can be loaded")
-    epochs = [*reversed(storage.snapshot_epochs()), 0]
+    epochs = [*reversed(storage.snapshots.epochs()), 0]
     for finished in epochs:
         try:
             note = _note(storage, shard, finished, is_only=len(epochs) == 1)
@@ -72,8 +84,10 @@ def recover(
                 continue
             load(finished, note)
             last = int(note["journal"])
-            for record in storage.records(shard, last):
-                replay(record)
+            for record in storage.journal(shard).records(last):
+                if record.kind not in by_kind:
+                    raise errors.StorageError(f"the journal holds a record of the unknown kind {record.kind!r}")
+                by_kind[record.kind].replay(record)
                 last = record.number
             _set_aside(storage, shard, last)
             return last, True
@@ -85,22 +99,24 @@ def recover(
         except errors.StorageError as error:
             failure = error
             continue
-        behind = 1 + max([*storage.first_records(shard), *(_number(storage, shard, one) for one in epochs)])
+        behind = 1 + max([*storage.journal(shard).first_records(), *(_number(storage, shard, one) for one in epochs)])
         _set_aside(storage, shard, 0)
-        storage.write_base(shard, finished, behind)  # behind a gap: nothing older is ever joined to what comes now
+        storage.journal(shard).write_base(
+            finished, behind
+        )  # behind a gap: nothing older is ever joined to what comes now
         return behind, False
     raise failure
 
 
 def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = False) -> dict[str, Any] | None:
     """Return what the shard noted with a snapshot; None where its journal does not go on from there."""
-    begun_anew = storage.base(shard, finished)
+    begun_anew = storage.journal(shard).base(finished)
     if finished == 0:
-        segments = storage.first_records(shard)
+        segments = storage.journal(shard).first_records()
         if begun_anew is None and (segments[:1] == [1] or (not segments and is_only)):
             return {"journal": 0}
     else:
-        note = storage.note_of(finished, shard)
+        note = storage.snapshots.note(finished, shard)
         if note is not None and not isinstance(note.get("journal"), int):
             raise errors.StorageError(f"the manifest of epoch {finished} does not say how far the journal was")
         if note is not None and (begun_anew is None or begun_anew < note["journal"]):
@@ -128,6 +144,6 @@ def _number(storage: RunStorage, shard: Shard, finished: int) -> int:
 
 
 def _set_aside(storage: RunStorage, shard: Shard, after: int) -> None:
-    aside = storage.set_records_aside(shard, after)
+    aside = storage.journal(shard).set_aside(after)
     if aside:
         _log.error("what cannot be used of the journal is kept beside it: %s", ", ".join(aside))

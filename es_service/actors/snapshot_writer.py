@@ -134,7 +134,6 @@ class SnapshotWriter:
         """Let the shards know of a snapshot that is in place."""
         if placed.exception() is None:
             try:
-                self._shards.all("snapshot_done", copied.finished_epochs)
                 self._shards.all("write_history", copied.finished_epochs)
             except errors.EsServiceError as error:
                 _log.warning("a shard has not heard of the snapshot of epoch %d: %s", copied.finished_epochs - 1, error)

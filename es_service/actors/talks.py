@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.actors.served_run import ServedRun
+from es_service.actors.shard_state import ShardState
+from es_service.selection import queries
 from es_service.selection.agreement import Agreed
+from es_service.selection.plans import Plan
 
 __all__ = ["Talks"]
 
@@ -15,38 +21,62 @@ _MAX_TALKS = 8
 
 
 class Talks:
-    """A few at a time, each named by a token. No locking."""
+    """A few at a time, each named by a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: ServedRun, state: ShardState) -> None:
+        self._run, self._state = run, state
         self._under_way: dict[str, Agreed[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, token: str, talk: Agreed[Any]) -> None:
-        """Take up a talk; the oldest is dropped where there are too many, left behind by whoever asked."""
-        self._under_way[token] = talk
-        while len(self._under_way) > _MAX_TALKS:
-            del self._under_way[next(iter(self._under_way))]
+    def talk(self, token: str, about: str, *args: Any) -> Any:
+        """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
+
+        The oldest talk is dropped where there are too many, left behind by whoever asked.
+
+        Args:
+            token: names this talk.
+            about: "plan", "top" or "distribution".
+            args: of the generator of that name.
+        """
+        self._run.check()
+        generators: dict[str, Callable[..., Agreed[Any]]] = {
+            "plan": self._plan,
+            "top": functools.partial(queries.top, self._state.engine),
+            "distribution": functools.partial(queries.distribution, self._state.engine),
+        }
+        with self._state.lock:
+            self._under_way[token] = generators[about](*args)
+            while len(self._under_way) > _MAX_TALKS:
+                del self._under_way[next(iter(self._under_way))]
+        return self.answer(token, None)
+
+    def _plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Agreed[Plan]:
+        self._state.check_begun()
+        return self._state.engine.plan(epoch, self._run.config.num_epochs, epoch_starts)
 
     def forget(self, token: str) -> None:
         """Drop a talk that came to nothing."""
-        self._under_way.pop(token, None)
+        with self._state.lock:
+            self._under_way.pop(token, None)
 
     def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
-        """Go on with what all shards said, None to begin; return what to ask them next, or this shard's part of it.
+        """Go on with what all shards said, None to begin; return as `talk` does.
 
         Raises:
             ServerRestartedError: nothing of this name is under way: the shard restarted in the middle, or so many
                 others came between.
         """
-        if token not in self._under_way:
-            raise errors.ServerRestartedError("this shard has forgotten the question: ask again")
-        talk = self._under_way[token]
-        try:
-            return next(talk) if answer is None else talk.send(answer)
-        except BaseException as end:
-            self._under_way.pop(token, None)
-            if isinstance(end, StopIteration):
-                return end.value
-            raise
+        self._run.check()
+        with self._state.lock:
+            if token not in self._under_way:
+                raise errors.ServerRestartedError("this shard has forgotten the question: ask again")
+            talk = self._under_way[token]
+            try:
+                return next(talk) if answer is None else talk.send(answer)
+            except BaseException as end:
+                self._under_way.pop(token, None)
+                if isinstance(end, StopIteration):
+                    return end.value
+                raise

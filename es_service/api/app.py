@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow as pa
 from fastapi import FastAPI
 
-from es_service.api import problems, routes_runs, routes_samples, routes_service, routes_table
-from es_service.api.auth import Auth
-from es_service.api.catalogue import Catalogue
-from es_service.api.guard import Guard
-from es_service.api.limits import Buckets
+from es_service.api.guard import problems
+from es_service.api.guard.auth import Auth
+from es_service.api.guard.limits import Buckets
+from es_service.api.guard.middleware import Guard
 from es_service.api.metrics import Metrics
 from es_service.api.models import service as models
-from es_service.api.previews import Previews
+from es_service.api.routes import runs, samples, service, table
+from es_service.api.runs.catalogue import Catalogue
+from es_service.api.runs.previews import Previews
 from es_service.api.settings import Settings
 
 __all__ = ["create_app"]
@@ -58,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics = Metrics(catalogue)
     per_minute = settings.limits.logins_per_minute
     app.state.failed_logins = Buckets(per_minute / 60.0, per_minute)
-    for module in (routes_runs, routes_samples, routes_table, routes_service):
+    for module in (runs, samples, table, service):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(Guard, settings=settings, auth=auth, count=metrics.count)

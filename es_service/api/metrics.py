@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from starlette.types import Scope
 
 from es_service import errors
-from es_service.api import statistics
-from es_service.api.catalogue import Catalogue
-from es_service.api.problems import Problem
+from es_service.api.guard.problems import Problem
+from es_service.api.runs.catalogue import Catalogue
+from es_service.api.table import statistics
 
 __all__ = ["CONTENT_TYPE", "NAMES", "Metrics"]
 

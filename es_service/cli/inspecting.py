@@ -75,7 +75,7 @@ def _describe(storage: str, found: Found) -> dict[str, Any]:
         if found.problem is not None:
             raise errors.StorageError(found.problem)
         place = RunStorage(storage, found.name)
-        run, done = describe(place), place.finished_epochs()
+        run, done = describe(place), place.snapshots.newest()
     except errors.EsServiceError as error:  # one damaged run must not hide the others
         return {"run": found.name, "state": f"unreadable: {error}"}
     result = run.result or {}

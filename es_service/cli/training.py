@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import time
 from typing import Any
@@ -15,31 +16,19 @@ from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
-from es_service.training.described import TrainJob
-from es_service.training.tasks.derived import Derived
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["add_parser"]
 
 _SELECTION_FLAGS = ("ratio", "prune_ratio")
+_NO_SETTING = ("task", "method", "storage", "run", "selection", "derived", "resume", "search")
 _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
     "method": "es",
-    "exchange": "leased",
-    "shards": 1,
-    "every": 1,
-    "workers": 1,
-    "seed": 0,
     "storage": DEFAULT_STORAGE,
     "run": None,
-    "data": None,
-    "epochs": None,
-    "batch_size": None,
-    "micro_batch_size": None,
-    "learning_rate": None,
-    "ratio": None,
-    "prune_ratio": None,
-    "irreducible": None,
-    **dict.fromkeys(DERIVED),
+    **{field.name: field.default for field in dataclasses.fields(TrainingSpec) if field.name not in _NO_SETTING},
+    **dict.fromkeys((*_SELECTION_FLAGS, *DERIVED)),
 }
 _NUMBERS: dict[str, type] = {
     **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size", "micro_batch_size"), int),
@@ -86,10 +75,10 @@ def add_parser(commands: Any) -> None:
 def train_command(options: argparse.Namespace) -> int:
     """Train a task, back-propagating only the samples that the method selects; say at the end what that saved."""
     with output.warnings_on_stderr():
-        job = _job(options)
-    job.check_place()
+        spec = _spec(options)
+    spec.check_place()
     try:
-        from es_service.training import job as jobs
+        from es_service.training.driver import train
     except ImportError as error:
         raise errors.ConfigError(
             f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
@@ -97,17 +86,17 @@ def train_command(options: argparse.Namespace) -> int:
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         try:
-            result = jobs.train(job, progress.show)
+            result = train(spec, progress.show)
         except KeyboardInterrupt:
-            if RunStorage(job.storage, job.run).exists():
-                print(f"es-service: stopped; --run {job.run} --resume continues it", file=sys.stderr)
+            if RunStorage(spec.storage, spec.run).exists():
+                print(f"es-service: stopped; --run {spec.run} --resume continues it", file=sys.stderr)
             raise
     output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
 
 
-def _job(options: argparse.Namespace) -> TrainJob:
-    """Return the TrainJob that flags, file and defaults describe together."""
+def _spec(options: argparse.Namespace) -> TrainingSpec:
+    """Return what flags, file and defaults describe together."""
     given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
     from_file = _read_config(options.config) if options.config else {}
     file_settings = from_file.pop("set", {})
@@ -128,25 +117,14 @@ def _job(options: argparse.Namespace) -> TrainJob:
             "that takes as long as a method"
         )
     selection = preset(values["method"], **settings)
-    return TrainJob(
-        run=values["run"] or _run_name(values["task"], values["method"]),
-        storage=values["storage"],
-        task=values["task"],
-        data=values["data"],
-        derived=Derived(**derived_settings(values)),
-        irreducible=values["irreducible"],
-        method=values["method"],
-        selection=selection,
-        exchange=values["exchange"],
-        shards=values["shards"],
-        every=values["every"],
-        num_workers=values["workers"],
-        epochs=values["epochs"],
-        batch_size=values["batch_size"],
-        micro_batch_size=values["micro_batch_size"],
-        learning_rate=values["learning_rate"],
-        seed=values["seed"],
-        resume=options.resume,
+    return TrainingSpec.from_dict(
+        {
+            **{name: value for name, value in values.items() if name not in (*_SELECTION_FLAGS, *DERIVED)},
+            "run": values["run"] or _run_name(values["task"], values["method"]),
+            "derived": derived_settings(values),
+            "selection": selection,
+            "resume": options.resume,
+        }
     )
 
 

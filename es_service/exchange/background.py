@@ -7,15 +7,12 @@ A shard that dies and comes back is noticed by the reporting thread alone, which
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-from numpy.typing import NDArray
+import functools
 
 from es_service import errors
 from es_service.actors.calls import Patience
 from es_service.exchange.backlog import Backlog
-from es_service.exchange.base import SavedState
+from es_service.exchange.base import I64, SavedState
 from es_service.exchange.packing import NO_IDS
 from es_service.exchange.remote import Remote
 from es_service.selection.methods.base import Columns
@@ -28,17 +25,19 @@ class Background(Remote):
 
     _backlogs: list[Backlog] | None = None  # one for each shard, once there is something to report
 
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
+    def refresh(self, step: int, ids_B: I64, seen: Columns) -> None:
         """See `Exchange.refresh`; returns once the observation is in the backlog."""
         self._put(step, ids_B, seen, NO_IDS)
 
-    def _put(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]) -> None:
+    def _put(self, step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
         if self._failure is not None:
             raise self._failure
         if self._backlogs is None:
-            patience, shards = super()._patience, range(self._num_shards)
-            self._backlogs = [Backlog(self._sender(shard), patience) for shard in shards]
-        for shard, _, message in self._reports(step, ids_B, seen, selected_b):
+            self._backlogs = [
+                Backlog(functools.partial(self._deliver, shard), self.calls.patience)
+                for shard in range(self._num_shards)
+            ]
+        for shard, _, message in self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b):
             try:
                 self._backlogs[shard].put(self._packer.seqs[shard], message)
             except errors.ServerUnavailableError:
@@ -48,14 +47,11 @@ class Background(Remote):
                 self._failure = error
                 raise
 
-    def _sender(self, shard: int) -> Callable[[int, int, list[bytes], int], object]:
-        def send(first: int, last: int, messages: list[bytes], num_behind: int) -> None:
-            delivery = self._deliveries[shard]
-            delivery.answer(delivery.post(first, last, "report", *messages, num_behind=num_behind))
+    def _deliver(self, shard: int, first: int, last: int, messages: list[bytes], num_behind: int) -> None:
+        delivery = self._deliveries[shard]
+        delivery.answer(delivery.post(first, last, "report", *messages, num_behind=num_behind))
 
-        return send
-
-    def _patience(self) -> Patience:
+    def _report_patience(self) -> Patience:
         """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
         return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 

@@ -23,7 +23,7 @@ from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import make_plain
 
-__all__ = ["Exchange", "OnUnavailable", "Position", "SavedState"]
+__all__ = ["I64", "Exchange", "OnUnavailable", "Position", "SavedState"]
 
 I64 = NDArray[np.int64]
 
@@ -60,7 +60,7 @@ class SavedState:
 
 
 class Exchange(Protocol):
-    """See the module's text."""
+    """See the module's text. An exchange inherits from it what is the same for most."""
 
     config: RunConfig
     position: Position
@@ -80,8 +80,8 @@ class Exchange(Protocol):
         ...
 
     def expect(self, step: int, ids_B: I64) -> None:
-        """Hear which ids this step will bring, before their losses are known. Returns at once."""
-        ...
+        """Take the next step's ids, before their losses are known. Returns at once; by default it does nothing."""
+        del step, ids_B
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """Observe the signals of this epoch's step, draw `num` of what the batch holds, count the drawn."""
@@ -97,7 +97,7 @@ class Exchange(Protocol):
 
     def refresh(self, step: int, ids_B: I64, seen: Columns) -> None:
         """Observe samples that the epoch left out."""
-        ...
+        self.record(step, ids_B, seen, ids_B[:0])
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """Return once everything this rank said of the epoch is in the table; `num_steps`: that it made.
@@ -136,5 +136,5 @@ class Exchange(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of threads and connections; the table stays with its owner."""
-        ...
+        """Let go of threads and connections, where there are any; the table stays with its owner."""
+        return

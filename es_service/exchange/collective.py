@@ -19,9 +19,8 @@ epoch, about 20 bytes for each, until it is the epoch's history.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,11 +29,12 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.exchange.base import Position, SavedState
+from es_service.exchange.base import I64, Exchange, Position, SavedState
 from es_service.exchange.embedded import Embedded
 from es_service.exchange.kept import KeptRun
 from es_service.exchange.peers import Peers
-from es_service.exchange.resume import Resume, check_begun
+from es_service.exchange.rank_group import RankGroup
+from es_service.exchange.resume import Resume
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
@@ -49,7 +49,7 @@ __all__ = ["Collective"]
 _ATTEMPT = "0" * 32  # in a report; the process group is the attempt
 
 
-class Collective:
+class Collective(Exchange):
     """A rank of a run whose table every rank holds. All ranks make it, with the same arguments; see the module's text.
 
     Args:
@@ -84,75 +84,29 @@ class Collective:
         self.config = config
         self.position = peers.position
         self._every = as_integer("every", every, least=1)
-        self._peers = peers
+        self._group = RankGroup(peers)
         self._storage = storage if self.position.rank == 0 else None
-        claimed = position or self.position
-        self._check_settings({"run": run, "rank": claimed.rank, "world_size": claimed.world_size, "every": self._every})
+        own = {"run": run, **dataclasses.asdict(position or self.position), "every": self._every}
+        self._group.check_settings({**own, **config_to_dict(config)})
         self._keeper = Scorekeeper(config)
         ranks = range(self.position.world_size)
         self._kept = None if self._storage is None else KeptRun(self._storage, config)
         self._replica = [Embedded(self._keeper, Position(rank, len(ranks))) for rank in ranks]
         self._mine = self._replica[self.position.rank]
-        self._stored = self._begin(resume)  # epochs that the storage holds of an earlier life, neither loaded nor reset
+        self._stored = self._group.begin(self._storage, config, resume)  # finished epochs, until a load or a reset
         self._share: Share | None = None  # of the open epoch
         self._next = self._every  # step before which the next all-gather comes
         self._reports: list[bytes] = []  # of this rank since the last one, and the rows as they were before them
-        self._before: list[tuple[NDArray[np.int64], NDArray[np.void]]] = []
+        self._before: list[tuple[I64, NDArray[np.void]]] = []
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._writing: concurrent.futures.Future[None] | None = None
 
     # -- what all ranks do together ---------------------------------------------------------------------------------
 
-    def _agree(self, doing: str, message: bytes) -> list[bytes]:
-        """Return every rank's message; EpochOrderError on every rank where one of them is doing something else."""
-        messages = self._peers.gather(doing.encode() + b"\n" + message, f"to {doing}")
-        parts = [one.split(b"\n", 1) for one in messages]
-        for rank, (theirs, _) in enumerate(parts):
-            if theirs != parts[0][0]:
-                raise errors.EpochOrderError(
-                    f"rank {rank} wants to {theirs.decode()} while rank 0 wants to {parts[0][0].decode()}: every rank "
-                    "must open and finish the same epochs, and load or reset when the others do"
-                )
-        return [rest for _, rest in parts]
-
-    def _check_settings(self, own: dict[str, Any]) -> None:
-        """Raise RunMismatchError where a rank is not what rank 0 is, or where it does not know its place."""
-        mine = dict(_flat({**own, **config_to_dict(self.config)}))
-        found = [json.loads(one) for one in self._agree("start", json.dumps(mine).encode())]
-        for rank, theirs in enumerate(found):
-            expected = {**found[0], "rank": rank, "world_size": self.position.world_size}
-            differing = [
-                f"{key}: {theirs.get(key)!r}, expected {expected.get(key)!r}"
-                for key in sorted(expected.keys() | theirs.keys())
-                if theirs.get(key) != expected.get(key)
-            ]
-            if differing:
-                raise errors.RunMismatchError(
-                    f"rank {rank} came with other settings than rank 0 or the process group ({'; '.join(differing)}): "
-                    "start every rank with the same"
-                )
-
-    def _begin(self, resume: Resume) -> int:
-        """Begin the run in the storage; return how many epochs it holds of it."""
-        told, failure = {"stored": 0, "failure": "", "kind": ""}, None
-        if self._storage is not None:
-            try:
-                told["stored"] = self._storage.finished_epochs()
-                check_begun(resume, bool(told["stored"]), self._storage.run, self._storage.storage)
-                self._storage.begin(self.config)
-            except errors.EsServiceError as error:
-                told["failure"], told["kind"], failure = str(error), type(error).__name__, error
-        said = json.loads(self._agree("begin the run", json.dumps(told).encode())[0])
-        if failure is not None:
-            raise failure
-        if said["failure"]:
-            raise getattr(errors, said["kind"])(f"rank 0 cannot keep the run: {said['failure']}")
-        return int(said["stored"])
-
     def _exchange(self, doing: str) -> None:
         """Bring every replica to the same state: all that all ranks observed so far."""
         assert self._share is not None, "the Selector opens an epoch before it steps"
-        messages = self._agree(doing, b"".join(self._reports))
+        messages = self._group.gather(doing, b"".join(self._reports))
         for ids_B, records_B in reversed(self._before):
             self._keeper.engine.table.scatter(ids_B, records_B)
         self._forget()
@@ -197,7 +151,7 @@ class Collective:
                 "to start over call selector.reset(), on every rank"
             )
         shares = [one.open_epoch(epoch) for one in self._replica]
-        digests = self._agree(f"open epoch {epoch}", self._digest(shares))
+        digests = self._group.gather(f"open epoch {epoch}", self._digest(shares))
         others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if others:
             raise errors.RunMismatchError(
@@ -214,12 +168,7 @@ class Collective:
             sha256.update(share.hidden.tobytes())
         return sha256.digest()
 
-    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
-        """See `Exchange.expect`; the rows are here already."""
-
-    def step(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
-    ) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`; waits for the other ranks where `every` divides the step."""
         self._catch_up(step)
         self._keep(ids_B)
@@ -227,28 +176,24 @@ class Collective:
         self._tell(step, ids_B, seen, among_distinct(draw.positions, repeats))
         return draw
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
         self._catch_up(step)
         return self._mine.draw(step, ids_B, num, repeats)
 
-    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`."""
         self._catch_up(step)
         self._keep(ids_B)
         self._mine.record(step, ids_B, seen, positions_b)
         self._tell(step, ids_B, seen, positions_b)
 
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
-
-    def _keep(self, ids_B: NDArray[np.int64]) -> None:
+    def _keep(self, ids_B: I64) -> None:
         """Keep the rows as they are, for the next all-gather to go back to."""
         if self.position.world_size > 1:
             self._before.append((ids_B.copy(), self._keeper.engine.table.gather(ids_B)))
 
-    def _tell(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+    def _tell(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """Put a report into the next all-gather; a rank that is alone has none, and keeps it for the history."""
         assert self._share is not None
         caller, run_step = Caller(self.position.rank, _ATTEMPT), self._share.first_step + step
@@ -327,13 +272,4 @@ class Collective:
         if self._writer is not None:
             self._writer.shutdown()
             self._writer = None
-        self._peers.close()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a nested dict's values by dotted names."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        self._group.close()

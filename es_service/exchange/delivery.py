@@ -20,35 +20,13 @@ import ray
 from es_service import errors
 from es_service.actors import wire
 from es_service.actors.calls import AwayError, GoneError, Patience
-from es_service.exchange.epochs import LostError
+from es_service.exchange.epochs import Epochs, LostError
+from es_service.exchange.server_calls import ServerCalls
 
-__all__ = ["Delivery", "Line", "Posted"]
+__all__ = ["Delivery", "Posted"]
 
 _MAX_KEPT_BYTES = 64 << 20
 _LEAST_S = 1.0  # that an answer is waited for, also where bringing the shard back took the time there was
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
-    """How a rank speaks to one shard.
-
-    Attributes:
-        ask: (method, arguments) -> reference of the call under way.
-        wait: (reference, seconds, method) -> answer.
-        enter: -> seq of the rank's last report that the shard has; waits for a shard that is restarting.
-        patience: makes a new one.
-        name: of the shard, for messages.
-        is_behind: whether the server came back from before the epoch that the rank is in.
-        again: brings it to that epoch, given what sends the kept reports up to a seq.
-    """
-
-    ask: Callable[..., ray.ObjectRef[Any]]
-    wait: Callable[[ray.ObjectRef[Any], float, str], Any]
-    enter: Callable[[], int]
-    patience: Callable[[], Patience]
-    name: str
-    is_behind: Callable[[], bool]
-    again: Callable[[Callable[[int], None]], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,7 +47,7 @@ class Posted:
     last: int
     method: str
     messages: tuple[bytes, ...]
-    more: dict[str, int]
+    more: dict[str, Any]
     reference: ray.ObjectRef[Any]
     wanted: bool = True
 
@@ -80,18 +58,27 @@ class Posted:
 
 
 class Delivery:
-    """See the module's text. One thread uses it."""
+    """See the module's text. One thread uses it.
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    Args:
+        calls: of the rank.
+        shard: to which the reports go.
+        epochs: of the rank, to which a server that comes back from before is brought.
+        patience: makes one for each wait.
+    """
+
+    def __init__(self, calls: ServerCalls, shard: int, epochs: Epochs, patience: Callable[[], Patience]) -> None:
+        self._calls, self._shard, self._epochs, self._patience = calls, shard, epochs, patience
+        self._name = f"shard {shard} of run {calls.run!r}"
         self._kept: collections.deque[Posted] = collections.deque()
         self._num_bytes = 0
         self._waiting: list[Posted] = []  # for their answers
         self._warned = False
 
-    def post(self, first: int, last: int, method: str, *messages: bytes, **more: int) -> Posted:
+    def post(self, first: int, last: int, method: str, *messages: bytes, **more: Any) -> Posted:
         """Send the reports with these seqs; `answer` has to be called for each call, in order."""
-        posted = Posted(first, last, method, messages, more, self._line.ask(method, *messages, **more))
+        reference = self._calls.connection.ask(self._shard, method, *messages, **more)
+        posted = Posted(first, last, method, messages, more, reference)
         self._waiting.append(posted)
         self._kept.append(posted)
         self._num_bytes += posted.num_bytes
@@ -107,11 +94,11 @@ class Delivery:
             ServerRestartedError: it came back without reports that this rank does not have any more either.
             EsServiceError: they were refused, and changed nothing.
         """
-        patience = self._line.patience()
+        patience = self._patience()
         try:
             while True:
                 try:
-                    answer = self._line.wait(posted.reference, max(patience.left_s, _LEAST_S), posted.method)
+                    answer = self._calls.wait(posted.reference, max(patience.left_s, _LEAST_S), posted.method)
                     break
                 except (AwayError, GoneError, errors.ServerRestartedError) as error:
                     cause: errors.EsServiceError = error
@@ -119,7 +106,7 @@ class Delivery:
                     patience.overrun(error)
                     continue
                 except errors.EsServiceError as error:
-                    if not isinstance(error, errors.EpochOrderError) or not self._line.is_behind():
+                    if not isinstance(error, errors.EpochOrderError) or not self._epochs.is_behind():
                         self._kept.remove(posted)
                         self._num_bytes -= posted.num_bytes
                         raise
@@ -141,7 +128,7 @@ class Delivery:
         if receipt.failing and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._line.name} cannot write its storage (es-service runs, or the server's stats, say why): "
+                f"{self._name} cannot write its storage (es-service runs, or the server's stats, say why): "
                 "training goes on, and what is reported is kept here and at the server until it can be written. "
                 "Warned of once",
                 stacklevel=2,
@@ -176,13 +163,13 @@ class Delivery:
             for posted in self._kept:
                 if has < posted.last <= upto:
                     self._post(posted)
-                    self._line.wait(posted.reference, self._line.patience().left_s, posted.method)
+                    self._calls.wait(posted.reference, self._patience().left_s, posted.method)
 
-        patience = self._line.patience()
+        patience = self._patience()
         while True:
             self._has(cause)
             try:
-                self._line.again(bring)
+                self._epochs.again(bring)
                 return
             except LostError:
                 raise
@@ -191,13 +178,13 @@ class Delivery:
 
     def _has(self, cause: errors.EsServiceError) -> int:
         """Return up to which seq the shard has this rank's reports; ServerRestartedError where some are nowhere."""
-        has = self._line.enter()
+        has: int = self._calls.call("enter", shard=self._shard, patience=self._patience())
         if self._kept and self._kept[0].first > has + 1:
             raise errors.ServerRestartedError(
-                f"{self._line.name} came back with {has} of this rank's reports, of which those from "
+                f"{self._name} came back with {has} of this rank's reports, of which those from "
                 f"{self._kept[0].first} on are kept here: connect again and continue from the last checkpoint"
             ) from cause
         return has
 
     def _post(self, posted: Posted) -> None:
-        posted.reference = self._line.ask(posted.method, *posted.messages, **posted.more)
+        posted.reference = self._calls.connection.ask(self._shard, posted.method, *posted.messages, **posted.more)

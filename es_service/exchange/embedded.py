@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.exchange.base import Position, SavedState
+from es_service.exchange.base import I64, Exchange, Position, SavedState
 from es_service.exchange.kept import KeptRun
 from es_service.selection import queries
 from es_service.selection.agreement import agree
@@ -20,7 +18,7 @@ from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
-from es_service.storage import snapshots
+from es_service.storage import table_files
 from es_service.storage.runs import RunStorage
 
 __all__ = ["Embedded"]
@@ -28,7 +26,7 @@ __all__ = ["Embedded"]
 _ATTEMPT = "embedded"
 
 
-class Embedded:
+class Embedded(Exchange):
     """One process, one table.
 
     Args:
@@ -76,12 +74,7 @@ class Embedded:
         assert self._share is not None, "the Selector opens an epoch before it steps"
         return self._share.first_step + step
 
-    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
-        """See `Exchange.expect`; the rows are here already."""
-
-    def step(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
-    ) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`."""
         draw = self._keeper.step(self._caller, ids_B, seen, num, self._run_step(step), repeats)
         if self._kept is not None:
@@ -89,19 +82,15 @@ class Embedded:
             self._kept.add(self._caller, self._run_step(step), ids_B, seen, picked_b)
         return draw
 
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`."""
         return self._keeper.draw(self._caller, ids_B, num, self._run_step(step), repeats)
 
-    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`."""
         self._keeper.record(self._caller, ids_B, seen, ids_B[positions_b], self._run_step(step))
         if self._kept is not None:
             self._kept.add(self._caller, self._run_step(step), ids_B, seen, ids_B[positions_b])
-
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self.record(step, ids_B, seen, np.empty(0, dtype=np.int64))
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
@@ -126,12 +115,12 @@ class Embedded:
     def save(self) -> SavedState:
         """See `Exchange.save`; works inside an epoch too."""
         state = self._keeper.state()
-        table = snapshots.encode_table(records_to_arrow(state.records))
+        table = table_files.encode_table(records_to_arrow(state.records))
         return SavedState(state.finished_epochs, state.epoch_starts, table, self._share)
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`."""
-        table = snapshots.decode_table(state.table, "the table in the state")
+        table = table_files.decode_table(state.table, "the table in the state")
         records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
         self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
         self._share = None
@@ -149,6 +138,3 @@ class Embedded:
         """See `Exchange.publish`."""
         if self._watch is not None:
             self._watch(progress)
-
-    def close(self) -> None:
-        """See `Exchange.close`; there is nothing to let go of."""

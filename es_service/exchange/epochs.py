@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from es_service import errors
-from es_service.selection.run import Caller, Share
+from es_service.actors.calls import Patience
+from es_service.exchange.server_calls import ServerCalls
+from es_service.selection.run import Share
 
 __all__ = ["Epochs", "LostError"]
 
@@ -49,16 +51,13 @@ class Epochs:
     """See the module's text. One thread at a time uses it.
 
     Args:
-        call: (method, arguments) -> the score server's answer; waits for one that is restarting.
-        caller: the rank.
+        calls: of the rank; other ranks are waited for as long as one may take.
+        patience: makes one for each call.
         num_shards: S.
-        deadline_s: -> seconds that other ranks are waited for.
     """
 
-    def __init__(
-        self, call: Callable[..., Any], caller: Caller, num_shards: int, deadline_s: Callable[[], float]
-    ) -> None:
-        self._call, self._caller, self._num_shards, self._deadline_s = call, caller, num_shards, deadline_s
+    def __init__(self, calls: ServerCalls, patience: Callable[[], Patience], num_shards: int) -> None:
+        self._calls, self._patience, self._num_shards = calls, patience, num_shards
         self._turns: dict[tuple[str, int], str] = {}
         self._over: list[_Epoch] = []  # ended, and not known to be on storage
         self._current: _Epoch | None = None
@@ -104,12 +103,12 @@ class Epochs:
         Raises:
             ServerUnavailableError: it still was at the deadline.
         """
-        give_up, pause_s = time.monotonic() + self._deadline_s(), _POLL_S[0]
+        give_up, pause_s = time.monotonic() + self._calls.deadline_s, _POLL_S[0]
         while isinstance(answer := ask(), list):
             if time.monotonic() > give_up:
                 raise errors.ServerUnavailableError(
-                    f"rank {self._caller.rank} waited {self._deadline_s():g} s {purpose}: rank(s) {answer} {lack}; did "
-                    "they leave their loop early, or die?"
+                    f"rank {self._calls.caller.rank} waited {self._calls.deadline_s:g} s {purpose}: "
+                    f"rank(s) {answer} {lack}; did they leave their loop early, or die?"
                 )
             time.sleep(pause_s)  # polling: the server has one thread for all ranks, which none may keep
             pause_s = min(2 * pause_s, _POLL_S[1])
@@ -148,7 +147,7 @@ class Epochs:
 
     def _place(self) -> tuple[int, bool]:
         """Return where the server has this rank: epochs closed, and whether one is open."""
-        closed, is_open = self._call("whereabouts", self._caller.rank, self._caller.attempt)
+        closed, is_open = self._calls.call("whereabouts", patience=self._patience())
         return closed, is_open
 
     def again(self, bring: Callable[[int], None]) -> None:
@@ -189,7 +188,7 @@ class Epochs:
     def _once(self, method: str, epoch: int, *args: Any) -> Any:
         """Let the score server change the roster: once, however often it has to be asked until it answers."""
         turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
-        answer = self._call(method, self._caller.rank, self._caller.attempt, epoch, *args, turn)
+        answer = self._calls.call(method, epoch, *args, turn, patience=self._patience())
         if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused
             del self._turns[method, epoch]
         return answer

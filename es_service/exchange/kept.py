@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
-from numpy.typing import NDArray
-
 from es_service import errors
 from es_service.actors.chronicle import history_of, num_rows_of
 from es_service.actors.wire import Report
+from es_service.exchange.base import I64
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller, RunConfig, RunState
 from es_service.selection.shards import WHOLE
@@ -22,7 +20,6 @@ from es_service.storage.runs import RunStorage
 
 __all__ = ["KeptRun"]
 
-I64 = NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +73,7 @@ class KeptRun:
             )
             return
         try:
-            self._storage.write_history(epoch, WHOLE, history_of(reports, self._signals))
+            self._storage.history.write(epoch, WHOLE, history_of(reports, self._signals))
         except errors.StorageError as error:
             _log.warning("no history of epoch %d: %s", epoch, error)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.exchange.base import I64
 from es_service.selection.config import Selection
 from es_service.selection.engine import NOTHING, known_weights, observed_weights
 from es_service.selection.methods.base import Columns
@@ -15,7 +16,6 @@ from es_service.selection.run import Share
 
 __all__ = ["Lease"]
 
-I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
 

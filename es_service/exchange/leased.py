@@ -5,11 +5,9 @@ Exact because a plan gives an id to one rank per epoch: nobody else changes the 
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from es_service import errors
 from es_service.exchange.background import Background
+from es_service.exchange.base import I64
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.repeats import Repeats, among_distinct
@@ -29,15 +27,13 @@ class Leased(Background):
             )
         return super().open_epoch(epoch)
 
-    def step(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
-    ) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`; nothing is waited for unless the backlog is full."""
         draw = self._choose(step, ids_B, self._lease.observe(step, ids_B, seen), num, repeats)
         self._put(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)])
         return draw
 
-    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`; returns once the observation is in the backlog."""
         if seen is not None:
             self._lease.observe(step, ids_B, seen)

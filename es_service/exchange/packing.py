@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from es_service.actors import wire
+from es_service.exchange.base import I64
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller
 from es_service.selection.shards import pieces
 
 __all__ = ["NO_IDS", "Packer"]
 
-I64 = NDArray[np.int64]
 NO_IDS = np.empty(0, dtype=np.int64)
 _MAX_PIECES = 32  # of one step at one shard; what is larger than that many quick messages goes in larger ones
 

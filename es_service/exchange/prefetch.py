@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.background import Background
+from es_service.exchange.base import I64
 from es_service.exchange.errands import Errands
 from es_service.exchange.unconfirmed import Unconfirmed
 from es_service.selection.engine import Draw, known_weights, leased_columns
@@ -30,7 +31,6 @@ from es_service.selection.shards import pieces
 
 __all__ = ["Prefetch"]
 
-I64 = NDArray[np.int64]
 _DTYPES = {"visits": np.dtype("<u4")}  # of leased columns; all others are float32
 _FLOAT = np.dtype("<f4")
 
@@ -65,7 +65,7 @@ class Prefetch(Background):
     def _fetched(self, run_step: int, ids_B: I64) -> list[tuple[int, I64 | slice, bytes]]:
         """Return what every shard answers: (shard, positions in ids_B, packed rows)."""
         asked = [
-            (shard, where, self._asked(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
+            (shard, where, self.calls.begin(shard, "fetch", wire.encode_request(self._caller, run_step, ids_B[where])))
             for shard, cut in enumerate(self._packer.pieces(ids_B) if self._dtypes else [])
             for where in cut
         ]
@@ -73,8 +73,7 @@ class Prefetch(Background):
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`."""
-        new = self._moved(step, ids_B, seen)
-        self._lease.remember(step, ids_B, new["w"], seen["loss"])
+        new = self._observe(step, ids_B, seen)
         draw = self._choose(step, ids_B, new["w"], num, repeats)
         self._report(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)], new)
         return draw
@@ -90,17 +89,17 @@ class Prefetch(Background):
         if seen is None:
             self._put(step, ids_B, None, ids_B[positions_b])
             return
-        new = self._moved(step, ids_B, seen)
-        self._lease.remember(step, ids_B, new["w"], seen["loss"])
+        new = self._observe(step, ids_B, seen)
         self._report(step, ids_B, seen, ids_B[positions_b], new)
 
-    def _moved(self, step: int, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
+    def _observe(self, step: int, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
         """Return the columns of these rows as the server will have them after this observation."""
         selection = self.config.selection
         rows = self._rows(step, ids_B)
         new = {**rows, **selection.method.update(rows, seen[selection.signal], seen), "last_loss": seen["loss"]}
         if "visits" in rows:
             new["visits"] = rows["visits"] + np.uint32(1)
+        self._lease.remember(step, ids_B, new["w"], seen["loss"])
         return new
 
     def _rows(self, step: int, ids_B: I64) -> dict[str, NDArray[Any]]:

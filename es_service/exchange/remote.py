@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import launch, wire
-from es_service.actors.calls import DEADLINE_S, Patience, ask_until_answered
-from es_service.exchange.base import OnUnavailable, Position, SavedState
+from es_service.actors.calls import DEADLINE_S, Patience
+from es_service.exchange.base import I64, Exchange, OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
-from es_service.exchange.delivery import Delivery, Line
+from es_service.exchange.delivery import Delivery
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.lease import Lease
 from es_service.exchange.packing import NO_IDS, Packer
+from es_service.exchange.server_calls import ServerCalls
 from es_service.selection.engine import Draw, choose, leased_columns
-from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats, num_candidates
 from es_service.selection.run import Caller, RunConfig, Share
@@ -37,7 +37,7 @@ __all__ = ["Remote"]
 T = TypeVar("T")
 
 
-class Remote:
+class Remote(Exchange):
     """A rank of a run whose table score servers hold. It pickles to the run's name, not to a connection.
 
     Args:
@@ -66,111 +66,52 @@ class Remote:
         on_unavailable: OnUnavailable = "raise",
         connection: Connection | None = None,
     ) -> None:
-        self.run = run
-        self.config = config
-        self.position = position
+        self.run, self.config, self.position = run, config, position
         self._caller = Caller(position.rank, attempt)
-        self.deadline_s = self._patient_s = deadline_s
-        self._on_unavailable: OnUnavailable = on_unavailable
+        self._patient_s, self._on_unavailable = deadline_s, on_unavailable
         self._share = Share(ids=NO_IDS, first_step=0)
         self._lease = Lease(config.selection, config.batch_size, self._share, {})
         self._joined = False
         self._num_rewinds = 0
         self._failure: errors.ServerError | None = None
         self.connection = Connection(run) if connection is None else connection
+        self.calls = ServerCalls(run, self._caller, self.connection, deadline_s, on_unavailable)
         self._num_shards = len(self.connection.shards)
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
-        self._epochs = Epochs(
-            lambda method, *args: self._call(method, *args, patience=self._patience()),
-            self._caller, self._num_shards, lambda: self.deadline_s,
-        )  # fmt: skip
+        self._epochs = Epochs(self.calls, self._report_patience, self._num_shards)
+        self._deliveries = self._new_deliveries()
         self._packer = Packer(self._caller, self._num_shards, len(config.selection.signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rejoin, (
-            type(self),
-            self.run,
-            self.config,
-            self.position,
-            self._caller.attempt,
-            self.deadline_s,
-            self._on_unavailable,
-        )
+        arguments = (self.run, self.config, self.position, self._caller.attempt)
+        return functools.partial(type(self), deadline_s=self._patient_s, on_unavailable=self._on_unavailable), arguments
 
-    # -- calls --------------------------------------------------------------------------------------------------------
-
-    def _call(
-        self, method: str, *args: Any, shard: int = 0, group: str | None = None, patience: Patience | None = None
-    ) -> Any:
-        """Call a shard and wait for its answer, over a restart of it too: what is called may be called again."""
-        return self._asked(shard, method, *args, group=group, patience=patience)()
-
-    def _asked(
-        self, shard: int, method: str, *args: Any, group: str | None = None, patience: Patience | None = None
-    ) -> Callable[[], Any]:
-        """Begin a call that may be made again; return how to wait for its answer, as `_call` does."""
-        begun = [self.connection.ask(shard, method, *args, group=group)]
-
-        def again() -> Any:
-            return begun.pop() if begun else self.connection.ask(shard, method, *args, group=group)
-
-        return lambda: ask_until_answered(
-            again,
-            Remote._patience(self) if patience is None else patience,
-            self._doing(method),
-            self.connection.reconnect,
-            self.connection.wait,
-        )
-
-    def _doing(self, method: str) -> str:
-        return f"{method.replace('_', ' ')} (run {self.run!r}, rank {self.position.rank})"
-
-    def _line(self, shard: int) -> Line:
-        """Return how this rank's reports get to a shard."""
-        return Line(
-            ask=functools.partial(self.connection.ask, shard),
-            wait=lambda reference, deadline_s, method: self.connection.wait(reference, deadline_s, self._doing(method)),
-            enter=lambda: self._call(
-                "enter", self.position.rank, self._caller.attempt, shard=shard, patience=self._patience()
-            ),
-            patience=lambda: self._patience(),
-            name=f"shard {shard} of run {self.run!r}",
-            is_behind=lambda: self._epochs.is_behind(),
-            again=lambda bring: self._epochs.again(bring),
-        )
-
-    def _patience(self) -> Patience:
-        """Return that of whoever reports."""
-        return Patience(self.deadline_s, for_ever=self._on_unavailable == "wait")
+    def _report_patience(self) -> Patience:
+        """Return that of the thread that reports."""
+        return self.calls.patience()
 
     def _join(self, opens: int | None = None) -> None:
         """Enter the run, once, to open this epoch or to load; from then on an older attempt's ranks are refused."""
         if not self._joined:
-            rank, attempt = self.position.rank, self._caller.attempt
             described = runs.config_to_dict(self.config)
-            self._num_rewinds = self._call("join", rank, attempt, self.position.world_size, described, opens)
+            self._num_rewinds = self.calls.call("join", self.position.world_size, described, opens)
             self._enter()
             self._joined = True
 
     def _enter(self) -> None:
-        """Hear from every shard which of this rank's reports was its last."""
-        caller = (self.position.rank, self._caller.attempt)
-        self._packer.seqs = [self._call("enter", *caller, shard=shard) for shard in range(self._num_shards)]
-        self._deliveries = [Delivery(self._line(shard)) for shard in range(self._num_shards)]
+        """Ask every shard for the seq of the last report that it has of this rank."""
+        self._packer.seqs = [self.calls.call("enter", shard=shard) for shard in range(self._num_shards)]
+        self._deliveries = self._new_deliveries()
 
-    # -- reports ------------------------------------------------------------------------------------------------------
-
-    def _reports(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, selected_b: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.int64] | slice, bytes]]:
-        """Pack what this rank has seen and trained on in a step of the epoch, see `Packer.reports`."""
-        return self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b)
+    def _new_deliveries(self) -> list[Delivery]:
+        """Return one for each shard, with nothing under way."""
+        shards = range(self._num_shards)
+        return [Delivery(self.calls, shard, self._epochs, self._report_patience) for shard in shards]
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""
-        return int(self._call("stats", group=launch.READ_GROUP)["finished_epochs"])
+        return int(self.calls.read("next_epoch", self._caller.attempt))
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
@@ -181,7 +122,7 @@ class Remote:
 
     def _over_restarts(self, act: Callable[[], T]) -> T:
         """Do what may be done again; where the server went down with something of this rank's, it gets that first."""
-        patience = Remote._patience(self)
+        patience = self.calls.patience()
         while True:
             try:
                 return act()
@@ -204,9 +145,9 @@ class Remote:
         """Return the lease of a share, its columns gathered from all shards."""
         columns: dict[str, NDArray[Any]] = {}
         if self._leases() and leased_columns(self.config.selection) and share.ids.size:
-            caller, num = (self.position.rank, self._caller.attempt), share.ids.size
+            caller, num = (self._caller.rank, self._caller.attempt), share.ids.size
             asked = [
-                (where, self._asked(shard, "lease", *caller, share.ids[where], share.first_step))
+                (where, self.calls.begin(shard, "lease", *caller, share.ids[where], share.first_step))
                 for shard, cut in enumerate(pieces(share.ids, self._num_shards, num))
                 for where in cut
             ]
@@ -215,24 +156,7 @@ class Remote:
                     columns.setdefault(name, np.empty(num, dtype=values.dtype))[where] = values
         return Lease(self.config.selection, self.config.batch_size, share, columns)
 
-    def expect(self, step: int, ids_B: NDArray[np.int64]) -> None:
-        """See `Exchange.expect`; there is nothing to prepare."""
-
-    def step(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
-    ) -> Draw:
-        """See `Exchange.step`."""
-        raise NotImplementedError  # abstract: every exchange says its own
-
-    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
-        """See `Exchange.record`."""
-        raise NotImplementedError  # abstract
-
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        raise NotImplementedError  # abstract
-
-    def draw(self, step: int, ids_B: NDArray[np.int64], num: int, repeats: Repeats | None = None) -> Draw:
+    def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.draw`; on this rank, from its lease."""
         if self.config.selection.method.needs_losses and num < num_candidates(ids_B, repeats):
             return self._choose(step, ids_B, self._lease.known(step, ids_B), num, repeats)
@@ -241,7 +165,7 @@ class Remote:
     def _choose(
         self,
         step: int,
-        ids_B: NDArray[np.int64],
+        ids_B: I64,
         weights_B: NDArray[np.float32],
         num: int,
         repeats: Repeats | None = None,
@@ -267,7 +191,7 @@ class Remote:
 
     def _closed(self, epoch: int) -> errors.StorageError | None:
         """Return once the epoch is closed and that is on storage; why a snapshot before it is not, where one is not."""
-        failure, patience = None, Remote._patience(self)
+        failure, patience = None, self.calls.patience()
         while True:
             try:
                 try:
@@ -284,29 +208,28 @@ class Remote:
 
     def _settle(self, shard: int) -> None:
         """Let go of what this rank keeps for a shard: all of it is on storage."""
-        caller = (self.position.rank, self._caller.attempt)
         closed = () if shard else (self._epochs.num_closed,)  # the score server alone knows of epochs
-        answer = self._call("settle", *caller, self._packer.seqs[shard], *closed, shard=shard)
+        answer = self.calls.call("settle", self._packer.seqs[shard], *closed, shard=shard)
         self._deliveries[shard].received(wire.decode_receipt(answer)[0])
 
     def _not_stored(self, epoch: int, error: errors.StorageError) -> errors.StorageError:
         return errors.StorageError(
             f"epoch {epoch} of run {self.run!r} is over, but not on storage: {error}. The score server and this rank "
-            f"keep what was reported (waited {self.deadline_s:g} s). Make the storage writable; on_unavailable='wait' "
-            "waits for it, 'continue' trains on meanwhile"
+            f"keep what was reported (waited {self.calls.deadline_s:g} s). Make the storage writable; "
+            "on_unavailable='wait' waits for it, 'continue' trains on meanwhile"
         )
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
-        return self._call("snapshot", group=launch.READ_GROUP)
+        return self.calls.read("snapshot")
 
     def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
         """See `Exchange.top`; every shard sends its share of the rows alone."""
-        return self._call("top", column, num, lowest, group=launch.READ_GROUP)
+        return self.calls.read("top", column, num, lowest)
 
     def distribution(self, column: str, bins: int) -> Distribution:
         """See `Exchange.distribution`."""
-        found: Distribution = self._call("distribution", column, bins, group=launch.READ_GROUP)
+        found: Distribution = self.calls.read("distribution", column, bins)
         return found
 
     def save(self) -> SavedState:
@@ -318,7 +241,7 @@ class Remote:
             )
         closed = self._epochs.num_closed
         table, finished_epochs, starts = self._epochs.wait_for_ranks(
-            lambda: self._call("state", closed, group=launch.READ_GROUP),
+            lambda: self.calls.read("state", closed),
             f"for the state of the end of epoch {(closed or 1) - 1}",
             "have not closed it",
         )
@@ -342,8 +265,7 @@ class Remote:
         self._rewind(0, (0,), "", None)
 
     def _rewind(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None) -> bool:
-        caller = (self.position.rank, self._caller.attempt, self._num_rewinds + 1)
-        if not self._call("rewind", *caller, finished_epochs, starts, sha256, table):
+        if not self.calls.call("rewind", self._num_rewinds + 1, finished_epochs, starts, sha256, table):
             return False
         self._num_rewinds += 1
         self._epochs.stand_at(finished_epochs)
@@ -354,18 +276,3 @@ class Remote:
         """See `Exchange.publish`; nobody waits for it."""
         with contextlib.suppress(errors.ServerUnavailableError):
             self.connection.ask(0, "publish", progress, group=launch.READ_GROUP)
-
-    def close(self) -> None:
-        """See `Exchange.close`."""
-
-
-def _rejoin(
-    kind: type[Remote],
-    run: str,
-    config: RunConfig,
-    position: Position,
-    attempt: str,
-    deadline_s: float,
-    on_unavailable: OnUnavailable,
-) -> Remote:
-    return kind(run, config, position, attempt, deadline_s=deadline_s, on_unavailable=on_unavailable)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import wire
+from es_service.exchange.base import I64
 from es_service.exchange.delivery import Posted
 from es_service.exchange.packing import NO_IDS
 from es_service.exchange.remote import Remote
@@ -40,16 +41,14 @@ class Sync(Remote):
         self._untold = NO_IDS
         return super().open_epoch(epoch, streamed=streamed)
 
-    def step(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, num: int, repeats: Repeats | None = None
-    ) -> Draw:
+    def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
         """See `Exchange.step`."""
         weights_B = self._observe(step, ids_B, seen, self._untold)
         draw = self._choose(step, ids_B, weights_B, num, repeats)
         self._untold = ids_B[among_distinct(draw.positions, repeats)]
         return draw
 
-    def record(self, step: int, ids_B: NDArray[np.int64], seen: Columns | None, positions_b: NDArray[np.int64]) -> None:
+    def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """See `Exchange.record`."""
         self._tell(step)
         if seen is None:
@@ -57,22 +56,17 @@ class Sync(Remote):
         else:
             self._observe(step, ids_B, seen, ids_B[positions_b])
 
-    def refresh(self, step: int, ids_B: NDArray[np.int64], seen: Columns) -> None:
-        """See `Exchange.refresh`."""
-        self._tell(step)
-        self._observe(step, ids_B, seen, NO_IDS)
-
     def close_epoch(self, epoch: int, num_steps: int) -> None:
         """See `Exchange.close_epoch`."""
         self._tell(0)
         super().close_epoch(epoch, num_steps)
 
-    def _observe(
-        self, step: int, ids_B: NDArray[np.int64], seen: Columns, selected_b: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _observe(self, step: int, ids_B: I64, seen: Columns, selected_b: I64) -> NDArray[np.float32]:
         """Report and return the new weights float32[B]."""
         weights_B = np.empty(ids_B.size, dtype=np.float32)
-        for where, answer in self._send("observe", self._reports(step, ids_B, seen, selected_b)):
+        for where, answer in self._send(
+            "observe", self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b)
+        ):
             weights_B[where] = wire.decode_weights(answer)
         self._untold = NO_IDS
         self._lease.remember(step, ids_B, weights_B, seen["loss"])
@@ -81,12 +75,10 @@ class Sync(Remote):
     def _tell(self, step: int) -> None:
         """Report what was drawn and has not been told."""
         if self._untold.size:
-            self._send("report", self._reports(step, NO_IDS, None, self._untold))
+            self._send("report", self._packer.reports(self._share.first_step + step, NO_IDS, None, self._untold))
             self._untold = NO_IDS
 
-    def _send(
-        self, method: str, reports: Iterable[tuple[int, NDArray[np.int64] | slice, bytes]]
-    ) -> list[tuple[NDArray[np.int64] | slice, Any]]:
+    def _send(self, method: str, reports: Iterable[tuple[int, I64 | slice, bytes]]) -> list[tuple[I64 | slice, Any]]:
         """Send reports all at once; return (positions, answer) for each.
 
         An answer that never came leaves open whether it was applied, so this rank may not go on; nor where one shard
@@ -94,14 +86,15 @@ class Sync(Remote):
         """
         if self._failure is not None:
             raise self._failure
-        under_way: list[tuple[int, NDArray[np.int64] | slice, Posted]] = []
+        under_way: list[tuple[int, I64 | slice, Posted]] = []
         try:
             for shard, where, message in reports:
                 seq = self._packer.seqs[shard]
                 under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
             return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
         except errors.ServerError as error:
-            if not self._goes_on or not isinstance(error, errors.ServerUnavailableError):
+            may_come_later = self._on_unavailable == "continue"  # what is kept for the server is sent when it is back
+            if not may_come_later or not isinstance(error, errors.ServerUnavailableError):
                 self._failure = error
             raise
         except errors.EsServiceError as error:
@@ -116,8 +109,3 @@ class Sync(Remote):
                 "connect again and continue from the last checkpoint"
             )
             raise
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the caller trains on without the server: what is kept for it is sent when it is back."""
-        return self._on_unavailable == "continue"

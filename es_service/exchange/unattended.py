@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.exchange.base import SavedState
+from es_service.exchange.base import I64, Exchange, SavedState
 from es_service.exchange.remote import Remote
 from es_service.selection import plans
 from es_service.selection.engine import Draw, choose
@@ -37,14 +36,13 @@ from es_service.selection.run import Share
 
 __all__ = ["Unattended"]
 
-I64 = NDArray[np.int64]
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0  # between two tries inside an epoch
 _SHORT_S = 0.5  # that such a try may take
 _AWAY = (errors.ServerUnavailableError, errors.StorageError)
 
 
-class Unattended:
+class Unattended(Exchange):
     """An exchange with a score server that the training does not depend on.
 
     Args:
@@ -53,7 +51,7 @@ class Unattended:
 
     def __init__(self, inner: Remote) -> None:
         self._inner = inner
-        self._patient_s = inner.deadline_s
+        self._patient_s = inner.calls.deadline_s
         self._missed: list[int] = []  # epochs that the server knows nothing of
         self._unclosed: tuple[int, int] | None = None  # one that it knows of, but not that it is over, and its steps
         self._alone = False  # the open epoch is one of them
@@ -65,7 +63,7 @@ class Unattended:
 
     def _says(self, error: errors.EsServiceError) -> None:
         """Tell of it, once, and wait no longer than a moment from now on."""
-        self._inner.deadline_s = _SHORT_S
+        self._inner.calls.deadline_s = _SHORT_S
         self._try_at = time.monotonic() + _ASK_AGAIN_S
         if not self._warned:
             self._warned = True
@@ -76,7 +74,7 @@ class Unattended:
             )
 
     def _is_back(self) -> None:
-        self._inner.deadline_s, self._try_at = self._patient_s, 0.0
+        self._inner.calls.deadline_s, self._try_at = self._patient_s, 0.0
 
     def _may_ask(self) -> bool:
         return not self._alone and time.monotonic() >= self._try_at
@@ -183,9 +181,9 @@ class Unattended:
         """See `Exchange.close_epoch`."""
         if self._alone:
             return
-        deadline_s = self._inner.deadline_s
+        deadline_s = self._inner.calls.deadline_s
         if self._is_unstored:  # it was waited for at the epoch's end before
-            self._inner.deadline_s = min(deadline_s, _SHORT_S)
+            self._inner.calls.deadline_s = min(deadline_s, _SHORT_S)
         try:
             self._inner.close_epoch(epoch, num_steps)
             self._is_unstored = False
@@ -198,7 +196,7 @@ class Unattended:
                 warnings.warn(f"{error}. Training goes on, as on_unavailable='continue' has it", stacklevel=3)
         finally:
             if not self._unclosed:
-                self._inner.deadline_s = deadline_s
+                self._inner.calls.deadline_s = deadline_s
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.exchange.base import I64
 from es_service.selection.methods.base import Columns
 
 __all__ = ["Unconfirmed"]
 
-I64 = NDArray[np.int64]
 _SLOTS = 1 << 18
 
 

@@ -13,8 +13,8 @@ from es_service.selection.config import Selection
 from es_service.selection.idle import warn_if_idle
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
-from es_service.training.described import TrainJob
 from es_service.training.settings import TrainSettings
+from es_service.training.spec import TrainingSpec
 from es_service.training.tasks import build_task, check_signals, check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
 
@@ -94,9 +94,9 @@ def check_run(
         warn_if_idle(config, workers, what=what)
 
 
-def train_job(spec: RunSpec, storage: str) -> TrainJob:
+def train_job(spec: RunSpec, storage: str) -> TrainingSpec:
     """Return the training of one run, in the process that calls `train` with it."""
-    return TrainJob(
+    return TrainingSpec(
         run=spec.run,
         storage=storage,
         task=spec.task,

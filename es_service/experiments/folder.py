@@ -48,7 +48,7 @@ class ExperimentFolder:
     @property
     def is_begun(self) -> bool:
         """Whether one of its kind is there."""
-        return (self.path / f"{self.kind}.json").exists()
+        return os.path.exists(self.path / f"{self.kind}.json")  # False where it may not be asked
 
     def check_identity(self, known: Mapping[str, Any]) -> None:
         """Raise ConfigError where it holds something else, as far as is known before the task is built."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import compiled
 
-__all__ = ["MAX_LOSS", "check_ids", "check_losses", "check_signals", "first_duplicate", "split_losses", "split_signals"]
+__all__ = ["MAX_LOSS", "check_ids", "check_known", "check_losses", "check_signals", "first_duplicate", "split_signals"]
 
 MAX_LOSS = 1e18
 """No training comes back from a loss above it, and its square still fits the float32 of the running variance."""
@@ -235,6 +235,22 @@ def check_signals(
         )
         for name in needed
     }
+
+
+def check_known(losses: Any, num_samples: int | None) -> NDArray[np.float32] | None:
+    """Return irreducible losses, None for None; raise where they are not one finite number for each sample.
+
+    Raises:
+        ConfigError: the number of samples is not known.
+        ShapeError, LossError: they cannot be used.
+    """
+    if losses is None:
+        return None
+    if num_samples is None:
+        raise errors.ConfigError(
+            "irreducible_losses need num_samples: in a stream, report them with the losses, as a signal"
+        )
+    return check_losses(losses, num_samples, non_negative=False, what="irreducible_losses")
 
 
 def split_signals(

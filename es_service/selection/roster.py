@@ -63,9 +63,9 @@ class Roster:
         self._plan = plan
         self.finished_epochs = 0
         self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
-        self._attempt: str | None = None
+        self.attempt: str | None = None  # the current one, None before any rank joined
         self._retired: set[str] = set()
-        self._world_size = 1
+        self.world_size = 1  # ranks of the current attempt
         self._opened: set[int] = set()
         self._closed: set[int] = set()
         self._is_open = False
@@ -91,19 +91,9 @@ class Roster:
         starts = self._starts[self.finished_epochs :]
         return range(starts[0], _MAX_STEPS if self._num_streamed is not None else starts[1])
 
-    @property
-    def attempt(self) -> str | None:
-        """The current attempt, None before anybody joined."""
-        return self._attempt
-
     def knows(self, attempt: str) -> bool:
         """Return whether this is the current attempt, or one before it."""
-        return attempt == self._attempt or attempt in self._retired
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the current attempt."""
-        return self._world_size
+        return attempt == self.attempt or attempt in self._retired
 
     def join(self, caller: Caller, world_size: int) -> None:
         """Enter an attempt; the first rank of a new one retires the attempt before it.
@@ -115,15 +105,15 @@ class Roster:
         self.config.check_world(world_size, caller.rank)
         if caller.attempt in self._retired:
             raise superseded(caller.rank)
-        if caller.attempt != self._attempt:
-            if self._attempt is not None:
-                self._retired.add(self._attempt)
-            self._attempt, self._world_size = caller.attempt, world_size
+        if caller.attempt != self.attempt:
+            if self.attempt is not None:
+                self._retired.add(self.attempt)
+            self.attempt, self.world_size = caller.attempt, world_size
             self._leave_epoch()
-        elif world_size != self._world_size:
+        elif world_size != self.world_size:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} joined with world_size={world_size}, the ranks before it with "
-                f"{self._world_size}: every rank must name the same"
+                f"{self.world_size}: every rank must name the same"
             )
 
     def open_epoch(self, caller: Caller, epoch: int, *, streamed: bool = False) -> Share | list[int]:
@@ -174,7 +164,7 @@ class Roster:
 
     def _deal(self, epoch: int, plan: Plan | None) -> list[Share]:
         """Return every rank's share of a plan, or of a stream, and note the step that the next epoch begins at."""
-        config, world_size, first_step = self.config, self._world_size, self._starts[epoch]
+        config, world_size, first_step = self.config, self.world_size, self._starts[epoch]
         if plan is None:
             del self._starts[epoch + 1 :]
             return [Share(ids=np.empty(0, dtype=np.int64), first_step=first_step)] * world_size
@@ -215,7 +205,7 @@ class Roster:
         self._closed.add(caller.rank)
         if self._num_streamed is not None:
             self._num_streamed = max(self._num_streamed, num_steps)
-        if len(self._closed) < self._world_size:
+        if len(self._closed) < self.world_size:
             return False
         if self._num_streamed is not None:
             self._starts.append(self._starts[epoch] + self._num_streamed)
@@ -253,9 +243,9 @@ class Roster:
     def to_dict(self) -> dict[str, Any]:
         """Return where everybody is as plain values, but for the plan of the open epoch: what `take_up` takes."""
         return {
-            "attempt": self._attempt,
+            "attempt": self.attempt,
             "retired": sorted(self._retired),
-            "world_size": self._world_size,
+            "world_size": self.world_size,
             "finished_epochs": self.finished_epochs,
             "starts": self._starts,
             "is_open": self._is_open,
@@ -285,7 +275,7 @@ class Roster:
         plan = plan if is_open and num_streamed is None else None
         if is_open and plan is None and num_streamed is None:
             raise errors.StorageError(f"the journal says that epoch {finished} is open, and has no plan of it")
-        self._attempt, self._retired, self._world_size = attempt, retired, world_size
+        self.attempt, self._retired, self.world_size = attempt, retired, world_size
         self.finished_epochs, self._starts = finished, starts
         self._leave_epoch()
         if is_open:
@@ -303,7 +293,7 @@ class Roster:
 
     def not_closed(self, epoch: int) -> list[int]:
         """Return the ranks of the current attempt that have not closed an epoch."""
-        return [rank for rank in range(self._world_size) if not self.has_closed(rank, epoch)]
+        return [rank for rank in range(self.world_size) if not self.has_closed(rank, epoch)]
 
     def has_closed(self, rank: int, epoch: int) -> bool:
         """Return whether a rank of the current attempt has closed an epoch."""
@@ -311,10 +301,10 @@ class Roster:
 
     def check(self, caller: Caller) -> None:
         """Raise EpochOrderError unless the caller belongs to the current attempt."""
-        if self._attempt is None or caller.attempt != self._attempt:
+        if self.attempt is None or caller.attempt != self.attempt:
             raise superseded(caller.rank)
-        if not 0 <= caller.rank < self._world_size:
-            raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self._world_size}")
+        if not 0 <= caller.rank < self.world_size:
+            raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self.world_size}")
 
     def check_open(self, caller: Caller) -> None:
         """Raise EpochOrderError unless the caller has its epoch open."""

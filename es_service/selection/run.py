@@ -54,6 +54,8 @@ class RunConfig:
     @classmethod
     def of(cls, selection: Selection, num_samples: int | None, num_epochs: int, batch_size: int) -> RunConfig:
         """Return the config of a run over n samples; None lets its table grow with the ids that come."""
+        if not isinstance(selection, Selection):
+            raise errors.ConfigError(f"selection must be an es.Selection, got {selection!r}")
         if num_samples is None:
             return cls(
                 selection=selection, num_samples=_FIRST_ROWS, num_epochs=num_epochs, batch_size=batch_size, grows=True
@@ -178,6 +180,13 @@ class Share:
             return planned
         rows = places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
         return start + rows if rows.min() >= 0 else places(self.ids, ids_B)
+
+    def factors(self, step: int, ids_b: I64, batch_size: int) -> F32 | None:
+        """Return what each of these ids' loss is multiplied by, 1 for one that it does not hold; None for all ones."""
+        if self.scale is None:
+            return None
+        rows = self.rows(step, ids_b, batch_size)
+        return self.scale[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), self.scale[rows])
 
     def window(self, step: int, batch_size: int, num: int) -> I64:
         """Return the ids of the `num` samples at most that came before this step of the epoch."""

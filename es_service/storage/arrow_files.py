@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from es_service import errors
 
-__all__ = ["open_table", "read_stream", "read_table"]
+__all__ = ["encode", "open_checked", "open_table", "read_stream", "read_table"]
 
 _MAGIC = b"ARROW1"
 _BATCH = 3
@@ -138,7 +138,7 @@ def _checked(data: memoryview, what: str, most_rows: int, row_bytes: int | None)
 
 @contextlib.contextmanager
 def open_table(
-    source: pa.Buffer | bytes | pa.NativeFile,
+    source: pa.Buffer | bytes,
     what: str,
     check_schema: Callable[[pa.Schema], None],
     *,
@@ -148,7 +148,7 @@ def open_table(
     """Open an Arrow IPC file within bounds; whatever goes wrong in the block is that file's damage.
 
     Args:
-        source: its bytes, or a memory map of it.
+        source: its bytes, in memory or mapped.
         what: it is, for errors.
         check_schema: raises StorageError where its columns are not those that were asked for.
         most_rows: that it can have.
@@ -158,15 +158,22 @@ def open_table(
         StorageError: it is damaged, something else, or claims more than it can hold.
     """
     with _damage(what):
-        buffer = source.read_buffer() if isinstance(source, pa.NativeFile) else pa.py_buffer(source)
+        buffer = pa.py_buffer(source)
         _checked(memoryview(buffer), what, most_rows, row_bytes)
         with pa.ipc.open_file(pa.BufferReader(buffer)) as reader:
             check_schema(reader.schema)
             yield reader
 
 
+@contextlib.contextmanager
+def open_checked(path: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """Open a local file that `open_table` found to be right; what is asked for is read then, by itself."""
+    with _damage(path), pa.OSFile(path) as file, pa.ipc.open_file(file) as reader:
+        yield reader
+
+
 def read_table(
-    source: pa.Buffer | bytes | pa.NativeFile,
+    source: pa.Buffer | bytes,
     what: str,
     check_schema: Callable[[pa.Schema], None],
     *,
@@ -198,3 +205,11 @@ def read_stream(data: bytes, what: str, check_schema: Callable[[pa.Schema], None
             table = reader.read_all()
         table.validate(full=True)
         return table
+
+
+def encode(table: pa.Table, max_rows: int | None = None, compression: str | None = None) -> pa.Buffer:
+    """Return a table, and its schema's metadata, as an Arrow IPC file, in batches of so many rows at most."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_rows)
+    return sink.getvalue()

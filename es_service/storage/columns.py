@@ -1,21 +1,35 @@
-"""Snapshots for readers: their columns as they lie on disk, mapped rather than read where the disk is this machine's.
+"""Snapshots for readers: a private copy of their files, mapped rather than held in memory.
 
-A table of 10⁷ rows is 440 MB; whoever wants a hundred rows of it should not hold it. What is checked is what keeps a
-reader from harm: the manifest, each file's size, its columns. The checksums are for those who continue a run.
+A table of 10⁷ rows is 440 MB; whoever wants a hundred rows of it should not hold it. A run's own files are never
+mapped: the kernel ends a process that looks at pages of a file which was truncated meanwhile (SIGBUS). The copy lies in
+the folder for temporary files and has no name: nobody else can change it, and it goes when its reader does. What is
+checked is what keeps a reader from harm: the manifest, each file's size, its columns. The checksums are for those who
+continue a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from es_service import errors
 from es_service.selection.shards import Shard
-from es_service.storage import files, sealed, snapshots
+from es_service.storage import files
+from es_service.storage.manifest import shard_file
+from es_service.storage.snapshots import Snapshots
+from es_service.storage.table_files import decode_table, most_bytes
 
 __all__ = ["SnapshotFiles", "map_table", "open_snapshot", "snapshot_times"]
+
+_PIECE_BYTES = 8 << 20
+_ALIGNMENT = 64  # bytes, of a file in the copy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +51,7 @@ class SnapshotFiles:
 
 def snapshot_times(filesystem: fs.FileSystem, run_path: str) -> dict[int, int]:
     """Return when each snapshot was written, nanoseconds since 1970, by epochs finished; ascending."""
-    found = snapshots.find_snapshots(filesystem, run_path)
+    found = Snapshots(filesystem, run_path).folders()
     paths = [f"{folder}/manifest.json" for folder in found.values()]
     with files.storage_errors("look into", run_path):
         infos = filesystem.get_file_info(paths) if paths else []
@@ -56,47 +70,72 @@ def open_snapshot(
     Raises:
         StorageError: it is missing or damaged, or has more than `most_samples`.
     """
-    folder = snapshots.find_snapshots(filesystem, run_path).get(finished_epochs)
-    if folder is None:
-        raise errors.StorageError(f"{run_path} holds no snapshot of the end of epoch {finished_epochs - 1}")
-    path = f"{folder}/manifest.json"
-    manifest = sealed.check(files.read_json(filesystem, path), path)
+    manifest = Snapshots(filesystem, run_path).manifest(finished_epochs)
+    folder, num_samples = manifest.folder, manifest.num_samples
+    path, names = f"{folder}/manifest.json", [shard_file(index) for index in range(len(manifest.files))]
+    sizes = {name: entry["bytes"] for name, entry in manifest.files.items()}
     with files.storage_errors("look into", path):
         written_ns = filesystem.get_file_info(path).mtime_ns or 0
-    try:
-        starts = tuple(int(start) for start in manifest["epoch_starts"])
-        sizes = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        num_samples = int(manifest["num_samples"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.StorageError(f"{path} is damaged: it does not say which files there are") from error
-    names = [f"shard-{index}.arrow" for index in range(len(sizes))]
-    if sorted(sizes) != sorted(names) or not names:
-        raise errors.StorageError(f"{path} does not name the files shard-0.arrow …")
-    snapshots.check_size(num_samples, most_samples, folder)
+    manifest.check_size(most_samples)
     rows = [Shard(index, len(names)).num_rows(num_samples) for index in range(len(names))]
-    shards = tuple(
-        _open(filesystem, f"{folder}/{name}", sizes[name], num) for name, num in zip(names, rows, strict=True)
-    )
+    paths = [f"{folder}/{name}" for name in names]
+    for one, name, num in zip(paths, names, rows, strict=True):
+        if sizes[name] > most_bytes(num):
+            raise errors.StorageError(f"{one} is damaged: it has {sizes[name]:,} bytes for {num:,} rows")
+    copies = _copies(filesystem, {one: sizes[name] for one, name in zip(paths, names, strict=True)})
+    shards = tuple(decode_table(*of_one) for of_one in zip(copies, paths, rows, strict=True))
     if sum(shard.num_rows for shard in shards) != num_samples:
         raise errors.StorageError(f"{folder} holds another number of rows than its manifest says, {num_samples:,}")
-    return SnapshotFiles(finished_epochs, starts, shards, written_ns)
+    return SnapshotFiles(finished_epochs, manifest.epoch_starts, shards, written_ns)
 
 
 def map_table(path: str) -> pa.Table:
-    """Return the table of a local Arrow IPC file of our schema without reading it into memory."""
-    with files.storage_errors("read", path):
-        return snapshots.read_ipc(pa.memory_map(path), path)
+    """Return the table of a local Arrow IPC file of our schema, mapped: of a file that nobody else can change."""
+    with files.storage_errors("read", path), open(path, "rb") as file:
+        return decode_table(_mapped(file), path)
 
 
-def _open(filesystem: fs.FileSystem, path: str, size: int, num_rows: int) -> pa.Table:
-    with files.storage_errors("read", path):
-        info = filesystem.get_file_info(path)
-        if info.type != fs.FileType.File:
-            raise FileNotFoundError(path)
-        if info.size != size or size > snapshots.most_bytes(num_rows):
-            raise errors.StorageError(
-                f"{path} is damaged: it has {info.size:,} bytes for {num_rows:,} rows, the manifest says {size:,}"
-            )
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return map_table(path)
-    return snapshots.read_ipc(files.read_bytes(filesystem, path, size), path, num_rows)
+def _mapped(file: Any) -> pa.Buffer:
+    return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _copies(filesystem: fs.FileSystem, sizes: dict[str, int]) -> list[pa.Buffer]:
+    """Return private copies of these files of so many bytes, parts of one mapped file without a name."""
+    places = []
+    try:
+        _check_room(sum(sizes.values()))
+        with tempfile.TemporaryFile(prefix="es-service-") as copy:
+            for path, size in sizes.items():
+                places.append(copy.tell())
+                for piece in _pieces(filesystem, path, size):
+                    copy.write(piece)
+                copy.write(bytes(_ALIGNMENT - size % _ALIGNMENT))
+            copy.flush()
+            whole = _mapped(copy)
+    except OSError as error:  # of the copy: what goes wrong with the run's files is a StorageError
+        raise errors.StorageError(
+            f"cannot copy {next(iter(sizes))} to a temporary file: {error}; free some space there, or set TMPDIR to a "
+            "folder with more"
+        ) from error
+    return [whole.slice(place, size) for place, size in zip(places, sizes.values(), strict=True)]
+
+
+def _check_room(num_bytes: int) -> None:
+    """Raise OSError where a copy would take more than half of the space there is: others need some too."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free // 2:
+        raise OSError(f"its {num_bytes:,} bytes are more than half of the {free:,} that are free in {folder}")
+
+
+def _pieces(filesystem: fs.FileSystem, path: str, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a file of this size that stays as it is meanwhile; StorageError where it does not."""
+    with files.open_file(filesystem, path) as file:
+        before = filesystem.get_file_info(path)
+        if before.size != size:
+            raise errors.StorageError(f"{path} is damaged: it has {before.size:,} bytes, the manifest says {size:,}")
+        for start in range(0, size, _PIECE_BYTES):
+            yield file.read(min(_PIECE_BYTES, size - start))
+        after = filesystem.get_file_info(path)
+        if (after.size, after.mtime_ns) != (before.size, before.mtime_ns):
+            raise errors.StorageError(f"{path} was changed while it was read: look again once it is written")

@@ -24,10 +24,13 @@ from es_service import errors
 __all__ = [
     "MOST_JSON_BYTES",
     "absolute",
+    "is_file",
     "is_object_store",
     "join",
+    "list_folder",
     "make_folder",
     "new_file",
+    "open_file",
     "open_filesystem",
     "read_bytes",
     "read_json",
@@ -132,19 +135,26 @@ def join(place: str, *names: str) -> str:
     return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
-def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
-    """Return a whole file; StorageError where it cannot be read, is no regular file, or longer than it can be."""
+@contextlib.contextmanager
+def open_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
+    """Open a file to read from; StorageError where it cannot be read or is no regular file."""
     with storage_errors("read", path):
         if isinstance(filesystem, fs.LocalFileSystem):
             kind = filesystem.get_file_info(path).type
             if kind not in (fs.FileType.File, fs.FileType.NotFound):  # opening a FIFO would wait for ever
                 raise errors.StorageError(f"cannot read {path}: it is a folder or a special file, not a regular file")
         with filesystem.open_input_file(path) as file:
-            size = file.size()
-            if size > most_bytes:
-                raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
-            data: bytes = file.read(size)
-            return data
+            yield file
+
+
+def read_bytes(filesystem: fs.FileSystem, path: str, most_bytes: int) -> bytes:
+    """Return a whole file; StorageError where it cannot be read, see `open_file`, or is longer than it can be."""
+    with open_file(filesystem, path) as file:
+        size = file.size()
+        if size > most_bytes:
+            raise errors.StorageError(f"{path} has {size:,} bytes, where at most {most_bytes:,} are expected")
+        data: bytes = file.read(size)
+        return data
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:
@@ -214,6 +224,21 @@ def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    """Return whether there is a file."""
+    with storage_errors("look into", path):
+        return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+
+
+def list_folder(filesystem: fs.FileSystem, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    """Return what is in a folder, nothing where there is none."""
+    with storage_errors("list", path):
+        found: list[fs.FileInfo] = filesystem.get_file_info(
+            fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+        )
+    return found
 
 
 def read_json(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -30,17 +30,9 @@ from pyarrow import fs
 from es_service import errors
 from es_service.selection.shards import Shard
 from es_service.selection.signals import SIGNALS
-from es_service.storage import arrow_files, files
+from es_service.storage import arrow_files, files, sealed
 
-__all__ = [
-    "drop_history_from",
-    "has_part",
-    "list_history",
-    "most_rows",
-    "read_epoch",
-    "read_sample",
-    "write_epoch",
-]
+__all__ = ["History", "most_rows"]
 
 FORMAT = 1
 _MAX_BYTES = 1 << 30
@@ -49,15 +41,11 @@ _MOST_CHECKED = 10_000
 _MOST_ROWS, _FEW_ROWS, _MOST_VISITS = 40_000_000, 1 << 22, 64  # see `most_rows`: they are sorted in memory
 _MOST_ROW_BYTES, _HEAD_BYTES = 48, 1 << 20  # of a file: a row with all signals, and what is not rows
 _MOST_OF_A_SAMPLE = 1_000_000
-_checked: dict[str, tuple[int, int]] = {}  # files whose checksum was right, by path: bytes and time as they were then
+_checked: dict[str, tuple[int, ...]] = {}  # files in which all was right, by path: their `_state` before they were read
 _COLUMNS = {"id": pa.int64(), "run_step": pa.int32(), "rank": pa.int32(), "loss": pa.float32(), "selected": pa.bool_()}
 _NAME = re.compile(r"([0-9]+)-of-([0-9]+)-([0-9a-f]{8})\.arrow")
 _EPOCH = re.compile(r"[0-9]{8}")
 _SAMPLE = pa.schema([("run_step", pa.int32()), ("epoch", pa.int32()), ("loss", pa.float32()), ("selected", pa.bool_())])
-
-
-def _folder(run_path: str, epoch: int) -> str:
-    return f"{run_path}/history/{epoch:08d}"
 
 
 def _is_schema(schema: pa.Schema) -> bool:
@@ -66,74 +54,9 @@ def _is_schema(schema: pa.Schema) -> bool:
     return set(signals) <= set(SIGNALS) and bool(schema.equals(pa.schema(expected)))
 
 
-def write_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int, shard: Shard, table: pa.Table) -> None:
-    """Write what one shard has of an epoch, in any order; what was there of it before is replaced.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    ids, steps = (table.column(name).to_numpy() for name in ("id", "run_step"))
-    if ((ids[1:] < ids[:-1]) | ((ids[1:] == ids[:-1]) & (steps[1:] < steps[:-1]))).any():
-        table = table.sort_by([("id", "ascending"), ("run_step", "ascending")])
-    table = table.combine_chunks()
-    batches = table.to_batches(max_chunksize=_BATCH_ROWS)
-    first_ids = json.dumps([batch.column(0)[0].as_py() for batch in batches])
-    schema = table.schema.with_metadata({"format": str(FORMAT), "first_ids": first_ids})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    data = sink.getvalue()
-    folder = _folder(run_path, epoch)
-    files.make_folder(filesystem, folder)
-    before = [path for path, own, _ in _parts(filesystem, folder) if own == shard]
-    path = f"{folder}/{shard.index}-of-{shard.count}-{zlib.crc32(data):08x}.arrow"
-    files.write_atomically(filesystem, path, data)
-    with files.storage_errors("clear the history in", folder):
-        for old in before:
-            if old != path:
-                filesystem.delete_file(old)
-    _keep_within_limit(filesystem, run_path, epoch)
-
-
 def _parts(filesystem: fs.FileSystem, folder: str) -> list[tuple[str, Shard, str]]:
-    with files.storage_errors("list", folder):
-        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    named = [(info.path, _NAME.fullmatch(info.base_name)) for info in infos]
+    named = [(info.path, _NAME.fullmatch(info.base_name)) for info in files.list_folder(filesystem, folder)]
     return sorted((path, Shard(int(n[1]), int(n[2])), n[3]) for path, n in named if n and int(n[1]) < int(n[2]))
-
-
-def has_part(filesystem: fs.FileSystem, run_path: str, epoch: int, shard: Shard) -> bool:
-    """Return whether a shard's part of an epoch is there."""
-    return any(own == shard for _, own, _ in _parts(filesystem, _folder(run_path, epoch)))
-
-
-def _keep_within_limit(filesystem: fs.FileSystem, run_path: str, newest: int) -> None:
-    """Delete the oldest epochs while there is more than the limit; the newest stays."""
-    with files.storage_errors("clear the history in", run_path):
-        infos = filesystem.get_file_info(fs.FileSelector(f"{run_path}/history", recursive=True, allow_not_found=True))
-        total = sum(info.size or 0 for info in infos if info.type == fs.FileType.File)
-        for epoch in list_history(filesystem, run_path):
-            if total <= _MAX_BYTES or epoch >= newest:
-                return
-            folder = _folder(run_path, epoch)
-            total -= sum(info.size or 0 for info in infos if info.path.startswith(f"{folder}/"))
-            filesystem.delete_dir(folder)
-
-
-def list_history(filesystem: fs.FileSystem, run_path: str) -> list[int]:
-    """Return the epochs of which there is a history, ascending."""
-    with files.storage_errors("list", run_path):
-        infos = filesystem.get_file_info(fs.FileSelector(f"{run_path}/history", allow_not_found=True))
-    return sorted(int(info.base_name) for info in infos if _EPOCH.fullmatch(info.base_name))
-
-
-def drop_history_from(filesystem: fs.FileSystem, run_path: str, epoch: int) -> None:
-    """Delete the history of this epoch and of later ones: the run went back, and they will be others."""
-    with files.storage_errors("clear the history in", run_path):
-        for one in list_history(filesystem, run_path):
-            if one >= epoch:
-                filesystem.delete_dir(_folder(run_path, one))
 
 
 @contextlib.contextmanager
@@ -142,47 +65,40 @@ def _opened(
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
     """Open a file of the history; whatever goes wrong in the block is that file's damage.
 
-    Its checksum is looked at, which reads all of it; unless `anew`, of a file of this machine only once while it stays
-    as it is.
+    All of it is read and checked; unless `anew`, of a file of this machine only once while it stays as it is, and later
+    only what is asked for.
     """
 
     def check(schema: pa.Schema) -> None:
         version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
-        if version != str(FORMAT):
-            raise errors.StorageError(f"{path} has format {version!r}, this version reads {FORMAT}: upgrade es_service")
+        sealed.check_format(version, path, (str(FORMAT),))
         if not _is_schema(schema):
             raise errors.StorageError(f"{path} is no history: its columns are {schema.names}")
 
-    source, most = _source(filesystem, path, crc32, num_samples, anew=anew), most_rows(num_samples)
-    with arrow_files.open_table(source, path, check, most_rows=most, row_bytes=_MOST_ROW_BYTES) as reader:
+    state = None if anew or not isinstance(filesystem, fs.LocalFileSystem) else _state(path)
+    if state is not None and _checked.get(path) == state:
+        with arrow_files.open_checked(path) as reader:
+            yield reader
+            if _state(path) != state:
+                raise errors.StorageError(f"{path} was changed while it was read: look again once it is written")
+        return
+    most = most_rows(num_samples)
+    data = files.read_bytes(filesystem, path, _HEAD_BYTES + most * _MOST_ROW_BYTES)
+    if zlib.crc32(data) != int(crc32, 16):
+        raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
+    with arrow_files.open_table(data, path, check, most_rows=most, row_bytes=_MOST_ROW_BYTES) as reader:
+        if state is not None:
+            if len(_checked) >= _MOST_CHECKED:
+                _checked.clear()
+            _checked[path] = state
         yield reader
 
 
-def _source(filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, anew: bool) -> Any:
-    key = None
-    if isinstance(filesystem, fs.LocalFileSystem) and not anew:
-        info = filesystem.get_file_info(path)
-        key = (info.size, info.mtime_ns)
-        if _checked.get(path) == key:
-            return pa.memory_map(path)
-    data = files.read_bytes(filesystem, path, _HEAD_BYTES + most_rows(num_samples) * _MOST_ROW_BYTES)
-    if zlib.crc32(data) != int(crc32, 16):
-        raise errors.StorageError(f"{path} is damaged: its checksum is not the one in its name")
-    if key is not None:
-        if len(_checked) >= _MOST_CHECKED:
-            _checked.clear()
-        _checked[path] = key
-    return data
-
-
-def _whole(filesystem: fs.FileSystem, run_path: str, epoch: int) -> list[tuple[str, Shard, str]]:
-    """Return the files of an epoch, one a shard; none where they are not complete."""
-    parts = _parts(filesystem, _folder(run_path, epoch))
-    for count in {own.count for _, own, _ in parts}:
-        found = [part for part in parts if part[1].count == count]
-        if sorted(own.index for _, own, _ in found) == list(range(count)):
-            return found
-    return []
+def _state(path: str) -> tuple[int, ...]:
+    """Return what is another once a local file is written to, whoever sets its times."""
+    with files.storage_errors("read", path):
+        found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def most_rows(num_samples: int) -> int:
@@ -194,52 +110,124 @@ def most_rows(num_samples: int) -> int:
     return min(_MOST_ROWS, max(_FEW_ROWS, _MOST_VISITS * num_samples))
 
 
-def read_epoch(filesystem: fs.FileSystem, run_path: str, epoch: int, num_samples: int) -> pa.Table:
-    """Return all rows of an epoch in the order they were reported in: by step, then rank, then id.
+class History:
+    """That of a run; see the module's text.
 
     Args:
         filesystem: that the run is on.
         run_path: folder of the run.
-        epoch: counted from 0.
-        num_samples: that the run can have, see `most_rows`.
-
-    Raises:
-        StorageError: there is no whole history of this epoch, or a file of it is damaged.
+        num_samples: -> that the run can have, see `most_rows`.
     """
-    parts = _whole(filesystem, run_path, epoch)
-    if not parts:
-        raise errors.StorageError(f"{run_path} holds no history of epoch {epoch}")
-    tables = []
-    for path, _, crc32 in parts:
-        with _opened(filesystem, path, crc32, num_samples) as reader:
-            table = reader.read_all().replace_schema_metadata(None)
-            table.validate()
-            tables.append(table)
-    whole = pa.concat_tables(tables)
-    return whole.sort_by([("run_step", "ascending"), ("rank", "ascending"), ("id", "ascending")])
 
+    def __init__(self, filesystem: fs.FileSystem, run_path: str, num_samples: Callable[[], int]) -> None:
+        self._filesystem, self._folder, self._num_samples = filesystem, f"{run_path}/history", num_samples
 
-def read_sample(filesystem: fs.FileSystem, run_path: str, sample_id: int, num_samples: int) -> pa.Table:
-    """Return one sample's rows of all epochs there are, in order: run_step, epoch, loss, selected.
+    def write(self, epoch: int, shard: Shard, table: pa.Table) -> None:
+        """Write what one shard has of an epoch, in any order; what was there of it before is replaced.
 
-    See `read_epoch`.
-    """
-    num_left = _MOST_OF_A_SAMPLE
-    found = [_SAMPLE.empty_table()]
-    for epoch in list_history(filesystem, run_path):
-        for path, own, crc32 in _whole(filesystem, run_path, epoch):
-            if sample_id % own.count != own.index:
-                continue
-            with _opened(filesystem, path, crc32, num_samples, anew=False) as reader:
-                for batch in _batches(reader, sample_id, path):
-                    rows = batch.filter(pc.equal(batch.column("id"), sample_id))
-                    num_left -= rows.num_rows
-                    if num_left < 0:
-                        raise errors.StorageError(f"{path} is damaged: it has sample {sample_id} in too many rows")
-                    epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))
-                    columns = [rows.column("run_step"), epochs, rows.column("loss"), rows.column("selected")]
-                    found.append(pa.Table.from_arrays(columns, schema=_SAMPLE))
-    return pa.concat_tables(found).combine_chunks()
+        Raises:
+            StorageError: it cannot be written.
+        """
+        ids, steps = (table.column(name).to_numpy() for name in ("id", "run_step"))
+        if ((ids[1:] < ids[:-1]) | ((ids[1:] == ids[:-1]) & (steps[1:] < steps[:-1]))).any():
+            table = table.sort_by([("id", "ascending"), ("run_step", "ascending")])
+        table = table.combine_chunks()
+        first_ids = json.dumps(table.column("id").to_numpy()[::_BATCH_ROWS].tolist())
+        table = table.replace_schema_metadata({"format": str(FORMAT), "first_ids": first_ids})
+        data = arrow_files.encode(table, _BATCH_ROWS, "zstd")
+        folder = self._epoch(epoch)
+        files.make_folder(self._filesystem, folder)
+        before = [path for path, own, _ in _parts(self._filesystem, folder) if own == shard]
+        path = f"{folder}/{shard.index}-of-{shard.count}-{zlib.crc32(data):08x}.arrow"
+        files.write_atomically(self._filesystem, path, data)
+        with files.storage_errors("clear the history in", folder):
+            for old in before:
+                if old != path:
+                    self._filesystem.delete_file(old)
+        self._keep_within_limit(epoch)
+
+    def has_part(self, epoch: int, shard: Shard) -> bool:
+        """Return whether a shard's part of an epoch is there."""
+        return any(own == shard for _, own, _ in _parts(self._filesystem, self._epoch(epoch)))
+
+    def epochs(self) -> list[int]:
+        """Return the epochs of which there is a history, ascending; the oldest go where it would grow too large."""
+        infos = files.list_folder(self._filesystem, self._folder)
+        return sorted(int(info.base_name) for info in infos if _EPOCH.fullmatch(info.base_name))
+
+    def drop_from(self, epoch: int) -> None:
+        """Delete the history of this epoch and of later ones: the run went back, and they will be others."""
+        with files.storage_errors("clear the history in", self._folder):
+            for one in self.epochs():
+                if one >= epoch:
+                    self._filesystem.delete_dir(self._epoch(one))
+
+    def epoch(self, epoch: int) -> pa.Table:
+        """Return all rows of an epoch in the order they were reported in: by step, then rank, then id.
+
+        Raises:
+            StorageError: there is no whole history of this epoch, or a file of it is damaged.
+        """
+        parts = self._whole(epoch)
+        if not parts:
+            raise errors.StorageError(f"{self._folder} holds no history of epoch {epoch}")
+        tables, num_samples = [], self._num_samples()
+        for path, _, crc32 in parts:
+            with _opened(self._filesystem, path, crc32, num_samples) as reader:
+                table = reader.read_all().replace_schema_metadata(None)
+                table.validate()
+                tables.append(table)
+        whole = pa.concat_tables(tables)
+        return whole.sort_by([("run_step", "ascending"), ("rank", "ascending"), ("id", "ascending")])
+
+    def sample(self, sample_id: int) -> pa.Table:
+        """Return when a sample was observed: run_step int32, epoch int32, loss float32, selected bool; in order.
+
+        A loss is NaN where the sample was picked without its loss having been seen.
+
+        Raises:
+            StorageError: a file is damaged.
+        """
+        num_left, num_samples = _MOST_OF_A_SAMPLE, self._num_samples()
+        found = [_SAMPLE.empty_table()]
+        for epoch in self.epochs():
+            for path, own, crc32 in self._whole(epoch):
+                if sample_id % own.count != own.index:
+                    continue
+                with _opened(self._filesystem, path, crc32, num_samples, anew=False) as reader:
+                    for batch in _batches(reader, sample_id, path):
+                        rows = batch.filter(pc.equal(batch.column("id"), sample_id))
+                        num_left -= rows.num_rows
+                        if num_left < 0:
+                            raise errors.StorageError(f"{path} is damaged: it has sample {sample_id} in too many rows")
+                        epochs = pa.array(np.full(rows.num_rows, epoch, dtype=np.int32))
+                        columns = [rows.column("run_step"), epochs, rows.column("loss"), rows.column("selected")]
+                        found.append(pa.Table.from_arrays(columns, schema=_SAMPLE))
+        return pa.concat_tables(found).combine_chunks()
+
+    def _epoch(self, epoch: int) -> str:
+        return f"{self._folder}/{epoch:08d}"
+
+    def _whole(self, epoch: int) -> list[tuple[str, Shard, str]]:
+        """Return the files of an epoch, one a shard; none where they are not complete."""
+        parts = _parts(self._filesystem, self._epoch(epoch))
+        for count in {own.count for _, own, _ in parts}:
+            found = [part for part in parts if part[1].count == count]
+            if sorted(own.index for _, own, _ in found) == list(range(count)):
+                return found
+        return []
+
+    def _keep_within_limit(self, newest: int) -> None:
+        """Delete the oldest epochs while there is more than the limit; the newest stays."""
+        infos = files.list_folder(self._filesystem, self._folder, recursive=True)
+        total = sum(info.size or 0 for info in infos if info.type == fs.FileType.File)
+        with files.storage_errors("clear the history in", self._folder):
+            for epoch in self.epochs():
+                if total <= _MAX_BYTES or epoch >= newest:
+                    return
+                folder = self._epoch(epoch)
+                total -= sum(info.size or 0 for info in infos if info.path.startswith(f"{folder}/"))
+                self._filesystem.delete_dir(folder)
 
 
 def _batches(reader: pa.ipc.RecordBatchFileReader, sample_id: int, path: str) -> Iterator[pa.RecordBatch]:

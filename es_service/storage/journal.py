@@ -19,12 +19,10 @@ import time
 from collections.abc import Callable
 
 import pyarrow as pa
-from pyarrow import fs
 
 from es_service import errors
 from es_service.storage import files
-from es_service.storage.segments import encode_segment, segment_path
-from es_service.storage.terms import NOBODY, Term
+from es_service.storage.segments import JournalFolder, encode_segment
 
 __all__ = ["Journal"]
 
@@ -49,38 +47,39 @@ class Journal:
     """The writing end. Any thread may call it; one thread of its own writes.
 
     Args:
-        filesystem: to write on.
-        folder: of this shard's segments; made with the first one.
+        folder: of this shard's segments.
         last: number of the last record that is there already, 0 for none.
         every_s: seconds after which what has gathered is written; None for one, on an object store four.
         segment_bytes: so much is written at once.
         max_bytes: that may be kept in memory while segments cannot be written.
-        term: the writer's claim, which is looked at behind each segment; without one it claims nothing.
         allowed: called before each write, and every `every_s`; raises StorageError where this writer may not write.
+
+    Attributes:
+        last: number of the newest record.
+        durable: number of the newest record that is on storage, with all before it.
+        failure: why the last segment could not be written; None while all is well.
     """
 
     def __init__(
         self,
-        filesystem: fs.FileSystem,
-        folder: str,
+        folder: JournalFolder,
         last: int,
         *,
         every_s: float | None = None,
         segment_bytes: int = 8 << 20,
         max_bytes: int = 128 << 20,
-        term: Term | None = None,
         allowed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._filesystem, self._folder = filesystem, folder
-        usual = _EVERY_ON_OBJECT_STORES_S if files.is_object_store(filesystem) else _EVERY_S
+        self._folder = folder
+        usual = _EVERY_ON_OBJECT_STORES_S if files.is_object_store(folder.filesystem) else _EVERY_S
         self._every_s, self._segment_bytes, self._max_bytes = every_s or usual, segment_bytes, max_bytes
-        self._term, self._allowed = term, allowed
+        self._allowed = allowed
         self._tried: _Tried | None = None
         self._kinds: list[str] = []
         self._payloads: list[bytes] = []
         self._num_bytes = 0
-        self._last = self._durable = last
-        self._failure: errors.StorageError | None = None
+        self.last = self.durable = last
+        self.failure: errors.StorageError | None = None
         self._gave_up = self._hurry = self._closed = False
         self._mark: int | None = None  # once it gave up: records behind this one are kept again
         self._num_tries = 0
@@ -88,25 +87,10 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="es-service-journal", daemon=True)
         self._thread.start()
 
-    @property
-    def last(self) -> int:
-        """Number of the newest record."""
-        return self._last
-
-    @property
-    def durable(self) -> int:
-        """Number of the newest record that is on storage, with all before it."""
-        return self._durable
-
-    @property
-    def failure(self) -> errors.StorageError | None:
-        """Why the last segment could not be written; None while all is well."""
-        return self._failure
-
     def append(self, kind: str, payload: bytes) -> int:
         """Add a record; return its number. Never waits; it is durable about a second later."""
         with self._changed:
-            self._last += 1
+            self.last += 1
             if not self._gave_up or self._mark is not None:
                 self._kinds.append(kind)
                 self._payloads.append(payload)
@@ -115,16 +99,16 @@ class Journal:
                     self._give_up()
                 elif self._num_bytes >= self._segment_bytes:
                     self._changed.notify_all()
-            return self._last
+            return self.last
 
     def flush(self) -> None:
         """Return once every record so far is on storage; StorageError where it cannot be written."""
         with self._changed:
-            wanted, tries = self._last, self._num_tries
-            while self._durable < wanted:
-                if self._gave_up or (self._num_tries > tries and self._failure is not None):
-                    assert self._failure is not None
-                    raise self._failure
+            wanted, tries = self.last, self._num_tries
+            while self.durable < wanted:
+                if self._gave_up or (self._num_tries > tries and self.failure is not None):
+                    assert self.failure is not None
+                    raise self.failure
                 if self._closed:
                     raise errors.StorageError("the journal was closed before all of it was written")
                 self._hurry = True
@@ -138,18 +122,18 @@ class Journal:
         """
         with self._changed:
             if self._gave_up:
-                self._kinds, self._payloads, self._num_bytes, self._mark = [], [], 0, self._last
-            return self._last
+                self._kinds, self._payloads, self._num_bytes, self._mark = [], [], 0, self.last
+            return self.last
 
     def skip_to(self, number: int) -> None:
         """Take all records up to `number` for durable: a snapshot holds what they did."""
         with self._changed:
-            num = len(self._kinds) - (self._last - number)  # of those in memory, at the front
+            num = len(self._kinds) - (self.last - number)  # of those in memory, at the front
             self._forget(num)
-            if self._gave_up and number in (self._mark, self._last):
-                self._gave_up, self._failure, self._mark = False, None, None
+            if self._gave_up and number in (self._mark, self.last):
+                self._gave_up, self.failure, self._mark = False, None, None
             if not self._gave_up:
-                self._durable = max(self._durable, number)
+                self.durable = max(self.durable, number)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -164,9 +148,9 @@ class Journal:
     def _give_up(self) -> None:
         _log.error(
             "the journal in %s cannot be written (%s) and %d MB of it wait: it is dropped, so that after a crash the "
-            "run goes back to its last finished epoch", self._folder, self._failure, self._num_bytes >> 20,
+            "run goes back to its last finished epoch", self._folder.path, self.failure, self._num_bytes >> 20,
         )  # fmt: skip
-        self._failure = self._failure or errors.StorageError(f"the journal in {self._folder} is not written in time")
+        self.failure = self.failure or errors.StorageError(f"the journal in {self._folder.path} is not written in time")
         self._kinds, self._payloads, self._num_bytes, self._gave_up, self._mark = [], [], 0, True, None
         self._tried = None
         self._changed.notify_all()
@@ -189,10 +173,10 @@ class Journal:
                 self._num_tries += 1
                 if failure is None and tried is not None and self._tried is tried:
                     self._tried = None
-                    self._forget(tried.last - (self._last - len(self._kinds)))  # less what `skip_to` dropped
-                    self._durable = max(self._durable, tried.last)
+                    self._forget(tried.last - (self.last - len(self._kinds)))  # less what `skip_to` dropped
+                    self.durable = max(self.durable, tried.last)
                 if not self._gave_up:
-                    self._failure = failure
+                    self.failure = failure
                 self._changed.notify_all()
                 if failure is not None and not self._closed:
                     self._changed.wait_for(lambda: self._closed, self._every_s)  # a full disk stays full for a while
@@ -205,26 +189,21 @@ class Journal:
 
     def _next(self) -> _Tried | None:
         """Return the segment to write: the one that was tried, unless a snapshot holds it, or all that has gathered."""
-        if self._tried is not None and self._tried.last > self._durable:
+        if self._tried is not None and self._tried.last > self.durable:
             return self._tried
         num = 0 if self._gave_up else len(self._kinds)  # else there would be a gap before them
         if not num:
             return None
-        return _Tried(self._last - num + 1, num, encode_segment(self._kinds[:num], self._payloads[:num]))
+        return _Tried(self.last - num + 1, num, encode_segment(self._kinds[:num], self._payloads[:num]))
 
     def _write(self, tried: _Tried | None) -> errors.StorageError | None:
         """Write a segment; return what went wrong."""
         try:
             self._allowed()
             if tried is not None:
-                stamp = NOBODY if self._term is None else self._term.stamp
-                files.make_folder(self._filesystem, self._folder)
-                path = segment_path(self._folder, tried.first, stamp, tried.data)
-                files.write_atomically(self._filesystem, path, tried.data)
-                if self._term is not None:
-                    self._term.check()
+                self._folder.write(tried.first, tried.data)
         except (errors.StorageError, errors.RunExistsError) as error:
-            if self._failure is None:
+            if self.failure is None:
                 _log.warning("%s; what was reported meanwhile is kept in memory and tried again", error)
             return errors.StorageError(str(error))
         return None

@@ -66,10 +66,7 @@ def write_notes(
             )
         codes = labels_n.astype(np.min_scalar_type(highest))
         table = pa.table({"label": codes}).replace_schema_metadata({_DIGEST: _digest(codes)})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        files.write_atomically(storage.filesystem, f"{storage.path}/{_FILE}", sink.getvalue().to_pybytes())
+        files.write_atomically(storage.filesystem, f"{storage.path}/{_FILE}", arrow_files.encode(table))
     names = None if label_names is None else list(label_names)
     storage.write_note("samples", {"label_names": names, "has_labels": labels_n is not None, "preview": preview})
 

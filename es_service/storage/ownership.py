@@ -21,8 +21,9 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files, snapshots
-from es_service.storage.segments import list_segments
+from es_service.storage import files
+from es_service.storage.segments import JournalFolder
+from es_service.storage.snapshots import Snapshots
 from es_service.storage.terms import NOBODY, Term, list_claims
 
 __all__ = ["Ownership", "claim_journal", "claim_unwatched"]
@@ -41,7 +42,8 @@ def _process() -> dict[str, Any]:
 
 def claim_journal(filesystem: fs.FileSystem, run_path: str, name: str) -> Term:
     """Claim the journal of a shard: a process of it that ran before, wherever it is, writes it no more."""
-    above = max((one.stamp for one in list_segments(filesystem, f"{run_path}/journal/{name}")), default=NOBODY)
+    segments = JournalFolder(filesystem, f"{run_path}/journal/{name}").segments()
+    above = max((one.stamp for one in segments), default=NOBODY)
     term = Term(filesystem, f"{run_path}/owners/{name}", _process(), above)
     term.forget_lower()
     return term
@@ -50,14 +52,14 @@ def claim_journal(filesystem: fs.FileSystem, run_path: str, name: str) -> Term:
 def claim_unwatched(filesystem: fs.FileSystem, run_path: str) -> Term:
     """Claim a run for a writer without a heartbeat, whom any other may take over from at once."""
     values = {**_process(), "released": True}
-    term = Term(filesystem, _folder(run_path), values, snapshots.highest_stamp(filesystem, run_path))
+    term = Term(filesystem, _folder(run_path), values, Snapshots(filesystem, run_path).highest_stamp())
     _accept(filesystem, run_path, term, values)
     return term
 
 
 def _accept(filesystem: fs.FileSystem, run_path: str, term: Term, values: dict[str, Any]) -> dict[str, Any]:
     """Note which snapshots there are: of other writers these count, and none that one of them puts there later."""
-    values = {**values, "snapshots": snapshots.list_names(filesystem, run_path)}
+    values = {**values, "snapshots": Snapshots(filesystem, run_path).names()}
     term.write(values)
     term.check()
     term.forget_lower()
@@ -106,7 +108,7 @@ class Ownership:
                 if now[0] != stamp or self._pulse(stamp) != before:
                     raise self._other(now[1])
         try:
-            above = snapshots.highest_stamp(self._filesystem, self._run_path)
+            above = Snapshots(self._filesystem, self._run_path).highest_stamp()
             self._term = Term(self._filesystem, self._folder, self._values, above)
             self._values = _accept(self._filesystem, self._run_path, self._term, self._values)
         except errors.RunExistsError as error:
@@ -188,9 +190,8 @@ class Ownership:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = f"{self._folder}/{name}"
-        with files.storage_errors("look for", path):
-            if self._filesystem.get_file_info(path).type != fs.FileType.File:
-                return {}
+        if not files.is_file(self._filesystem, path):
+            return {}
         try:
             return files.read_json(self._filesystem, path)
         except errors.StorageError:

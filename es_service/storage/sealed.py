@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from es_service import errors
 
-__all__ = ["check", "digest", "seal"]
+__all__ = ["check", "check_format", "digest", "seal"]
 
 _KEY = "sha256"
 
@@ -37,3 +37,9 @@ def check(values: dict[str, Any], what: str) -> dict[str, Any]:
     if _KEY in values and values[_KEY] != digest(values):
         raise errors.StorageError(f"{what} is damaged: its sha256 is not the one noted in it")
     return values
+
+
+def check_format(found: Any, what: str, readable: Sequence[Any]) -> None:
+    """Raise StorageError, naming `what`, where it is of a format that this version cannot read; the last is its own."""
+    if found not in readable:
+        raise errors.StorageError(f"{what} has format {found!r}, this version reads {readable[-1]}: upgrade es_service")

@@ -1,7 +1,7 @@
 """The files of a shard's journal: what is in them, and which of them count.
 
     <folder>/<number of the first record, 16 digits>-<stamp>-<crc32 of the file, 8 hex digits>.arrow
-    <folder>/base-<stamp>.json     where the journal began anew, see `write_base`
+    <folder>/base-<stamp>.json     where the journal began anew, see `JournalFolder.write_base`
 
 Records are numbered from 1. A segment's name vouches for its bytes. Each is an Arrow IPC file of the columns `kind`
 (text) and `payload` (bytes, none of this module's business).
@@ -25,21 +25,9 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.storage import arrow_files, files, sealed
+from es_service.storage.terms import NOBODY, Term
 
-__all__ = [
-    "FORMAT",
-    "Record",
-    "Segment",
-    "drop_segments",
-    "encode_segment",
-    "list_segments",
-    "read_base",
-    "read_records",
-    "read_segment",
-    "segment_path",
-    "set_aside",
-    "write_base",
-]
+__all__ = ["FORMAT", "JournalFolder", "Record", "Segment", "encode_segment", "read_segment"]
 
 FORMAT = 1
 _SCHEMA = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
@@ -76,27 +64,8 @@ class Segment:
 
 def encode_segment(kinds: list[str], payloads: list[bytes]) -> pa.Buffer:
     """Return the bytes of a segment."""
-    sink = pa.BufferOutputStream()
-    table = pa.record_batch([pa.array(kinds, pa.string()), pa.array(payloads, pa.binary())], schema=_SCHEMA)
-    with pa.ipc.new_file(sink, _SCHEMA.with_metadata({"format": str(FORMAT)})) as writer:
-        writer.write_batch(table)
-    return sink.getvalue()
-
-
-def segment_path(folder: str, first: int, stamp: str, data: pa.Buffer) -> str:
-    """Return where a segment is written that begins with record number `first`."""
-    return f"{folder}/{first:016d}-{stamp}-{zlib.crc32(data):08x}.arrow"
-
-
-def _infos(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    with files.storage_errors("list", folder):
-        infos: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return infos
-
-
-def list_segments(filesystem: fs.FileSystem, folder: str) -> list[Segment]:
-    """Return all segments of a journal, those that do not count too, in order; none where there is no such folder."""
-    return _segments(_infos(filesystem, folder))
+    columns = [pa.array(kinds, pa.string()), pa.array(payloads, pa.binary())]
+    return arrow_files.encode(pa.table(columns, schema=_SCHEMA.with_metadata({"format": str(FORMAT)})))
 
 
 def _segments(infos: list[fs.FileInfo]) -> list[Segment]:
@@ -129,10 +98,7 @@ def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
 
     def check(schema: pa.Schema) -> None:
         version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
-        if version != str(FORMAT):
-            raise errors.StorageError(
-                f"{segment.path} has format {version!r}, this version reads {FORMAT}: upgrade es_service"
-            )
+        sealed.check_format(version, segment.path, (str(FORMAT),))
         if not schema.equals(_SCHEMA):
             raise errors.StorageError(f"{segment.path} is no segment of a journal: {schema.names}")
 
@@ -160,82 +126,116 @@ def _read_longest(filesystem: fs.FileSystem, same: list[Segment]) -> list[Record
     return max(found, key=len)
 
 
-def read_records(filesystem: fs.FileSystem, folder: str, after: int) -> Iterator[Record]:
-    """Yield the records numbered above `after`, in order.
+class JournalFolder:
+    """The files of one shard's journal.
 
-    A last segment that is damaged is left out, with a warning: it is what a torn write leaves behind.
-
-    Raises:
-        StorageError: a segment before the last is damaged, or one is missing.
+    Args:
+        filesystem: that the run is on.
+        path: of the folder, which need not be there.
+        term: this writer's claim, with which it may write.
     """
-    segments = list_segments(filesystem, folder)
-    groups = _that_count(segments)
-    covered = sum(behind[0].first <= after + 1 for behind in groups[1:])
-    needed, expected = groups[covered:], after + 1
-    for same in needed:
-        try:
-            records = _read_longest(filesystem, same)
-        except errors.StorageError as error:
-            if same is not needed[-1]:
-                raise
-            _log.warning("%s; it is the last one, so what it held is left out", error)
-            return
-        if same[0].first > expected:
-            raise errors.StorageError(
-                f"{folder} lacks the records {expected} to {same[0].first - 1}: a segment of the journal is missing"
-            )
-        end = _end(same[0].stamp, segments)
-        for record in records:
-            if expected <= record.number < end:
-                yield record
-                expected = record.number + 1
 
+    def __init__(self, filesystem: fs.FileSystem, path: str, term: Term | None = None) -> None:
+        self.filesystem, self.path, self.term = filesystem, path, term
 
-def drop_segments(filesystem: fs.FileSystem, folder: str, upto: int) -> None:
-    """Delete the segments all of whose records are numbered at most `upto` or do not count; the newest one stays."""
-    segments = list_segments(filesystem, folder)
-    groups = _that_count(segments)
-    kept = {
-        segment
-        for same, behind in itertools.zip_longest(groups, groups[1:])
-        if behind is None or behind[0].first > upto + 1
-        for segment in same
-    }
-    for segment in segments:
-        if segment not in kept:
-            with files.storage_errors("delete", segment.path):
-                filesystem.delete_file(segment.path)
+    @property
+    def _stamp(self) -> str:
+        return NOBODY if self.term is None else self.term.stamp
 
+    def segments(self) -> list[Segment]:
+        """Return all segments, those that do not count too, in order."""
+        return _segments(files.list_folder(self.filesystem, self.path))
 
-def set_aside(filesystem: fs.FileSystem, folder: str, after: int) -> list[str]:
-    """Rename the segments that begin behind record `after`, which nobody will read; return what they are called now."""
-    aside = []
-    for segment in list_segments(filesystem, folder):
-        if segment.first > after:
-            with files.storage_errors("rename", segment.path):
-                filesystem.move(segment.path, f"{segment.path}.damaged")
-            aside.append(f"{segment.path}.damaged")
-    return aside
+    def first_records(self) -> list[int]:
+        """Return the numbers of the first records of all segments, ascending."""
+        return [segment.first for segment in self.segments()]
 
+    def records(self, after: int) -> Iterator[Record]:
+        """Yield the records numbered above `after`, in order.
 
-def write_base(filesystem: fs.FileSystem, folder: str, stamp: str, finished_epochs: int, number: int) -> None:
-    """Note that a journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
-    files.make_folder(filesystem, folder)
-    base = {"format": FORMAT, "finished_epochs": finished_epochs, "journal": number}
-    files.write_json(filesystem, f"{folder}/base-{stamp}.json", sealed.seal(base))
+        A last segment that is damaged is left out, with a warning: it is what a torn write leaves behind.
 
+        Raises:
+            StorageError: a segment before the last is damaged, or one is missing.
+        """
+        segments = self.segments()
+        groups = _that_count(segments)
+        covered = sum(behind[0].first <= after + 1 for behind in groups[1:])
+        needed, expected = groups[covered:], after + 1
+        for same in needed:
+            try:
+                records = _read_longest(self.filesystem, same)
+            except errors.StorageError as error:
+                if same is not needed[-1]:
+                    raise
+                _log.warning("%s; it is the last one, so what it held is left out", error)
+                return
+            if same[0].first > expected:
+                raise errors.StorageError(
+                    f"{self.path} lacks the records {expected} to {same[0].first - 1}: a segment of the journal is "
+                    "missing"
+                )
+            end = _end(same[0].stamp, segments)
+            for record in records:
+                if expected <= record.number < end:
+                    yield record
+                    expected = record.number + 1
 
-def read_base(filesystem: fs.FileSystem, folder: str, finished_epochs: int) -> int | None:
-    """Return the number of `write_base`, None where the journal did not begin anew at this snapshot.
+    def write(self, first: int, data: pa.Buffer) -> None:
+        """Write a segment that begins with record number `first`.
 
-    As a segment, a base does not count where a later writer had begun before its number.
-    """
-    infos = _infos(filesystem, folder)
-    segments = _segments(infos)
-    bases = sorted((found[1] or "", info.path) for info in infos if (found := _BASE.fullmatch(info.base_name)))
-    for stamp, path in reversed(bases):
-        base = sealed.check(files.read_json(filesystem, path), path)
-        number = base.get("journal")
-        if isinstance(number, int) and number < _end(stamp, segments):
-            return number if base.get("finished_epochs") == finished_epochs else None
-    return None
+        Raises:
+            StorageError: it cannot be written.
+            RunExistsError: another writer has claimed the folder, so that the segment does not count.
+        """
+        files.make_folder(self.filesystem, self.path)
+        path = f"{self.path}/{first:016d}-{self._stamp}-{zlib.crc32(data):08x}.arrow"
+        files.write_atomically(self.filesystem, path, data)
+        if self.term is not None:
+            self.term.check()
+
+    def drop(self, upto: int) -> None:
+        """Delete the segments all of whose records are numbered at most `upto`, or do not count; the newest stays."""
+        segments = self.segments()
+        groups = _that_count(segments)
+        kept = {
+            segment
+            for same, behind in itertools.zip_longest(groups, groups[1:])
+            if behind is None or behind[0].first > upto + 1
+            for segment in same
+        }
+        for segment in segments:
+            if segment not in kept:
+                with files.storage_errors("delete", segment.path):
+                    self.filesystem.delete_file(segment.path)
+
+    def set_aside(self, after: int) -> list[str]:
+        """Rename the segments that begin behind record `after`, which cannot be used; return their new names."""
+        aside = []
+        for segment in self.segments():
+            if segment.first > after:
+                with files.storage_errors("rename", segment.path):
+                    self.filesystem.move(segment.path, f"{segment.path}.damaged")
+                aside.append(f"{segment.path}.damaged")
+        return aside
+
+    def write_base(self, finished_epochs: int, number: int) -> None:
+        """Note that the journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
+        files.make_folder(self.filesystem, self.path)
+        base = {"format": FORMAT, "finished_epochs": finished_epochs, "journal": number}
+        files.write_json(self.filesystem, f"{self.path}/base-{self._stamp}.json", sealed.seal(base))
+
+    def base(self, finished_epochs: int) -> int | None:
+        """Return the number of `write_base`, None where the journal did not begin anew at this snapshot.
+
+        As a segment, a base does not count where a later writer had begun before its number.
+        """
+        infos = files.list_folder(self.filesystem, self.path)
+        segments = _segments(infos)
+        bases = sorted((found[1] or "", info.path) for info in infos if (found := _BASE.fullmatch(info.base_name)))
+        for stamp, path in reversed(bases):
+            base = sealed.check(files.read_json(self.filesystem, path), path)
+            number = base.get("journal")
+            if isinstance(number, int) and number < _end(stamp, segments):
+                return number if base.get("finished_epochs") == finished_epochs else None
+        return None

@@ -17,19 +17,9 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from es_service import errors
-from es_service.storage import files
+from es_service.storage import files, sealed
 
-__all__ = [
-    "COLUMNS",
-    "Spread",
-    "are_of",
-    "drop_after",
-    "list_spreads",
-    "merged",
-    "read_spreads",
-    "spreads_of",
-    "write_spreads",
-]
+__all__ = ["COLUMNS", "Spread", "SpreadFiles", "merged", "spreads_of"]
 
 FORMAT = 1
 COLUMNS = ("s", "w", "last_loss", "loss_mean", "loss_std", "visits", "selected", "picked_share")
@@ -164,56 +154,54 @@ def merged(parts: Sequence[Spreads]) -> Spreads:
     return found
 
 
-def _file(run_path: str, finished_epochs: int) -> str:
-    return f"{run_path}/spreads/{finished_epochs:08d}.json"
+class SpreadFiles:
+    """Those of a run."""
 
+    def __init__(self, filesystem: fs.FileSystem, run_path: str) -> None:
+        self._filesystem, self._folder = filesystem, f"{run_path}/spreads"
 
-def write_spreads(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, spreads: Spreads) -> None:
-    """Write how a table's columns spread at the end of an epoch."""
-    files.make_folder(filesystem, f"{run_path}/spreads")
-    values = {"format": FORMAT, "finished_epochs": finished_epochs, "columns": spreads}
-    files.write_json(filesystem, _file(run_path, finished_epochs), values)
+    def _file(self, finished_epochs: int) -> str:
+        return f"{self._folder}/{finished_epochs:08d}.json"
 
+    def write(self, finished_epochs: int, spreads: Spreads) -> None:
+        """Write how a table's columns spread at the end of an epoch."""
+        files.make_folder(self._filesystem, self._folder)
+        values = {"format": FORMAT, "finished_epochs": finished_epochs, "columns": spreads}
+        files.write_json(self._filesystem, self._file(finished_epochs), values)
 
-def list_spreads(filesystem: fs.FileSystem, run_path: str) -> list[int]:
-    """Return the epochs whose spreads are kept, ascending; none for a run of an earlier version."""
-    selector = fs.FileSelector(f"{run_path}/spreads", allow_not_found=True)
-    with files.storage_errors("list", selector.base_dir):
-        infos = filesystem.get_file_info(selector)
-    names = [info.base_name.removesuffix(".json") for info in infos if info.base_name.endswith(".json")]
-    return sorted(int(name) for name in names if name.isdecimal())
+    def epochs(self) -> list[int]:
+        """Return the epochs whose spreads are kept, ascending; none for a run of an earlier version."""
+        infos = files.list_folder(self._filesystem, self._folder)
+        names = [info.base_name.removesuffix(".json") for info in infos if info.base_name.endswith(".json")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
+    def read(self, finished_epochs: int) -> dict[str, Spread]:
+        """Return how each column spread at the end of an epoch; StorageError where that is not kept, or damaged."""
+        path = self._file(finished_epochs)
+        values = files.read_json(self._filesystem, path)
+        sealed.check_format(values.get("format"), path, (FORMAT,))
+        try:
+            return {str(name): Spread.from_dict(one) for name, one in values["columns"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise errors.StorageError(f"{path} is damaged: {error}") from error
 
-def read_spreads(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> dict[str, Spread]:
-    """Return how each column spread at the end of an epoch; StorageError where that is not kept, or damaged."""
-    path = _file(run_path, finished_epochs)
-    values = files.read_json(filesystem, path)
-    try:
-        if values["format"] != FORMAT:
-            raise errors.StorageError(f"{path} has format {values['format']!r}, this version reads {FORMAT}")
-        return {str(name): Spread.from_dict(one) for name, one in values["columns"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise errors.StorageError(f"{path} is damaged: {error}") from error
+    def are_of(self, finished_epochs: int, records: NDArray[np.void]) -> bool:
+        """Return whether what is kept of an epoch's end was made of these records[n]; without a file, it was not.
 
+        Sums are left out: each number of shards rounds them otherwise.
+        """
+        if finished_epochs == 0:
+            return True
+        try:
+            kept = self.read(finished_epochs)
+        except errors.StorageError:
+            return False
+        mine = {name: Spread.from_dict(one) for name, one in spreads_of(records).items()}
+        return kept.keys() == mine.keys() and all(kept[name].has_same_counts(mine[name]) for name in mine)
 
-def are_of(filesystem: fs.FileSystem, run_path: str, finished_epochs: int, records: NDArray[np.void]) -> bool:
-    """Return whether what is kept of an epoch's end was made of these records[n]; without a file, it was not.
-
-    Sums are left out: each number of shards rounds them otherwise.
-    """
-    if finished_epochs == 0:
-        return True
-    try:
-        kept = read_spreads(filesystem, run_path, finished_epochs)
-    except errors.StorageError:
-        return False
-    mine = {name: Spread.from_dict(one) for name, one in spreads_of(records).items()}
-    return kept.keys() == mine.keys() and all(kept[name].has_same_counts(mine[name]) for name in mine)
-
-
-def drop_after(filesystem: fs.FileSystem, run_path: str, finished_epochs: int) -> None:
-    """Delete those of later epochs: the run went back, and its future will be another one."""
-    for epoch in list_spreads(filesystem, run_path):
-        if epoch > finished_epochs:
-            with files.storage_errors("clear spreads in", run_path):
-                filesystem.delete_file(_file(run_path, epoch))
+    def drop_after(self, finished_epochs: int) -> None:
+        """Delete those of later epochs: the run went back, and its future will be another one."""
+        for epoch in self.epochs():
+            if epoch > finished_epochs:
+                with files.storage_errors("clear spreads in", self._folder):
+                    self._filesystem.delete_file(self._file(epoch))

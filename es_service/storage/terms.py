@@ -38,8 +38,7 @@ _NAME = re.compile(r"([0-9]{8}-[0-9a-f]{8})\.json")
 
 def list_claims(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """Return the stamps of all that claimed a folder, ascending: the last one's is the highest."""
-    with files.storage_errors("list", folder):
-        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    infos = files.list_folder(filesystem, folder)
     return sorted(found[1] for info in infos if (found := _NAME.fullmatch(info.base_name)))
 
 

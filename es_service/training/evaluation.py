@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from es_service.training.tasks.base import Task
-from es_service.training.workers import Workers
+from es_service.training.workers.base import Workers
 
 __all__ = ["Evaluation", "evaluate"]
 

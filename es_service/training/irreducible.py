@@ -30,10 +30,10 @@ from es_service.selection.observations import MAX_LOSS
 from es_service.selector import Selector
 from es_service.storage import arrow_files, files
 from es_service.training import batches
-from es_service.training.local import LocalWorkers
 from es_service.training.loop import fit_model
 from es_service.training.settings import TrainSettings
 from es_service.training.tasks.base import Samples, Task
+from es_service.training.workers.local import LocalWorkers
 
 __all__ = ["Prepared", "hold_out_losses", "read_losses", "write_losses"]
 

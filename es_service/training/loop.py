@@ -21,7 +21,7 @@ from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
-from es_service.training.workers import Workers
+from es_service.training.workers.base import Workers
 
 __all__ = ["TrainSettings", "fit", "fit_model"]
 

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/dashboard.md, from a server that runs already:
+"""Makes the pictures of docs/how-to/dashboard.md, from a server that runs already:
 
 make demo && es-service serve --storage runs &
 python tests/browser/pictures.py http://127.0.0.1:8420 demo docs/images

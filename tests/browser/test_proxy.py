@@ -1,4 +1,4 @@
-"""The dashboard below a path of a host, behind a real nginx, set up as docs/api.md says."""
+"""The dashboard below a path of a host, behind a real nginx, set up as docs/reference/http_api.md says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-DOCS = Path(__file__).parents[2] / "docs" / "api.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http_api.md"
 TOKEN = "open-sesame-1234567890abcdef"
 
 CONFIG = """

@@ -20,7 +20,7 @@ from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 SHAPE = {"num_samples": 600, "num_epochs": 4, "batch_size": 32}
 Hook = Callable[[int, int], None]

@@ -18,6 +18,7 @@ from es_service import errors
 from es_service.actors.calls import AwayError
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.served_run import ServedRun
 from es_service.exchange.base import Position
 from es_service.exchange.leased import Leased
 from es_service.exchange.prefetch import Prefetch
@@ -42,7 +43,7 @@ class Local:
         self._storage, self._config = storage, config
         self._lock = threading.RLock()  # one call at a time, as an actor's default group has it
         self._generation = 0
-        self._past: list[ScoreShard] = []
+        self._past: list[ScoreShard | ScoreServer] = []
         self.after: dict[str, Callable[[], object]] = {}
         self.shards: list[Any] = [None] * count
         for index in range(count):
@@ -57,7 +58,9 @@ class Local:
     def _serve(self, index: int) -> None:
         where, count = (self._storage, "mine", runs.config_to_dict(self._config)), len(self.shards)
         self.shards[index] = (
-            ScoreShard(*where, index, count) if index else ScoreServer(*where, count, self._ask_shard, "local")
+            ScoreShard(ServedRun(*where), index, count)
+            if index
+            else ScoreServer(*where, count, self._ask_shard, "local")
         )
         self._past.append(self.shards[index])
 

@@ -21,7 +21,7 @@ from es_service import errors
 from es_service.actors.score_server import ScoreServer
 from es_service.selection.table import records_to_arrow
 from es_service.storage import runs
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 PART = r"/snapshots/.*/shard-"
 PLACE = r"/snapshots/.*/manifest\.json$"
@@ -62,14 +62,14 @@ def test_an_epoch_goes_on_while_the_snapshot_before_it_is_written(folder: Path, 
     for step in range(-(-share.ids.size // 32)):
         rank.step(share, 1, step)
     assert table_of(server) != before
-    assert on_storage(folder).finished_epochs() == 0
+    assert on_storage(folder).snapshots.newest() == 0
     closing = begun(lambda: rank.close(1))
     closing.join(0.3)
     assert closing.is_alive()
     faulty_files.let_go(folder)
     closing.join(30.0)
     assert not closing.is_alive()
-    assert encode_table(records_to_arrow(on_storage(folder).snapshot(1).records)) == before
+    assert encode_table(records_to_arrow(on_storage(folder).snapshots.read(1).records)) == before
     rank.train(2)
     assert table_of(server) == undisturbed
     assert server.stored_epochs() == 3
@@ -94,7 +94,7 @@ def test_a_server_that_ends_before_a_snapshot_is_in_place_comes_back_from_the_on
         rank.step(share, 1, step)
     server.settle(0, ATTEMPT, rank.seq)
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("fault.json", "held", "owners"))
-    assert on_storage(tmp_path / "copy").snapshot_epochs() == []
+    assert on_storage(tmp_path / "copy").snapshots.epochs() == []
     second = serve(tmp_path / "copy")
     assert table_of(second) == table_of(server)
     rank.server = second
@@ -104,9 +104,9 @@ def test_a_server_that_ends_before_a_snapshot_is_in_place_comes_back_from_the_on
     rank.train(2)
     assert table_of(second) == undisturbed
     assert second.stored_epochs() == 3
-    assert on_storage(tmp_path / "copy").snapshot_epochs() == [2, 3]
+    assert on_storage(tmp_path / "copy").snapshots.epochs() == [2, 3]
     second.finish()
-    assert on_storage(tmp_path / "copy").history_epochs() == [0, 1, 2]
+    assert on_storage(tmp_path / "copy").history.epochs() == [0, 1, 2]
 
 
 def test_whoever_needs_the_files_waits_for_them(held: Callable[[str, str], ScoreServer], folder: Path) -> None:
@@ -125,19 +125,19 @@ def test_whoever_needs_the_files_waits_for_them(held: Callable[[str, str], Score
         waiting = begun(lambda server=server, act=act: act(server))  # type: ignore[misc]
         waiting.join(0.2)
         assert waiting.is_alive(), number
-        assert on_storage(folder).finished_epochs() == 0
+        assert on_storage(folder).snapshots.newest() == 0
         faulty_files.let_go(folder)
         waiting.join(30.0)
         assert not waiting.is_alive()
         server.finish()
-        assert on_storage(folder).finished_epochs() == (0 if number == 1 else 1)
+        assert on_storage(folder).snapshots.newest() == (0 if number == 1 else 1)
 
 
 def test_a_checkpoint_waits_for_nothing_and_is_the_table(held: Callable[[str, str], ScoreServer], folder: Path) -> None:
     server = held("write", PART)
     Rank(server).train(0)
     data, finished, _ = server.state()
-    assert (data, finished, on_storage(folder).finished_epochs()) == (table_of(server), 1, 0)
+    assert (data, finished, on_storage(folder).snapshots.newest()) == (table_of(server), 1, 0)
     faulty_files.let_go(folder)
     assert server.stored_epochs() == 1
     path = next((folder / "mine" / "snapshots").glob("00000001-*")) / "shard-0.arrow"
@@ -162,8 +162,8 @@ def test_a_snapshot_that_cannot_be_written_is_said_with_the_next_one(folder: Pat
     assert table_of(server) == undisturbed
     server.finish()
     storage = on_storage(folder)
-    assert storage.history_epochs() == [0, 1, 2]  # of those, the first two were not told apart by a snapshot
-    rows = [storage.observations(epoch) for epoch in range(3)]
+    assert storage.history.epochs() == [0, 1, 2]  # of those, the first two were not told apart by a snapshot
+    rows = [storage.history.epoch(epoch) for epoch in range(3)]
     assert [one.num_rows for one in rows] == [600, 420, 420]
     visits = np.bincount(np.concatenate([one.column("id") for one in rows]), minlength=600)
     assert visits.tolist() == storage.table().column("visits").to_pylist()

@@ -22,7 +22,7 @@ from es_service.actors.score_server import ScoreServer
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.storage import runs
 from es_service.storage.files import register_filesystem
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 ATTEMPT = "0c" * 16
 CONFIG = RunConfig(selection=driving.selection_of("eswp", seed=3), **driving.SHAPE)
@@ -203,9 +203,9 @@ def test_a_run_lives_on_a_filesystem_in_memory(undisturbed: bytes, tmp_path: Pat
     assert table_of(second) == undisturbed
     storage = runs.RunStorage("memory://bucket/runs", "mine")
     second.finish()
-    assert storage.history_epochs() == [0, 1, 2]
+    assert storage.history.epochs() == [0, 1, 2]
     assert encode_table(storage.table()) == undisturbed
-    seen = storage.history(int(share.ids[0]))
+    seen = storage.history.sample(int(share.ids[0]))
     assert seen.column("epoch").to_pylist()[-1] == 2
     assert seen.column("loss").to_pylist()[-1] == driving.losses_of(3, 2, share.ids[:1])[0]
 
@@ -218,7 +218,7 @@ def test_history_and_table_tell_the_same(undisturbed: bytes, tmp_path: Path) -> 
     server.finish()
     storage = runs.RunStorage(str(tmp_path), "mine")
     table = storage.table()
-    rows = [storage.observations(epoch) for epoch in range(3)]
+    rows = [storage.history.epoch(epoch) for epoch in range(3)]
     visits = np.bincount(np.concatenate([one.column("id") for one in rows]), minlength=600)
     picked = np.concatenate([one.filter(one.column("selected")).column("id") for one in rows])
     assert visits.tolist() == table.column("visits").to_pylist()

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.served_run import ServedRun
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import Shard, pieces
 from es_service.storage import runs
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 ATTEMPT = "0c" * 16
 CONFIG = RunConfig(selection=driving.selection_of("es", seed=3), **driving.SHAPE)  # 4 epochs of 600 samples
@@ -54,9 +55,9 @@ class Run:
         self.num_rewinds = 0
 
     def start(self, index: int) -> None:
-        where = (f"faulty://{self.folder}", "mine", runs.config_to_dict(CONFIG), *(() if index == 0 else (index,)))
-        self.shards[index] = (ScoreShard if index else ScoreServer)(
-            *where, self.count, *(() if index else (self._ask,))
+        where = (f"faulty://{self.folder}", "mine", runs.config_to_dict(CONFIG))
+        self.shards[index] = (
+            ScoreShard(ServedRun(*where), index, self.count) if index else ScoreServer(*where, self.count, self._ask)
         )
         _shards.append(self.shards[index])
 
@@ -116,8 +117,8 @@ class Run:
     def told(self) -> dict[int, set[float]]:
         """Return the losses in the history of each epoch, which has to have every sample once."""
         found = {}
-        for epoch in self.storage.history_epochs():
-            rows = self.storage.observations(epoch)
+        for epoch in self.storage.history.epochs():
+            rows = self.storage.history.epoch(epoch)
             assert sorted(rows.column("id").to_pylist()) == list(range(600)), epoch
             found[epoch] = set(rows.column("loss").to_pylist())
         return found
@@ -165,7 +166,7 @@ def test_a_history_that_is_being_written_when_the_run_goes_back_is_dropped(
     faulty_files.let_go(folder)
     ended(going)
     assert run.told() == ({0: {1.0}} if to else {})
-    assert run.storage.spread_epochs() == list(range(1, to + 1))
+    assert run.storage.spreads.epochs() == list(range(1, to + 1))
     for epoch in range(to, 4):
         run.train(epoch, 7.0 + epoch)
     assert run.finish() == {**({0: {1.0}} if to else {}), **{epoch: {7.0 + epoch} for epoch in range(to, 4)}}
@@ -190,7 +191,7 @@ def test_a_server_that_died_over_the_history_leaves_none_of_it_behind(
     going = begun(second.reset)
     until_held(Path(other))
     second.shards[1].write_history(1)
-    assert not second.storage.has_history(0, Shard(1, 2))
+    assert not second.storage.history.has_part(0, Shard(1, 2))
     faulty_files.let_go(Path(other))
     ended(going)
     second.shards[1].write_history(1)
@@ -212,7 +213,7 @@ def test_a_history_that_no_server_lived_to_ask_for_is_written_at_the_end(folder:
     shutil.copytree(folder, other, ignore=left_out, dirs_exist_ok=True)
     faulty_files.let_go(folder)
     second = Run(Path(other), 2)
-    assert not second.storage.has_history(3, Shard(0, 2))
+    assert not second.storage.history.has_part(3, Shard(0, 2))
     assert second.finish() == {epoch: {1.0 + epoch} for epoch in range(4)}
 
 
@@ -251,7 +252,7 @@ def test_a_checkpoint_of_another_life_takes_the_history_before_it_along(count: i
     run.server.close_epoch(0, ATTEMPT, 1)
     run.load(states[1])  # of the first life: nothing here has the way to it
     assert run.told() == {}
-    assert run.storage.spread_epochs() == [2]
+    assert run.storage.spreads.epochs() == [2]
     run.train(2, 9.0)
     run.train(3, 10.0)
     assert run.finish() == {2: {9.0}, 3: {10.0}}
@@ -266,10 +267,10 @@ def test_a_checkpoint_of_this_life_keeps_the_history_before_it(count: int, folde
         run.train(epoch, 1.0 + epoch)
         states.append(run.server.state())
     run.server.stored_epochs()
-    assert run.storage.snapshot_epochs() == [2, 3, 4]
+    assert run.storage.snapshots.epochs() == [2, 3, 4]
     run.load(states[0])
     assert run.told() == {0: {1.0}}
-    assert run.storage.spread_epochs() == [1]
+    assert run.storage.spreads.epochs() == [1]
     for epoch in range(1, 4):
         run.train(epoch, 7.0 + epoch)
     assert run.finish() == {0: {1.0}} | {epoch: {7.0 + epoch} for epoch in range(1, 4)}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import json, sys
+import json, sys, time
 sys.path.insert(0, sys.argv[2])
 import driving, ray
 from ray._private import state
@@ -35,6 +35,9 @@ def disturb(epoch, step):
                 if node.node_id == place(shard) and not lost:
                     lost[shard] = node.node_id
                     cluster.remove_node(node, allow_graceful=False)
+                    give_up = time.monotonic() + 60  # its actor answers until it notices that its node is gone
+                    while place(shard) == node.node_id and time.monotonic() < give_up:
+                        time.sleep(0.05)
 
 drawn = driving.train(selectors, hook=disturb)
 found = driving.outcome(selectors, drawn)

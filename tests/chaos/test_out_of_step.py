@@ -98,7 +98,7 @@ def test_a_run_whose_folder_is_deleted_is_told_so(on_unavailable: str, server: l
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 3):
-            while runs.RunStorage(str(tmp_path), "mine").history_epochs() != [0]:
+            while runs.RunStorage(str(tmp_path), "mine").history.epochs() != [0]:
                 time.sleep(0.01)  # polling a folder
             (tmp_path / "mine").rename(tmp_path / "trash")  # at once: what is being written meanwhile goes with it
             shutil.rmtree(tmp_path / "trash", ignore_errors=True)

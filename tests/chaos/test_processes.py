@@ -16,7 +16,7 @@ import pytest
 import es_service as es
 from es_service.actors import launch
 from es_service.actors.calls import call_patiently
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 
 @pytest.fixture

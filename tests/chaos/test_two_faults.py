@@ -18,7 +18,7 @@ from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot write its storage")
 
@@ -73,7 +73,7 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
             for shard in server.shards:
-                shard._journal.flush()
+                shard.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
@@ -96,7 +96,7 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
-            server.server._journal.flush()
+            server.server.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
@@ -114,15 +114,14 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
     exchange: str, serve: Serve, folder: Path
 ) -> None:
     """The other shard stands in epoch 2, from which the plan of that epoch cannot be made again."""
-    server = serve(driving.selection_of("eswp", seed=34), 2)
-    selectors = local.connect(
-        server, server.server._config.selection, exchange, deadline_s=2.0, on_unavailable="continue"
-    )
+    selection = driving.selection_of("eswp", seed=34)
+    server = serve(selection, 2)
+    selectors = local.connect(server, selection, exchange, deadline_s=2.0, on_unavailable="continue")
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
             for shard in server.shards:
-                shard._journal.flush()
+                shard.settle(0, local.ATTEMPT, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
@@ -131,6 +130,43 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
     with pytest.raises(es.ServerRestartedError, match="with several shards that cannot be made up for: connect again"):
         local.train(selectors, hook=disturb)
     selectors[0].close()
+
+
+@pytest.mark.parametrize(
+    ("exchange", "world_size", "shards", "mended"),
+    [("leased", 1, 1, True), ("sync", 2, 1, False), ("prefetch", 2, 2, True)],
+)
+@pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
+def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storage(
+    exchange: str, world_size: int, shards: int, mended: bool, serve: Serve, folder: Path
+) -> None:
+    """Storage fails at the end of epoch 1, the ranks die in epoch 2; new ones can begin at epoch 1, or load a state."""
+    selection = driving.selection_of("eswp", seed=35)
+    server = serve(selection, shards)
+    selectors = local.connect(server, selection, exchange, world_size, deadline_s=2.0, on_unavailable="continue")
+    local.train(selectors, 0, 1)
+    assert server.server.stored_epochs() == 1
+    faulty_files.fill(folder)
+    local.train(selectors, 1, 2)
+    state = selectors[0].state_dict()
+
+    def die(epoch: int, step: int) -> None:
+        if (epoch, step) == (2, 5):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        local.train(selectors, 2, hook=die)
+    if mended:
+        faulty_files.mend(folder)
+    new = local.connect(server, selection, exchange, world_size, attempt="0f" * 16, deadline_s=60.0)
+    assert new[0].next_epoch == 1
+    with pytest.raises(es.StorageError, match="epoch 1 of run 'mine' was finished, but its end is not on storage"):
+        local.train(new, 2)
+    faulty_files.mend(folder)
+    for selector in new:
+        selector.load_state_dict(state)
+    local.train(new, 2)
+    assert encode_table(new[0].table()) == driving.undisturbed(selection, world_size).table
 
 
 # -- with Ray ----------------------------------------------------------------------------------------------------------
@@ -165,6 +201,36 @@ def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written
     assert driving.outcome(selectors, drawn).drawn == sorted(expected.drawn)
     assert table == expected.table
     assert encode_table(runs.RunStorage(str(folder), run).table()) == expected.table
+
+
+def test_new_ranks_on_ray_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storage(
+    run: str, folder: Path
+) -> None:
+    """No snapshot can be written from the end of epoch 1 on, and the ranks die in epoch 2."""
+    selection = driving.selection_of("eswp", seed=36)
+    storage = f"faulty://{folder}"
+    selectors = driving.connect(run, storage, selection, "leased", 2)
+    local.train(selectors, 0, 1)
+    assert call(launch.find(run).stored_epochs.remote(), 30.0, "wait for the snapshot") == 1
+    faulty_files.fill(folder, "/snapshots/")
+    local.train(selectors, 1, 2)
+    state = selectors[0].state_dict()
+
+    def die(epoch: int, step: int) -> None:
+        if (epoch, step) == (2, 5):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        local.train(selectors, 2, hook=die)
+    new = driving.connect(run, storage, selection, "leased", 2)
+    assert new[0].next_epoch == 1
+    with pytest.raises(es.StorageError, match=f"epoch 1 of run '{run}' was finished, but its end is not on storage"):
+        local.train(new, 2)
+    faulty_files.mend(folder)
+    for selector in new:
+        selector.load_state_dict(state)
+    local.train(new, 2)
+    assert encode_table(new[0].table()) == driving.undisturbed(selection, 2).table
 
 
 def attempt_of(selectors: list[es.Selector]) -> str:

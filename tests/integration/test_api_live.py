@@ -24,7 +24,7 @@ import pytest
 import es_service as es
 from es_service.actors import launch
 from es_service.actors.calls import call
-from es_service.api.live import LiveRuns
+from es_service.api.live.runs import LiveRuns
 from es_service.selection.config import preset
 
 SHAPE = {"num_samples": 400, "num_epochs": 4, "batch_size": 40}

@@ -23,7 +23,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
-from es_service.storage.snapshots import decode_table, encode_table
+from es_service.storage.table_files import decode_table, encode_table
 
 SHAPE: dict[str, Any] = {"num_samples": 120, "num_epochs": 3, "batch_size": 10}  # 2 ranks: 6 steps an epoch
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=1)
@@ -286,7 +286,7 @@ def test_rank_0_keeps_snapshots_and_progress_and_the_next_life_has_to_say_what_i
 ) -> None:
     tables = ranks.run(train_on, storage, False, world_size=2)
     kept = RunStorage(storage, "run")
-    assert kept.finished_epochs() == 2
+    assert kept.snapshots.newest() == 2
     assert {*tables} == {encode_table(kept.table())}
     progress = json.loads((Path(storage) / "run" / "progress.json").read_text())
     assert progress["rank"] == 0
@@ -394,8 +394,8 @@ def test_the_history_has_what_every_rank_observed_once(
 ) -> None:
     answers = ranks.run(train_and_tell, storage, name, every, 3, world_size=world_size)
     kept = RunStorage(storage, "run")
-    assert kept.history_epochs() == [0, 1, 2]
-    tables = [kept.observations(epoch) for epoch in range(3)]
+    assert kept.history.epochs() == [0, 1, 2]
+    tables = [kept.history.epoch(epoch) for epoch in range(3)]
     found = [
         (row["id"], None, row["rank"], None, True) if np.isnan(row["loss"]) else tuple(row.values())
         for table in tables

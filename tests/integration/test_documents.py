@@ -19,7 +19,8 @@ from es_service.selection import draws, methods
 from es_service.selection.config import PRESETS, Selection
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
+PAGES = sorted([*(ROOT / name for name in NAMES), *(ROOT / "docs").rglob("*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -111,6 +112,10 @@ def test_every_public_name_is_documented() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_waits_for_a_figure(page: Path) -> None:
     assert not re.findall(r"\b[A-Z]+_(?:OUTPUT|TABLE|COUNT|SECONDS)\b", page.read_text())
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {es.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

@@ -24,7 +24,7 @@ from es_service.selection.config import preset
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 NUM_SAMPLES, NUM_EPOCHS, BATCH_SIZE = 1003, 5, 32
 SHAPE = {"num_samples": NUM_SAMPLES, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}

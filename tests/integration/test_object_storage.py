@@ -81,8 +81,8 @@ def test_a_training_killed_and_resumed_and_all_that_is_asked_of_it(
     resumed = json.loads(es_service(*words(few_images, s3_storage, "leased"), "--run", "demo", "--resume").stdout)
     assert resumed["accuracy"] == undisturbed["accuracy"]
     assert table_of(s3_storage, "demo") == table_of(local, "demo")
-    assert kept.snapshot_epochs() == [2, 3, 4]
-    assert kept.history_epochs() == [0, 1, 2, 3]
+    assert kept.snapshots.epochs() == [2, 3, 4]
+    assert kept.history.epochs() == [0, 1, 2, 3]
 
     assert "demo" in es_service("runs", "--storage", s3_storage).stdout
     capsys.readouterr()

@@ -31,17 +31,31 @@ def run(*words: Any, cwd: Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from the unpacked sdist."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    [sdist] = folder.glob("*.tar.gz")
+    [built] = folder.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """The wheel built from the unpacked sdist."""
+    folder = sdist.parent
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     source = folder / sdist.name.removesuffix(".tar.gz")
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source, cwd=folder)
     [built] = folder.glob("*.whl")
     return built
+
+
+def test_the_sdist_holds_each_file_once(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = [member.name.partition("/")[2] for member in archive]
+    assert {name.split("/")[0] for name in names} >= {"es_service", "tests", "requirements", "constraints.txt"}
+    assert [name for name in names if name.split("/")[0] in ("actors", "api")] == []
+    assert len(names) == len(set(names))
 
 
 def test_the_wheel_holds_the_package_and_its_data_and_nothing_at_the_top(wheel: Path) -> None:

@@ -165,7 +165,7 @@ def test_snapshots_are_written_at_each_epochs_end(run: str, storage: str) -> Non
             selector.select(ids, np.full(ids.size, epoch + 1.0, dtype=np.float32))
         assert call(launch.find(run).stored_epochs.remote(), 30.0, "wait for the snapshot") == epoch + 1
         stored = RunStorage(storage, run)
-        assert stored.finished_epochs() == epoch + 1
+        assert stored.snapshots.newest() == epoch + 1
         assert stored.table().equals(selector.table())
     selector.close()
 

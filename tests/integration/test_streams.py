@@ -18,7 +18,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.selection.config import preset
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 BATCH_SIZE, NUM_EPOCHS, NUM_STEPS = 32, 3, 12
 SELECTION = preset("es", seed=3, anneal=(0, 0))

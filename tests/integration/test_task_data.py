@@ -11,10 +11,10 @@ import torch
 
 import es_service as es
 from es_service import errors
-from es_service.training.local import LocalWorkers
 from es_service.training.loop import TrainSettings, fit
 from es_service.training.tasks import build_task
 from es_service.training.tasks.base import Task
+from es_service.training.workers.local import LocalWorkers
 
 DATA = Path(__file__).parents[2] / "data"
 TASKS = {"reviews": (8_455, 2_113, 0.75), "flights": (40_000, 10_000, 0.81)}

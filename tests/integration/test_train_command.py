@@ -403,7 +403,7 @@ def test_wrong_labels_are_told_apart_and_kept_by_a_resume(few_images: Path, tmp_
 
 def test_a_task_of_ones_own_trains_on_ray(ray_head: Any, tmp_path: Path) -> None:
     """The example of the documents, by name, from the folder that holds it."""
-    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own_task.md").read_text()
     (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
     done = subprocess.run(
         command("train", "--task", "my_module:build_task", "--epochs", 3, "--storage", "runs", "--json"),

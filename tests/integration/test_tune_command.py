@@ -260,7 +260,8 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     from es_service.experiments.tune import search
     from es_service.experiments.tune.search_spec import Places
     from es_service.selection.config import preset
-    from es_service.training.job import TrainJob, train
+    from es_service.training.driver import train
+    from es_service.training.spec import TrainingSpec
     from es_service.training.tasks.derived import Derived
 
     results = search(
@@ -275,7 +276,7 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     assert gone_on["cost"] == results["trials"][3]["cost"]  # no epoch was trained twice
     selection = preset("es", **gone_on["settings"], anneal=(0, 0), seed=0)
     again = train(
-        TrainJob(
+        TrainingSpec(
             task="fashion", method="es", data=str(few_images), derived=Derived(limit=128),
             storage=str(tmp_path / "runs"), run="again", selection=selection, epochs=3, batch_size=32,
             exchange="embedded",
@@ -314,7 +315,7 @@ def two_cpus(ray_cluster: Any) -> Iterator[None]:
 @pytest.mark.thorough
 def test_two_at_a_time_on_two_cpus_do_not_wait_for_each_other(two_cpus: None, tmp_path: Path) -> None:
     """With a task of the user's own, which trials and their workers find in the directory of the command."""
-    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own_task.md").read_text()
     (tmp_path / "my_module.py").write_text(page.split("```python\n")[1].split("```")[0])
     done = subprocess.run(
         [sys.executable, "-c", TWO_CPUS], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False

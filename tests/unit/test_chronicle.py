@@ -110,9 +110,9 @@ def test_an_embedded_run_keeps_its_history_and_so_does_one_that_was_reset(tmp_pa
         for ids in selector.epoch(epoch):
             for one in selector.select(ids, (ids + epoch).astype(np.float32)).ids.tolist():
                 picked.setdefault(one, []).append(epoch)
-    assert storage.history_epochs() == [0, 1]
+    assert storage.history.epochs() == [0, 1]
     for one in range(30):
-        rows = storage.history(one)
+        rows = storage.history.sample(one)
         assert rows.column("epoch").to_pylist() == [0, 1]
         assert rows.column("loss").to_pylist() == [one, one + 1]
         assert rows.filter(rows.column("selected")).column("epoch").to_pylist() == picked.get(one, [])
@@ -121,8 +121,8 @@ def test_an_embedded_run_keeps_its_history_and_so_does_one_that_was_reset(tmp_pa
 def losses_kept(storage: RunStorage) -> dict[int, set[float]]:
     """The losses in the history of each epoch, which has to have every sample once."""
     found = {}
-    for epoch in storage.history_epochs():
-        rows = storage.observations(epoch)
+    for epoch in storage.history.epochs():
+        rows = storage.history.epoch(epoch)
         assert sorted(rows.column("id").to_pylist()) == list(range(30))
         found[epoch] = set(rows.column("loss").to_pylist())
     return found
@@ -147,10 +147,10 @@ def test_an_embedded_run_that_goes_back_keeps_nothing_of_what_it_will_do_again(t
         train(epoch, 1.0 + epoch)
         states.append(selector.state_dict())
     selector.load_state_dict(states[1])
-    assert (losses_kept(storage), storage.spread_epochs()) == ({0: {1.0}, 1: {2.0}}, [1, 2])
-    assert storage.snapshot_epochs() == [1, 2]
+    assert (losses_kept(storage), storage.spreads.epochs()) == ({0: {1.0}, 1: {2.0}}, [1, 2])
+    assert storage.snapshots.epochs() == [1, 2]
     selector.reset()
-    assert (losses_kept(storage), storage.spread_epochs(), storage.snapshot_epochs()) == ({}, [], [])
+    assert (losses_kept(storage), storage.spreads.epochs(), storage.snapshots.epochs()) == ({}, [], [])
     train(0, 6.0)
     selector.load_state_dict(states[1])  # of the first life: how it came about is not known here
     assert losses_kept(storage) == {}

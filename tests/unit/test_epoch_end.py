@@ -18,7 +18,7 @@ from es_service.selection.config import preset
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 I64 = NDArray[np.int64]
 NUM, EPOCHS, BATCH = 46, 3, 10  # the last meta-batch of an epoch has 6

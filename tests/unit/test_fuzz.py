@@ -28,11 +28,13 @@ from es_service.selection import methods
 from es_service.selection.config import Selection
 from es_service.selection.plans import Plan
 from es_service.selection.roster import Roster
-from es_service.selection.run import Caller, RunConfig
+from es_service.selection.run import Caller, RunConfig, RunState
 from es_service.selection.shards import WHOLE
 from es_service.selection.table import ScoreTable
 from es_service.selector import Selector
-from es_service.storage import history, runs, sealed, segments, snapshots
+from es_service.storage import runs, sealed, segments, table_files
+from es_service.storage.history import History
+from es_service.storage.snapshots import Snapshots
 
 LOCAL = fs.LocalFileSystem()
 MANY = 10**12
@@ -151,15 +153,15 @@ def test_history_files(data: bytes, tmp_path_factory: pytest.TempPathFactory) ->
     folder.mkdir(parents=True)
     (folder / f"0-of-1-{zlib.crc32(data):08x}.arrow").write_bytes(data)
     run = str(folder.parent.parent)
-    sense(lambda: history.read_sample(LOCAL, run, 1, 64))
-    sense(lambda: history.read_epoch(LOCAL, run, 0, 64))
+    sense(lambda: History(LOCAL, run, lambda: 64).sample(1))
+    sense(lambda: History(LOCAL, run, lambda: 64).epoch(0))
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("snapshot")
-    state = snapshots.RunState(ScoreTable(11, 0.5).copy_records(), 1, (0, 4))
-    snapshots.write_snapshot(LOCAL, str(run), state)
+    state = RunState(ScoreTable(11, 0.5).copy_records(), 1, (0, 4))
+    Snapshots(LOCAL, str(run)).write(state)
     return run
 
 
@@ -171,17 +173,17 @@ def test_manifests(values: Any, key: str, snapshot: Path) -> None:
         known = json.loads(whole)
         del known["sha256"]
         path.write_text(json.dumps({**known, key: values} if key else values))
-        for read in (snapshots.read_snapshot, snapshots.table_sha256):
-            sense(lambda read=read: read(LOCAL, str(snapshot), 1))
-        sense(lambda: snapshots.read_note(LOCAL, str(snapshot), 1, WHOLE))
-        sense(lambda: snapshots.read_position(LOCAL, str(snapshot)))
+        for read in (Snapshots.read, Snapshots.table_sha256):
+            sense(lambda read=read: read(Snapshots(LOCAL, str(snapshot)), 1))
+        sense(lambda: Snapshots(LOCAL, str(snapshot)).note(1, WHOLE))
+        sense(lambda: Snapshots(LOCAL, str(snapshot)).position())
     finally:
         path.write_text(whole)
 
 
-@given(st.binary(max_size=200) | damaged(snapshots.encode_table(pa.table({"id": [0, 1]}))))
+@given(st.binary(max_size=200) | damaged(table_files.encode_table(pa.table({"id": [0, 1]}))))
 def test_tables(data: bytes) -> None:
-    sense(lambda: snapshots.decode_table(data, "the table"))
+    sense(lambda: table_files.decode_table(data, "the table"))
 
 
 @settings(max_examples=25)
@@ -249,9 +251,9 @@ def test_a_header_that_claims_a_trillion_rows_allocates_nothing(claim: str, snap
         try:
             path.write_text(json.dumps(sealed.seal({**json.loads(whole), "num_samples": MANY})))
             with pytest.raises(errors.StorageError, match="expected 1,000,000,000,000"):
-                snapshots.read_snapshot(LOCAL, str(snapshot), 1)
+                Snapshots(LOCAL, str(snapshot)).read(1)
             with pytest.raises(errors.StorageError, match="has 1,000,000,000,000 samples, its run has 11"):
-                snapshots.read_snapshot(LOCAL, str(snapshot), 1, most_samples=11)
+                Snapshots(LOCAL, str(snapshot)).read(1, most_samples=11)
         finally:
             path.write_text(whole)
     else:

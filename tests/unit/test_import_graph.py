@@ -23,6 +23,8 @@ FLOORS = {
     "selector": 4,
     "selector_state": 4,
     "epoch": 4,
+    "cursor": 4,
+    "run_view": 4,
     "ledger": 4,
     "connect": 4,
     "whereabouts": 4,

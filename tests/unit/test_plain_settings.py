@@ -25,8 +25,8 @@ from es_service.selection.config import PRESETS, preset
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_plain
 from es_service.storage.runs import RunStorage
-from es_service.training.job import TrainJob
 from es_service.training.loop import TrainSettings
+from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.derived import Derived
 
@@ -60,7 +60,7 @@ JOB: dict[str, Any] = {
     "method": "es",
     "selection": es.Selection(es.methods.evolved()),
     "shards": 2,
-    "num_workers": 2,
+    "workers": 2,
     "epochs": 3,
     "batch_size": 10,
     "learning_rate": 0.1,
@@ -73,7 +73,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (es.Selection, SELECTION),
     (RunConfig, {"selection": es.Selection(es.methods.loss()), "num_samples": 9, "num_epochs": 2, "batch_size": 3}),
     (Position, {"rank": 1, "world_size": 2}),
-    (TrainJob, JOB),
+    (TrainingSpec, JOB),
     (TrainSettings, {"learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7, "micro_batch_size": 4, "seed": 3}),
     (TaskDefaults, {"epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7}),
     (Derived, {"label_noise": 0.1, "long_tail": 0.3, "shots": 4, "limit": 100, "seed": 3}),

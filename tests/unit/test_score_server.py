@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import score_server, wire
-from es_service.actors.calls import Patience
-from es_service.exchange.delivery import Delivery, Line
+from es_service.exchange.delivery import Delivery
+from es_service.exchange.epochs import Epochs
+from es_service.exchange.server_calls import ServerCalls
 from es_service.selection import methods
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
@@ -132,7 +133,7 @@ def test_a_server_whose_run_another_one_has_still_ends(tmp_path: Path, config: R
     server.stored_epochs()
     runs.RunStorage(str(tmp_path), "mine").claim("first")  # the same actor, started again
     with pytest.raises(errors.StorageError):
-        server._may_write()
+        server._run.check_write()
     with pytest.raises(errors.RunExistsError):
         server.stats()
     server.finish()
@@ -187,7 +188,7 @@ def test_every_epoch_ends_in_a_snapshot(
     worker, storage = Worker(server, config), runs.RunStorage(str(tmp_path), "mine")
     for epoch in range(4):
         worker.train(epoch, losses_of)
-        assert server.stored_epochs() == storage.finished_epochs() == epoch + 1
+        assert server.stored_epochs() == storage.snapshots.newest() == epoch + 1
         assert repr(storage.table().to_pydict()) == table(server)
 
 
@@ -199,9 +200,9 @@ def test_ranks_wait_for_each_other_and_the_last_writes_the_snapshot(tmp_path: Pa
         worker.open(0)
     assert server.close_epoch(0, FIRST, 0) is False
     assert server.open_epoch(0, FIRST, 1) == [1]
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 0
+    assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 0
     assert server.close_epoch(1, FIRST, 0) is True
-    assert server.stored_epochs() == runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
+    assert server.stored_epochs() == runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 1
 
 
 def test_a_lease_holds_the_scores_of_its_ids(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
@@ -523,24 +524,26 @@ class Calls:
     def __init__(self, worker: Worker) -> None:
         self.worker, self.server = worker, worker.server
         self.asked: list[str] = []
-        self.delivery = Delivery(
-            Line(self.ask, self.wait, self.enter, lambda: Patience(30.0), "shard 0", lambda: False, lambda bring: None)
-        )
+        connection: Any = self
+        calls = ServerCalls("mine", Caller(worker.rank, worker.attempt), connection, 30.0, "raise")
+        self.delivery = Delivery(calls, 0, Epochs(calls, calls.patience, 1), calls.patience)
 
-    def ask(self, method: str, *messages: bytes, **more: int) -> Any:
-        self.asked.append(method)
-        reference: Future[bytes] = Future()
+    def ask(self, shard: int, method: str, *args: Any, group: str | None = None, **more: Any) -> Any:
+        assert (shard, group) == (0, None)
+        if method != "enter":
+            self.asked.append(method)
+        reference: Future[Any] = Future()
         try:
-            reference.set_result(getattr(self.server, method)(*messages, **more))
+            reference.set_result(getattr(self.server, method)(*args, **more))
         except errors.EsServiceError as error:
             reference.set_exception(error)
         return reference
 
-    def wait(self, reference: Any, deadline_s: float, method: str) -> Any:
+    def wait(self, reference: Any, deadline_s: float, doing: str) -> Any:
         return reference.result(0)
 
-    def enter(self) -> int:
-        return self.server.enter(self.worker.rank, self.worker.attempt)
+    def reconnect(self) -> bool:
+        return False
 
     def observe(self, ids: NDArray[np.int64], losses: Any, step: int) -> None:
         message = self.worker.message(ids, losses, step)
@@ -558,7 +561,7 @@ def test_what_a_restarted_server_has_is_not_sent_again(
         ids = share[6 * step : 6 * step + 6]
         calls.observe(ids, losses_of(ids, step), step)
     expected = table(calls.server)
-    calls.server._journal.flush()
+    calls.server.settle(0, FIRST, 0)
     calls.server = make_server()
     calls.asked.clear()
     calls.delivery.send_again(errors.ServerRestartedError("it was away"))
@@ -640,7 +643,7 @@ def test_rewinding_by_digest_alone_where_the_storage_still_has_it(
     data, finished, starts = states[1]
     assert server.rewind(0, FIRST, 1, finished, starts, hashlib.sha256(data).hexdigest(), None) is True
     assert server.state() == states[1]
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 2
+    assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 2
     worker.train(2, losses_of)
     assert server.state() == states[2]
 
@@ -658,7 +661,7 @@ def test_rewinding_with_a_table_that_the_storage_no_longer_has(
     assert server.state() == before
     assert server.rewind(0, FIRST, 1, finished, starts, digest, data) is True
     assert server.state() == states[0]
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 1
+    assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 1
     worker.train(1, losses_of)
     assert server.state() == states[1]
 
@@ -681,7 +684,7 @@ def test_rewinding_to_the_start_forgets_everything(
     first = worker.train(0, losses_of)
     assert server.rewind(0, FIRST, 1, 0, (0,), "", None) is True
     assert table(server) == blank
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 0
+    assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 0
     assert worker.train(0, losses_of) == first
 
 
@@ -725,7 +728,7 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
     with pytest.raises(errors.StorageError):
         server.rewind(0, FIRST, 1, finished, starts, digest, data)
     assert server.state() == states[1]
-    assert runs.RunStorage(str(tmp_path), "mine").finished_epochs() == 2
+    assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 2
 
 
 def test_a_checkpoint_whose_starts_do_not_fit_is_refused_and_changes_nothing(

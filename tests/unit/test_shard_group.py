@@ -17,6 +17,7 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.served_run import ServedRun
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
@@ -70,7 +71,7 @@ class Group:
                 path.write_text(json.dumps(manifest))
         where = (self._storage, "mine", runs.config_to_dict(self.config))
         self.shards[index] = (
-            ScoreShard(*where, index, self.count) if index else ScoreServer(*where, self.count, self._ask)
+            ScoreShard(ServedRun(*where), index, self.count) if index else ScoreServer(*where, self.count, self._ask)
         )
 
     def _ask(self, index: int, method: str, *args: Any) -> Callable[[], Any]:
@@ -305,11 +306,11 @@ def test_questions_that_came_to_nothing_are_dropped(tmp_path: Path, config: RunC
     for _ in range(5):
         with pytest.raises(errors.ServerUnavailableError):
             group.server.top("w", 3, False)
-    assert group.server.waiting_talks == healthy.waiting_talks == 0
+    assert len(group.server.shard.talks) == len(healthy.talks) == 0
     group.shards[1] = healthy
     for number in range(20):
         healthy.talk(f"left behind {number}", "top", "id", 3, False)
-    assert healthy.waiting_talks == 8
+    assert len(healthy.talks) == 8
     with pytest.raises(errors.ServerRestartedError, match="ask again"):
         healthy.answer("left behind 0", None)
     assert group.server.top("id", 3, True).column("id").to_pylist() == [0, 1, 2]

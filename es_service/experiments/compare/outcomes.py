@@ -53,7 +53,7 @@ class Measured:
 
     @classmethod
     def of(cls, result: dict[str, Any], *, exclusive: bool) -> Measured:
-        """Take what is needed from the result of `training.job.train`."""
+        """Take what is needed from the result of `training.driver.train`."""
         samples, prepared = result["samples"], result["prepared"]
         corrupted = result["corrupted"] or {}
         return cls(

@@ -1,4 +1,4 @@
-"""The verdict on a method, in one sentence, by a rule that docs/comparing.md states."""
+"""The verdict on a method, in one sentence, by a rule that docs/how-to/comparing.md states."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def main(runs: str, run: str, cores: str, alone: str) -> int:
     import torch
 
     from es_service.experiments.begin import train_job
-    from es_service.training.job import train
+    from es_service.training.driver import train
 
     if pinned:
         torch.set_num_threads(len(cores.split(",")))

@@ -170,7 +170,7 @@ def _steps(
     storage: RunStorage, num_epochs: int, signals: Sequence[str]
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.float32]], NDArray[np.bool_], int]]:
     """Yield each meta-batch of a run in order: its ids, their signals, which were picked, and the step."""
-    epochs = storage.history_epochs()
+    epochs = storage.history.epochs()
     if not epochs:
         raise errors.StorageError(
             f"run {storage.run!r} has no history: it has finished no epoch, or was trained by a version that kept none"
@@ -181,7 +181,7 @@ def _steps(
             "kept all of them can be replayed"
         )
     for epoch in epochs:
-        table = storage.observations(epoch)
+        table = storage.history.epoch(epoch)
         columns = {name: table.column(name).to_numpy() for name in ("id", "run_step", "rank", "selected", *signals)}
         steps, ranks = columns["run_step"], columns["rank"]
         starts = np.flatnonzero((np.diff(steps, prepend=-1) != 0) | (np.diff(ranks, prepend=-1) != 0))

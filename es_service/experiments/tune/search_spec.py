@@ -16,7 +16,7 @@ from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.trials import Trial
 from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
-from es_service.training.described import EXCHANGES
+from es_service.training.spec import EXCHANGES
 
 __all__ = ["ALGORITHMS", "Places", "SearchSpec", "check_algorithm"]
 
@@ -176,7 +176,7 @@ def check_algorithm(algorithm: str, space: Space) -> None:
     if algorithm not in ALGORITHMS:
         raise errors.ConfigError(
             f"unknown algorithm {algorithm!r}; {suggest(algorithm, ALGORITHMS)} (PB2 is not offered: "
-            "see docs/tuning.md)"
+            "see docs/how-to/tuning.md)"
         )
     if algorithm == "grid":
         space.grid()

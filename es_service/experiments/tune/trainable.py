@@ -1,6 +1,6 @@
 """A trial, in the process that Ray Tune gives it: one real training, an epoch a step.
 
-Ray Tune ── setup, step, save, cleanup ──► TrialTrainable ── in a thread ──► training.job.train ──► a run's folder
+Ray Tune ── setup, step, save, cleanup ──► TrialTrainable ── in a thread ──► training.driver.train ──► a run's folder
     ▲                                            │
     └─────────────── an epoch each ──────────────┘  the last one only once the training has written its result
 """
@@ -129,7 +129,7 @@ class Training:
         self._go_on.release()
         for _ in range(round(_END_DEADLINE_S / _LOOK_EVERY_S) if wait else 0):
             if self._job.places.on_ray_train and self._kept.exists():
-                from es_service.training.ray_train import ask_to_stop
+                from es_service.training.workers.ray import ask_to_stop
 
                 ask_to_stop(self._job.storage, self._spec.run)
             self._thread.join(_LOOK_EVERY_S)
@@ -150,7 +150,7 @@ class Training:
     def _train(self) -> None:
         import torch
 
-        from es_service.training.job import train
+        from es_service.training.driver import train
 
         spec, places = self._spec, self._job.places
         if not self._is_ours():
@@ -160,14 +160,14 @@ class Training:
             if not places.on_ray_train:
                 torch.set_num_threads(max(1, math.floor(places.cpus)))
             elif self._kept.exists():
-                from es_service.training.ray_train import ask_to_stop
+                from es_service.training.workers.ray import ask_to_stop
 
                 ask_to_stop(self._job.storage, spec.run, asked=False)  # an earlier command was
             exchange: Any = places.exchange  # checked where the job is made
             job = dataclasses.replace(
                 train_job(spec, self._job.storage),
                 exchange=exchange,
-                num_workers=places.workers,
+                workers=places.workers,
                 resume=self._kept.exists(),
                 search=self._job.search,
             )

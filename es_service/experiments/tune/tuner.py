@@ -262,7 +262,7 @@ def _run_of(trial: Any) -> str:
 
 def end_run(storage: Path) -> Callable[[str], None]:
     """Return a function that asks a run's Ray Train job to end."""
-    from es_service.training.ray_train import ask_to_stop
+    from es_service.training.workers.ray import ask_to_stop
 
     return lambda run: ask_to_stop(str(storage), run)
 

@@ -12,7 +12,7 @@ Every draw is a pure function of (weights, b, uniforms). Shapes: B candidates, b
     replacement           b·w/Σw, expected number        exact; a position may be taken several times
 
 Weights are non-negative (topk takes any finite ones); a weight of 0 is taken only once every positive one has been, and
-by `replacement` only where all are 0. `docs/draws.md` has their measured figures.
+by `replacement` only where all are 0. `docs/explanation/draws.md` has their measured figures.
 """
 
 from __future__ import annotations

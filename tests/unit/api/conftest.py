@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 import es_service as es
 from es_service.api.app import create_app
 from es_service.api.settings import Settings
-from es_service.api.tables import Labels, TableView
+from es_service.api.table.view import Labels, TableView
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.run import RunConfig

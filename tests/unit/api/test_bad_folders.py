@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from es_service.api.catalogue import Catalogue
-from es_service.api.run_rows import RunQuery
+from es_service.api.runs.catalogue import Catalogue
+from es_service.api.runs.rows import RunQuery
 from es_service.api.settings import Settings
 from es_service.cli import main
 from es_service.storage.listing import find_runs, list_runs

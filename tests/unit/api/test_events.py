@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 
 from es_service import errors
-from es_service.api import events
 from es_service.api.app import create_app
+from es_service.api.routes import events
 from es_service.api.settings import Limits, Settings
 
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from es_service import errors
-from es_service.api import filters
-from es_service.api.tables import TableView
+from es_service.api.table import filters
+from es_service.api.table.view import TableView
 
 MakeView = Callable[..., TableView]
 OPERATORS = {

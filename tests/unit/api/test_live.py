@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from es_service.api import clusters
-from es_service.api.live import LiveRuns
+from es_service.api.live.runs import LiveRuns, clusters
 
 
 def test_the_newest_raylet_of_this_user_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

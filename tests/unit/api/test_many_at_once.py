@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from es_service.api import comparison, tables
-from es_service.api.tables import TableView
+from es_service.api.table import comparison, view
+from es_service.api.table.view import TableView
 
 MakeView = Callable[..., TableView]
 PATIENCE_S = 60.0
@@ -47,8 +47,8 @@ def waits_in(thread: threading.Thread, function: str) -> bool:
 @pytest.fixture
 def few_places(monkeypatch: pytest.MonkeyPatch) -> int:
     """Every table counts as large, and the places are new: what hangs here is not in the way of other tests."""
-    monkeypatch.setattr(tables, "_LARGE", 1)
-    monkeypatch.setattr(tables, "_large_looks", threading.BoundedSemaphore(4))
+    monkeypatch.setattr(view, "_LARGE", 1)
+    monkeypatch.setattr(view, "_large_looks", threading.BoundedSemaphore(4))
     return 4
 
 

@@ -34,9 +34,9 @@ def test_what_is_exposed_is_what_is_named(client: TestClient) -> None:
     client.get("/v1/runs")
     found = samples(client)
     assert set(found) == set(NAMES)
-    page = (ROOT / "docs" / "api.md").read_text()
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     for name in NAMES:
-        assert f"`{name}`" in page, f"docs/api.md does not name {name}"
+        assert f"`{name}`" in page, f"docs/reference/metrics.md does not name {name}"
 
 
 def test_requests_are_counted_by_route_and_status(storage: Path, make_client: Callable[..., TestClient]) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from es_service.api import problems
 from es_service.api.app import create_app
+from es_service.api.guard import problems
 from es_service.api.settings import Limits, Settings
 
 TOKEN = "a-token-of-enough-letters"
@@ -87,11 +87,11 @@ def test_the_document_says_units_errors_and_who_may_ask(client: TestClient) -> N
 
 
 def test_every_route_is_in_the_handbook(client: TestClient) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "http_api.md").read_text()
     for name in operations(client):
-        assert name.removeprefix("get ") in page, f"docs/api.md does not name {name}"
+        assert name.removeprefix("get ") in page, f"docs/reference/http_api.md does not name {name}"
     for slug in problems.TITLES:
-        assert f"`{slug}`" in page, f"docs/api.md does not name {slug}"
+        assert f"`{slug}`" in page, f"docs/reference/http_api.md does not name {slug}"
 
 
 def test_the_document_needs_the_token_too(storage: Path, make_client: Callable[..., TestClient]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from es_service import errors
-from es_service.api.previews import Previews
-from es_service.api.problems import Problem
+from es_service.api.guard.problems import Problem
+from es_service.api.runs.previews import Previews
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
 from es_service.training.tasks.png import encode_png

@@ -16,10 +16,10 @@ from fastapi.testclient import TestClient
 
 from es_service import errors
 from es_service.api import settings
-from es_service.api.auth import COOKIE, Auth, safe_next
 from es_service.api.deployed import build_app
-from es_service.api.guard import CONTENT_SECURITY_POLICY, OPEN_PATHS
-from es_service.api.limits import Buckets, Slots
+from es_service.api.guard.auth import COOKIE, Auth, safe_next
+from es_service.api.guard.limits import Buckets, Slots
+from es_service.api.guard.middleware import CONTENT_SECURITY_POLICY, OPEN_PATHS
 from es_service.api.settings import Limits, Settings, read_token
 from es_service.cli import main
 

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from es_service import errors
-from es_service.api import statistics
-from es_service.api.comparison import compare
-from es_service.api.mapping import data_map
-from es_service.api.tables import TableView
+from es_service.api.table import statistics
+from es_service.api.table.comparison import compare
+from es_service.api.table.data_map import data_map
+from es_service.api.table.view import TableView
 
 MakeView = Callable[..., TableView]
 

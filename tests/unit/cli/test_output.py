@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import select
 import socket
 import stat
 import subprocess
@@ -137,9 +139,17 @@ def test_a_fifo_gets_the_table_and_stays(tmp_path: Path, export: Export) -> None
 def test_a_fifo_whose_reader_leaves_is_an_error(tmp_path: Path, export: Export) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    reader = threading.Thread(target=lambda: fifo.open("rb").close(), daemon=True)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)  # less than the table: the reader leaves before all is written
+
+    def leave() -> None:
+        select.select([reading], [], [], 30)
+        os.close(reading)
+
+    reader = threading.Thread(target=leave, daemon=True)
     reader.start()
     status, out, err = export("--out", fifo, "--format", "csv")
+    reader.join(30)
     assert (status, out) == (1, "")
     assert "cannot write" in err
     assert stat.S_ISFIFO(fifo.lstat().st_mode)

@@ -22,7 +22,7 @@ from es_service.selection.draws import first_arrivals, race_keys
 from es_service.selection.engine import Engine
 from es_service.selection.observations import check_ids, check_losses
 from es_service.selection.shards import Shard
-from es_service.storage.snapshots import encode_table
+from es_service.storage.table_files import encode_table
 
 Switch = Callable[[bool], None]
 

@@ -23,7 +23,7 @@ from es_service.selection import methods
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.table import SCHEMA, ScoreTable, records_to_arrow
-from es_service.storage import labels, snapshots
+from es_service.storage import labels, table_files
 from es_service.storage.runs import RunStorage
 
 CONFIG = RunConfig(selection=Selection(methods.evolved(), ratio=0.5), num_samples=100, num_epochs=2, batch_size=10)
@@ -43,11 +43,11 @@ def decode_plan():
     plan_codec.decode_plan(files.read_bytes(storage.filesystem, path + "/plan", 1 << 30))
 def read_segments():
     folder = path + "/journal/0-of-1"
-    listed = segments.list_segments(storage.filesystem, folder)
+    listed = segments.JournalFolder(storage.filesystem, folder).segments()
     return [segments.read_segment(storage.filesystem, one) for one in listed]
 def export():
-    from es_service.api.exports import stream
-    from es_service.api.tables import Labels, TableView
+    from es_service.api.table.exports import stream
+    from es_service.api.table.view import Labels, TableView
     opened = columns.open_snapshot(storage.filesystem, path, 1, 100)
     view = TableView(opened.shards, version="1", source="storage", epoch=1, as_of=0.0,
                      labels=Labels(labels.read_labels(storage), None))
@@ -142,7 +142,7 @@ def grown(data: bytearray, size: int) -> bytes:
 
 def a_snapshot_with_empty_batches(run: Path) -> None:
     forged_snapshot(
-        run, listed_often(snapshots.encode_table(records_to_arrow(ScoreTable(1).copy_records())), 200_000), 100
+        run, listed_often(table_files.encode_table(records_to_arrow(ScoreTable(1).copy_records())), 200_000), 100
     )
 
 
@@ -230,10 +230,10 @@ def deep_brackets(run: Path) -> None:
     (run / "progress.json").write_bytes(b"[" * 10_000_000)
 
 
-SNAPSHOT = "storage.snapshot(1)"
+SNAPSHOT = "storage.snapshots.read(1)"
 TABLE = "storage.table()"
 OPENED = "columns.open_snapshot(storage.filesystem, path, 1, 100)"
-OF_ONE, OF_AN_EPOCH = "storage.history(0)", "storage.observations(0)"
+OF_ONE, OF_AN_EPOCH = "storage.history.sample(0)", "storage.history.epoch(0)"
 LABELS = "labels.read_labels(storage)"
 FORGED: list[tuple[Callable[[Path], None], str]] = [
     *((make, read) for make in (a_snapshot, a_snapshot_of_the_right_length) for read in (SNAPSHOT, TABLE, OPENED)),
@@ -251,7 +251,7 @@ FORGED: list[tuple[Callable[[Path], None], str]] = [
     (sparse("labels.arrow"), LABELS),
     (sparse("snapshots/00000001-*/shard-0.arrow"), SNAPSHOT),
     (sparse("snapshots/00000001-*/manifest.json"), OPENED),
-    (sparse("spreads/00000001.json"), "storage.spreads_at(1)"),
+    (sparse("spreads/00000001.json"), "storage.spreads.read(1)"),
     (sparse("history/00000000/0-of-1-00000000.arrow"), OF_ONE),
     (deep_brackets, "storage.read_note('progress')"),
 ]
@@ -274,5 +274,5 @@ def test_a_fifo_is_no_file_and_is_not_waited_for(run: Path) -> None:
     name = "spreads/00000001.json"
     (run / name).unlink()
     os.mkfifo(run / name)
-    assert "not a regular file" in said(run, "storage.spreads_at(1)")
+    assert "not a regular file" in said(run, "storage.spreads.read(1)")
     assert "not a regular file" in said(run, f"files.read_bytes(storage.filesystem, path + '/{name}', 1000)")

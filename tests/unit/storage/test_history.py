@@ -14,6 +14,7 @@ from pyarrow import fs
 from es_service import errors
 from es_service.selection.shards import WHOLE, Shard
 from es_service.storage import history
+from es_service.storage.history import History
 
 LOCAL = fs.LocalFileSystem()
 
@@ -30,12 +31,16 @@ def rows(ids: list[int], steps: list[int], losses: list[float], selected: list[b
     )
 
 
+def history_of(run: str) -> History:
+    return History(LOCAL, run, lambda: 1000)
+
+
 def write(run: Path, epoch: int, shard: Shard, *columns: list[Any]) -> None:
-    history.write_epoch(LOCAL, str(run), epoch, shard, rows(*columns))
+    history_of(str(run)).write(epoch, shard, rows(*columns))
 
 
 def sample(run: Path, sample_id: int) -> list[tuple[Any, ...]]:
-    table = history.read_sample(LOCAL, str(run), sample_id, 1000)
+    table = history_of(str(run)).sample(sample_id)
     assert table.schema.names == ["run_step", "epoch", "loss", "selected"]
     return [tuple(row.values()) for row in table.to_pylist()]
 
@@ -47,7 +52,7 @@ def test_a_samples_rows_come_back_in_order_over_epochs_and_shards(tmp_path: Path
     assert sample(tmp_path, 0) == [(1, 0, 0.25, True), (9, 0, 1.0, False), (10, 1, 2.5, False)]
     assert sample(tmp_path, 3) == [(2, 0, 7.0, True), (11, 1, 0.5, True)]
     assert sample(tmp_path, 4) == []
-    epoch = history.read_epoch(LOCAL, str(tmp_path), 0, 1000)
+    epoch = history_of(str(tmp_path)).epoch(0)
     assert epoch.column("run_step").to_pylist() == [1, 2, 4, 9]
     assert epoch.column("id").to_pylist() == [0, 3, 2, 0]
 
@@ -72,14 +77,14 @@ def test_an_epoch_of_which_a_shard_is_missing_is_not_shown(tmp_path: Path) -> No
     write(tmp_path, 0, Shard(0, 2), [2], [0], [1.0], [False])
     assert sample(tmp_path, 2) == []
     with pytest.raises(errors.StorageError, match="holds no history of epoch 0"):
-        history.read_epoch(LOCAL, str(tmp_path), 0, 1000)
+        history_of(str(tmp_path)).epoch(0)
 
 
 def test_going_back_drops_what_comes_after(tmp_path: Path) -> None:
     for epoch in range(4):
         write(tmp_path, epoch, WHOLE, [1], [epoch], [1.0], [False])
-    history.drop_history_from(LOCAL, str(tmp_path), 2)
-    assert history.list_history(LOCAL, str(tmp_path)) == [0, 1]
+    history_of(str(tmp_path)).drop_from(2)
+    assert history_of(str(tmp_path)).epochs() == [0, 1]
 
 
 def test_the_oldest_epochs_go_where_it_grows_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,15 +93,15 @@ def test_the_oldest_epochs_go_where_it_grows_too_large(tmp_path: Path, monkeypat
     monkeypatch.setattr(history, "_MAX_BYTES", int(2.5 * first.stat().st_size))
     for epoch in range(1, 5):
         write(tmp_path, epoch, WHOLE, [1], [epoch], [1.0], [False])
-        assert history.list_history(LOCAL, str(tmp_path)) == list(range(max(0, epoch - 1), epoch + 1))
+        assert history_of(str(tmp_path)).epochs() == list(range(max(0, epoch - 1), epoch + 1))
     monkeypatch.setattr(history, "_MAX_BYTES", 1)
     write(tmp_path, 5, WHOLE, [1], [5], [1.0], [False])
-    assert history.list_history(LOCAL, str(tmp_path)) == [5]  # the newest stays
+    assert history_of(str(tmp_path)).epochs() == [5]  # the newest stays
 
 
 def test_an_empty_epoch_can_be_written(tmp_path: Path) -> None:
     write(tmp_path, 0, WHOLE, [], [], [], [])
-    assert history.read_epoch(LOCAL, str(tmp_path), 0, 1000).num_rows == 0
+    assert history_of(str(tmp_path)).epoch(0).num_rows == 0
     assert sample(tmp_path, 0) == []
 
 
@@ -124,4 +129,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             sample(tmp_path, 1)
     path.write_bytes(whole[:-1])
     with pytest.raises(errors.StorageError, match="is damaged"):
-        history.read_epoch(LOCAL, str(tmp_path), 0, 1000)
+        history_of(str(tmp_path)).epoch(0)

@@ -26,19 +26,19 @@ class Journals:
     """Makes journals that end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = str(folder / "journal")
+        self.folder = segments.JournalFolder(LOCAL, str(folder / "journal"))
         self._made: list[Journal] = []
 
     def begin(self, last: int = 0, **options: object) -> Journal:
-        made = Journal(LOCAL, self.folder, last, **{"every_s": LONG_S, **options})  # type: ignore[arg-type]
+        made = Journal(self.folder, last, **{"every_s": LONG_S, **options})  # type: ignore[arg-type]
         self._made.append(made)
         return made
 
     def read(self, after: int = 0) -> list[Record]:
-        return list(segments.read_records(LOCAL, self.folder, after))
+        return list(self.folder.records(after))
 
     def segments(self) -> list[Path]:
-        return [Path(segment.path) for segment in segments.list_segments(LOCAL, self.folder)]
+        return [Path(segment.path) for segment in self.folder.segments()]
 
     def write(self, *sizes: int) -> list[Record]:
         """Write a segment of so many records each; return all records."""
@@ -166,7 +166,7 @@ def test_a_file_with_a_good_checksum_and_bad_content_is_refused(journals: Journa
         writer.write_table(table)
     data = b"not arrow" if change == "not arrow" else sink.getvalue().to_pybytes()
     journals.segments()[0].unlink()
-    path = Path(journals.folder) / f"{1:016d}-{zlib.crc32(data):08x}.arrow"
+    path = Path(journals.folder.path) / f"{1:016d}-{zlib.crc32(data):08x}.arrow"
     path.write_bytes(data)
     expected = {"newer format": r"has format '2', this version reads 1: upgrade", "no format": r"has format ''"}
     with pytest.raises(errors.StorageError, match=expected.get(change, r"damaged|no segment of a journal")):
@@ -175,22 +175,22 @@ def test_a_file_with_a_good_checksum_and_bad_content_is_refused(journals: Journa
 
 def test_segments_that_are_not_needed_are_dropped_and_the_newest_stays(journals: Journals) -> None:
     records = journals.write(2, 2, 2)
-    segments.drop_segments(LOCAL, journals.folder, 3)
+    journals.folder.drop(3)
     assert journals.read(after=2) == records[2:]
-    segments.drop_segments(LOCAL, journals.folder, 99)
+    journals.folder.drop(99)
     assert [path.name[:16] for path in journals.segments()] == [f"{5:016d}"]
 
 
 def test_segments_set_aside_are_read_no_more_and_nothing_is_deleted(journals: Journals) -> None:
     records = journals.write(2, 2, 2)
-    aside = segments.set_aside(LOCAL, journals.folder, 2)
+    aside = journals.folder.set_aside(2)
     assert [Path(path).exists() for path in aside] == [True, True]
     assert journals.read() == records[:2]
 
 
 def test_a_disk_that_is_full_is_tried_again_and_said(journals: Journals, caplog: pytest.LogCaptureFixture) -> None:
     """A file where the folder should be stands for a disk that cannot be written."""
-    Path(journals.folder).write_text("in the way")
+    Path(journals.folder.path).write_text("in the way")
     writer = journals.begin(every_s=0.01)
     with caplog.at_level(logging.WARNING):
         writer.append("a", b"1")
@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_is_tried_again_and_said(journals: Journals, caplog:
     assert isinstance(writer.failure, errors.StorageError)
     assert writer.durable == 0
     assert caplog.text.count("kept in memory and tried again") == 1
-    Path(journals.folder).unlink()
+    Path(journals.folder.path).unlink()
     writer.append("a", b"2")
     with writer._changed:
         assert writer._changed.wait_for(lambda: writer.durable == 2, 30.0)
@@ -215,7 +215,7 @@ def test_a_segment_that_is_there_though_its_writing_failed_is_not_written_longer
     sync, left = files.sync_folder, [fails]
 
     def broken(filesystem: fs.FileSystem, path: str) -> None:
-        if path == journals.folder and left[0]:
+        if path == journals.folder.path and left[0]:
             left[0] -= 1
             raise OSError(24, "Too many open files")
         sync(filesystem, path)
@@ -240,17 +240,17 @@ def test_of_segments_that_begin_alike_the_longest_that_can_be_read_counts(journa
     short = segments.encode_segment(["a"], [b"1"])
     long = segments.encode_segment(["a", "a", "a"], [b"1", b"2", b"3"])
     behind = segments.encode_segment(["a"], [b"4"])
-    Path(journals.folder).mkdir()
+    Path(journals.folder.path).mkdir()
     for first, data in ((1, short), (1, long), (4, behind)):
-        Path(journals.folder, f"{first:016d}-{zlib.crc32(data):08x}.arrow").write_bytes(data)
+        Path(journals.folder.path, f"{first:016d}-{zlib.crc32(data):08x}.arrow").write_bytes(data)
     assert [record.payload for record in journals.read()] == [b"1", b"2", b"3", b"4"]
     assert [record.payload for record in journals.read(after=2)] == [b"3", b"4"]
-    Path(journals.folder, f"{1:016d}-{zlib.crc32(short):08x}.arrow").write_bytes(b"torn")
+    Path(journals.folder.path, f"{1:016d}-{zlib.crc32(short):08x}.arrow").write_bytes(b"torn")
     assert [record.payload for record in journals.read()] == [b"1", b"2", b"3", b"4"]
 
 
 def test_what_is_kept_is_bounded_and_a_snapshot_puts_it_right(journals: Journals) -> None:
-    Path(journals.folder).write_text("in the way")
+    Path(journals.folder.path).write_text("in the way")
     writer = journals.begin(every_s=0.01, max_bytes=100)
     writer.append("a", b"x" * 60)
     with pytest.raises(errors.StorageError):
@@ -258,7 +258,7 @@ def test_what_is_kept_is_bounded_and_a_snapshot_puts_it_right(journals: Journals
     for _ in range(5):
         writer.append("a", b"x" * 60)
     assert sum(map(len, writer._payloads)) <= 100
-    Path(journals.folder).unlink()
+    Path(journals.folder.path).unlink()
     with pytest.raises(errors.StorageError):
         writer.flush()  # there is a hole now
     writer.skip_to(6)  # but a snapshot holds what was to be in it
@@ -270,13 +270,13 @@ def test_what_is_kept_is_bounded_and_a_snapshot_puts_it_right(journals: Journals
 
 def test_what_comes_while_a_snapshot_is_written_is_kept_once_it_gave_up(journals: Journals) -> None:
     """Not written before the snapshot is there: what is in between would be missing."""
-    Path(journals.folder).write_text("in the way")
+    Path(journals.folder.path).write_text("in the way")
     writer = journals.begin(every_s=0.01, max_bytes=100)
     for _ in range(5):
         writer.append("a", b"x" * 60)
     with pytest.raises(errors.StorageError):
         writer.flush()
-    Path(journals.folder).unlink()
+    Path(journals.folder.path).unlink()
     assert writer.mark() == 5
     writer.append("a", b"y")
     with pytest.raises(errors.StorageError):

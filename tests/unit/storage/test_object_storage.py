@@ -78,12 +78,12 @@ def test_a_run_is_what_it_is_on_a_disk(s3_storage: str, tmp_path: Any, config: R
         server.finish()
         kept.append(RunStorage(storage, "mine"))
     remote, local = kept
-    assert remote.snapshot_epochs() == local.snapshot_epochs() == [2, 3, 4]
+    assert remote.snapshots.epochs() == local.snapshots.epochs() == [2, 3, 4]
     assert remote.table() == local.table()
-    assert remote.history_epochs() == local.history_epochs() == [0, 1, 2, 3]
+    assert remote.history.epochs() == local.history.epochs() == [0, 1, 2, 3]
     for epoch in range(4):
-        assert remote.observations(epoch) == local.observations(epoch)
-    assert remote.spread_epochs() == local.spread_epochs() == [1, 2, 3, 4]
+        assert remote.history.epoch(epoch) == local.history.epoch(epoch)
+    assert remote.spreads.epochs() == local.spreads.epochs() == [1, 2, 3, 4]
     assert list(runs.list_runs(s3_storage)) == ["mine"]
     opened = columns.open_snapshot(remote.filesystem, remote.path, 4)
     assert sum(shard.num_rows for shard in opened.shards) == 24
@@ -98,17 +98,17 @@ def test_a_snapshot_is_there_with_its_manifest_and_replaced_by_the_next_of_its_e
     server = serve(s3_storage, config)
     Rank(server, config).train(0, losses_of)
     server.finish()
-    state = storage.snapshot(1)
+    state = storage.snapshots.read(1)
     folder = storage.begin_snapshot(2)
-    storage.write_part(folder, state.records, runs.WHOLE)
-    assert storage.snapshot_epochs() == [1]
-    part = storage.write_part(folder, state.records, runs.WHOLE)
+    storage.snapshots.write_part(folder, state.records, runs.WHOLE)
+    assert storage.snapshots.epochs() == [1]
+    part = storage.snapshots.write_part(folder, state.records, runs.WHOLE)
     storage.finish_snapshot(folder, (0, 4, 8), state.records.size, [part])
-    assert storage.snapshot_epochs() == [1, 2]
+    assert storage.snapshots.epochs() == [1, 2]
     state.records["w"] += 1
     storage.write_snapshot(state)  # the run went back
-    assert storage.snapshot_epochs() == [1]
-    assert storage.snapshot(1).records.tobytes() == state.records.tobytes()
+    assert storage.snapshots.epochs() == [1]
+    assert storage.snapshots.read(1).records.tobytes() == state.records.tobytes()
     infos = storage.filesystem.get_file_info(fs.FileSelector(f"{storage.path}/snapshots", recursive=True))
     assert sum(info.base_name == "manifest.json" for info in infos) == 1
     assert sum(info.base_name == "shard-0.arrow" for info in infos) == 1
@@ -120,7 +120,7 @@ def test_a_damaged_segment_is_noticed_and_set_aside(s3_storage: str, config: Run
     server.finish()
     storage = RunStorage(s3_storage, "mine")
     folder = f"{storage.path}/journal/0-of-1"
-    last = segments.list_segments(storage.filesystem, folder)[-1]
+    last = segments.JournalFolder(storage.filesystem, folder).segments()[-1]
     data = files.read_bytes(storage.filesystem, last.path, 1 << 20)
     files.write_atomically(storage.filesystem, last.path, data[:-1])
     again = serve(s3_storage, config)

@@ -17,6 +17,7 @@ from es_service.selection.run import RunConfig, RunState
 from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.shards import Shard
 from es_service.storage import files, runs
+from es_service.storage.journal import Journal
 from es_service.storage.runs import RunStorage
 
 MakeConfig = Callable[..., RunConfig]
@@ -44,8 +45,8 @@ def test_a_run_begins_and_is_found_again(tmp_path: Path, make_config: MakeConfig
     assert storage.exists()
     again = RunStorage(str(tmp_path / "deep" / "er"), "mine")
     assert again.config() == config
-    assert again.finished_epochs() == 0
-    assert again.position() == (0, (0,))
+    assert again.snapshots.newest() == 0
+    assert again.snapshots.position() == (0, (0,))
     assert sorted(path.name for path in (tmp_path / "deep" / "er" / "mine").iterdir()) == ["run.json"]
 
 
@@ -161,11 +162,11 @@ def test_snapshots_of_a_run(tmp_path: Path, make_config: MakeConfig) -> None:
         storage.table()
     state = RunState(Scorekeeper(make_config()).state().records, 2, (0, 4, 8))
     storage.write_snapshot(state)
-    assert storage.snapshot(2).records.tobytes() == state.records.tobytes()
-    assert storage.position() == (2, (0, 4, 8))
+    assert storage.snapshots.read(2).records.tobytes() == state.records.tobytes()
+    assert storage.snapshots.position() == (2, (0, 4, 8))
     assert storage.table().num_rows == 24
-    assert not storage.holds(2, "0" * 64)
-    assert not storage.holds(7, "0" * 64)
+    assert not storage.snapshots.holds(2, "0" * 64)
+    assert not storage.snapshots.holds(7, "0" * 64)
 
 
 @pytest.mark.parametrize("writers", [1, 2, 5])
@@ -178,11 +179,11 @@ def test_a_snapshot_of_any_number_of_shards_is_read_by_any_other(
     records = Scorekeeper(make_config()).state().records
     records["s"] = np.arange(records.size)
     beside = storage.begin_snapshot(1)
-    parts = [storage.write_part(beside, records[i::writers], Shard(i, writers)) for i in range(writers)]
-    assert storage.finished_epochs() == 0  # not before it is whole
+    parts = [storage.snapshots.write_part(beside, records[i::writers], Shard(i, writers)) for i in range(writers)]
+    assert storage.snapshots.newest() == 0  # not before it is whole
     storage.finish_snapshot(beside, (0, 4), records.size, parts)
     for index in range(readers):
-        state = storage.snapshot(1, Shard(index, readers))
+        state = storage.snapshots.read(1, Shard(index, readers))
         assert state.records.tobytes() == records[index::readers].tobytes()
         assert state.epoch_starts == (0, 4)
     assert storage.table().column("s").to_pylist() == list(range(24))
@@ -195,11 +196,11 @@ def test_a_part_that_is_not_to_be_seen_is_named(tmp_path: Path, make_config: Mak
     storage.begin(make_config())
     records = Scorekeeper(make_config()).state().records
     beside = storage.begin_snapshot(1)
-    parts = [storage.write_part(beside, records[i::2], Shard(i, 2)) for i in range(2)]
+    parts = [storage.snapshots.write_part(beside, records[i::2], Shard(i, 2)) for i in range(2)]
     Path(beside, "shard-1.arrow").unlink()
     with pytest.raises(errors.StorageError, match=r"shard-1\.arrow was written by its shard but is not to be seen"):
         storage.finish_snapshot(beside, (0, 4), records.size, parts)
-    assert storage.finished_epochs() == 0
+    assert storage.snapshots.newest() == 0
 
 
 def test_runs_are_listed_and_other_things_are_not(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -262,7 +263,7 @@ def test_every_folder_is_brought_to_the_disk_by_the_one_above_it(
     keeper = Scorekeeper(make_config())
     storage.claim("one")
     storage.claim_journal(runs.WHOLE)
-    writer = storage.open_journal(runs.WHOLE, 0)
+    writer = Journal(storage.journal(runs.WHOLE), 0)
     writer.append("state", b"{}")
     writer.flush()
     storage.write_snapshot(RunState(keeper.engine.table.copy_records(), 1, (0, 4)))

@@ -15,7 +15,8 @@ from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable, records_to_arrow
-from es_service.storage import snapshots
+from es_service.storage import table_files
+from es_service.storage.snapshots import Snapshots
 from es_service.storage.terms import NOBODY
 
 LOCAL = fs.LocalFileSystem()
@@ -29,11 +30,11 @@ def state_of(finished: int, num_samples: int = 11) -> RunState:
 
 
 def write(run: Path, finished: int, **options: Any) -> str:
-    return snapshots.write_snapshot(LOCAL, str(run), state_of(finished), **options)
+    return Snapshots(LOCAL, str(run)).write(state_of(finished), **options)
 
 
 def read(run: Path, finished: int) -> RunState:
-    return snapshots.read_snapshot(LOCAL, str(run), finished)
+    return Snapshots(LOCAL, str(run)).read(finished)
 
 
 def folder(run: Path, finished: int) -> Path:
@@ -52,8 +53,8 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     state = read(tmp_path, 3)
     assert state.records.tobytes() == state_of(3).records.tobytes()
     assert (state.finished_epochs, state.epoch_starts) == (3, (0, 5, 10, 15))
-    assert snapshots.table_sha256(LOCAL, str(tmp_path), 3) == digest
-    table = snapshots.read_table(LOCAL, str(tmp_path))
+    assert Snapshots(LOCAL, str(tmp_path)).table_sha256(3) == digest
+    table = Snapshots(LOCAL, str(tmp_path)).table()
     assert table.equals(records_to_arrow(state.records)) or table.column("w").to_pylist() == [
         3.0 + i for i in range(11)
     ]
@@ -62,7 +63,7 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
 def test_the_newest_few_are_kept_and_nothing_partial_is_left(tmp_path: Path) -> None:
     for finished in range(1, 8):
         write(tmp_path, finished)
-        assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == list(range(max(1, finished - 2), finished + 1))
+        assert Snapshots(LOCAL, str(tmp_path)).epochs() == list(range(max(1, finished - 2), finished + 1))
     assert sorted(path.name[:9] for path in (tmp_path / "snapshots").iterdir()) == [
         "00000005-",
         "00000006-",
@@ -75,24 +76,24 @@ def test_the_newest_few_are_kept_and_nothing_partial_is_left(tmp_path: Path) -> 
 def test_as_many_are_kept_as_asked_for(tmp_path: Path) -> None:
     for finished in range(1, 6):
         write(tmp_path, finished, keep=1)
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [5]
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == [5]
 
 
 def test_writing_the_same_epoch_again_replaces_it(tmp_path: Path) -> None:
     write(tmp_path, 2)
     other = RunState(state_of(9).records, 2, (0, 1, 2))
-    snapshots.write_snapshot(LOCAL, str(tmp_path), other)
+    Snapshots(LOCAL, str(tmp_path)).write(other)
     assert read(tmp_path, 2).records.tobytes() == other.records.tobytes()
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [2]
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == [2]
 
 
 def test_a_crash_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     """What a killed writer leaves is a folder without a manifest: never listed, never read."""
     write(tmp_path, 1)
-    partial = Path(snapshots.begin_snapshot(LOCAL, str(tmp_path), 2))
+    partial = Path(Snapshots(LOCAL, str(tmp_path)).begin(2))
     (partial / "shard-0.arrow").write_bytes(b"half")
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
-    assert snapshots.read_table(LOCAL, str(tmp_path)).num_rows == 11
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == [1]
+    assert Snapshots(LOCAL, str(tmp_path)).table().num_rows == 11
     write(tmp_path, 2)
     assert read(tmp_path, 2).finished_epochs == 2
     assert len(list((tmp_path / "snapshots").iterdir())) == 2
@@ -101,16 +102,16 @@ def test_a_crash_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
 def test_later_snapshots_can_be_dropped(tmp_path: Path) -> None:
     for finished in (1, 2, 3):
         write(tmp_path, finished)
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 1, NOBODY)
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [1]
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 0, NOBODY)
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+    Snapshots(LOCAL, str(tmp_path)).drop_after(1, NOBODY)
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == [1]
+    Snapshots(LOCAL, str(tmp_path)).drop_after(0, NOBODY)
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == []
 
 
 def test_no_snapshots_at_all(tmp_path: Path) -> None:
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == []
     with pytest.raises(errors.StorageError, match="holds no snapshot yet"):
-        snapshots.read_table(LOCAL, str(tmp_path))
+        Snapshots(LOCAL, str(tmp_path)).table()
     with pytest.raises(errors.StorageError, match="holds no snapshot of the end of epoch 0"):
         read(tmp_path, 1)
 
@@ -146,7 +147,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_without_its_manifest_it_is_no_snapshot(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (folder(tmp_path, 1) / "manifest.json").unlink()
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == []
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == []
     with pytest.raises(errors.StorageError, match="holds no snapshot of the end of epoch 0"):
         read(tmp_path, 1)
 
@@ -186,7 +187,7 @@ def test_a_snapshot_of_the_format_before_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, 1)
     change_manifest(tmp_path, 1, format=1)
     assert read(tmp_path, 1).finished_epochs == 1
-    assert snapshots.read_note(LOCAL, str(tmp_path), 1, WHOLE) is None
+    assert Snapshots(LOCAL, str(tmp_path)).note(1, WHOLE) is None
 
 
 @pytest.mark.parametrize("old", ['"epoch_starts": [\n    0', '"num_samples": 1', '"sha256": "'])
@@ -197,22 +198,23 @@ def test_a_manifest_that_says_something_else_than_was_written_is_noticed(tmp_pat
     whole = path.read_text()
     assert old in whole
     path.write_text(whole.replace(old, old[:-1] + ("2" if old[-1].isdigit() else '"0'), 1))
-    for read_it in (read, lambda run, finished: snapshots.read_position(LOCAL, str(run), finished)):
+    for read_it in (read, lambda run, finished: Snapshots(LOCAL, str(run)).position(finished)):
         with pytest.raises(errors.StorageError, match=r"manifest\.json"):
             read_it(tmp_path, 1)
 
 
 def test_what_a_shard_notes_comes_back_to_that_shard_alone(tmp_path: Path) -> None:
-    beside = snapshots.begin_snapshot(LOCAL, str(tmp_path), 1)
+    own = Snapshots(LOCAL, str(tmp_path))
+    beside = own.begin(1)
     parts: dict[str, Any] = {}
     for index in range(2):
         shard = Shard(index, 2)
-        parts |= snapshots.write_part(LOCAL, beside, state_of(1).records[index::2], shard, {"journal": 7 + index})
-    snapshots.finish_snapshot(LOCAL, beside, (0, 5), 11, parts)
-    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(1, 2)) == {"journal": 8}
-    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(0, 2)) == {"journal": 7}
-    assert snapshots.read_note(LOCAL, str(tmp_path), 1, Shard(1, 3)) is None
-    assert snapshots.read_note(LOCAL, str(tmp_path), 1, WHOLE) is None
+        parts |= own.write_part(beside, state_of(1).records[index::2], shard, {"journal": 7 + index})
+    own.finish(beside, (0, 5), 11, parts)
+    assert Snapshots(LOCAL, str(tmp_path)).note(1, Shard(1, 2)) == {"journal": 8}
+    assert Snapshots(LOCAL, str(tmp_path)).note(1, Shard(0, 2)) == {"journal": 7}
+    assert Snapshots(LOCAL, str(tmp_path)).note(1, Shard(1, 3)) is None
+    assert Snapshots(LOCAL, str(tmp_path)).note(1, WHOLE) is None
 
 
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:
@@ -233,29 +235,29 @@ def test_another_format_is_refused_with_advice(tmp_path: Path, version: Any) -> 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(errors.StorageError, match=f"cannot .*{tmp_path}/file/run"):
-        snapshots.write_snapshot(LOCAL, f"{tmp_path}/file/run", state_of(1))
+        Snapshots(LOCAL, f"{tmp_path}/file/run").write(state_of(1))
 
 
 def test_tables_travel_as_arrow_files() -> None:
     table = records_to_arrow(state_of(2).records)
-    data = snapshots.encode_table(table)
-    assert snapshots.encode_table(table) == data, "the same table must give the same bytes, its sha256 is compared"
-    assert snapshots.decode_table(data, "it").to_pydict()["w"] == table.to_pydict()["w"]
+    data = table_files.encode_table(table)
+    assert table_files.encode_table(table) == data, "the same table must give the same bytes, its sha256 is compared"
+    assert table_files.decode_table(data, "it").to_pydict()["w"] == table.to_pydict()["w"]
 
 
 @pytest.mark.parametrize("data", [b"", b"ARROW1", b"ARROW1\0\0" + bytes(100), b"x" * 1000])
 def test_bytes_that_are_no_table_are_refused_by_name(data: bytes) -> None:
     with pytest.raises(errors.StorageError, match="the thing is damaged"):
-        snapshots.decode_table(data, "the thing")
+        table_files.decode_table(data, "the thing")
 
 
 def test_a_table_of_other_columns_is_refused() -> None:
     with pytest.raises(errors.StorageError, match="the thing has columns \\['a'\\], expected"):
-        snapshots.decode_table(snapshots.encode_table(pa.table({"a": [1]})), "the thing")
+        table_files.decode_table(table_files.encode_table(pa.table({"a": [1]})), "the thing")
 
 
 def test_every_truncation_of_a_table_is_refused() -> None:
-    data = snapshots.encode_table(records_to_arrow(state_of(1).records))
+    data = table_files.encode_table(records_to_arrow(state_of(1).records))
     for end in range(0, len(data), 11):
         with pytest.raises(errors.StorageError):
-            snapshots.decode_table(data[:end], "it")
+            table_files.decode_table(data[:end], "it")

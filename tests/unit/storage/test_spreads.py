@@ -14,7 +14,8 @@ from pyarrow import fs
 from es_service import errors
 from es_service.selection.run import RunState
 from es_service.selection.table import ScoreTable
-from es_service.storage import snapshots, spreads
+from es_service.storage import spreads
+from es_service.storage.snapshots import Snapshots
 from es_service.storage.terms import NOBODY
 
 LOCAL = fs.LocalFileSystem()
@@ -114,22 +115,22 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(run: Path, finished: int, **options: Any) -> None:
     state = RunState(records_of(50, seed=finished), finished, tuple(range(0, 5 * (finished + 1), 5)))
-    snapshots.write_snapshot(LOCAL, str(run), state, **options)
+    Snapshots(LOCAL, str(run)).write(state, **options)
 
 
 def test_they_stay_when_the_snapshot_goes_and_go_when_the_run_goes_back(tmp_path: Path) -> None:
     for finished in range(1, 7):
         write(tmp_path, finished)
-    assert snapshots.list_snapshots(LOCAL, str(tmp_path)) == [4, 5, 6]
-    assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3, 4, 5, 6]
-    first = spreads.read_spreads(LOCAL, str(tmp_path), 1)["w"]
+    assert Snapshots(LOCAL, str(tmp_path)).epochs() == [4, 5, 6]
+    assert spreads.SpreadFiles(LOCAL, str(tmp_path)).epochs() == [1, 2, 3, 4, 5, 6]
+    first = spreads.SpreadFiles(LOCAL, str(tmp_path)).read(1)["w"]
     assert first.mean == pytest.approx(records_of(50, seed=1)["w"].mean(), rel=1e-5)
     manifest = json.loads(next(tmp_path.glob("snapshots/00000006-*/manifest.json")).read_text())
     assert "spreads" not in manifest["files"]["shard-0.arrow"]
-    snapshots.drop_snapshots_after(LOCAL, str(tmp_path), 4, NOBODY)
-    assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3, 4]
+    Snapshots(LOCAL, str(tmp_path)).drop_after(4, NOBODY)
+    assert spreads.SpreadFiles(LOCAL, str(tmp_path)).epochs() == [1, 2, 3, 4]
     write(tmp_path, 3)
-    assert spreads.list_spreads(LOCAL, str(tmp_path)) == [1, 2, 3]
+    assert spreads.SpreadFiles(LOCAL, str(tmp_path)).epochs() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", ["{}", '{"format": 1}', '{"format": 1, "columns": {"w": {"first": -1}}}', "[", "3"])
@@ -137,15 +138,15 @@ def test_damaged_ones_are_refused(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1)
     (tmp_path / "spreads" / "00000001.json").write_text(damage)
     with pytest.raises(errors.StorageError):
-        spreads.read_spreads(LOCAL, str(tmp_path), 1)
+        spreads.SpreadFiles(LOCAL, str(tmp_path)).read(1)
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / "spreads" / "00000001.json").write_text('{"format": 9, "columns": {}}')
     with pytest.raises(errors.StorageError, match="format 9, this version reads 1"):
-        spreads.read_spreads(LOCAL, str(tmp_path), 1)
+        spreads.SpreadFiles(LOCAL, str(tmp_path)).read(1)
 
 
 def test_a_run_without_any_has_none(tmp_path: Path) -> None:
-    assert spreads.list_spreads(LOCAL, str(tmp_path)) == []
+    assert spreads.SpreadFiles(LOCAL, str(tmp_path)).epochs() == []

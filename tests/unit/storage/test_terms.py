@@ -130,7 +130,7 @@ def begun(handler: Freezing, work: Callable[[], None]) -> tuple[threading.Thread
 
 
 def payloads(filesystem: fs.FileSystem, folder: str) -> list[bytes]:
-    return [record.payload for record in segments.read_records(filesystem, folder, 0)]
+    return [record.payload for record in segments.JournalFolder(filesystem, folder).records(0)]
 
 
 def test_a_frozen_writer_of_a_journal(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_frozen_writer_of_a_journal(tmp_path: Path) -> None:
     def act(slow: fs.FileSystem, handler: Freezing, place: Path) -> Iterator[None]:
         run, folder = str(place), f"{place}/journal/0-of-1"
         term = ownership.claim_journal(slow, run, "0-of-1")
-        old = journal.Journal(slow, folder, 0, every_s=0.01, term=term)
+        old = journal.Journal(segments.JournalFolder(slow, folder, term), 0, every_s=0.01)
         old.append("reports", b"1 of the first")
         old.flush()
 
@@ -158,7 +158,7 @@ def test_a_frozen_writer_of_a_journal(tmp_path: Path) -> None:
         if was_acknowledged:
             assert found == [b"1 of the first", b"2 of the first", b"3 of the first"]
         acknowledged.add(was_acknowledged)
-        new = journal.Journal(LOCAL, folder, len(found), every_s=0.01, term=claim)
+        new = journal.Journal(segments.JournalFolder(LOCAL, folder, claim), len(found), every_s=0.01)
         for number in range(3):
             new.append("reports", b"%d of the second" % number)
             new.flush()
@@ -172,7 +172,7 @@ def test_a_frozen_writer_of_a_journal(tmp_path: Path) -> None:
         ownership.claim_journal(LOCAL, run, "0-of-1")
         expected = [*found, *(b"%d of the second" % number for number in range(3))]
         assert payloads(LOCAL, folder) == expected
-        segments.drop_segments(LOCAL, folder, 0)  # what does not count goes, and all that does stays
+        segments.JournalFolder(LOCAL, folder).drop(0)  # what does not count goes, and all that does stays
         assert payloads(LOCAL, folder) == expected
 
     assert frozen_at_each_operation(act, tmp_path) >= 3
@@ -198,7 +198,7 @@ def test_a_frozen_writer_of_snapshots(tmp_path: Path) -> None:
         thread, failures = begun(handler, lambda: old.write_snapshot(state(2, 2.0)))
         yield
         new.claim("one")
-        found = new.snapshot_epochs()
+        found = new.snapshots.epochs()
         if not thread.is_alive():
             assert failures == []
             assert found == [1, 2]
@@ -207,15 +207,15 @@ def test_a_frozen_writer_of_snapshots(tmp_path: Path) -> None:
             handler.let_go.set()  # it goes on at once, before the other has written any
             thread.join()
             assert isinstance(failures[0], errors.StorageError)
-            assert new.snapshot_epochs() == RunStorage(str(place), "mine").snapshot_epochs() == [1]
+            assert new.snapshots.epochs() == RunStorage(str(place), "mine").snapshots.epochs() == [1]
             new.write_snapshot(state(2, 7.0))
-            assert set(new.snapshot(2).records["w"]) == {7.0}
+            assert set(new.snapshots.read(2).records["w"]) == {7.0}
         new.write_snapshot(state(3, 8.0))
         handler.let_go.set()
         thread.join()
-        assert new.snapshot_epochs() == [1, 2, 3]
-        assert set(new.snapshot(2).records["w"]) == {7.0 if found == [1] else 2.0}
-        assert set(new.snapshot(3).records["w"]) == {8.0}
+        assert new.snapshots.epochs() == [1, 2, 3]
+        assert set(new.snapshots.read(2).records["w"]) == {7.0 if found == [1] else 2.0}
+        assert set(new.snapshots.read(3).records["w"]) == {8.0}
 
     assert frozen_at_each_operation(act, tmp_path) >= 8
 
@@ -273,12 +273,12 @@ def test_a_snapshot_of_the_format_before_stamps_is_read(tmp_path: Path) -> None:
     folder.rename(folder.with_name("00000001"))
     (tmp_path / "mine" / "owners").rename(tmp_path / "elsewhere")
     again = RunStorage(str(tmp_path), "mine")
-    assert set(again.snapshot(1).records["w"]) == {1.0}
+    assert set(again.snapshots.read(1).records["w"]) == {1.0}
     again.claim("one")
-    assert again.snapshot_epochs() == [1]
+    assert again.snapshots.epochs() == [1]
     again.write_snapshot(state(2, 2.0))
-    assert again.snapshot_epochs() == [1, 2]
-    assert np.array_equal(again.snapshot(1).records["w"], np.full(4, 1.0, dtype=np.float32))
+    assert again.snapshots.epochs() == [1, 2]
+    assert np.array_equal(again.snapshots.read(1).records["w"], np.full(4, 1.0, dtype=np.float32))
 
 
 def test_a_run_whose_claims_are_lost_is_taken_over_all_the_same(tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def test_a_run_whose_claims_are_lost_is_taken_over_all_the_same(tmp_path: Path) 
         shutil.rmtree(tmp_path / storage.run / "owners")
         again = RunStorage(str(tmp_path), storage.run)
         again.claim("two")
-        assert again.snapshot_epochs() == [1, 2, 3]
+        assert again.snapshots.epochs() == [1, 2, 3]
         again.write_snapshot(state(2, 7.0))  # the run went back
-        assert again.snapshot_epochs() == [1, 2]
-        assert set(again.snapshot(2).records["w"]) == {7.0}
+        assert again.snapshots.epochs() == [1, 2]
+        assert set(again.snapshots.read(2).records["w"]) == {7.0}
         assert len(list((tmp_path / storage.run / "snapshots").iterdir())) == 2

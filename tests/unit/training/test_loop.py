@@ -24,9 +24,9 @@ from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection.run import RunConfig
 from es_service.selection.scorekeeper import Scorekeeper
-from es_service.training.local import LocalWorkers
 from es_service.training.loop import TrainSettings, fit, learning_rate_at
 from es_service.training.tasks.base import TaskDefaults
+from es_service.training.workers.local import LocalWorkers
 
 NUM, HELD_OUT, SIZE, EPOCHS = 240, 80, 40, 5
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import tarfile
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +151,7 @@ def test_flights_are_scaled_and_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", BUILDERS)
 def test_what_is_missing_says_how_to_fetch_it(tmp_path: Path, task: str) -> None:
     for data in (None, str(tmp_path / "nowhere"), str(tmp_path)):
-        with pytest.raises(errors.DataError, match="fetch it with 'pip download") as caught:
+        with pytest.raises(errors.DataError, match="fetch it with 'python -m es_service") as caught:
             build_task(task, data)
         assert data is None or data in str(caught.value)
     with pytest.raises(errors.DataError, match=r"it holds no .* or .*; fetch it"):
@@ -216,3 +220,66 @@ def test_a_member_that_says_it_is_larger_than_its_archive_is_refused(
         archive.addfile(entry)
     with pytest.raises(errors.DataError, match="is larger than 1 MiB"):
         reviews.build(str(write(tmp_path, "sparse.tar.gz", packed.getvalue())))
+
+
+class Archive(BaseHTTPRequestHandler):
+    content, asked = b"", 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(200 if self.content else 404)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def archive() -> Iterator[str]:
+    """An archive that says, when pip builds it, that foreign code was run; its address."""
+    Archive.content, Archive.asked = tar_gz({"mine-1/setup.py": b"raise SystemExit('this was run')"}), 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/mine-1.tar.gz"
+        server.shutdown()
+
+
+def of(url: str, content: bytes) -> packaged.PackagedFile:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return packaged.PackagedFile(package="mine", url=url, sha256=sha256, names=("setup.py",), folders=())
+
+
+def test_an_archive_is_fetched_once_as_a_file(tmp_path: Path, archive: str) -> None:
+    file, folder = of(archive, Archive.content), tmp_path / "new" / "data"
+    path = file.fetch(folder)
+    assert path == folder / "mine-1.tar.gz"
+    assert path.read_bytes() == Archive.content
+    assert file.fetch(folder) == path
+    assert Archive.asked == 1
+    path.write_bytes(b"damaged")
+    assert file.fetch(folder).read_bytes() == Archive.content
+
+
+def test_another_archive_than_the_known_one_is_not_kept(tmp_path: Path, archive: str) -> None:
+    with pytest.raises(errors.DataError, match=r"not the archive it should be, and was not kept: its sha256 is"):
+        of(archive, b"another").fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_cannot_be_had_is_named(tmp_path: Path, archive: str) -> None:
+    file, Archive.content = of(archive, b""), b""
+    with pytest.raises(errors.DataError, match=r"cannot download http://127.0.0.1:\d+/mine-1.tar.gz: HTTP Error 404"):
+        file.fetch(tmp_path)
+    with pytest.raises(errors.DataError, match="cannot download"):
+        of("http://127.0.0.1:9/mine-1.tar.gz", b"").fetch(tmp_path)
+
+
+def test_an_archive_that_is_too_large_is_given_up(
+    tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packaged, "_MOST_BYTES", 10)
+    with pytest.raises(errors.DataError, match="is larger than"):
+        of(archive, Archive.content).fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -109,3 +109,10 @@ def test_lengths_once_decided_stay(make_comparison: Make, tmp_path: Path) -> Non
         assert folder.lengths() == {}
         folder.write_lengths({"es": {"epochs": 5, "basis": "seconds"}})
     assert folder.lengths() == {"es": {"epochs": 5, "basis": "seconds"}}
+
+
+def test_a_place_that_may_not_be_asked_holds_nothing_and_cannot_be_used(make_comparison: Make, tmp_path: Path) -> None:
+    folder = CompareFolder(str(tmp_path / ("x" * 300)))  # an error of the system, like that of a folder of others
+    assert not folder.is_begun
+    with pytest.raises(errors.ConfigError, match="cannot be used"), folder.open(make_comparison()):
+        pass

@@ -57,7 +57,7 @@ def recorded(folder: Path, *, epochs: int = EPOCHS, **settings: Any) -> RunStora
                     )
                 )
             step += 1
-        storage.write_history(epoch, WHOLE, pa.concat_tables(parts))
+        storage.history.write(epoch, WHOLE, pa.concat_tables(parts))
     return storage
 
 

@@ -1,0 +1,190 @@
+"""What a shard is at any moment, and its journal restores: its rows, and which reports it has of whom.
+
+Whoever calls a method that says so holds `lock`; the others take it themselves, for the length of a step at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.actors import shard_journal, wire
+from es_service.actors.call_times import CallTimes
+from es_service.actors.intake import Intake
+from es_service.actors.overlaps import Overlaps
+from es_service.actors.served_run import ServedRun
+from es_service.actors.shard_journal import Journaled
+from es_service.selection import observations
+from es_service.selection.engine import Engine
+from es_service.selection.shards import Shard
+from es_service.storage.journal import Journal
+from es_service.storage.segments import Record
+
+__all__ = ["ShardState"]
+
+I64 = NDArray[np.int64]
+
+
+class ShardState:
+    """See the module's text."""
+
+    kinds = ("reports", "state")
+
+    def __init__(self, run: ServedRun, shard: Shard) -> None:
+        self.lock = threading.Lock()
+        self.times = CallTimes()  # of the shard's calls
+        self.shard = shard
+        self.intake = Intake(self._restarted)
+        self.overlaps = Overlaps()
+        self.queued: dict[int, int] = {}  # reports that ranks hold back, as each said with its last message
+        self.num_reports = self.num_observed = self.num_selected = 0
+        self._run = run
+
+    def start(self, *also: Journaled) -> None:
+        """Take the shard's journal over, which keeps these too, and go to where it ends; raises as `recover` does."""
+        storage, config = self._run.storage, self._run.config
+        storage.claim_journal(self.shard)
+        self.engine = Engine(config.selection, config.num_samples, self.shard, grows=config.grows)
+        self._journaled = (self, *also)
+        last, whole = shard_journal.recover(storage, self.shard, self._journaled)
+        if not whole:
+            self.intake.begin(None)
+        self.journal = Journal(storage.journal(self.shard), last, allowed=self._run.check_write)
+
+    # -- as the journal has it -----------------------------------------------------------------------------------------
+
+    def load(self, finished_epochs: int, note: dict[str, Any]) -> None:
+        """See `Journaled.load`."""
+        self.load_rows(finished_epochs)
+        if "intake" in note:
+            self.intake.take_up(note["intake"])
+        else:
+            self.intake.begin(None)
+
+    def load_rows(self, finished_epochs: int) -> None:
+        """Take the rows of a snapshot; 0 forgets every observation."""
+        state = None
+        if finished_epochs:
+            state = self._run.storage.snapshots.read(finished_epochs, self.shard, self._run.config.end_of_ids)
+        with self.lock:
+            if state is None:
+                self.engine.clear()
+            else:
+                self.engine.load_records(state.records)
+
+    def replay(self, record: Record) -> None:
+        """See `Journaled.replay`."""
+        if record.kind == "reports":
+            try:
+                for report in wire.decode_reports(record.payload):
+                    self.apply(self.make_room(self.checked(report)), record.number)
+            except (errors.InputError, KeyError) as error:
+                raise errors.StorageError(
+                    f"record {record.number} of the journal cannot be applied: {error}"
+                ) from error
+        else:
+            values = shard_journal.from_json(record.payload)
+            if "go_to" in values:
+                self.load_rows(values["go_to"])
+            self.intake.take_up(values)
+            if values.get("loading"):
+                self.intake.begin(None)
+
+    def note(self) -> dict[str, Any]:
+        """See `Journaled.note`."""
+        return {"intake": self.intake.to_dict()}
+
+    def marked(self) -> tuple[int, dict[str, Any]]:
+        """Return the number of the journal's last record, and what a snapshot of now has to note."""
+        with self.lock:
+            number = self.journal.mark()
+            note: dict[str, Any] = {"journal": number}
+            for part in self._journaled:
+                note |= part.note()
+        return number, note
+
+    def keep(self, **more: Any) -> int:
+        """Write who may report what to the journal, as `write` does; return the number of its record."""
+        with self.lock:
+            number = self.journal.append("state", shard_journal.to_json({**self.intake.to_dict(), **more}))
+        self._flush()
+        return number
+
+    def write(self, *records: tuple[str, bytes]) -> None:
+        """Write records of these kinds to the journal; they are on storage when this returns, if it can be written.
+
+        Where it cannot, training goes on: receipts and `stats` say so.
+        """
+        with self.lock:
+            for kind, payload in records:
+                self.journal.append(kind, payload)
+        self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(errors.StorageError):
+            self.journal.flush()
+
+    # -- reports -------------------------------------------------------------------------------------------------------
+
+    def checked(self, report: wire.Report) -> wire.Report:
+        """Return the report with arrays that have been looked at, or raise what is wrong with them."""
+        ids, seen, selected = report.ids, report.seen, report.selected
+        if seen is not None:
+            selection = self._run.config.selection
+            ids = self.check_ids(ids)
+            seen = observations.check_signals(seen, ids.size, selection.signals, non_negative=selection.non_negative)
+        elif ids.size:
+            raise errors.ShapeError(f"a report of {ids.size} ids without a signal")
+        if selected.size:
+            selected = self.check_ids(selected)
+        return dataclasses.replace(report, ids=ids, seen=seen, selected=selected)
+
+    def check_ids(self, ids: I64) -> I64:
+        """Return the ids; IdError where one is none of this shard's, or stands twice."""
+        ids = observations.check_ids(ids, self._run.config.end_of_ids)
+        if self.shard.count > 1 and (foreign := ids % self.shard.count != self.shard.index).any():
+            position = int(np.argmax(foreign))
+            raise errors.IdError(
+                f"id {ids[position]} at position {position} is none of shard {self.shard.index} of {self.shard.count}"
+            )
+        return ids
+
+    def make_room(self, report: wire.Report) -> wire.Report:
+        """Return the report once the table has rows for its ids, see `Engine.make_room`; under `lock`."""
+        for ids in (report.ids, report.selected):
+            if ids.size:
+                self.engine.make_room(ids)
+        return report
+
+    def apply(self, report: wire.Report, number: int) -> bytes:
+        """Take a report that stands in the journal under this number; return the packed weights; under `lock`."""
+        weights = self.engine.record(report.ids, report.seen, report.selected, report.run_step)
+        self.overlaps.reported(report.caller.rank, report.run_step)
+        answer = wire.encode_weights(weights)
+        self.intake.applied(report, answer, number)
+        self.num_reports += 1
+        self.num_observed += report.ids.size
+        self.num_selected += report.selected.size
+        return answer
+
+    def receipt(self, rank: int) -> bytes:
+        """Return what a rank is to hear of its reports; under `lock`."""
+        durable = self.intake.durable(rank, self.journal.durable)
+        return wire.encode_receipt(wire.Receipt(self.intake.seq(rank), durable, self.journal.failure is not None))
+
+    def check_begun(self) -> None:
+        """Raise ServerRestartedError where this shard restarted since the current attempt began."""
+        self._run.check()
+        self.intake.check_begun()
+
+    def _restarted(self) -> errors.ServerRestartedError:
+        return errors.ServerRestartedError(
+            f"shard {self.shard.index} of run {self._run.storage.run!r} restarted and stands at the end of epoch "
+            f"{self._run.storage.snapshots.newest()}: connect again and continue from the checkpoint of that epoch"
+        )

@@ -1,0 +1,180 @@
+"""What every request passes before any route sees it, and every answer on its way out.
+
+In this order: the host it is addressed to, how much its client asks, the token, the size of its body, how much is
+under way. A request that fails gets a problem; whatever happens, the answer carries the security headers, and no
+exception leaves as anything but a plain 500.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from es_service.api.guard import problems
+from es_service.api.guard.auth import Auth
+from es_service.api.guard.limits import Buckets, Slots
+from es_service.api.guard.problems import Problem
+from es_service.api.settings import Settings
+
+__all__ = ["CONTENT_SECURITY_POLICY", "OPEN_PATHS", "Guard"]
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # with no-referrer a browser says "Origin: null" of our own form
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+OPEN_PATHS = ("/-/healthz", "/login", "/static/login.css", "/static/login.js", "/static/icon.svg")
+"""What may be read without a token."""
+
+_log = logging.getLogger("es_service.api")
+Count = Callable[[Scope, int, float], None]
+
+
+class Guard:
+    """ASGI middleware; see the module's text.
+
+    Args:
+        app: that it guards.
+        settings: of the service.
+        auth: who may read.
+        count: told of every answer: scope, status, seconds.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, auth: Auth, count: Count) -> None:
+        self._app, self._auth, self._count = app, auth, count
+        self._hosts = {host.strip("[]").lower() for host in settings.hosts}
+        limits = settings.limits
+        self._root, self._body_bytes = settings.root_path, limits.body_bytes
+        self._requests = Buckets(limits.per_second, limits.burst)
+        self._slots, self._streams = Slots(limits.concurrent), Slots(limits.streams)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return  # a websocket: there are none here
+        begin, status = time.perf_counter(), 0
+        scope = self._below_root(scope)
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+                message["headers"] = headers.raw
+            await send(message)
+
+        try:
+            refused = self._refusal(scope)
+            if refused is not None:
+                await refused(scope, receive, send_guarded)
+                return
+            slots = self._streams if scope["path"].endswith(("/export", "/events")) else self._slots
+            if scope["path"] != "/-/healthz" and not slots.enter():
+                problem = Problem("unavailable", "as many requests as are taken are under way", "ask again in a moment")
+                await problems.response(problem)(scope, receive, send_guarded)
+                return
+            try:
+                await self._app(scope, self._measured(receive), send_guarded)
+            finally:
+                if scope["path"] != "/-/healthz":
+                    slots.leave()
+        except Problem as too_large:  # the body turned out to be too large
+            if status == 0:
+                await problems.response(too_large)(scope, receive, send_guarded)
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if status != 0:  # it is under way: all that is left is to break it off
+                raise
+            problem = Problem("internal", "the service failed to answer this", "its log says more")
+            await problems.response(problem)(scope, receive, send_guarded)
+        finally:
+            self._count(scope, status, time.perf_counter() - begin)
+
+    def _below_root(self, scope: Scope) -> Scope:
+        """Return the scope with its path below the service's root, whether a proxy has left it that or not."""
+        path: str = scope["path"]
+        if self._root and f"{path}/".startswith(f"{self._root}/"):
+            path = path[len(self._root) :]
+            return {**scope, "path": path, "raw_path": path.encode()}
+        return scope
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        host = _name(headers.get("host", ""))
+        if "*" not in self._hosts and host not in self._hosts:
+            hint = "name it with --allowed-host if it is this service's"
+            return problems.response(Problem("wrong-host", f"this service is not {host!r}", hint))
+        client = (scope.get("client") or ("",))[0]
+        wait = self._requests.take(client) if path != "/-/healthz" else 0.0
+        if wait > 0:
+            problem = Problem(
+                "too-many-requests", "this client asks faster than is answered", f"wait {wait:.1f} s",
+                headers={"Retry-After": str(max(1, round(wait)))},
+            )  # fmt: skip
+            return problems.response(problem)
+        if not path:  # the root without a slash at its end: links of a page there would lead elsewhere
+            return RedirectResponse(f"{self._root}/", status_code=308)
+        if path not in OPEN_PATHS and not self._auth.accepts(headers):
+            if _is_page(scope, headers):
+                query = scope["query_string"].decode("latin-1")
+                wanted = quote(f"{self._root}{path}?{query}" if query else f"{self._root}{path}", safe="/")
+                return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
+            problem = Problem(
+                "unauthorized", "this request shows no token, or a wrong one", "send Authorization: Bearer <token>",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+            return problems.response(problem)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._body_bytes:
+            return problems.response(self._too_large())
+        return None
+
+    def _too_large(self) -> Problem:
+        return Problem("body-too-large", f"a body of more than {self._body_bytes:,} bytes", "nothing here needs one")
+
+    def _measured(self, receive: Receive) -> Receive:
+        """Return `receive` that raises where more comes than may."""
+        received = 0
+
+        async def measured() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._body_bytes:
+                    raise self._too_large()
+            return message
+
+        return measured
+
+
+def _name(host: str) -> str:
+    """Return a Host header's name, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _is_page(scope: Scope, headers: Headers) -> bool:
+    path: str = scope["path"]
+    is_page = path == "/" or (path.startswith("/runs/") and path.count("/") == 2)
+    return is_page and scope["method"] == "GET" and "text/html" in headers.get("accept", "text/html")

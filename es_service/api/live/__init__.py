@@ -1,0 +1,1 @@
+"""Reading live runs from their score servers."""

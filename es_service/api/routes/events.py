@@ -1,0 +1,59 @@
+"""Server-sent events of a run: its row whenever it changed, and word of it when nobody answers any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from es_service import errors
+from es_service.api.guard.problems import Problem
+
+__all__ = ["stream"]
+
+_KEEP_OPEN_S = 15.0
+_UNCHANGING = ("age_s", "as_of", "updated_at")
+
+
+async def stream(look: Callable[[], dict[str, Any]], every_s: float) -> AsyncIterator[bytes]:
+    """Yield events until the run has finished or the reader leaves.
+
+    Args:
+        look: returns the run's detail; runs in a thread.
+        every_s: seconds between two looks.
+    """
+    last, was_away, quiet_s = "", False, 0.0
+    while True:
+        try:
+            detail = await asyncio.to_thread(look)
+        except (errors.EsServiceError, Problem) as error:
+            if not was_away:
+                yield _event("away", {"detail": str(error)})
+            was_away = True
+        else:
+            state = json.dumps(_stripped(detail), sort_keys=True)
+            is_done = detail["status"] == "finished"
+            if is_done:
+                yield _event("finished", detail)
+                return
+            if state != last or was_away:
+                yield _event("run", detail)
+                last, was_away, quiet_s = state, False, 0.0
+        await asyncio.sleep(every_s)  # polling: neither files nor servers tell by themselves
+        quiet_s += every_s
+        if quiet_s >= _KEEP_OPEN_S:
+            yield b": still here\n\n"
+            quiet_s = 0.0
+
+
+def _event(name: str, value: dict[str, Any]) -> bytes:
+    version = (value.get("table") or {}).get("version")
+    head = f"event: {name}\n" + (f"id: {version}\n" if version else "")
+    return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n".encode()
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _stripped(one) for key, one in value.items() if key not in _UNCHANGING}
+    return value

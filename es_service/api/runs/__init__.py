@@ -1,0 +1,1 @@
+"""The runs there are, and what each says of itself."""

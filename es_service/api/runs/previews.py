@@ -1,0 +1,105 @@
+"""A sample as a person sees it: the picture or the text that its task makes of it.
+
+The task is built where the first preview of its runs is asked for, which loads torch; runs that nobody looks into cost
+nothing. A task of the user's own is code: it is imported only where the service was told so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import anyio
+
+from es_service import errors
+from es_service.api.guard.problems import Problem
+
+__all__ = ["Previews", "Shown"]
+
+_MOST_TASKS = 3
+_THREADS = 4
+_MOST_CHARACTERS = 4000
+_MOST_BYTES = 4 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+Shown = tuple[str, bytes]
+"""Media type and content."""
+
+
+class Previews:
+    """Shows samples of runs.
+
+    Its `threads` are how many do so at a time: the first preview loads torch and data, and other routes have threads
+    of their own that must not all wait for that.
+
+    Args:
+        own_tasks: import the module that a run's own task names.
+    """
+
+    def __init__(self, *, own_tasks: bool) -> None:
+        self._own_tasks = own_tasks
+        self.threads = anyio.CapacityLimiter(_THREADS)
+        self._lock = threading.Lock()  # held while a task is built, which may take long: nothing else is taken under it
+        self._tasks: OrderedDict[str, Any] = OrderedDict()
+
+    def show(self, run: str, training: dict[str, Any], sample_id: int) -> Shown:
+        """Return a sample as its task shows it.
+
+        Args:
+            run: that it belongs to, for messages.
+            training: of the run, as run.json has it.
+            sample_id: one of the run's.
+
+        Raises:
+            Problem: the task cannot be built here, or shows nothing.
+            DataError: its data are not here.
+        """
+        name = training.get("task")
+        if not isinstance(name, str):
+            raise Problem("no-preview", f"run {run!r} does not say which task it trains", None)
+        if ":" in name and not self._own_tasks:
+            raise Problem(
+                "no-preview",
+                f"run {run!r} trains a task of the user's own, {name}, and this service imports nobody's code",
+                "start it with --own-tasks, where that module can be imported and is to be trusted",
+            )
+        shown = self._task(name, training)
+        preview = getattr(shown, "preview", None)
+        if not callable(preview):
+            raise Problem("no-preview", f"the task {name!r} has no preview(sample_id)", "see docs/how-to/own_task.md")
+        return _checked(name, preview(sample_id))
+
+    def _task(self, name: str, training: dict[str, Any]) -> Any:
+        key = repr((name, training.get("data"), training.get("derived")))
+        with self._lock:
+            if key in self._tasks:
+                self._tasks.move_to_end(key)
+                return self._tasks[key]
+            try:
+                from es_service.training.tasks import build_task
+                from es_service.training.tasks.derived import Derived
+            except ImportError as error:
+                raise Problem(
+                    "no-preview", f"showing samples needs torch here: {error}", "pip install 'es-service[torch]'"
+                ) from error
+            try:
+                task = build_task(name, training.get("data"), Derived(**(training.get("derived") or {})))
+            except (TypeError, errors.ConfigError) as error:
+                raise Problem("no-preview", f"the task {name!r} cannot be built here: {error}", None) from error
+            self._tasks[key] = task
+            while len(self._tasks) > _MOST_TASKS:
+                self._tasks.popitem(last=False)
+            return task
+
+
+def _checked(name: str, shown: Any) -> Shown:
+    """Return what a task showed, once it was found to be a picture or a text of a size that a page can take."""
+    if isinstance(shown, str):
+        return "text/plain; charset=utf-8", shown[:_MOST_CHARACTERS].encode()
+    if isinstance(shown, bytes) and shown.startswith(_PNG) and len(shown) <= _MOST_BYTES:
+        return "image/png", shown
+    what = f"{len(shown):,} bytes" if isinstance(shown, bytes) else type(shown).__name__
+    raise Problem(
+        "no-preview", f"preview() of the task {name!r} gave {what}", "let it return a PNG of at most 4 MiB, or a str"
+    )

@@ -1,0 +1,1 @@
+"""Views of one table: filters, statistics, maps, histories, exports."""

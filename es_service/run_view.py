@@ -1,0 +1,120 @@
+"""A run as a rank of it can look at it: what a schedule needs to know, and the score table. Nothing here changes it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from es_service import errors
+from es_service.epoch import Epoch
+from es_service.exchange.base import Exchange
+from es_service.selection.queries import Distribution
+from es_service.selection.run import RunConfig
+
+__all__ = ["RunView"]
+
+
+class RunView:
+    """See the module's text.
+
+    Args:
+        config: of the run.
+        exchange: how to reach the score table.
+    """
+
+    def __init__(self, config: RunConfig, exchange: Exchange) -> None:
+        self.config, self.exchange = config, exchange
+        self._here: Epoch | None = None  # the epoch that was opened last
+
+    def is_annealing(self, epoch: int) -> bool:
+        """Return whether all of this epoch trains on everything."""
+        return self.config.is_annealing(epoch)
+
+    def steps(self, epoch: int) -> int:
+        """Return how many steps this epoch has on every rank, for a learning-rate schedule.
+
+        Exact for the epoch that was opened last; for one to come see `RunConfig.num_steps`. Of a stream it is unknown.
+
+        Raises:
+            EpochOrderError: the epoch is a stream, or the run can only be one.
+        """
+        here = self._here if self._here is not None and self._here.number == epoch else None
+        if self.config.grows or (here is not None and here.streamed):
+            raise errors.EpochOrderError("nobody knows how many steps a stream has: count them yourself")
+        if here is not None and here.num_steps is not None:
+            return here.num_steps
+        return self.config.num_steps(epoch, self.exchange.position.world_size)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
+
+        Where `es.connect` found a run that had begun, this is where to go on with it.
+
+        Warns:
+            UserWarning: it found one that is finished, so that there is nothing to go on with.
+        """
+        if self._here is not None:
+            return self._here.number + self._here.is_closed
+        found = self.exchange.next_epoch()
+        if found >= self.config.num_epochs:
+            warnings.warn(
+                f"the run is finished: all its {found} epochs are made, and nothing is left to go on with. Take "
+                "another run name; or call selector.reset() to begin it anew, or load_state_dict to go back",
+                stacklevel=2,
+            )
+        return found
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """By what the open epoch's learning rate is to be multiplied: 1, but where a method asks for more."""
+        return 1.0 if self._here is None else self._here.share.learning_rate_factor
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether this step's draw needs losses: not where everything is taken, or none are needed or re-used."""
+        return self._here is not None and self._here.is_scoring(self.config.batch_size)
+
+    def batches(self) -> list[NDArray[np.int64]]:
+        """Return the open epoch's meta-batches from the current step on, for a loader that fetches ahead."""
+        return [] if self._here is None else self._here.batches()[self._here.step :]
+
+    def table(self) -> pa.Table:
+        """Return a copy of the score table: id, s, w, last_loss, loss_mean, loss_var, visits, selected, last_step.
+
+        Behind them stand the columns that the method asks for, see `selection.table`.
+        """
+        return self.exchange.table()
+
+    def top(self, num: int = 10, *, by: str = "w", lowest: bool = False) -> pa.Table:
+        """Return the rows with the highest values of a column, or the lowest, in order; ties by lower id.
+
+        Args:
+            num: how many; fewer come where fewer have a value.
+            by: name of a column; samples that have none, because they were never observed, do not count.
+            lowest: the lowest instead.
+
+        Raises:
+            ConfigError: no such column, or `num` below 1.
+        """
+        return self.exchange.top(by, num, lowest=lowest)
+
+    def distribution(self, column: str = "w", *, bins: int = 20) -> Distribution:
+        """Return the histogram of a column over all samples: edges float64[bins + 1], counts int64[bins].
+
+        Raises:
+            ConfigError: no such column, or `bins` outside [1, 4096].
+        """
+        return self.exchange.distribution(column, bins)
+
+    def publish(self, progress: dict[str, Any]) -> None:
+        """Let watchers of the run see how training goes (accuracy, say); plain values only."""
+        self.exchange.publish(progress)
+
+    def close(self) -> None:
+        """Let go of the exchange's threads; the table stays with its owner."""
+        self.exchange.close()

@@ -1,0 +1,149 @@
+"""`train`: one run from its description to its result, in this process or on Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from es_service import errors
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
+from es_service.selection import idle
+from es_service.selection.run import RunConfig
+from es_service.selection.scorekeeper import Scorekeeper
+from es_service.selector import Selector
+from es_service.storage import labels
+from es_service.storage.files import absolute, join
+from es_service.storage.runs import RunStorage
+from es_service.training import irreducible
+from es_service.training.loop import fit
+from es_service.training.result import measured, trained_on
+from es_service.training.spec import TrainingSpec
+from es_service.training.tasks import build_task, check_signals
+from es_service.training.tasks.base import Task
+
+__all__ = ["note_samples", "train"]
+
+
+def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train a run and return its result, which also goes to result.json in the run's folder.
+
+    Args:
+        spec: what to train.
+        watch: called with how far it is: {"progress": {epoch, done, num_epochs, samples, saving, history}, …}.
+
+    Raises:
+        RunExistsError: the name is taken, and `resume` was not asked for.
+        RunNotFoundError: nothing of this name to resume.
+        EsServiceError: see errors.py.
+    """
+    begin = time.monotonic()
+    storage = RunStorage(spec.storage, spec.run)
+    task = build_task(spec.task, spec.data, spec.derived)
+    spec = spec.filled(task.defaults)
+    config = spec.config(len(task.train_set))
+    config.check_world(spec.workers)
+    idle.warn_if_idle(config, spec.workers)
+    check_signals(task, spec.selection)
+    spec.check_place()
+    if spec.exchange != "embedded":
+        _reach_ray(spec.exchange)
+    storage.begin(config, spec.description(), search=spec.search)  # what cannot be written shows before a worker starts
+    note_samples(storage, task)
+    prepared = _prepare(spec, storage, config, task)
+    spec = dataclasses.replace(spec, irreducible=prepared["path"])
+    if spec.exchange == "embedded":
+        metrics = _fit_here(spec, storage, config, task, watch)
+    else:
+        from es_service.training.ray_trainer import fit_with_ray
+
+        metrics = fit_with_ray(spec, config, watch)
+    result = {
+        "run": spec.run,
+        "method": spec.method,
+        "task": spec.task,
+        "exchange": spec.exchange,
+        "epochs": config.num_epochs,
+        "seed": spec.seed,
+        "storage": spec.storage,
+        **measured(metrics, time.monotonic() - begin),
+        **trained_on(task, storage),
+        "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
+    }
+    storage.write_result(result)
+    return result
+
+
+def note_samples(storage: RunStorage, task: Task) -> None:
+    """Write down what the task says of its samples, for those who look at the run without the task."""
+    shown = getattr(task, "preview", None)
+    first = None if shown is None else shown(0)
+    if not isinstance(first, str | bytes | None):
+        raise errors.ConfigError(
+            f"preview() of the task {task.name!r} must return a PNG file as bytes, or a str, got {type(first).__name__}"
+        )
+    preview = None if first is None else "text/plain" if isinstance(first, str) else "image/png"
+    labels.write_notes(storage, task.labels, task.label_names, preview)
+
+
+def _prepare(spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task) -> dict[str, Any]:
+    """Return the file of irreducible losses, None where none are needed, and what it cost to make it.
+
+    Those worked out here are kept with the run: a resumed one finds them.
+    """
+    cost = {"path": None, "scored": 0, "trained": 0, "seconds": 0.0}
+    if not spec.needs_irreducible:
+        return cost
+    if spec.irreducible is not None:
+        path = absolute(spec.irreducible)
+        irreducible.read_losses(path, config.num_samples)  # fails here rather than in a worker
+        return {**cost, "path": path}
+    path = join(absolute(spec.storage), spec.run, "irreducible.arrow")
+    kept = storage.read_note("prepared")
+    if kept is None:
+        found = irreducible.hold_out_losses(
+            task,
+            spec.settings(task.defaults),
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size * spec.workers,
+            selection_seed=config.selection.seed,
+        )
+        irreducible.write_losses(path, found.losses)
+        kept = {"scored": found.scored, "trained": found.trained, "seconds": found.seconds}
+        storage.write_note("prepared", kept)
+    return {**kept, "path": path}
+
+
+def _reach_ray(exchange: str) -> None:
+    try:
+        from es_service.actors.cluster import ensure_ray
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
+        ) from error
+    ensure_ray()
+
+
+def _fit_here(
+    spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task, watch: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    from es_service.training.workers.local import LocalWorkers
+
+    path = spec.irreducible
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.NothingSelectedWarning)  # `train` has warned already
+        selector = Selector(
+            config.selection,
+            num_samples=config.num_samples,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size,
+            irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
+            exchange=Embedded(
+                Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
+            ),
+        )
+    return fit(task, selector, spec.settings(task.defaults), LocalWorkers(Path(storage.path) / "checkpoints"))

@@ -1,0 +1,232 @@
+"""One description of a training run, for the command line, comparisons, searches and workers alike.
+
+`to_dict` and `from_dict` take it to other processes; `description` is the part of it that run.json keeps, and that
+`--resume` starts from. Nothing here imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from es_service import errors
+from es_service.selection.config import Selection
+from es_service.selection.run import RunConfig
+from es_service.selection.settings import as_integer, make_plain, suggest
+from es_service.storage.files import absolute, open_filesystem, storage_errors
+from es_service.storage.runs import RunStorage, check_run_name
+from es_service.training.settings import TrainSettings
+from es_service.training.tasks import check_task_data, check_task_name
+from es_service.training.tasks.derived import Derived
+
+if TYPE_CHECKING:
+    from es_service.training.tasks.base import TaskDefaults
+
+__all__ = ["EXCHANGES", "TrainingSpec"]
+
+EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
+_OF_THE_TASK = ("epochs", "batch_size", "learning_rate")  # where they are not given
+_MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
+"""What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
+_NOT_DESCRIBED = ("run", "storage", "resume", "search")  # of one start of the run, not of the run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """A run to train.
+
+    Args:
+        run: its name.
+        storage: folder that holds the runs.
+        task: name of the task, or module:function of one's own; `data` says where its data are, None for what it
+            brings along.
+        derived: what to make of its train set: wrong labels, a long tail, few samples.
+        method: short name of the selection, for the result.
+        selection: what to select, and how.
+        exchange: "leased", "sync", "prefetch", "collective", or "embedded" (one worker in this process, no Ray).
+        shards: over how many actors the table is spread.
+        every: steps between two all-gathers of "collective".
+        workers: ranks.
+        epochs, batch_size, learning_rate: None takes the task's own.
+        micro_batch_size: most samples of one pass.
+        irreducible: file of irreducible losses, for methods that observe them; None works them out first.
+        seed: of the initial weights; the selection has its own.
+        resume: go on with a run of this name; otherwise the name must be new.
+        search: name of the search that the run is a trial of, None where it is none's.
+    """
+
+    run: str
+    storage: str
+    task: str
+    method: str
+    selection: Selection
+    data: str | None = None
+    derived: Derived = dataclasses.field(default_factory=Derived)
+    exchange: Literal["leased", "sync", "prefetch", "collective", "embedded"] = "leased"
+    shards: int = 1
+    every: int = 1
+    workers: int = 1
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    micro_batch_size: int | None = None
+    irreducible: str | None = None
+    seed: int = 0
+    resume: bool = False
+    search: str | None = None
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_task_name(self.task)
+        check_run_name(self.run)
+        if self.exchange not in EXCHANGES:
+            raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) is not None:
+                as_integer(name, getattr(self, name), least=1)
+        TrainSettings(
+            learning_rate=1.0 if self.learning_rate is None else self.learning_rate,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+        )
+        if self.irreducible is not None and not self.needs_irreducible:
+            raise errors.ConfigError(
+                f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
+            )
+        as_integer("workers", self.workers, least=1)
+        as_integer("shards", self.shards, least=1)
+        if as_integer("every", self.every, least=1) != 1 and self.exchange != "collective":
+            raise errors.ConfigError(
+                f"every={self.every} is a setting of exchange 'collective', the exchange is {self.exchange!r}: leave "
+                "it out"
+            )
+        if self.exchange == "embedded" and self.workers != 1:
+            raise errors.ConfigError(
+                f"exchange 'embedded' keeps the table in one process, so workers={self.workers} cannot share it: "
+                "use 'leased', 'sync' or 'collective'"
+            )
+        if self.exchange in ("embedded", "collective") and self.shards != 1:
+            raise errors.ConfigError(
+                f"exchange {self.exchange!r} has no score server, and so no shards={self.shards}: use 'leased'"
+            )
+        if self.exchange == "embedded" and "://" in self.storage:
+            raise errors.ConfigError(
+                f"exchange 'embedded' keeps its checkpoints in a local folder, not at {self.storage}: name a folder"
+            )
+
+    @property
+    def needs_irreducible(self) -> bool:
+        """Whether the method observes irreducible losses."""
+        return "irreducible_loss" in self.selection.signals
+
+    @property
+    def data_place(self) -> str | None:
+        """Where the data are, for whatever folder another process is in."""
+        return absolute(self.data) if self.data is not None and os.path.exists(self.data) else self.data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; paths hold in another folder too."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **values,
+            "data": self.data_place,
+            "derived": self.derived.to_dict(),
+            "selection": self.selection.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingSpec:
+        """Make a spec from `to_dict`'s values; what is left out is the default.
+
+        Raises:
+            ConfigError: a name that is no field, a field that is missing, or a value outside its domain.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise errors.ConfigError(f"a training run has no {name!r}; {suggest(str(name), list(known))}")
+        for name, field in known.items():
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and name not in values:
+                raise errors.ConfigError(f"a training run needs {name!r}, got {', '.join(map(str, values))}")
+        given = dict(values)
+        if isinstance(given["selection"], Mapping):
+            given["selection"] = Selection.from_dict(given["selection"])
+        if isinstance(given.get("derived"), Mapping):
+            given["derived"] = Derived.from_dict(given["derived"])
+        return cls(**given)
+
+    def description(self) -> dict[str, Any]:
+        """Return how the run is trained, as plain values: what `--resume` starts from."""
+        return {name: value for name, value in self.to_dict().items() if name not in _NOT_DESCRIBED}
+
+    def filled(self, defaults: TaskDefaults) -> TrainingSpec:
+        """Return it with what the task decides where nothing else was given."""
+        missing: dict[str, Any] = {
+            name: getattr(defaults, name) for name in _OF_THE_TASK if getattr(self, name) is None
+        }
+        selection = self.selection.settled(defaults.epochs if self.epochs is None else self.epochs)
+        return dataclasses.replace(self, **missing, selection=selection)
+
+    def config(self, num_samples: int) -> RunConfig:
+        """Return the run over so many samples, for a spec that is `filled`."""
+        assert self.epochs is not None, "fill it first"
+        assert self.batch_size is not None, "fill it first"
+        return RunConfig(
+            selection=self.selection, num_samples=num_samples, num_epochs=self.epochs, batch_size=self.batch_size
+        )
+
+    def settings(self, defaults: TaskDefaults) -> TrainSettings:
+        """Return how it optimises."""
+        return TrainSettings(
+            learning_rate=defaults.learning_rate if self.learning_rate is None else self.learning_rate,
+            momentum=defaults.momentum,
+            weight_decay=defaults.weight_decay,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+        )
+
+    def check_place(self) -> None:
+        """Look whether the run can begin, or be continued, in its storage; nothing is written.
+
+        Raises:
+            RunExistsError: the name is taken, and `resume` was not asked for.
+            RunNotFoundError: nothing of this name to resume.
+            RunMismatchError: it was begun with other settings.
+            DataError: a built-in task has no data where they should be.
+            StorageError: the storage, or the file of irreducible losses, cannot be read.
+        """
+        storage = RunStorage(self.storage, self.run)
+        if self.resume:
+            self._check_begun(storage.training() or {})
+        elif storage.exists():
+            raise errors.RunExistsError(
+                f"run {self.run!r} exists in {self.storage}: continue it with --resume, or take another --run name"
+            )
+        check_task_data(self.task, self.data)
+        if self.irreducible is not None:
+            filesystem, path = open_filesystem(self.irreducible)
+            with storage_errors("read", path), filesystem.open_input_file(path):
+                pass
+
+    def _check_begun(self, before: dict[str, Any]) -> None:
+        now, epochs = self.description(), self.epochs or before.get("epochs")
+        if isinstance(epochs, int):
+            now["selection"] = self.selection.settled(epochs).to_dict()
+        if "selection" in before:  # as it was meant when it was written
+            before = {**before, "selection": Selection.from_dict(before["selection"]).to_dict()}
+        differing = [
+            f"{key}: was {before[key]!r}, now {now[key]!r}"
+            for key in now
+            if key not in _MAY_CHANGE
+            and key in before
+            and before[key] != now[key]
+            and not (key in _OF_THE_TASK and now[key] is None)
+        ]
+        if differing:
+            raise errors.RunMismatchError(
+                f"run {self.run!r} was begun with other settings ({'; '.join(differing)}): resume it without naming "
+                "these, or take another run name"
+            )
