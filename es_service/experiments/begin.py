@@ -1,4 +1,4 @@
-"""How runs are begun: what is checked before anything starts, and how a run is described to training."""
+"""How runs are begun: what is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from es_service import errors
-from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
-from es_service.selection.config import Selection
+from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.selection.idle import warn_if_idle
 from es_service.selection.settings import as_integer
 from es_service.storage.files import absolute
@@ -21,7 +20,7 @@ from es_service.training.tasks.derived import Derived
 if TYPE_CHECKING:
     from es_service.training.tasks.base import Task
 
-__all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of", "train_job"]
+__all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of"]
 
 USUAL = ("epochs", "batch_size", "learning_rate")
 """What a task has of its own where nothing else is asked for."""
@@ -83,30 +82,11 @@ def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
 
 
 def check_run(
-    built: Task, spec: ExperimentSpec, run: RunSpec, workers: int = 1, *, what: str | None = None, warn: bool = True
+    built: Task, spec: ExperimentSpec, run: TrainingSpec, *, what: str | None = None, warn: bool = True
 ) -> None:
     """Raise ConfigError where a run could not begin; warn, naming `what`, where it would never select."""
-    check_signals(built, Selection.from_dict(run.selection))
-    TrainSettings(learning_rate=run.learning_rate, seed=run.seed)
-    config = spec.config(run)
-    config.check_world(workers)
+    check_signals(built, run.selection)
+    config = run.config(spec.num_samples)
+    config.check_world(run.workers)
     if warn:
-        warn_if_idle(config, workers, what=what)
-
-
-def train_job(spec: RunSpec, storage: str) -> TrainingSpec:
-    """Return the training of one run, in the process that calls `train` with it."""
-    return TrainingSpec(
-        run=spec.run,
-        storage=storage,
-        task=spec.task,
-        data=spec.data,
-        derived=Derived(**spec.derived),
-        method=spec.label,
-        selection=Selection.from_dict(spec.selection),
-        exchange="embedded",
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        seed=spec.seed,
-    )
+        warn_if_idle(config, run.workers, what=what)

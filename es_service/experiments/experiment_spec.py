@@ -8,45 +8,11 @@ from typing import Any
 
 from es_service import errors
 from es_service.selection.config import Selection
-from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, make_plain
+from es_service.training.spec import TrainingSpec
+from es_service.training.tasks.derived import Derived
 
-__all__ = ["ExperimentSpec", "RunSpec"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """One run, as plain values: everything that decides its result.
-
-    Args:
-        run: its name, and that of its folder.
-        label: of its method.
-        task, data, derived: what is trained on.
-        selection: `Selection.to_dict()`.
-        epochs, batch_size, learning_rate: how it is trained.
-        seed: of the initial weights; the selection has the same.
-    """
-
-    run: str
-    label: str
-    task: str
-    data: str | None
-    derived: dict[str, Any]
-    selection: dict[str, Any]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values as JSON gives them back."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return values
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunSpec:
-        """Make a spec from `to_dict`'s values; those of an earlier version read as they were meant."""
-        return cls(**{**values, "selection": Selection.from_dict(values["selection"]).to_dict()})
+__all__ = ["ExperimentSpec"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,34 +54,31 @@ class ExperimentSpec:
     def run(
         self,
         run: str,
-        label: str,
-        selection: dict[str, Any],
+        method: str,
+        selection: Selection,
         seed: int,
         *,
         epochs: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
-    ) -> RunSpec:
-        """Return one run of it; None stands for what is usual."""
+        **more: Any,
+    ) -> TrainingSpec:
+        """Return one run of it; None stands for what is usual, `more` for further fields of a `TrainingSpec`.
+
+        Its storage is a name that stays true where the folder is moved; who trains it puts the real one in its place.
+        """
         epochs = self.epochs if epochs is None else epochs
-        return RunSpec(
+        return TrainingSpec(
             run=run,
-            label=label,
+            storage="runs",
+            method=method,
             task=self.task,
             data=self.data,
-            derived=self.derived,
-            selection=Selection.from_dict(selection).settled(epochs).to_dict(),
+            derived=Derived(**self.derived),
+            selection=selection.settled(epochs),
             epochs=epochs,
             batch_size=self.batch_size if batch_size is None else batch_size,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
             seed=seed,
-        )
-
-    def config(self, spec: RunSpec) -> RunConfig:
-        """Return what one of its runs is; ConfigError where it could not begin."""
-        return RunConfig(
-            selection=Selection.from_dict(spec.selection),
-            num_samples=self.num_samples,
-            num_epochs=spec.epochs,
-            batch_size=spec.batch_size,
+            **{"exchange": "embedded", **more},
         )

@@ -89,7 +89,7 @@ class ExperimentFolder:
             return None
         try:
             return make(files.read_json(_LOCAL, str(path)))
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, errors.ConfigError) as error:
             raise errors.StorageError(f"{path} is damaged: {error!r}; remove it, or name another --out") from error
 
     def write(self, name: str, value: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from pyarrow import parquet
 from es_service.cli import main
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.running import Slots, run_all
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
+from es_service.training.spec import TrainingSpec
 
 JOBS = min(2, len(os.sched_getaffinity(0)))
 CORES_EACH = len(os.sched_getaffinity(0)) // JOBS
@@ -204,16 +204,23 @@ def test_failed_runs_are_reported_and_end_nothing_unless_all_failed(few_images: 
     assert "Traceback" not in none.stderr
 
 
-def full_run(data: Path) -> RunSpec:
+def full_run(data: Path) -> TrainingSpec:
     settings: dict[str, Any] = {
         "task": "fashion",
-        "derived": {},
         "epochs": 1,
         "batch_size": 64,
         "learning_rate": 0.1,
         "seed": 0,
     }
-    return RunSpec(run="full-s0", label="full", data=str(data), selection=preset("full").to_dict(), **settings)
+    return TrainingSpec(
+        run="full-s0",
+        storage="runs",
+        method="full",
+        data=str(data),
+        selection=preset("full"),
+        exchange="embedded",
+        **settings,
+    )
 
 
 def worker(folder: CompareFolder) -> list[str]:

@@ -13,7 +13,7 @@ from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.outcomes import Measured, Outcome, history_table, results_table
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots, run_all
-from es_service.experiments.experiment_spec import RunSpec
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["compare"]
 
@@ -50,7 +50,7 @@ def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progres
     return results
 
 
-def _run(specs: Sequence[RunSpec], folder: CompareFolder, slots: Slots, progress: Progress) -> dict[str, Outcome]:
+def _run(specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, progress: Progress) -> dict[str, Outcome]:
     """Return the outcomes of these runs, by name, having run those that have none yet."""
     kept = {spec.run: outcome for spec in specs if (outcome := folder.outcome(spec)) is not None}
     progress.expect(specs, list(kept.values()))
@@ -62,7 +62,7 @@ def _lengths(comparison: Comparison, folder: CompareFolder, outcomes: dict[str, 
     measured: dict[str, list[Measured]] = defaultdict(list)
     for one in outcomes.values():
         if one.measured is not None:
-            measured[one.spec.label].append(one.measured)
+            measured[one.spec.method].append(one.measured)
     lengths = {**rows.decide_lengths(measured, comparison.epochs), **folder.lengths()}
     folder.write_lengths(lengths)
     return {label: lengths[label] for label in measured if label in lengths}

@@ -9,10 +9,11 @@ from typing import Any
 
 from es_service import errors
 from es_service.experiments.begin import check_known, check_run, task_of
-from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
+from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.selection.config import Selection, preset
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
+from es_service.training.spec import TrainingSpec
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -145,19 +146,19 @@ class Comparison(ExperimentSpec):
 
     candidates: tuple[Candidate, ...]
 
-    def spec(self, candidate: Candidate, seed: int) -> RunSpec:
+    def spec(self, candidate: Candidate, seed: int) -> TrainingSpec:
         """Return one run of a method."""
         return self.run(
             candidate.run(seed),
             candidate.label,
-            candidate.selection(seed).to_dict(),
+            candidate.selection(seed),
             seed,
             epochs=candidate.epochs,
             batch_size=candidate.batch_size,
             learning_rate=candidate.learning_rate,
         )
 
-    def specs(self, candidates: tuple[Candidate, ...]) -> list[RunSpec]:
+    def specs(self, candidates: tuple[Candidate, ...]) -> list[TrainingSpec]:
         """Return the runs of these methods, the first seed of all of them first."""
         return [self.spec(candidate, seed) for seed in self.seeds for candidate in candidates]
 

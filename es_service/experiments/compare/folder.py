@@ -14,9 +14,9 @@ from typing import Any
 
 from es_service import errors
 from es_service.experiments.compare.outcomes import Outcome
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.folder import ExperimentFolder
 from es_service.storage import sealed
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["CompareFolder"]
 
@@ -27,7 +27,7 @@ class CompareFolder(ExperimentFolder):
     kind, command = "comparison", "compare"
     may_change = "methods and seeds may be added to one, for anything else"
 
-    def outcome(self, spec: RunSpec) -> Outcome | None:
+    def outcome(self, spec: TrainingSpec) -> Outcome | None:
         """Return what came of a run, None if it has not ended.
 
         Raises:
@@ -43,7 +43,7 @@ class CompareFolder(ExperimentFolder):
             )
         return found
 
-    def prepare(self, spec: RunSpec) -> Path:
+    def prepare(self, spec: TrainingSpec) -> Path:
         """Return the run's folder, emptied of what an interrupted run left, with its spec.json."""
         place = self.runs / spec.run
         shutil.rmtree(place, ignore_errors=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from es_service.experiments.compare.comparison import Comparison
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.ledger import SECTIONS
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "results_table"]
 
@@ -87,7 +87,7 @@ class Outcome:
         machine: what it ran on, in words.
     """
 
-    spec: RunSpec
+    spec: TrainingSpec
     measured: Measured | None = None
     error: str | None = None
     wall_s: float = 0.0
@@ -99,7 +99,7 @@ class Outcome:
         """Make an outcome of what the worker wrote."""
         result = values["result"]
         return cls(
-            spec=RunSpec.from_dict(values["spec"]),
+            spec=TrainingSpec.from_dict(values["spec"]),
             measured=None if result is None else Measured.of(result, exclusive=values["exclusive"]),
             error=values["error"],
             wall_s=values["wall_s"],
@@ -154,7 +154,7 @@ def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
         {
             **{name: entry.get(name) for name in _EPOCHS.names},
             "run": one.spec.run,
-            "label": one.spec.label,
+            "label": one.spec.method,
             "seed": one.spec.seed,
             "cost": entry["passes"] / whole,
             "seconds": None if one.measured.seconds is None else entry["seconds"],
@@ -174,9 +174,10 @@ def _whole(comparison: Comparison) -> int:
 def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
     spec, measured = outcome.spec, outcome.measured
     row: dict[str, Any] = {
-        **{name: getattr(spec, name) for name in ("run", "label", "seed", "epochs", "batch_size", "learning_rate")},
-        "method": spec.selection["method"],
-        "settings": json.dumps(spec.selection, sort_keys=True),
+        **{name: getattr(spec, name) for name in ("run", "seed", "epochs", "batch_size", "learning_rate")},
+        "label": spec.method,
+        "method": spec.selection.method.name,
+        "settings": json.dumps(spec.selection.to_dict(), sort_keys=True),
         "error": outcome.error,
         "waited_share": outcome.waited_share,
         "machine": outcome.machine,

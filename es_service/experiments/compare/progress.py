@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from es_service.experiments.compare.outcomes import Outcome
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.progress import Bar
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["Progress", "seconds_left"]
 
 
-def seconds_left(waiting: Sequence[RunSpec], finished: Sequence[Outcome], jobs: int) -> float | None:
+def seconds_left(waiting: Sequence[TrainingSpec], finished: Sequence[Outcome], jobs: int) -> float | None:
     """Return about how long the waiting runs will take, None while nothing is known.
 
     A run takes as long as the finished ones of its method on average; where there is none yet, as long as an epoch of
@@ -24,10 +24,11 @@ def seconds_left(waiting: Sequence[RunSpec], finished: Sequence[Outcome], jobs: 
         return None
     by_label: dict[str, list[float]] = defaultdict(list)
     for one in known:
-        by_label[one.spec.label].append(one.wall_s)
-    per_epoch = sum(one.wall_s for one in known) / sum(one.spec.epochs for one in known)
+        by_label[one.spec.method].append(one.wall_s)
+    per_epoch = sum(one.wall_s for one in known) / sum(one.spec.epochs or 0 for one in known)
     expected = (
-        sum(times) / len(times) if (times := by_label.get(spec.label)) else per_epoch * spec.epochs for spec in waiting
+        sum(times) / len(times) if (times := by_label.get(spec.method)) else per_epoch * (spec.epochs or 0)
+        for spec in waiting
     )
     return sum(expected) / jobs
 
@@ -43,10 +44,10 @@ class Progress(Bar):
     def __init__(self, stream: Any, jobs: int) -> None:
         super().__init__(stream, "comparing", "run")
         self._jobs = jobs
-        self._specs: list[RunSpec] = []
+        self._specs: list[TrainingSpec] = []
         self._finished: dict[str, Outcome] = {}
 
-    def expect(self, specs: Sequence[RunSpec], kept: Sequence[Outcome] = ()) -> None:
+    def expect(self, specs: Sequence[TrainingSpec], kept: Sequence[Outcome] = ()) -> None:
         """Take note of runs to come, and of those among them that an earlier command finished."""
         self._specs += specs
         self._finished.update((one.spec.run, one) for one in kept)
@@ -62,7 +63,7 @@ class Progress(Bar):
 
 
 def _ended(outcome: Outcome) -> str:
-    what = f"{outcome.spec.label} seed {outcome.spec.seed}"
+    what = f"{outcome.spec.method} seed {outcome.spec.seed}"
     if outcome.measured is None:
         return f"{what} failed: {outcome.error}"
     return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"

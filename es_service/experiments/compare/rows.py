@@ -59,7 +59,7 @@ def results(
     for candidate in comparison.candidates:
         if candidate.label != FULL:
             entry = _entry(candidate.label, candidate.epochs or comparison.epochs, outcomes)
-            idle = why_idle(comparison.config(comparison.spec(candidate, comparison.seeds[0])))
+            idle = why_idle(comparison.spec(candidate, comparison.seeds[0]).config(comparison.num_samples))
             rows.append(table.method_row(entry, own.get(candidate.label), lengths.get(candidate.label, {}), idle))
     return {
         "task": comparison.task,
@@ -85,7 +85,7 @@ def _metric(comparison: Comparison, measured: Sequence[Measured]) -> str:
 
 
 def _entry(label: str, epochs: int, outcomes: Sequence[Outcome]) -> _Entry:
-    own = [one for one in outcomes if one.spec.label == label]
+    own = [one for one in outcomes if one.spec.method == label]
     return _Entry(
         label=label,
         epochs=epochs,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from es_service import errors
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.outcomes import Outcome
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.settings import as_integer
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["Slots", "run_all"]
 
@@ -50,7 +50,7 @@ class Slots:
 
 
 def run_all(
-    specs: Sequence[RunSpec], folder: CompareFolder, slots: Slots, tell: Callable[[Outcome], None]
+    specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, tell: Callable[[Outcome], None]
 ) -> dict[str, Outcome]:
     """Run these, in this order, and return their outcomes by the run's name.
 
@@ -64,7 +64,7 @@ def run_all(
     """
     outcomes: dict[str, Outcome] = {}
     waiting = list(reversed(specs))
-    running: dict[int, tuple[RunSpec, subprocess.Popen[bytes]]] = {}
+    running: dict[int, tuple[TrainingSpec, subprocess.Popen[bytes]]] = {}
     try:
         while waiting or running:
             for slot, cores in enumerate(slots.cores):
@@ -82,7 +82,9 @@ def run_all(
     return outcomes
 
 
-def _start(spec: RunSpec, folder: CompareFolder, cores: tuple[int, ...], *, alone: bool) -> subprocess.Popen[bytes]:
+def _start(
+    spec: TrainingSpec, folder: CompareFolder, cores: tuple[int, ...], *, alone: bool
+) -> subprocess.Popen[bytes]:
     place = folder.prepare(spec)
     environment = dict(os.environ)
     if cores:
@@ -96,7 +98,7 @@ def _start(spec: RunSpec, folder: CompareFolder, cores: tuple[int, ...], *, alon
         )
 
 
-def _failed(spec: RunSpec, process: subprocess.Popen[bytes], folder: CompareFolder) -> Outcome:
+def _failed(spec: TrainingSpec, process: subprocess.Popen[bytes], folder: CompareFolder) -> Outcome:
     """Return the outcome of a process that ended without writing one; the next command tries again."""
     log = folder.runs / spec.run / "log.txt"
     lines = log.read_text(errors="replace").strip().splitlines()

@@ -6,6 +6,7 @@ waiting for it any more.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -17,8 +18,8 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.storage import files, sealed
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["MOST_WAITED", "main", "seconds_waited"]
 
@@ -53,14 +54,13 @@ def main(runs: str, run: str, cores: str, alone: str) -> int:
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     local = fs.LocalFileSystem()
-    spec = RunSpec.from_dict(files.read_json(local, f"{runs}/{run}/spec.json"))
+    spec = TrainingSpec.from_dict(files.read_json(local, f"{runs}/{run}/spec.json"))
     pinned = bool(cores)
     if pinned:
         os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
 
     import torch
 
-    from es_service.experiments.begin import train_job
     from es_service.training.driver import train
 
     if pinned:
@@ -68,7 +68,7 @@ def main(runs: str, run: str, cores: str, alone: str) -> int:
     begin, waited_before = time.monotonic(), seconds_waited() or 0.0
     outcome: dict[str, Any] = {"spec": spec.to_dict(), "result": None, "error": None}
     try:
-        outcome["result"] = train(train_job(spec, runs), _watch_nothing)
+        outcome["result"] = train(dataclasses.replace(spec, storage=runs), _watch_nothing)
     except errors.InputError as error:  # the losses diverged: it would again
         outcome["error"] = str(error)
     outcome["wall_s"] = time.monotonic() - begin

@@ -8,7 +8,6 @@ from typing import Any
 
 from es_service import errors
 from es_service.experiments.begin import USUAL, check_extra, check_known, check_run, task_of
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.replay import starting_points
@@ -17,6 +16,7 @@ from es_service.experiments.tune.space import Space, read_space
 from es_service.experiments.tune.trials import FINISHED, RUNNING, Trial
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import RunStorage
+from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived
 
 __all__ = ["begin", "search"]
@@ -168,7 +168,7 @@ def begin(
     for extreme in _extremes(space):
         named = ", ".join(f"{name}={value}" for name, value in extreme.items())
         run = search_spec.run_with(extreme, seed, "trial")
-        check_run(built, search_spec, run, search_spec.places.workers, what=f"a trial with {named}" if named else None)
+        check_run(built, search_spec, run, what=f"a trial with {named}" if named else None)
     return search_spec
 
 
@@ -212,7 +212,7 @@ def _references(
         for epochs in lengths
     ]
 
-    def spec(trial: Trial) -> RunSpec:
+    def spec(trial: Trial) -> TrainingSpec:
         return search_spec.reference(trial.run, trial.settings["epochs"], trial.seed)
 
     return _run(
@@ -254,7 +254,6 @@ def _run(
 
     job = Job(
         storage=str(folder.runs),
-        search=search_spec.name,
         whole=search_spec.whole,
         places=search_spec.places,
         stop=folder.tune / "stop",

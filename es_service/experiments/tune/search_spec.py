@@ -10,13 +10,13 @@ from typing import Any
 
 from es_service import errors
 from es_service.experiments.compare.comparison import FULL, SHORT_FULL
-from es_service.experiments.experiment_spec import ExperimentSpec, RunSpec
+from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.trials import Trial
 from es_service.selection.config import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
-from es_service.training.spec import EXCHANGES
+from es_service.training.spec import EXCHANGES, TrainingSpec
 
 __all__ = ["ALGORITHMS", "Places", "SearchSpec", "check_algorithm"]
 
@@ -156,19 +156,22 @@ class SearchSpec(ExperimentSpec):
         """Forward-equivalents of a full training: a forward pass 1, a backward pass 2."""
         return 3 * self.num_samples * self.epochs
 
-    def spec(self, trial: Trial) -> RunSpec:
+    def spec(self, trial: Trial) -> TrainingSpec:
         """Return the run of a trial."""
         return self.run_with(trial.settings, trial.seed, trial.run)
 
-    def run_with(self, settings: Mapping[str, Any], seed: int, run: str) -> RunSpec:
+    def run_with(self, settings: Mapping[str, Any], seed: int, run: str) -> TrainingSpec:
         """Return a run with these settings."""
         own = self.space.of_the_run({**self.space.fixed, **settings})
-        return self.run(run, self.space.method, self.space.selection(settings, seed).to_dict(), seed, **own)
+        return self.run(run, self.space.method, self.space.selection(settings, seed), seed, **own, **self._place())
 
-    def reference(self, run: str, epochs: int, seed: int) -> RunSpec:
+    def reference(self, run: str, epochs: int, seed: int) -> TrainingSpec:
         """Return a run of full training that lasts this many epochs."""
         label = FULL if epochs == self.epochs else SHORT_FULL
-        return self.run(run, label, preset(FULL, seed=seed).to_dict(), seed, epochs=epochs)
+        return self.run(run, label, preset(FULL, seed=seed), seed, epochs=epochs, **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        return {"exchange": self.places.exchange, "workers": self.places.workers, "search": self.name}
 
 
 def check_algorithm(algorithm: str, space: Space) -> None:

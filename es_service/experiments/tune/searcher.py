@@ -18,11 +18,11 @@ import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.suggestions import without_warnings
 from es_service.experiments.tune.trials import ENTRY, FAILED, FINISHED, PRUNED, RUNNING, Live, Trial
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["Generator", "Trials"]
 
@@ -68,7 +68,7 @@ class Trials(Live, Searcher):
         seeds: Sequence[int],
         seed_major: bool,
         objective: Objective,
-        spec: Callable[[Trial], RunSpec],
+        spec: Callable[[Trial], TrainingSpec],
         storage: Path,
         room: int,
         run_name: Callable[[int], str] = "trial-{:04d}".format,

@@ -20,11 +20,10 @@ from typing import Any
 from ray import tune
 
 from es_service import errors
-from es_service.experiments.begin import train_job
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.experiments.tune.search_spec import Places
 from es_service.experiments.tune.trials import ENTRY
 from es_service.storage.runs import RunStorage
+from es_service.training.spec import TrainingSpec
 
 __all__ = ["Job", "Training", "drop_checkpoints", "trainable"]
 
@@ -39,14 +38,12 @@ class Job:
 
     Args:
         storage: folder of the search's runs.
-        search: its name.
         whole: forward-equivalents of a full training.
         places: where trials train.
         stop: a file that is there once the search is to stop.
     """
 
     storage: str
-    search: str
     whole: int
     places: Places
     stop: Path
@@ -60,7 +57,7 @@ def trainable(job: Job) -> type[tune.Trainable]:
 
         def setup(self, config: dict[str, Any]) -> None:
             """Take a trial; it begins at its first step."""
-            self._training = Training(job, RunSpec.from_dict(config["spec"]))
+            self._training = Training(job, TrainingSpec.from_dict(config["spec"]))
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             """Take the next trial."""
@@ -95,9 +92,10 @@ class Training:
         spec: what to train. A run that is there is continued from its last checkpoint; one that has ended is reported.
     """
 
-    def __init__(self, job: Job, spec: RunSpec) -> None:
+    def __init__(self, job: Job, spec: TrainingSpec) -> None:
         self.told = 0  # epochs that were reported
         self._job, self._spec, self._kept = job, spec, RunStorage(job.storage, spec.run)
+        self._epochs = spec.epochs or 0
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._is_ending = False
@@ -163,35 +161,29 @@ class Training:
                 from es_service.training.workers.ray import ask_to_stop
 
                 ask_to_stop(self._job.storage, spec.run, asked=False)  # an earlier command was
-            exchange: Any = places.exchange  # checked where the job is made
-            job = dataclasses.replace(
-                train_job(spec, self._job.storage),
-                exchange=exchange,
-                workers=places.workers,
-                resume=self._kept.exists(),
-                search=self._job.search,
-            )
-            result = train(job, self._watch)
-        self._report(result["history"], last=spec.epochs)
-        if self.told < spec.epochs:
+            spec = dataclasses.replace(spec, storage=self._job.storage, resume=self._kept.exists())
+            result = train(spec, self._watch)
+        self._report(result["history"], last=self._epochs)
+        if self.told < self._epochs:
             raise errors.TrainingError("its training returned before the last epoch")
 
     def _is_ours(self) -> bool:
         """Return whether the run's folder is of these settings: a killed search may have begun others by this name."""
         begun = (self._kept.training() or {}) if self._kept.exists() else {}
         names = ("selection", "seed", "epochs", "batch_size", "learning_rate")
-        return all(begun.get(name) == getattr(self._spec, name) for name in names)
+        now = self._spec.description()
+        return all(begun.get(name) == now[name] for name in names)
 
     def _watch(self, stats: Mapping[str, Any]) -> None:
         """Report what is known of a training, but for its last epoch: that waits for the result."""
         if stats["progress"]:
-            self._report(stats["progress"]["history"], last=self._spec.epochs - 1)
+            self._report(stats["progress"]["history"], last=self._epochs - 1)
 
     def _report(self, history: list[dict[str, Any]], last: int) -> None:
         """Report the epochs below `last` that are new, and wait after each."""
         for entry in history[self.told : last]:
             self.told += 1
-            is_last = self.told == self._spec.epochs
+            is_last = self.told == self._epochs
             self._results.put({**self._entry(entry), "epochs": self.told, "last": is_last, "done": is_last})
             self._go_on.acquire()
             if self._is_ending:

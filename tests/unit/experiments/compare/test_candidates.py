@@ -9,9 +9,9 @@ import pytest
 
 from es_service import errors
 from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates, short_full
-from es_service.experiments.experiment_spec import RunSpec
 from es_service.selection.config import preset
 from es_service.storage.runs import check_run_name
+from es_service.training.spec import TrainingSpec
 
 
 def labels(text: str) -> list[str]:
@@ -69,11 +69,11 @@ def test_specs_survive_json_and_give_every_method_the_same_seed(make_comparison:
     specs = comparison.specs(comparison.candidates)
     assert [one.seed for one in specs] == [0] * 4 + [1] * 4
     for spec in specs:
-        assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))).to_dict() == spec.to_dict()
-        assert spec.selection["seed"] == spec.seed
+        assert TrainingSpec.from_dict(json.loads(json.dumps(spec.to_dict()))).to_dict() == spec.to_dict()
+        assert spec.selection.seed == spec.seed
     assert [(one.epochs, one.batch_size) for one in specs[:4]] == [(8, 50), (8, 50), (3, 25), (8, 50)]
     short = comparison.spec(short_full(5), 1)
-    assert (short.epochs, short.label, short.selection) == (5, "short_full:epochs=5", specs[4].selection)
+    assert (short.epochs, short.method, short.selection) == (5, "short_full:epochs=5", specs[4].selection)
 
 
 def test_a_learning_rate_of_0_is_not_taken_for_none(make_comparison: Callable[..., Comparison]) -> None:

@@ -12,7 +12,7 @@ from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.comparison import Comparison, parse_candidates
 from es_service.experiments.compare.outcomes import Measured, Outcome
 from es_service.experiments.compare.rows import decide_lengths, matched_length, results
-from es_service.experiments.experiment_spec import RunSpec
+from es_service.training.spec import TrainingSpec
 
 Make = Callable[..., Any]
 
@@ -20,8 +20,8 @@ Make = Callable[..., Any]
 def by_label(outcomes: list[Outcome]) -> dict[str, list[Measured]]:
     found: dict[str, list[Measured]] = defaultdict(list)
     for one in outcomes:
-        if one.measured is not None and not one.spec.label.startswith("short_full"):
-            found[one.spec.label].append(one.measured)
+        if one.measured is not None and not one.spec.method.startswith("short_full"):
+            found[one.spec.method].append(one.measured)
     return found
 
 
@@ -149,7 +149,7 @@ def test_failed_runs_are_named_and_decide_nothing(
     assert rows["full"]["seeds"] == 2
 
     failed = [make_outcome(comparison, es, seed, 0.0, error="loss nan") for seed in range(3)]
-    others = [one for one in outcomes if one.spec.label in ("random", "loss", "eswp")]
+    others = [one for one in outcomes if one.spec.method in ("random", "loss", "eswp")]
     rows = rows_of(comparison, others + failed, {})
     assert rows["es"]["accuracy"] is rows["es"]["cost"] is rows["es"]["seconds"] is None
     assert rows["full"]["verdict"].startswith("failed")
@@ -188,4 +188,4 @@ def test_runs_of_an_earlier_version_are_taken_where_they_annealed_alike(make_com
         spec = comparison.spec(comparison.candidates[-1], 0)
         written = spec.to_dict()
         del written["selection"]["anneal_by"]
-        assert (RunSpec.from_dict(written) == spec) is same
+        assert (TrainingSpec.from_dict(written) == spec) is same

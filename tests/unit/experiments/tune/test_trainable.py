@@ -27,7 +27,7 @@ def training(by_hand: Hand, tmp_path: Path) -> Callable[..., Training]:
         derived={"limit": 64}, num_samples=64,
     )  # fmt: skip
     job = Job(
-        storage=str(tmp_path), search="found", whole=search.whole, places=Places(), stop=tmp_path / "stop"
+        storage=str(tmp_path), whole=search.whole, places=Places(), stop=tmp_path / "stop"
     )  # fmt: skip
 
     def make(run: str, **settings: float) -> Training:
