@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import warnings
 from typing import Any
 
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
-from es_service.evidence import jobs
-from es_service.evidence.compare import check_report_extra, compare
-from es_service.evidence.contenders import DEFAULT_METHODS, parse_contenders
-from es_service.evidence.folder import Folder
-from es_service.evidence.progress import Progress
-from es_service.evidence.running import Slots
+from es_service.experiments.begin import check_extra, check_known
+from es_service.experiments.compare.compare import compare
+from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, parse_candidates
+from es_service.experiments.compare.folder import CompareFolder
+from es_service.experiments.compare.progress import Progress
+from es_service.experiments.compare.running import Slots
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser"]
@@ -66,8 +65,8 @@ def compare_command(options: argparse.Namespace) -> int:
     """
     as_integer("seeds", options.seeds, least=1)
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
-    contenders = parse_contenders(options.methods)
-    folder, slots = Folder(options.out), Slots.of(options.jobs)
+    candidates = parse_candidates(options.methods)
+    folder, slots = CompareFolder(options.out), Slots.of(options.jobs)
     subject = {
         "task": options.task or DEFAULT_TASK,
         "data": options.data,
@@ -76,13 +75,12 @@ def compare_command(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
     }
-    folder.check_identity(jobs.check_subject(**subject))
-    check_report_extra()
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        comparison = jobs.begin(
+    folder.check_identity(check_known(**subject))
+    check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
+    with output.warnings_on_stderr():
+        comparison = begin(
             **subject,
-            contenders=contenders,
+            candidates=candidates,
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
         )
     with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
@@ -93,10 +91,6 @@ def compare_command(options: argparse.Namespace) -> int:
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _summary(results: dict[str, Any], folder: Any) -> str:

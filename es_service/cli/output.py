@@ -9,12 +9,13 @@ import os
 import secrets
 import stat
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import IO, Any
 
 from es_service import errors
 
-__all__ = ["bytes_to_stdout", "check_streams", "file_at", "print_json", "print_text"]
+__all__ = ["bytes_to_stdout", "check_streams", "file_at", "print_json", "print_text", "warnings_on_stderr"]
 
 
 def check_streams() -> None:
@@ -31,6 +32,19 @@ def check_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if sys.stdout is None:
         raise errors.StorageError("stdout is closed, and the result goes there: send it to a file, or to /dev/null")
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Show warnings that are meant for users, one a line; not what a library deprecates."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"es-service: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def print_json(value: Any) -> None:

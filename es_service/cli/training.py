@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import sys
 import time
-import warnings
 from typing import Any
 
 from es_service import errors
@@ -82,8 +81,7 @@ def add_parser(commands: Any) -> None:
 
 def train_command(options: argparse.Namespace) -> int:
     """Train a task on the samples that the method selects, and report what that saved."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    with output.warnings_on_stderr():
         spec = _spec(options)
     spec.check_place()
     try:
@@ -102,10 +100,6 @@ def train_command(options: argparse.Namespace) -> int:
             raise
     output.print_json(result) if options.json else output.print_text(text.summary(result))
     return 0
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _spec(options: argparse.Namespace) -> TrainingSpec:

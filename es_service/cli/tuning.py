@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import warnings
 from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
+from es_service.experiments.tune.domains import KINDS
+from es_service.experiments.tune.objectives import OBJECTIVES
+from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
 from es_service.selection.config import PRESETS
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
-from es_service.tuning.domains import KINDS
-from es_service.tuning.objectives import OBJECTIVES
-from es_service.tuning.space import Space, default_space, parse_flags, read_space
 
 __all__ = ["add_parser"]
 
@@ -106,10 +105,10 @@ def tune_command(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.out is None:
         raise errors.ConfigError("--out DIR is required unless --from is given")
-    from es_service.tuning.described import Places
-    from es_service.tuning.objectives import Objective
-    from es_service.tuning.progress import Progress
-    from es_service.tuning.searching import search
+    from es_service.experiments.tune.objectives import Objective
+    from es_service.experiments.tune.progress import Progress
+    from es_service.experiments.tune.search import search
+    from es_service.experiments.tune.search_spec import Places
 
     places = Places(
         exchange=options.exchange,
@@ -122,8 +121,7 @@ def tune_command(options: argparse.Namespace) -> int:
     # Ray prints what its daemons have to say, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+            with output.warnings_on_stderr():
                 results = search(
                     options.task or DEFAULT_TASK,
                     space,
@@ -156,7 +154,7 @@ def tune_command(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     """Replay a finished run; needs neither Ray nor torch."""
-    from es_service.tuning.replay import replay
+    from es_service.experiments.tune.replay import replay
 
     if options.resume:
         raise errors.ConfigError(
@@ -208,11 +206,6 @@ def _read_file(path: str) -> dict[str, Any]:
     if not values:
         raise errors.ConfigError(f"--space {path} contains no settings by name: write e.g. `beta1: uniform(0, 0.5)`")
     return values
-
-
-def _show_warning(message: Warning | str, category: Any = None, *_: Any, **__: Any) -> None:
-    if category is None or issubclass(category, UserWarning):  # what Ray deprecates is nothing to the user
-        print(f"es-service: warning: {message}", file=sys.stderr)
 
 
 def _summary(results: dict[str, Any], out: str) -> str:

@@ -18,10 +18,10 @@ import pytest
 from pyarrow import parquet
 
 from es_service.cli import main
-from es_service.evidence.folder import Folder
-from es_service.evidence.running import Slots, run_all
-from es_service.evidence.subject import RunSpec
+from es_service.experiments.compare.folder import CompareFolder
+from es_service.experiments.compare.running import Slots, run_all
 from es_service.selection.config import preset
+from es_service.training.spec import TrainingSpec
 
 JOBS = min(2, len(os.sched_getaffinity(0)))
 CORES_EACH = len(os.sched_getaffinity(0)) // JOBS
@@ -204,25 +204,32 @@ def test_failed_runs_are_reported_and_end_nothing_unless_all_failed(few_images: 
     assert "Traceback" not in none.stderr
 
 
-def full_run(data: Path) -> RunSpec:
+def full_run(data: Path) -> TrainingSpec:
     settings: dict[str, Any] = {
         "task": "fashion",
-        "derived": {},
         "epochs": 1,
         "batch_size": 64,
         "learning_rate": 0.1,
         "seed": 0,
     }
-    return RunSpec(run="full-s0", label="full", data=str(data), selection=preset("full").to_dict(), **settings)
+    return TrainingSpec(
+        run="full-s0",
+        storage="runs",
+        method="full",
+        data=str(data),
+        selection=preset("full"),
+        exchange="embedded",
+        **settings,
+    )
 
 
-def worker(folder: Folder) -> list[str]:
-    return [sys.executable, "-m", "es_service.evidence.worker", str(folder.runs), "full-s0", "", "1"]
+def worker(folder: CompareFolder) -> list[str]:
+    return [sys.executable, "-m", "es_service.experiments.compare.worker", str(folder.runs), "full-s0", "", "1"]
 
 
 def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_path: Path) -> None:
     """Its stdin is watched until the end, and does not get in the way of it."""
-    folder = Folder(str(tmp_path))
+    folder = CompareFolder(str(tmp_path))
     for stdin, status in ((subprocess.PIPE, 0), (subprocess.DEVNULL, 1)):
         place = folder.prepare(full_run(few_images))
         with subprocess.Popen(worker(folder), stdin=stdin, stderr=subprocess.PIPE, text=True) as process:
@@ -234,7 +241,7 @@ def test_a_run_ends_by_itself_and_with_who_waits_for_it(few_images: Path, tmp_pa
 
 
 def test_a_run_that_cannot_begin_says_why(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "out"))
+    folder = CompareFolder(str(tmp_path / "out"))
     [outcome] = run_all([full_run(tmp_path / "nowhere")], folder, Slots.of(1), lambda _: None).values()
     assert outcome.error is not None
     assert "nowhere" in outcome.error
@@ -296,7 +303,7 @@ def test_bad_usage_exits_2_and_writes_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2", "scipy"])
 def test_without_what_draws_the_report_nothing_is_begun(
     package: str,
     few_images: Path,

@@ -254,7 +254,7 @@ def test_a_search_with_a_ray_of_its_own(
 SECOND = {
     "train": (("train", "--storage", "s", *SMALL), process("RayTrainWorker")),
     "tune": (SEARCH, file("t/runs/*/run.json")),
-    "compare": (("compare", "--out", "c", *SMALL[:-2]), process("evidence.worker")),
+    "compare": (("compare", "--out", "c", *SMALL[:-2]), process("compare.worker")),
 }
 
 

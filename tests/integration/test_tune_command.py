@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -37,21 +36,16 @@ def start(data: Path, out: Path, *more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def events(out: Path, kind: str) -> list[dict[str, Any]]:
-    try:
-        lines = (out / "trials.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError):  # it is being written
-            found.append(json.loads(line))
-    return [one for one in found if one["event"] == kind]
+FINISHED, EPOCHS = "result.json", "spreads/*.json"  # what a run leaves when it has finished, and after each epoch
 
 
-def wait_for(job: subprocess.Popen[str], out: Path, kind: str, number: int) -> None:
+def there(out: Path, pattern: str) -> int:
+    return len(list(out.glob(f"runs/*/{pattern}")))
+
+
+def wait_for(job: subprocess.Popen[str], out: Path, pattern: str, number: int) -> None:
     give_up = time.monotonic() + 200
-    while len(events(out, kind)) < number:
+    while there(out, pattern) < number:
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < give_up, job.stderr
         time.sleep(0.02)
@@ -131,7 +125,6 @@ def test_what_it_prints_and_writes(
     for name in ("report.html", "pictures/front.png"):
         assert (out / name).stat().st_size > 5000
     assert not list(out.glob("runs/*/checkpoints"))
-    assert not (out / "tune").exists()
 
     runs = json.loads(here("runs", "--storage", out / "runs", "--json")[1])["runs"]
     assert {run["search"] for run in runs} == {"found"}
@@ -145,11 +138,11 @@ def test_what_it_prints_and_writes(
     status, _, message = here(*again)
     assert status == 2
     assert "holds a search already" in message
-    before = (out / "trials.jsonl").read_text()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
     status, ended, _ = here(*again, "--resume")
     assert status == 0
     assert told(json.loads(ended)) == told(results)
-    assert (out / "trials.jsonl").read_text() == before
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == before
 
 
 @pytest.mark.thorough
@@ -175,14 +168,12 @@ def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
     assert len({one["accuracy"] for one in undisturbed["trials"]}) > 3
     out = tmp_path / "other"
     job = start(few_images, out, *words)
-    wait_for(job, out, "ended", 3)
+    wait_for(job, out, FINISHED, 3)
     job.kill()
     job.communicate(timeout=60)
-    assert 3 <= len(events(out, "ended")) < 10
-    with (out / "trials.jsonl").open("a") as file:
-        file.write('{"event": "ep')  # what a machine that lost power might have left
+    assert 3 <= there(out, FINISHED) < 10
     resumed = tune(few_images, out, *words, "--resume")
-    assert "trials ended before" in resumed.stderr
+    assert "ended before" in resumed.stderr
     assert told(json.loads(resumed.stdout)) == told(undisturbed)
     wait_until_nothing_is_left()
 
@@ -194,8 +185,8 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     descendants: Callable[[int], dict[int, str]],
     tmp_path: Path,
 ) -> None:
-    from es_service.tuning import search
-    from es_service.tuning.described import Places
+    from es_service.experiments.tune import search
+    from es_service.experiments.tune.search_spec import Places
 
     killed: list[int] = []
     stop = threading.Event()
@@ -203,8 +194,8 @@ def test_after_many_trials_of_every_end_nothing_is_left(
 
     def kill_one() -> None:
         while not stop.wait(0.02) and not killed:
-            if len(events(tmp_path / "out", "ended")) >= 20:
-                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if "ray::ImplicitFunc" in title]
+            if there(tmp_path / "out", FINISHED) >= 8:
+                mine = [pid for pid, title in descendants(ray_cluster.pid).items() if "ray::TrialTrainable" in title]
                 for pid in mine[:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -233,7 +224,7 @@ def test_after_many_trials_of_every_end_nothing_is_left(
     assert len(killed) == 1
     assert results["best"]["settings"]["learning_rate"] < 1
     wait_until_nothing_is_left()
-    assert not [title for title in descendants(ray_cluster.pid).values() if "ray::ImplicitFunc" in title]
+    assert not [title for title in descendants(ray_cluster.pid).values() if "ray::TrialTrainable" in title]
 
     settings["places"] = Places(max_concurrent=1)
     again = search("fashion", space, **settings, resume=True, retry_failed=True)
@@ -250,7 +241,7 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     words = ("--search", "beta1=grid(0.0, 0.5)", "--exchange", "leased", "--workers", 2, "--max-concurrent", 2)
     words = (*words, "--limit", 256, "--epochs", 6, "--batch-size", 16, "--early-stopping", "--no-references", "--json")
     job = start(few_images, out, *words)
-    wait_for(job, out, "epoch", 1)
+    wait_for(job, out, EPOCHS, 1)
     job.send_signal(signal.SIGINT)
     assert "--resume continues" in job.communicate(timeout=100)[1]
     assert job.returncode == 130
@@ -266,12 +257,12 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
     pytest.importorskip("hpbandster")
+    from es_service.experiments.tune import search
+    from es_service.experiments.tune.search_spec import Places
     from es_service.selection.config import preset
     from es_service.training.driver import train
     from es_service.training.spec import TrainingSpec
     from es_service.training.tasks.derived import Derived
-    from es_service.tuning import search
-    from es_service.tuning.described import Places
 
     results = search(
         "fashion", {"beta1": "uniform(0, 0.5)", "anneal": [0, 0]}, algorithm="bohb", samples=5, epochs=3, batch_size=32,
@@ -300,8 +291,8 @@ TWO_CPUS = """
 import json
 import ray
 ray.init(log_to_driver=False, configure_logging=False)
-from es_service.tuning.described import Places
-from es_service.tuning import search
+from es_service.experiments.tune.search_spec import Places
+from es_service.experiments.tune import search
 results = search(
     "my_module:build_task", {"beta1": "grid(0.0, 0.5)"}, out="out", epochs=2, batch_size=32,
     derived={"limit": 64}, references=False, places=Places(exchange="leased", max_concurrent=2),

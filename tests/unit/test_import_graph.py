@@ -30,8 +30,7 @@ FLOORS = {
     "whereabouts": 4,
     "streamed": 4,
     "training": 5,
-    "tuning": 6,
-    "evidence": 6,
+    "experiments": 6,
     "api": 6,
     "": 7,  # es_service/__init__.py, the front door
     "cli": 8,

@@ -13,9 +13,13 @@ import pytest
 
 import es_service as es
 from es_service.api.settings import Limits, Settings
-from es_service.evidence.contenders import Contender
-from es_service.evidence.subject import Subject
 from es_service.exchange.base import Position
+from es_service.experiments.compare.comparison import Candidate
+from es_service.experiments.experiment_spec import ExperimentSpec
+from es_service.experiments.tune.domains import Domain
+from es_service.experiments.tune.objectives import Objective
+from es_service.experiments.tune.search_spec import Places
+from es_service.experiments.tune.space import Space
 from es_service.selection import methods
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.run import RunConfig
@@ -25,10 +29,6 @@ from es_service.training.loop import TrainSettings
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.derived import Derived
-from es_service.tuning.described import Places
-from es_service.tuning.domains import Domain
-from es_service.tuning.objectives import Objective
-from es_service.tuning.space import Space
 
 SELECTION: dict[str, Any] = {
     "method": es.methods.evolved(),
@@ -77,8 +77,8 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (TrainSettings, {"learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7, "micro_batch_size": 4, "seed": 3}),
     (TaskDefaults, {"epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.3, "weight_decay": 0.7}),
     (Derived, {"label_noise": 0.1, "long_tail": 0.3, "shots": 4, "limit": 100, "seed": 3}),
-    (Subject, SUBJECT),
-    (Contender, {"label": "x", "name": "es", "settings": {"beta1": 0.1}, "epochs": 2, "learning_rate": 0.1}),
+    (ExperimentSpec, SUBJECT),
+    (Candidate, {"label": "x", "name": "es", "settings": {"beta1": 0.1}, "epochs": 2, "learning_rate": 0.1}),
     (Places, {"workers": 1, "cpus": 0.7, "max_concurrent": 2}),
     (Objective, {"name": "cost", "target": 0.7}),
     (Domain, {"kind": "quniform", "low": 0.1, "high": 0.7, "step": 0.3}),
@@ -132,7 +132,7 @@ def wrong_settings() -> list[Any]:
     return [
         pytest.param(make, {**settings, name: wrong}, id=f"{ident}-{name}-{wrong!r}")
         for ident, (make, settings) in zip(IDS, MADE, strict=True)
-        if make not in (Contender, Space, Domain)  # theirs go to a Selection, or may be words
+        if make not in (Candidate, Space, Domain)  # theirs go to a Selection, or may be words
         for name, right in settings.items()
         if isinstance(right, (bool, int, float))
         for wrong in (*WRONG, *([] if isinstance(right, bool) else [True, np.True_]))

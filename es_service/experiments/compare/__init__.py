@@ -1,0 +1,1 @@
+"""`es-service compare`: methods against full training and against shorter full runs."""

@@ -1,0 +1,75 @@
+"""How far a comparison is: a bar on a terminal, a line per finished run elsewhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from es_service.experiments.compare.outcomes import Outcome
+from es_service.experiments.progress import Bar
+from es_service.training.spec import TrainingSpec
+
+__all__ = ["Progress", "seconds_left"]
+
+
+def seconds_left(waiting: Sequence[TrainingSpec], finished: Sequence[Outcome], jobs: int) -> float | None:
+    """Return about how long the waiting runs will take, None while nothing is known.
+
+    A run takes as long as the finished ones of its method on average; where there is none yet, as long as an epoch of
+    all finished runs did, times its epochs.
+    """
+    known = [one for one in finished if one.wall_s > 0]
+    if not known:
+        return None
+    by_label: dict[str, list[float]] = defaultdict(list)
+    for one in known:
+        by_label[one.spec.method].append(one.wall_s)
+    per_epoch = sum(one.wall_s for one in known) / sum(one.spec.epochs or 0 for one in known)
+    expected = (
+        sum(times) / len(times) if (times := by_label.get(spec.method)) else per_epoch * (spec.epochs or 0)
+        for spec in waiting
+    )
+    return sum(expected) / jobs
+
+
+class Progress(Bar):
+    """Tells how far the runs are.
+
+    Args:
+        stream: where to.
+        jobs: runs at a time.
+    """
+
+    def __init__(self, stream: Any, jobs: int) -> None:
+        super().__init__(stream, "comparing", "run")
+        self._jobs = jobs
+        self._specs: list[TrainingSpec] = []
+        self._finished: dict[str, Outcome] = {}
+
+    def expect(self, specs: Sequence[TrainingSpec], kept: Sequence[Outcome] = ()) -> None:
+        """Take note of runs to come, and of those among them that an earlier command finished."""
+        self._specs += specs
+        self._finished.update((one.spec.run, one) for one in kept)
+        self.expect_some(len(specs), len(kept), "finished before")
+
+    def show(self, outcome: Outcome) -> None:
+        """Take note of a run that ended."""
+        self._finished[outcome.spec.run] = outcome
+        waiting = [spec for spec in self._specs if spec.run not in self._finished]
+        left = seconds_left(waiting, list(self._finished.values()), self._jobs)
+        ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
+        self.ended(f"{_ended(outcome)}{ahead}")
+
+
+def _ended(outcome: Outcome) -> str:
+    what = f"{outcome.spec.method} seed {outcome.spec.seed}"
+    if outcome.measured is None:
+        return f"{what} failed: {outcome.error}"
+    return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

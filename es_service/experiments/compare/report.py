@@ -1,0 +1,137 @@
+"""The report of a comparison, for people: report.md, report.html and its pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from es_service.experiments.compare import verdicts
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL
+from es_service.experiments.compare.pictures import PICTURES, Rows
+from es_service.experiments.compare.worker import MOST_WAITED
+from es_service.experiments.report import difference_in_words, draw, spread_in_words, write_page
+
+__all__ = ["write"]
+
+_DECISIONS = (verdicts.PAYS, verdicts.NO_DIFFERENT, verdicts.HURTS, verdicts.UNDECIDED, verdicts.NOT_TESTED)
+
+
+def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -> None:
+    """Write report.md, report.html (one file, which asks no host for anything) and pictures/*.png.
+
+    Args:
+        folder: of the comparison.
+        results: what results.json holds.
+        runs, history: the rows of results.parquet and history.parquet.
+    """
+    pictures = draw(folder / "pictures", PICTURES, results, runs, history)
+    context = {
+        "results": results,
+        "header": _header(results),
+        "rows": [_cells(results, row) for row in results["rows"]],
+        "outcome": _outcome(results["rows"]),
+        "notes": _notes(results, runs, [one["name"] for one in pictures]),
+        "errors": [f"{row['method']}, {error}" for row in results["rows"] for error in row["errors"]],
+        "pictures": pictures,
+    }
+    write_page(folder / "report.md", "compare.md.jinja", context)
+    write_page(folder / "report.html", "compare.html.jinja", context)
+
+
+def _header(results: Mapping[str, Any]) -> list[str]:
+    header = ["method", "accuracy"]
+    if results["metric"] == "balanced_accuracy":
+        header.append("balanced accuracy")
+    header += ["cost", "saving at equal accuracy", "against full", "against its short full run"]
+    header += ["seconds", "scored", "back-propagated"]
+    if any(row["corrupted_share"] is not None for row in results["rows"]):
+        header.append("corrupted")
+    return header
+
+
+def _cells(results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    short = row["difference_to_short_full"]
+    cells = {
+        "method": _name(row),
+        "accuracy": spread_in_words(row["accuracy"]),
+        "balanced accuracy": spread_in_words(row["balanced_accuracy"]),
+        "against full": difference_in_words(row["difference_to_full"]),
+        "against its short full run": "" if short is None else f"{difference_in_words(short)}, {short['epochs']} ep.",
+        "scored": _count(row["samples"]["scored"]),
+        "back-propagated": _count(row["samples"]["trained"]),
+        "seconds": spread_in_words(row["seconds"], 1, 1),
+        "cost": "" if row["cost"] is None else f"{row['cost']:.3f}",
+        "saving at equal accuracy": _saving(row["saving_at_equal_accuracy"]),
+        "corrupted": "" if row["corrupted_share"] is None else f"{100 * row['corrupted_share']:.1f} %",
+    }
+    return {
+        "cells": [cells[name] for name in _header(results)],
+        "method": _name(row),
+        "verdict": row["verdict"],
+        "decision": row["decision"],
+        "is_reference": row["decision"] is None,
+    }
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    if row["method"].split(":")[0] != SHORT_FULL:
+        return str(row["method"])
+    return f"{SHORT_FULL} ({row['epochs']} epoch{'s' if row['epochs'] != 1 else ''})"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _saving(saving: Mapping[str, Any] | None) -> str:
+    if saving is None:
+        return ""
+    return f"{saving['kind'] + ' ' if saving['bound'] else ''}{100 * saving['value']:.1f} %"
+
+
+def _outcome(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how the methods fared, in one sentence."""
+    counts = Counter(row["decision"] for row in rows if row["decision"] is not None)
+    parts = [f"{counts[decision]} × {decision}" for decision in _DECISIONS if counts[decision]]
+    return f"Of {sum(counts.values())} methods: {', '.join(parts)}."
+
+
+def _waited(runs: Rows) -> str:
+    most = max((run["waited_share"] or 0.0 for run in runs), default=0.0)
+    return f" Up to {100 * most:.0f} % of a run's time other processes had its cores." if most > MOST_WAITED else ""
+
+
+def _notes(results: Mapping[str, Any], runs: Rows, drawn: Sequence[str]) -> list[str]:
+    """Return what a reader has to know to read the figures right."""
+    notes = []
+    num_seeds = len(results["seeds"])
+    if num_seeds < 2:
+        notes.append("One seed decides nothing: run the same command with --seeds 3 or more for verdicts.")
+    elif num_seeds == 2:
+        notes.append("Two seeds make very wide intervals: with three they are a third as wide, with five a fifth.")
+    if results["timings"] == "shared":
+        notes.append(
+            "Some runs had no cores (or no GPU) to themselves: their seconds are not reported, and the short full runs "
+            f"of their methods were matched by passes instead.{_waited(runs)}"
+        )
+    if results["metric"] == "balanced_accuracy":
+        notes.append(
+            "Methods are compared by balanced accuracy, the mean of the accuracies by label: the set has a long tail."
+        )
+    if results["corrupted_share_of_set"] is not None:
+        share = 100 * results["corrupted_share_of_set"]
+        notes.append(
+            f"{share:.1f} % of the train set have a wrong label; the column says which share of the back-propagated "
+            "samples such ones were. The held-out samples are untouched."
+        )
+    if any(row["method"] == SHORT_FULL and row["label"] == FULL for row in results["rows"]):
+        notes.append("No method left room for a full run with fewer epochs: short_full is full itself.")
+    if missing := [picture.title.lower() for name, picture in PICTURES.items() if name not in drawn]:
+        notes.append(f"Not drawn, since these runs did not measure it: {', '.join(missing)}.")
+    notes.append(
+        "Of twenty methods that change nothing, one comes out as paying or hurting by chance: confirm a surprise with "
+        "more seeds (--seed-base)."
+    )
+    return notes

@@ -1,0 +1,258 @@
+"""The rows of a comparison: from the outcomes of its runs to what results.json says of each method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from es_service.experiments import statistics
+from es_service.experiments.compare import verdicts
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL, Comparison, short_full
+from es_service.experiments.compare.outcomes import Measured, Outcome
+from es_service.selection.idle import why_idle
+
+__all__ = ["decide_lengths", "matched_length", "results"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A row to be: a method and its runs by seed."""
+
+    label: str
+    epochs: int
+    finished: dict[int, Measured]
+    errors: list[str]
+
+    @property
+    def runs(self) -> int:
+        return len(self.errors) + len(self.finished)
+
+    def values(self, metric: str) -> dict[int, float]:
+        return {seed: value for seed, one in self.finished.items() if (value := getattr(one, metric)) is not None}
+
+
+def results(
+    comparison: Comparison, outcomes: Sequence[Outcome], lengths: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what `compare --json` prints.
+
+    Args:
+        comparison: what was compared.
+        outcomes: of all its runs, short full runs included.
+        lengths: `decide_lengths`'s values.
+    """
+    own = {one.label: int(lengths[one.label]["epochs"]) for one in comparison.candidates if one.label in lengths}
+    full = _entry(FULL, comparison.epochs, outcomes)
+    by_length = {
+        epochs: full if epochs == comparison.epochs else _entry(short_full(epochs).label, epochs, outcomes)
+        for epochs in sorted({*own.values(), comparison.epochs})
+    }
+    measured = [one.measured for one in outcomes if one.measured is not None]
+    metric = _metric(comparison, measured)
+    table = _Table(comparison=comparison, metric=metric, full=full, by_length=by_length)
+    rows = [table.reference_row(full, FULL, "the reference: every sample in every epoch")]
+    matched = matched_length(own, comparison.epochs)
+    others = sorted(set(own.values()) - {matched, comparison.epochs})
+    rows += [table.short_row(epochs, is_matched=epochs == matched) for epochs in (matched, *others)]
+    for candidate in comparison.candidates:
+        if candidate.label != FULL:
+            entry = _entry(candidate.label, candidate.epochs or comparison.epochs, outcomes)
+            idle = why_idle(comparison.spec(candidate, comparison.seeds[0]).config(comparison.num_samples))
+            rows.append(table.method_row(entry, own.get(candidate.label), lengths.get(candidate.label, {}), idle))
+    return {
+        "task": comparison.task,
+        "data": comparison.data,
+        "derived": comparison.derived,
+        "num_samples": comparison.num_samples,
+        "epochs": comparison.epochs,
+        "batch_size": comparison.batch_size,
+        "learning_rate": comparison.learning_rate,
+        "seeds": list(comparison.seeds),
+        "metric": metric,
+        "timings": "exclusive" if measured and all(one.seconds is not None for one in measured) else "shared",
+        "machines": sorted({one.machine for one in outcomes if one.machine}),
+        "corrupted_share_of_set": next((one.corrupted_share_of_set for one in measured), None),
+        "rows": rows,
+    }
+
+
+def _metric(comparison: Comparison, measured: Sequence[Measured]) -> str:
+    """Return what methods are compared by: on a long tail, accuracy says little of the rare classes."""
+    balanced = bool(measured) and all(one.balanced_accuracy is not None for one in measured)
+    return "balanced_accuracy" if balanced and comparison.derived.get("long_tail") is not None else "accuracy"
+
+
+def _entry(label: str, epochs: int, outcomes: Sequence[Outcome]) -> _Entry:
+    own = [one for one in outcomes if one.spec.method == label]
+    return _Entry(
+        label=label,
+        epochs=epochs,
+        finished={one.spec.seed: one.measured for one in own if one.measured is not None},
+        errors=[f"seed {one.spec.seed}: {one.error}" for one in own if one.error is not None],
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Table:
+    """What every row is compared with."""
+
+    comparison: Comparison
+    metric: str
+    full: _Entry
+    by_length: dict[int, _Entry]
+
+    def reference_row(self, entry: _Entry, method: str, sentence: str) -> dict[str, Any]:
+        """Return the row of full itself, or of a short full run."""
+        return {
+            **self._measured(entry, method),
+            "difference_to_full": None if entry is self.full else _difference(self._to(entry, self.full)),
+            "difference_to_short_full": None,
+            "saving_at_equal_accuracy": None,
+            "decision": None,
+            "verdict": sentence if entry.finished else f"failed: {'; '.join(entry.errors) or 'no run ended'}",
+        }
+
+    def short_row(self, epochs: int, *, is_matched: bool) -> dict[str, Any]:
+        """Return the row of the full runs of one length."""
+        entry = self.by_length[epochs]
+        method = SHORT_FULL if is_matched else short_full(epochs).label
+        if entry is self.full:
+            sentence = "as long as full: no method here was cheaper than full"
+        else:
+            to_full = self._to(entry, self.full)
+            words = "" if to_full is None else f": {verdicts.difference_in_words(to_full)} against full"
+            sentence = f"what a method of this cost has to beat{words}"
+        return self.reference_row(entry, method, sentence)
+
+    def method_row(
+        self, entry: _Entry, epochs: int | None, length: Mapping[str, Any], idle: str | None
+    ) -> dict[str, Any]:
+        """Return the row of a method; `epochs` is the length of its short full run, `idle` why it never selects."""
+        rival = None if epochs is None else self.by_length[epochs]
+        to_full = self._to(entry, self.full)
+        to_short = None if rival is None else self._to(entry, rival)
+        decision, sentence = verdicts.verdict(
+            to_short,
+            to_full,
+            epochs=epochs,
+            is_full=rival is self.full,
+            num_failed=len(entry.errors),
+            runs=entry.runs,
+            rival_failed=0 if rival is None else len(rival.errors),
+            rival_runs=0 if rival is None else rival.runs,
+            idle=idle,
+        )
+        short = _difference(to_short)
+        return {
+            **self._measured(entry, entry.label),
+            "difference_to_full": _difference(to_full),
+            "difference_to_short_full": None if short is None else {**short, "epochs": epochs, **_basis(length)},
+            "saving_at_equal_accuracy": self._saving(entry),
+            "decision": decision,
+            "verdict": sentence,
+        }
+
+    def _to(self, entry: _Entry, other: _Entry) -> statistics.Difference | None:
+        return statistics.paired_difference(entry.values(self.metric), other.values(self.metric))
+
+    def _saving(self, entry: _Entry) -> dict[str, Any] | None:
+        line = [
+            (self._cost(one), statistics.spread(list(values.values())).mean)
+            for one in self.by_length.values()
+            if (values := one.values(self.metric))
+        ]
+        values = entry.values(self.metric)
+        if not line or not values:
+            return None
+        saving = statistics.saving_at_equal(line, self._cost(entry), statistics.spread(list(values.values())).mean)
+        return {"value": saving.value, "bound": saving.bound, "kind": saving.kind}
+
+    def _cost(self, entry: _Entry) -> float:
+        whole = 3 * self.comparison.num_samples * self.comparison.epochs
+        return _mean(entry, lambda one: one.passes / whole) or 0.0
+
+    def _measured(self, entry: _Entry, method: str) -> dict[str, Any]:
+        runs = entry.finished
+        timed = {seed: one.seconds["total"] for seed, one in runs.items() if one.seconds is not None}
+        return {
+            "method": method,
+            "label": entry.label,
+            "epochs": entry.epochs,
+            "seeds": len(runs),
+            "failed": len(entry.errors),
+            "errors": entry.errors,
+            "accuracy": _spread(entry.values("accuracy")),
+            "balanced_accuracy": _spread(entry.values("balanced_accuracy")),
+            "held_out_loss": _spread(entry.values("held_out_loss")),
+            "samples": {"scored": _count(entry, "scored"), "trained": _count(entry, "trained")},
+            "seconds": _spread(timed) if len(timed) == len(runs) else None,
+            "cost": self._cost(entry) if runs else None,
+            "corrupted_share": _mean(entry, lambda one: one.corrupted_share),
+        }
+
+
+def _mean(entry: _Entry, of: Callable[[Measured], float | None]) -> float | None:
+    values = [value for one in entry.finished.values() if (value := of(one)) is not None]
+    return statistics.spread(values).mean if values else None
+
+
+def _count(entry: _Entry, name: str) -> int | None:
+    mean = _mean(entry, lambda one: float(getattr(one, name)))
+    return None if mean is None else round(mean)
+
+
+def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
+    return dataclasses.asdict(statistics.spread(list(values.values()))) if values else None
+
+
+def _difference(difference: statistics.Difference | None) -> dict[str, Any] | None:
+    return None if difference is None else {"mean": difference.mean, "low": difference.low, "high": difference.high}
+
+
+def _basis(length: Mapping[str, Any]) -> dict[str, Any]:
+    return {"basis": length["basis"]} if length else {}
+
+
+TOLERANCE = 0.02
+"""Share of an epoch that a short run may have less than its method: clocks are not more exact than that."""
+
+
+def decide_lengths(measured: Mapping[str, Sequence[Measured]], num_epochs: int) -> dict[str, dict[str, Any]]:
+    """Return, for each method but full, the epochs of the full run that takes as long: E_m = ⌈E·t_m/t_full⌉.
+
+    Args:
+        measured: the finished runs of each method, by label, those of full among them.
+        num_epochs: E of full.
+
+    Returns:
+        {label: {epochs, basis}}, epochs in [1, E]. The basis is "seconds" in steps where both sides' runs had their
+        cores to themselves, else "cost" in forward-equivalents. A method without a finished run has no entry.
+    """
+    decided: dict[str, dict[str, Any]] = {}
+    full = measured.get(FULL)
+    if not full:
+        return decided
+    for label, runs in measured.items():
+        if label == FULL or not runs:
+            continue
+        timed = all(one.seconds is not None for one in (*full, *runs))
+        share = _mean_time(runs, timed) / _mean_time(full, timed)
+        epochs = min(max(math.ceil(num_epochs * share - (TOLERANCE if timed else 1e-9)), 1), num_epochs)
+        decided[label] = {"epochs": epochs, "basis": "seconds" if timed else "cost"}
+    return decided
+
+
+def _mean_time(runs: Sequence[Measured], timed: bool) -> float:
+    values = [one.seconds["total"] if timed and one.seconds else float(one.passes) for one in runs]
+    return math.fsum(values) / len(values)
+
+
+def matched_length(lengths: Mapping[str, int], num_epochs: int) -> int:
+    """Return the epochs of the row that is called short_full: es's, or the middle one where es's is no shorter."""
+    shorter = sorted({epochs for epochs in lengths.values() if epochs < num_epochs})
+    if not shorter:
+        return num_epochs
+    matched = lengths.get("es", num_epochs)
+    return matched if matched < num_epochs else shorter[len(shorter) // 2]

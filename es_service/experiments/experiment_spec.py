@@ -1,0 +1,84 @@
+"""What many runs have in common: the task, and how they are trained where a run does not say otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from es_service import errors
+from es_service.selection.config import Selection
+from es_service.selection.settings import as_integer, make_plain
+from es_service.training.spec import TrainingSpec
+from es_service.training.tasks.derived import Derived
+
+__all__ = ["ExperimentSpec"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentSpec:
+    """A task with its usual training.
+
+    Args:
+        task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
+        num_samples: n of the train set.
+        epochs, batch_size, learning_rate: of every run that does not say otherwise.
+        seeds: every method or setting is run with each of them.
+
+    Raises:
+        ConfigError: no seed, or a count below 1.
+    """
+
+    task: str
+    data: str | None
+    derived: dict[str, Any]
+    num_samples: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        for name in ("num_samples", "epochs", "batch_size"):
+            as_integer(name, getattr(self, name), least=1)
+        if not self.seeds:
+            raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what cannot change when its runs are continued, as JSON gives it back."""
+        names = ("task", "data", "derived", "num_samples", "epochs", "batch_size", "learning_rate")
+        values: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        return values
+
+    def run(
+        self,
+        run: str,
+        method: str,
+        selection: Selection,
+        seed: int,
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        **more: Any,
+    ) -> TrainingSpec:
+        """Return one run of it; None stands for what is usual, `more` for further fields of a `TrainingSpec`.
+
+        Its storage is a name that stays true where the folder is moved; who trains it puts the real one in its place.
+        """
+        epochs = self.epochs if epochs is None else epochs
+        return TrainingSpec(
+            run=run,
+            storage="runs",
+            method=method,
+            task=self.task,
+            data=self.data,
+            derived=Derived(**self.derived),
+            selection=selection.settled(epochs),
+            epochs=epochs,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            seed=seed,
+            **{"exchange": "embedded", **more},
+        )

@@ -1,0 +1,65 @@
+"""Progress of many training runs: a bar on a terminal, else one line per finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Bar"]
+
+
+class Bar:
+    """Counts what has ended.
+
+    Args:
+        stream: where to tell it.
+        doing: what the bar shows, e.g. "comparing".
+        unit: what is counted, one of them.
+    """
+
+    def __init__(self, stream: Any, doing: str, unit: str) -> None:
+        self._stream, self._doing, self._unit = stream, doing, unit
+        self._total = self._counted = 0
+        self._bar: Any = None
+
+    def expect_some(self, number: int, ended: int, before: str) -> None:
+        """Take note of some to come, and of how many of them ended before this command; `before` says so."""
+        self._total += number
+        self._counted += ended
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                counted = f"{{n_fmt}}/{{total_fmt}} {self._unit}s"
+                layout = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {counted} [{{elapsed}}{{postfix}}]"
+                self._bar = tqdm(total=0, desc=self._doing, bar_format=layout, file=self._stream)
+            self._bar.total = self._total
+            self._bar.update(ended)
+            self._bar.refresh()
+        elif ended:
+            self.say(f"{ended} {self._unit}{'s' if ended != 1 else ''} {before}")
+
+    def beside(self, words: str) -> None:
+        """Say something beside the bar; nothing where there is none."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(words)
+
+    def ended(self, words: str, beside: str = "") -> None:
+        """Count one that ended; `beside` is for the bar only."""
+        self._counted += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{words}{beside}", refresh=False)
+            self._bar.update(1)
+        else:
+            print(f"{self._counted}/{self._total} {words}", file=self._stream, flush=True)
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.close()
