@@ -60,24 +60,19 @@ def _compare(a: TableView, b: TableView, column: str, limit: int) -> dict[str, A
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return ranks float64[m] as shares in 0..1, the highest 1; equal values share the mean of theirs."""
-    if not values.size:
-        return np.empty(0)
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ends = np.r_[starts[1:], values.size]
-    mean = np.repeat((starts + ends - 1) / 2, ends - starts)
-    ranks = np.empty(values.size)
-    ranks[order] = mean / max(1, values.size - 1)
+    from scipy import stats  # takes a second to import
+
+    ranks: NDArray[np.float64] = (stats.rankdata(values) - 1) / max(1, values.size - 1)
     return ranks
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    if a.size < 2:
+    """Return Pearson's correlation of ranks, which is Spearman's of the values; None where one side is constant."""
+    from scipy import stats
+
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    x, y = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return None if norm == 0 else float(f"{float((x * y).sum()) / norm:.7g}")
+    return float(f"{stats.pearsonr(a, b).statistic:.7g}")
 
 
 def _overlap(a: NDArray[np.float64], b: NDArray[np.float64], share: float) -> float | None:

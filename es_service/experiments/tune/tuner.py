@@ -242,9 +242,10 @@ class _Driver(Live, tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:  # noqa: ARG002
         """Show that a trial's process has ended, and why."""
         ours = self._trials.trials[trial.config["number"]]
-        with contextlib.suppress(OSError):
-            lines = Path(trial.local_path, "error.txt").read_text(errors="replace").strip().splitlines()
-            ours.error = f"its process ended: {lines[-1].strip()}"
+        with contextlib.suppress(OSError, ValueError):
+            _when, *lines = Path(trial.local_path, "error.txt").read_text(errors="replace").strip().splitlines()
+            why = next((line for line in lines if not line.startswith("Traceback")), "no message")
+            ours.error = f"its process ended: {why.strip()}"
         self._show(ours)
 
     def drop_checkpoints(self) -> None:
