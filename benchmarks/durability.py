@@ -39,7 +39,7 @@ from es_service.storage.journal import Journal
 
 __all__ = ["measure", "measure_recovery", "measure_server"]
 
-ATTEMPT = "0e" * 16
+GENERATION = "0e" * 16
 BATCH = 1024
 STEP_S = 0.05
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0), seed=1)
@@ -65,7 +65,7 @@ def _nowhere() -> Iterator[None]:
 
 
 def _messages(num_rows: int, num_messages: int, first_seq: int) -> list[bytes]:
-    """Messages of one report of 6 × 1,024 observations each, as a backlog sends them."""
+    """Messages of one report of 6 × 1,024 observations each, as a send_queue sends them."""
     rng = np.random.default_rng(2)
     messages = []
     for number in range(num_messages):
@@ -74,7 +74,7 @@ def _messages(num_rows: int, num_messages: int, first_seq: int) -> list[bytes]:
             ids = rng.choice(num_rows, BATCH, replace=False)
             losses = {"loss": rng.exponential(size=BATCH).astype(np.float32)}
             seq = first_seq + 6 * number + piece
-            parts.append(wire.encode_report(wire.Report(Caller(0, ATTEMPT), seq, 0, ids, losses, ids[: BATCH // 4])))
+            parts.append(wire.encode_report(wire.Report(Caller(0, GENERATION), seq, 0, ids, losses, ids[: BATCH // 4])))
         messages.append(b"".join(parts))
     return messages
 
@@ -83,9 +83,9 @@ def measure_server(folder: str, num_rows: int, num_messages: int, rounds: int = 
     """Observations a second that a plain shard applies, journaled (until they are durable) and not."""
     config = RunConfig(selection=SELECTION, num_samples=num_rows, num_epochs=10, batch_size=BATCH)
     server = ScoreServer(folder, "flood", runs.config_to_dict(config))
-    server.join(0, ATTEMPT, 1, runs.config_to_dict(config))
-    seq = server.enter(0, ATTEMPT)
-    assert isinstance(server.open_epoch(0, ATTEMPT, 0), Share)
+    server.join(0, GENERATION, 1, runs.config_to_dict(config))
+    seq = server.enter(0, GENERATION)
+    assert isinstance(server.open_epoch(0, GENERATION, 0), Share)
     seconds: dict[str, list[float]] = {"journaled": [], "not": []}
     for _ in range(rounds):
         for kind in seconds:
@@ -96,7 +96,7 @@ def measure_server(folder: str, num_rows: int, num_messages: int, rounds: int = 
                 for message in messages:
                     server.report(message)
                 if kind == "journaled":
-                    server.settle(0, ATTEMPT, seq)
+                    server.settle(0, GENERATION, seq)
                 seconds[kind].append(time.perf_counter() - begin)
     server.finish()
     num = 6 * BATCH * num_messages
@@ -119,8 +119,8 @@ def measure_rank(folder: str, num_rows: int, num_steps: int) -> dict[str, float]
         time.sleep(STEP_S)
         if step == num_steps:
             break
-    delivery: Any = selector.exchange
-    kept = delivery._deliveries[0]._num_bytes
+    channel: Any = selector.exchange
+    kept = channel._channels[0]._num_bytes
     selector.close()
     launch.stop("paced")
     return {**{kind: float(np.median(seconds)) for kind, seconds in taken.items()}, "kept_bytes": float(kept)}
@@ -143,8 +143,8 @@ def measure_recovery(folder: str, num_rows: int, num_steps: int) -> dict[str, fl
     for _, ids in zip(range(num_steps), steps, strict=False):
         selector.select(ids, losses[: ids.size])
     inner: Any = selector.exchange
-    for backlog in inner._backlogs:
-        backlog.flush()
+    for send_queue in inner._send_queues:
+        send_queue.flush()
     inner._settle(0)
     server = launch.find("killed")
     seconds = {}

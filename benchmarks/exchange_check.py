@@ -118,7 +118,7 @@ class Client:
             storage=storage,
             rank=rank,
             world_size=world_size,
-            attempt=run,
+            generation=run,
         )
         rng = np.random.default_rng(rank)
         losses = rng.exponential(size=BATCH).astype(np.float32)

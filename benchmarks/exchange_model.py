@@ -21,7 +21,7 @@ F64 = NDArray[np.float64]
 ROW_BYTES = 32  # of the table
 _MESSAGE_BYTES = 96 << 10  # fullest message of `leased`
 _LINGER_S = 0.1  # what a smaller one waits for company
-_BACKLOG_BYTES = 64 << 20
+_SEND_QUEUE_BYTES = 64 << 20
 _JITTER = 0.05  # standard deviation of a forward pass as a share of the step: assumed
 
 
@@ -124,7 +124,7 @@ def sync(services: Services, workers: int, shards: int, batch: int, rate: float)
 
 
 def leased(services: Services, workers: int, shards: int, batch: int, rate: float) -> dict[str, float]:
-    """Return what `leased` asks of the shards; a worker's step waits for none of it unless its backlog is full.
+    """Return what `leased` asks of the shards; a worker's step waits for none of it unless its send_queue is full.
 
     A worker sends a message every 0.1 s, or when one is full; a shard that is late gets fuller ones, and fewer.
     """
@@ -140,9 +140,9 @@ def leased(services: Services, workers: int, shards: int, batch: int, rate: floa
         "utilisation_full_messages": at_least,
         "keeps_up": float(at_least < 1.0),
         "caller_utilisation": shards * services.client_s * rate / usual,
-        "backlog_bytes_per_s": falls_behind,
-        "backlog_full_after_s": _BACKLOG_BYTES / falls_behind if falls_behind else np.inf,
-        "step_mean_ms": 1e3 * max(0.0, at_least - 1.0) / rate,  # once backlogs are full
+        "send_queue_bytes_per_s": falls_behind,
+        "send_queue_full_after_s": _SEND_QUEUE_BYTES / falls_behind if falls_behind else np.inf,
+        "step_mean_ms": 1e3 * max(0.0, at_least - 1.0) / rate,  # once send_queues are full
         "shard_bytes_per_s": workers * rate * size,
     }
 

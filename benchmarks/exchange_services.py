@@ -23,8 +23,8 @@ from es_service.actors.score_server import ScoreServer
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import plans
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import Caller, RunConfig, Share
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage import runs
 
 __all__ = ["BATCHES", "SELECTION", "check_planning", "measure", "readable"]
@@ -32,7 +32,7 @@ __all__ = ["BATCHES", "SELECTION", "check_planning", "measure", "readable"]
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0), seed=0)
 PRUNING = es.Selection(es.methods.evolved(), ratio=0.25, prune_ratio=0.2, anneal=(0, 0), max_age=None, seed=0)
 BATCHES = (128, 1024, 4096)
-ATTEMPT = "0a" * 16
+GENERATION = "0a" * 16
 
 
 def measure(call: dict[str, float], *, quick: bool = False) -> tuple[Services, dict[str, Any]]:
@@ -67,17 +67,17 @@ def messages(batch: int, num_samples: int, num: int) -> dict[str, float]:
     num = min(num, num_samples // batch)
     with tempfile.TemporaryDirectory() as storage:
         server = ScoreServer(storage, "services", runs.config_to_dict(config))
-        server.join(0, ATTEMPT, 1, runs.config_to_dict(config))
-        share = server.open_epoch(0, ATTEMPT, 0)
-        seq = server.enter(0, ATTEMPT)
+        server.join(0, GENERATION, 1, runs.config_to_dict(config))
+        share = server.open_epoch(0, GENERATION, 0)
+        seq = server.enter(0, GENERATION)
     assert isinstance(share, Share), "one rank waits for nobody"
-    replica = Embedded(Scorekeeper(config), Position(0, 1))
+    replica = Embedded(LocalRun(config), Position(0, 1))
     replica.open_epoch(0)
     places = np.arange(SELECTION.num_selected(batch))
     for step in range(num):
         ids = share.ids[step * batch : (step + 1) * batch]
         name = "observe_s" if step % 2 else "report_s"
-        report = wire.Report(Caller(0, ATTEMPT), seq + 1 + step, step, ids, losses, ids[places])
+        report = wire.Report(Caller(0, GENERATION), seq + 1 + step, step, ids, losses, ids[places])
         message = wire.encode_report(report)
         begin = time.thread_time()
         (server.observe if step % 2 else server.report)(message)
@@ -94,14 +94,14 @@ def planning(num_samples: int) -> dict[str, float]:
     config = RunConfig(selection=PRUNING, num_samples=num_samples, num_epochs=2, batch_size=1024)
     with tempfile.TemporaryDirectory() as storage:
         server = ScoreServer(storage, "planning", runs.config_to_dict(config))
-        server.join(0, ATTEMPT, 8, runs.config_to_dict(config))
+        server.join(0, GENERATION, 8, runs.config_to_dict(config))
         plan_s = 0.0
         for _ in range(2):  # the first one touches memory that nobody touched before
             begin = time.thread_time()
             plan = server._shards.plan(0, (0,))  # what `open_epoch` asks of the shards
             plan_s = time.thread_time() - begin
         begin = time.thread_time()
-        server.open_epoch(0, ATTEMPT, 0)
+        server.open_epoch(0, GENERATION, 0)
         whole_s = time.thread_time() - begin
         server.join(0, "0b" * 16, 8, runs.config_to_dict(config))
         tracemalloc.start()

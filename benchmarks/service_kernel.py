@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import es_service as es
 from benchmarks.figures import Figure, percentiles, timed
-from es_service.selection import agreement, draws, observations, plans
+from es_service.selection import draws, observations, plans, reductions
 from es_service.selection.engine import Engine
 
 __all__ = ["figures_of", "large_draw", "measure_kernel", "plan_epoch"]
@@ -124,7 +124,7 @@ def plan_epoch(rows: int, world_size: int = 4) -> float:
     del records
 
     def plan() -> None:
-        [plan] = agreement.agree([engine.plan(1, 3, (0, 1))])
+        [plan] = reductions.agree([engine.plan(1, 3, (0, 1))])
         ids = plans.shuffle(plan.ids, seed=0, epoch=1)
         plans.split(ids, world_size=world_size, num_samples=rows, epoch=1)
 

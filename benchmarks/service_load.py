@@ -34,7 +34,7 @@ class Client:
             storage=storage,
             rank=rank,
             world_size=world_size,
-            attempt="benchmark",
+            generation="benchmark",
         )
         self._losses = np.random.default_rng(rank).exponential(size=batch_size).astype(np.float32)
 
@@ -143,7 +143,7 @@ def memory_growth(storage: str, num_clients: int, batch_size: int, num_steps: in
     """Resident memory of the server after each epoch in which so many leased clients report."""
     run = "bench-memory"
     shape = {"num_samples": num_clients * batch_size * num_steps, "num_epochs": NUM_EPOCHS, "batch_size": batch_size}
-    group = {"world_size": num_clients, "attempt": "benchmark"}
+    group = {"world_size": num_clients, "generation": "benchmark"}
     selectors = [
         es.connect(run, SELECTION, **shape, **group, rank=rank, exchange="leased", storage=storage)
         for rank in range(num_clients)

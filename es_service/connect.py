@@ -39,7 +39,7 @@ def connect(
     resume: Resume = "auto",
     rank: int | None = None,
     world_size: int | None = None,
-    attempt: str | None = None,
+    generation: str | None = None,
     deadline_s: float = 60.0,
     on_unavailable: OnUnavailable = "raise",
 ) -> Selector:
@@ -53,7 +53,7 @@ def connect(
     initialised, and every rank holds a replica of the table. Connecting waits for all ranks there.
 
     Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
-    rank, world size and attempt come from there. Several ranks need one Ray: name it in RAY_ADDRESS.
+    rank, world size and generation come from there. Several ranks need one Ray: name it in RAY_ADDRESS.
 
     Args:
         run: names the run; letters, digits, '.', '_' and '-'.
@@ -76,7 +76,7 @@ def connect(
             it must be new. A run has begun once an epoch of it was opened, and is new again after `selector.reset()`.
         rank: this rank, where nothing else says it.
         world_size: number of ranks, likewise.
-        attempt: any text that all ranks of one start of the group share and a restarted group does not; needed where
+        generation: any text that all ranks of one start of the group share and a restarted group does not; needed where
             several ranks were given by hand.
         deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
             back within them is not noticed: it knows what it knew, and is told again what it did not write in time.
@@ -109,7 +109,7 @@ def connect(
         connected = _collective(run, config, every, storage, resume, claimed, deadline_s)
     else:
         connected = _remote(
-            run, config, exchange, shards, storage, resume, claimed, attempt, deadline_s, on_unavailable
+            run, config, exchange, shards, storage, resume, claimed, generation, deadline_s, on_unavailable
         )
     return Selector(
         selection,
@@ -148,7 +148,7 @@ def _remote(
     storage: str,
     resume: Resume,
     claimed: Position | None,
-    attempt: str | None,
+    generation: str | None,
     deadline_s: float,
     on_unavailable: OnUnavailable,
 ) -> Exchange:
@@ -157,10 +157,10 @@ def _remote(
         from es_service.actors import launch
         from es_service.actors.calls import call_patiently
         from es_service.actors.cluster import check_shared, ensure_ray
+        from es_service.exchange.degraded import DegradedExchange
         from es_service.exchange.leased import Leased
         from es_service.exchange.prefetch import Prefetch
         from es_service.exchange.sync import Sync
-        from es_service.exchange.unattended import Unattended
     except ImportError as error:
         raise errors.ConfigError(
             f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take an es.Selector, which needs none "
@@ -170,7 +170,7 @@ def _remote(
     kinds: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
     if claimed is not None:
         config.check_world(claimed.world_size, claimed.rank)
-    position, group, in_group = whereabouts(claimed, attempt)
+    position, group, in_group = whereabouts(claimed, generation)
     config.check_world(position.world_size, position.rank)
     if position.world_size > 1 and (in_group or position.rank > 0):  # rank 0 of ranks in one process may start theirs
         check_shared(position.rank, position.world_size)
@@ -182,11 +182,11 @@ def _remote(
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
-    if stats["attempt"] != group:  # else another rank of this group has begun or reset it
+    if stats["generation"] != group:  # else another rank of this group has begun or reset it
         has_begun = stats["finished_epochs"] > 0 or stats["open_epoch"] is not None
         check_begun(resume, has_begun, run, storage)
     inner = kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)
-    return Unattended(inner) if on_unavailable == "continue" else inner
+    return DegradedExchange(inner) if on_unavailable == "continue" else inner
 
 
 def _collective(

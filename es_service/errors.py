@@ -11,7 +11,7 @@
     │   ├── RunNotFoundError       no such run, on Ray or in the storage      (also LookupError)
     │   ├── RunExistsError         the name is taken
     │   └── RunMismatchError       the run has another size, method or seed
-    ├── EpochOrderError        epochs opened twice, out of order, or by somebody superseded
+    ├── EpochOrderError        epochs opened twice, out of order, or by somebody fenced
     ├── StorageError           the storage folder cannot be read or written, or a file in it is damaged
     ├── DataError              a data set is missing or unreadable
     ├── TrainingError          the workers ended before the training did
@@ -96,7 +96,7 @@ class RunMismatchError(RunError):
 
 
 class EpochOrderError(EsServiceError):
-    """An epoch was opened twice or out of order, or the caller's attempt was superseded by a newer one."""
+    """An epoch was opened twice or out of order, or the caller's generation was fenced by a newer one."""
 
 
 class StorageError(EsServiceError):

@@ -27,8 +27,8 @@ from es_service.run_view import RunView
 from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.selector_state import state_from_dict, state_to_dict
 from es_service.storage import runs
@@ -93,7 +93,7 @@ class Selector(RunView):
             check_alone()
         if exchange is None:
             config.check_world(1)
-            exchange = Embedded(Scorekeeper(config), Position(rank=0, world_size=1))
+            exchange = Embedded(LocalRun(config), Position(rank=0, world_size=1))
         runs.check_same("of the exchange", exchange.config, config)
         idle.warn_if_idle(config, exchange.position.world_size)
         super().__init__(config, exchange)

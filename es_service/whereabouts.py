@@ -24,12 +24,12 @@ class Whereabouts(NamedTuple):
 
     Attributes:
         position: its rank, of how many.
-        attempt: 32 hexadecimal digits that this life of the group shares.
+        generation: 32 hexadecimal digits that this life of the group shares.
         in_group: whether the ranks are processes of a group that Ray Train or torch.distributed knows.
     """
 
     position: Position
-    attempt: str
+    generation: str
     in_group: bool
 
 
@@ -43,15 +43,15 @@ def given(rank: int | None, world_size: int | None) -> Position | None:
     return Position(as_integer("rank", rank, least=0, end=num), num)
 
 
-def whereabouts(claimed: Position | None, attempt: str | None) -> Whereabouts:
-    """Return where this process stands; where a group has to agree on its attempt, all its ranks call it.
+def whereabouts(claimed: Position | None, generation: str | None) -> Whereabouts:
+    """Return where this process stands; where a group has to agree on its generation, all its ranks call it.
 
     Args:
         claimed: what the caller gave.
-        attempt: likewise, any text that this life of the group shares.
+        generation: likewise, any text that this life of the group shares.
 
     Raises:
-        ConfigError: ranks were given without an attempt; or a launcher started several processes, and nobody says yet
+        ConfigError: ranks were given without a generation; or a launcher started several processes, and nobody says yet
             which this one is.
     """
     position, share = claimed, None
@@ -59,16 +59,16 @@ def whereabouts(claimed: Position | None, attempt: str | None) -> Whereabouts:
     if found is not None:
         position, share = found
     elif position is None:
-        _check_launched(launched := _launched(), attempt)
+        _check_launched(launched := _launched(), generation)
         position = launched or Position(0, 1)
-    if attempt is None and share is None and position.world_size > 1:
+    if generation is None and share is None and position.world_size > 1:
         raise errors.ConfigError(
-            f"rank={position.rank} of world_size={position.world_size} was given by hand: give attempt= too, any text "
-            "that all ranks of one start share and a restarted group does not (a start time, a job id)"
+            f"rank={position.rank} of world_size={position.world_size} was given by hand: give generation= too, any "
+            "text that all ranks of one start share and a restarted group does not (a start time, a job id)"
         )
-    if attempt is None:
-        attempt = uuid.uuid4().hex if share is None else share(uuid.uuid4().hex)
-    return Whereabouts(position, hashlib.sha256(attempt.encode()).hexdigest()[:32], share is not None)
+    if generation is None:
+        generation = uuid.uuid4().hex if share is None else share(uuid.uuid4().hex)
+    return Whereabouts(position, hashlib.sha256(generation.encode()).hexdigest()[:32], share is not None)
 
 
 def check_alone() -> None:
@@ -121,11 +121,11 @@ def _launched() -> Position | None:
     return Position(rank, world_size) if 0 <= rank < world_size > 1 else None
 
 
-def _check_launched(launched: Position | None, attempt: str | None) -> None:
-    if launched is not None and attempt is None:
+def _check_launched(launched: Position | None, generation: str | None) -> None:
+    if launched is not None and generation is None:
         raise errors.ConfigError(
             f"this process was started as rank {launched.rank} of {launched.world_size} (RANK and WORLD_SIZE in the "
             "environment say so, torchrun sets them), but torch.distributed is not initialised: call "
-            "torch.distributed.init_process_group() before es.connect; or give attempt=, any text that all ranks of "
+            "torch.distributed.init_process_group() before es.connect; or give generation=, any text that all ranks of "
             "one start share and a restarted group does not; a process that is alone says rank=0, world_size=1"
         )

@@ -28,13 +28,13 @@ class Checkpoints:
 
     def __init__(self, run: ServedRun, shards: ShardGroup, epochs: EpochState, writer: SnapshotWriter) -> None:
         self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
-        self._epochs, self._roster, self._writer = epochs, epochs.roster, writer
+        self._epochs, self._membership, self._writer = epochs, epochs.membership, writer
         self._behind = shards.count > 1  # the other shards may stand elsewhere than the last snapshot
 
     def rewind(
         self,
         rank: int,
-        attempt: str,
+        generation: str,
         ordinal: int,
         finished_epochs: int,
         starts: tuple[int, ...],
@@ -45,8 +45,8 @@ class Checkpoints:
 
         Args:
             rank: the caller's.
-            attempt: the caller's.
-            ordinal: counts the attempt's rewinds from 1; its first rank does each, for the others it is done.
+            generation: the caller's.
+            ordinal: counts the generation's rewinds from 1; its first rank does each, for the others it is done.
             finished_epochs: of the state; 0 forgets everything.
             starts: epoch starts of the state.
             sha256: of the state's table as an Arrow IPC file.
@@ -57,12 +57,12 @@ class Checkpoints:
         """
         self._shard.check_begun()
         with self._epochs.lock:
-            self._roster.check(Caller(rank, attempt))
+            self._membership.check(Caller(rank, generation))
             self._writer.wait()
             if ordinal > self._epochs.num_rewinds + 1:
                 raise errors.EpochOrderError(
-                    f"rank {rank} asks for rewind {ordinal} of this attempt, but {self._epochs.num_rewinds} were asked "
-                    "for before: every rank must load or reset as often as the others"
+                    f"rank {rank} asks for rewind {ordinal} of this generation, but {self._epochs.num_rewinds} were "
+                    "requested before: every rank must load or reset as often as the others"
                 )
             if ordinal <= self._epochs.num_rewinds:
                 self._epochs.rewinds[rank] = ordinal
@@ -71,11 +71,11 @@ class Checkpoints:
             if table is not None:
                 state = self._decoded(finished_epochs, starts, sha256, table)
                 self._writer.settle()
-                self._roster.go_to(finished_epochs, starts)
+                self._membership.go_to(finished_epochs, starts)
                 self._behind = self._shards.count > 1
                 self._shards.load(state.records)
                 self._storage.forget_after(finished_epochs, state.records)
-                failure = self._writer.write(self._roster.epoch_starts)
+                failure = self._writer.write(self._membership.epoch_starts)
                 if failure is not None:
                     raise failure
                 self._behind = False
@@ -106,9 +106,9 @@ class Checkpoints:
             ServerRestartedError: a shard restarted, and may have lost what the others have.
         """
         with self._epochs.lock:
-            opened, finished = self._roster.open_epoch_number, self._roster.finished_epochs
+            opened, finished = self._membership.open_epoch_number, self._membership.finished_epochs
             if finished_epochs is not None and finished_epochs > finished:
-                return self._roster.not_closed(finished_epochs - 1)
+                return self._membership.not_closed(finished_epochs - 1)
             if opened is None and finished_epochs in (None, finished):
                 return self._present_state()
             if not finished_epochs:
@@ -131,12 +131,12 @@ class Checkpoints:
         return _encoded(state.records), finished_epochs, state.epoch_starts
 
     def _present_state(self) -> tuple[bytes, int, tuple[int, ...]]:
-        if self._roster.attempt is None:
+        if self._membership.generation is None:
             if self._behind:
                 self.go_back()
         elif self._shards.count > 1:  # one that restarted may stand elsewhere
             self._shards.all("check_begun")
-        return _encoded(self._shards.records()), self._roster.finished_epochs, self._roster.epoch_starts
+        return _encoded(self._shards.records()), self._membership.finished_epochs, self._membership.epoch_starts
 
     def _decoded(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes) -> RunState:
         if hashlib.sha256(table).hexdigest() != sha256:
@@ -148,7 +148,7 @@ class Checkpoints:
         return RunState(records, finished_epochs, tuple(starts))
 
     def go_back(self) -> None:
-        """Take roster and shards to the end of the last epoch whose snapshot all of them can read."""
+        """Take membership and shards to the end of the last epoch whose snapshot all of them can read."""
         epochs = self._storage.snapshots.epochs() or [0]
         while True:
             finished = epochs.pop()
@@ -161,10 +161,10 @@ class Checkpoints:
                 _log.error("%s; going back to the epoch before", error)
 
     def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:
-        """Take roster and shards to an epoch's end that is on storage, or to the beginning."""
+        """Take membership and shards to an epoch's end that is on storage, or to the beginning."""
         self._writer.settle()
         self._shards.all("go_to_snapshot", finished_epochs)
-        self._roster.go_to(finished_epochs, starts)
+        self._membership.go_to(finished_epochs, starts)
         self._behind = False
         self._shard.state.write(*self._epochs.records())  # it belongs to the rows, which are there already
         with contextlib.suppress(errors.StorageError):  # whoever went back on purpose drops it anyway

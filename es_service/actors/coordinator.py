@@ -20,8 +20,8 @@ from es_service.actors.epoch_state import EpochState
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
+from es_service.selection.membership import out_of_order
 from es_service.selection.plans import Plan
-from es_service.selection.roster import out_of_order
 from es_service.selection.run import Caller, Share
 from es_service.storage import runs
 
@@ -43,7 +43,7 @@ class Coordinator:
 
     def __init__(self, run: ServedRun, shards: ShardGroup, epochs: EpochState) -> None:
         self._storage, self._config, self._shards, self._shard = run.storage, run.config, shards, shards.own
-        self._epochs, self.roster = epochs, epochs.roster
+        self._epochs, self.membership = epochs, epochs.membership
         self.snapshots = SnapshotWriter(run.storage, shards, run.check_write)
         self.checkpoints = Checkpoints(run, shards, epochs, self.snapshots)
         self._epoch_begun_at = time.monotonic()
@@ -52,55 +52,61 @@ class Coordinator:
         """Write the state of the epochs to the journal, see `ShardState.write`."""
         self._shard.state.write(*self._epochs.records(plan))
 
-    def join(self, rank: int, attempt: str, world_size: int, config: dict[str, Any], opens: int | None = None) -> int:
-        """Enter the run, or enter it again; a new attempt first takes the table back to the last finished epoch.
+    def join(
+        self, rank: int, generation: str, world_size: int, config: dict[str, Any], opens: int | None = None
+    ) -> int:
+        """Enter the run, or enter it again; a new generation first takes the table back to the last finished epoch.
 
         Args:
             rank: the caller's.
-            attempt: the caller's.
-            world_size: of the attempt.
+            generation: the caller's.
+            world_size: of the generation.
             config: `runs.config_to_dict` of the caller's.
             opens: the epoch that the caller is about to open; None where it loads a state or resets first.
 
         Returns:
-            How many rewinds this rank has asked for in this attempt; it counts on.
+            How many rewinds this rank has asked for in this generation; it counts on.
 
         Raises:
             RunMismatchError: the caller's config is not the run's.
-            ConfigError, EpochOrderError: see `Roster.join`; or a new attempt would be refused the epoch it opens, so
-                that the one before it is left alone.
-            StorageError: it cannot be written that there is a new attempt; or the end of the epoch before the one that
-                it opens could not be written.
+            ConfigError, EpochOrderError: see `Membership.join`; or a new generation would be refused the epoch that it
+                opens, so that the one before it is left alone.
+            StorageError: the new generation cannot be written; or the end of the epoch before the one that it opens
+                could not be written.
         """
         runs.check_same(self._storage.run, self._config, runs.config_from_dict(config))
         self._config.check_world(world_size, rank)
         with self._epochs.lock:
-            if not self.roster.knows(attempt):
+            if not self.membership.knows(generation):
                 stands_at, goes_back = self._where_new_ranks_begin()
                 if opens is not None and opens != stands_at:
-                    if stands_at < opens <= self.roster.finished_epochs:
+                    if stands_at < opens <= self.membership.finished_epochs:
                         raise self._not_stored(stands_at)
                     raise out_of_order(rank, opens, stands_at, self._config.num_epochs)
                 if goes_back:
                     self.checkpoints.go_back()  # another shard may stand elsewhere
-                self._shards.all("begin", attempt)
+                self._shards.all("begin", generation)
                 self._epochs.begin()
-            self.roster.join(Caller(rank, attempt), world_size)
+            self.membership.join(Caller(rank, generation), world_size)
             asked = self._epochs.rewinds.setdefault(rank, 0)
             self._keep()
             self._shard.state.journal.flush()  # a server that came back without it would take this rank for an old one
             return asked
 
-    def next_epoch(self, attempt: str) -> int:
-        """Return the epoch that a rank of this attempt, which need not have joined, opens next (group `read`)."""
+    def next_epoch(self, generation: str) -> int:
+        """Return the epoch that a rank of this generation, which need not have joined, opens next (group `read`)."""
         with self._epochs.lock:
-            return self.roster.finished_epochs if self.roster.knows(attempt) else self._where_new_ranks_begin()[0]
+            return (
+                self.membership.finished_epochs
+                if self.membership.knows(generation)
+                else self._where_new_ranks_begin()[0]
+            )
 
     def _where_new_ranks_begin(self) -> tuple[int, bool]:
-        """Return at which epoch a new attempt begins, and whether the table has to go back to its start."""
+        """Return at which epoch a new generation begins, and whether the table has to go back to its start."""
         self.snapshots.wait()
-        goes_back = self._shards.count > 1 or self.roster.open_epoch_number is not None
-        return self._storage.snapshots.newest() if goes_back else self.roster.finished_epochs, goes_back
+        goes_back = self._shards.count > 1 or self.membership.open_epoch_number is not None
+        return self._storage.snapshots.newest() if goes_back else self.membership.finished_epochs, goes_back
 
     def _not_stored(self, stored: int) -> errors.StorageError:
         failure = self.snapshots.failure
@@ -110,45 +116,45 @@ class Coordinator:
             "Make the storage writable and continue there, or load a later checkpoint's state_dict on every rank"
         )
 
-    def whereabouts(self, rank: int, attempt: str) -> tuple[int, bool]:
+    def whereabouts(self, rank: int, generation: str) -> tuple[int, bool]:
         """Return how many epochs this rank has closed, and whether it has one open: less than it knows after a crash.
 
         Raises:
-            EpochOrderError: it is superseded.
+            EpochOrderError: it is fenced.
         """
         self._shard.check_begun()
         with self._epochs.lock:
-            self.roster.check(Caller(rank, attempt))
-            return self.roster.place_of(rank)
+            self.membership.check(Caller(rank, generation))
+            return self.membership.place_of(rank)
 
     def open_epoch(
-        self, rank: int, attempt: str, epoch: int, streamed: bool = False, turn: str = ""
+        self, rank: int, generation: str, epoch: int, streamed: bool = False, turn: str = ""
     ) -> Share | list[int]:
         """Open an epoch; return the rank's share, or the ranks still in the epoch before.
 
         Raises:
-            EpochOrderError: see `Roster.open_epoch`.
+            EpochOrderError: see `Membership.open_epoch`.
         """
         self._shard.check_begun()
         with self._epochs.lock:
-            caller = Caller(rank, attempt)
-            if self._epochs.is_repeated(caller, turn) and epoch == self.roster.open_epoch_number:
-                opened = self.roster.has_opened(rank)
+            caller = Caller(rank, generation)
+            if self._epochs.is_repeated(caller, turn) and epoch == self.membership.open_epoch_number:
+                opened = self.membership.has_opened(rank)
                 if opened is not None:
                     return opened
-            is_new = self.roster.open_epoch_number is None
-            share = self.roster.open_epoch(caller, epoch, streamed=streamed)
+            is_new = self.membership.open_epoch_number is None
+            share = self.membership.open_epoch(caller, epoch, streamed=streamed)
             if isinstance(share, list):
                 return share
             if is_new:
                 self._epoch_begun_at = time.monotonic()
-                self._shards.all("open_steps", self.roster.open_steps)
+                self._shards.all("open_steps", self.membership.open_steps)
             self._epochs.turns[rank] = turn
-            self._keep(plan=self.roster.plan if is_new else None)
+            self._keep(plan=self.membership.plan if is_new else None)
             return share
 
     def close_epoch(
-        self, rank: int, attempt: str, epoch: int, num_steps: int = 0, seqs: Sequence[int] = (), turn: str = ""
+        self, rank: int, generation: str, epoch: int, num_steps: int = 0, seqs: Sequence[int] = (), turn: str = ""
     ) -> bool:
         """Close an epoch for one rank; return whether it was the last one.
 
@@ -158,7 +164,7 @@ class Coordinator:
 
         Args:
             rank: the caller's.
-            attempt: the caller's.
+            generation: the caller's.
             epoch: the open one.
             num_steps: that this rank made.
             seqs: of its last report to each shard; for none it has not reported anything.
@@ -171,18 +177,18 @@ class Coordinator:
         """
         self._shard.check_begun()
         with self._epochs.lock:
-            caller = Caller(rank, attempt)
-            if self._epochs.is_repeated(caller, turn) and self.roster.has_closed(rank, epoch):
+            caller = Caller(rank, generation)
+            if self._epochs.is_repeated(caller, turn) and self.membership.has_closed(rank, epoch):
                 self._finish_run()
-                return epoch < self.roster.finished_epochs
+                return epoch < self.membership.finished_epochs
             if seqs:
                 try:
-                    self._shards.each("check_reports", [(rank, attempt, seq) for seq in seqs])
+                    self._shards.each("check_reports", [(rank, generation, seq) for seq in seqs])
                 except errors.ServerRestartedError:  # they come again, where an earlier try to close left no step open
                     self._reopen_steps()
                     raise
-            before = self.roster.to_dict(), self.roster.plan
-            if not self.roster.close_epoch(caller, epoch, num_steps):
+            before = self.membership.to_dict(), self.membership.plan
+            if not self.membership.close_epoch(caller, epoch, num_steps):
                 self._epochs.turns[rank] = turn
                 self._keep()
                 return False
@@ -190,9 +196,9 @@ class Coordinator:
             try:
                 failure = self.snapshots.wait()
                 self._shards.all("open_steps", range(0))
-                copied = self.snapshots.copy(self.roster.epoch_starts)
+                copied = self.snapshots.copy(self.membership.epoch_starts)
             except errors.ServerError:  # a shard is away: the rank comes again
-                self.roster.take_up(*before)
+                self.membership.take_up(*before)
                 self._epochs.turns = turns
                 self._reopen_steps()
                 raise
@@ -208,33 +214,33 @@ class Coordinator:
 
     def _reopen_steps(self) -> None:
         """Let the shards take reports of the open epoch again, as far as they are there."""
-        if self.roster.open_epoch_number is not None:
+        if self.membership.open_epoch_number is not None:
             with contextlib.suppress(errors.ServerError):  # the rank comes again, and so does this
-                self._shards.all("open_steps", self.roster.open_steps)
+                self._shards.all("open_steps", self.membership.open_steps)
 
     def _finish_run(self) -> None:
         """Where all epochs are finished: return once the end of the last one is on storage."""
-        finished = self.roster.finished_epochs
+        finished = self.membership.finished_epochs
         if finished < self._config.num_epochs:
             return
         failure = self.snapshots.wait()
         for _ in range(_MAX_TRIES):
             if failure is None and self._storage.snapshots.newest() == finished:
                 return
-            failure = self.snapshots.write(self.roster.epoch_starts)  # a process went down, with what it had copied
+            failure = self.snapshots.write(self.membership.epoch_starts)  # a process went down, with what it had copied
             if isinstance(failure, errors.StorageError):
                 break
         if failure is not None:
             raise failure
 
-    def settle(self, rank: int, attempt: str, seq: int, num_closed: int = 0) -> bytes:
+    def settle(self, rank: int, generation: str, seq: int, num_closed: int = 0) -> bytes:
         """See `ScoreShard.settle`; that this rank has closed so many epochs is to be on storage, too."""
-        if self.whereabouts(rank, attempt)[0] < num_closed:
+        if self.whereabouts(rank, generation)[0] < num_closed:
             raise errors.ServerRestartedError(
                 f"rank {rank} has closed {num_closed} epochs, which is not known here: a process went down before it "
                 "could be written; connect again and continue from the last checkpoint, if it is not said again"
             )
-        return self._shard.settle(rank, attempt, seq)
+        return self._shard.settle(rank, generation, seq)
 
     def stored_epochs(self) -> int:
         """Return the epochs behind the newest snapshot on storage, once none is being written any more (group `read`).
@@ -251,16 +257,16 @@ class Coordinator:
         """Say in one line of JSON what an epoch was; counts are since this process began."""
         counts = self._shards.all("counts")
         sums = {name: sum(one[name] for one in counts) for name in _LOGGED}
-        starts, now = self.roster.epoch_starts, time.monotonic()
+        starts, now = self.membership.epoch_starts, time.monotonic()
         line = {
             "event": "epoch_finished",
             "run": self._storage.run,
             "epoch": epoch,
-            "finished_epochs": self.roster.finished_epochs,
+            "finished_epochs": self.membership.finished_epochs,
             "num_epochs": self._config.num_epochs,
             "run_step": starts[-1],
             "steps": starts[-1] - starts[-2],
-            "world_size": self.roster.world_size,
+            "world_size": self.membership.world_size,
             "shards": self._shards.count,
             "seconds": round(now - self._epoch_begun_at, 3),
             **sums,

@@ -1,6 +1,6 @@
-"""Where a run is, as the score server's journal keeps it: its roster, and what each rank has asked of it last.
+"""Where a run is, as the score server's journal keeps it: its membership, and what each rank has asked of it last.
 
-A call that changes the roster may be made again with the same `turn`, any text of the caller's: it is done once.
+A call that changes the membership may be made again with the same `turn`, any text of the caller's: it is done once.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from es_service import errors
 from es_service.actors import shard_journal
 from es_service.actors.plan_codec import decode_plan, encode_plan
 from es_service.actors.served_run import ServedRun
+from es_service.selection.membership import Membership
 from es_service.selection.plans import Plan
-from es_service.selection.roster import Roster
 from es_service.selection.run import Caller
 from es_service.storage.segments import Record
 
@@ -29,21 +29,21 @@ class EpochState:
     def __init__(self, run: ServedRun, plan: Callable[[int, Sequence[int]], Plan]) -> None:
         self._run = run
         self.lock = threading.Lock()
-        self.roster = Roster(run.config, plan)
+        self.membership = Membership(run.config, plan)
         self.turns: dict[int, str] = {}  # the last change that each rank asked for
-        self.num_rewinds = 0  # done in this attempt
+        self.num_rewinds = 0  # done in this generation
         self.rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
-        self._plan_read: Plan | None = None  # of the journal, for the roster that comes next
+        self._plan_read: Plan | None = None  # of the journal, for the membership that comes next
 
     def begin(self) -> None:
-        """Forget what ranks asked for: a new attempt begins."""
+        """Forget what ranks asked for: a new generation begins."""
         self.rewinds.clear()
         self.turns.clear()
         self.num_rewinds = 0
 
     def is_repeated(self, caller: Caller, turn: str) -> bool:
         """Return whether the rank makes a call again that was done."""
-        self.roster.check(caller)
+        self.membership.check(caller)
         return bool(turn) and self.turns.get(caller.rank) == turn
 
     def records(self, plan: Plan | None = None) -> list[tuple[str, bytes]]:
@@ -53,7 +53,7 @@ class EpochState:
 
     def _values(self) -> dict[str, Any]:
         return {
-            **self.roster.to_dict(),
+            **self.membership.to_dict(),
             "num_rewinds": self.num_rewinds,
             "rewinds": {str(rank): num for rank, num in self.rewinds.items()},
             "turns": {str(rank): turn for rank, turn in self.turns.items()},
@@ -68,7 +68,7 @@ class EpochState:
         if "roster" in note:
             self._take_up(note["roster"], None)
         else:
-            self.roster.go_to(*self._run.storage.snapshots.position(finished_epochs))
+            self.membership.go_to(*self._run.storage.snapshots.position(finished_epochs))
 
     def replay(self, record: Record) -> None:
         """See `Journaled.replay`."""
@@ -78,10 +78,10 @@ class EpochState:
             self._take_up(shard_journal.from_json(record.payload), self._plan_read)
 
     def _take_up(self, values: dict[str, Any], plan: Plan | None) -> None:
-        self.roster.take_up(values, plan)
+        self.membership.take_up(values, plan)
         try:
             self.num_rewinds = int(values["num_rewinds"])
             self.rewinds = {int(rank): int(num) for rank, num in values["rewinds"].items()}
             self.turns = {int(rank): str(turn) for rank, turn in values["turns"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"the roster in the journal is damaged: {error!r}") from error
+            raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error

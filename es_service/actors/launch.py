@@ -31,9 +31,9 @@ _FINISH_DEADLINE_S = 60.0
 _WRITE_DEADLINE_S = 600.0
 _MAX_PENDING_CALLS = 1000  # of one process at one shard; a rank has some 70 under way at most
 # What the score server asks of other shards on its readers' behalf:
-_READS = {"answer", "counts", "copy_records", "num_samples", "storage_failure", "talk"}
+_READS = {"answer", "counts", "copy_records", "num_samples", "storage_failure", "reduction"}
 _WRITES = {"write_history", "write_part"}  # takes seconds, beside its other calls
-_ONCE = {"answer", "talk"}  # the others may be asked again: a shard that restarts is waited for
+_ONCE = {"answer", "reduction"}  # the others may be asked again: a shard that restarts is waited for
 
 _remote: Any = ray.remote  # its type hints leave concurrency_groups out
 _nodes: Any = ray.nodes  # it has none

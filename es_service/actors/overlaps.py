@@ -58,6 +58,6 @@ class Overlaps:
         self._holders[rows[self._holders[rows] == rank]] = _NOBODY
 
     def clear(self) -> None:
-        """Forget who asked for what: a new attempt begins, or an epoch."""
+        """Forget who asked for what: a new generation begins, or an epoch."""
         self._holders.fill(_NOBODY)
         self._asked.clear()

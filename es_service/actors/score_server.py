@@ -116,7 +116,7 @@ class ScoreServer:
 
     def stats(self) -> dict[str, Any]:
         """Return where the run stands, as plain values."""
-        roster = self._coordinator().roster
+        membership = self._coordinator().membership
         shards = self._shards.all("counts")
         calls = merged([shard.pop("calls") for shard in shards])
         snapshot_failure = self._coordinator().snapshots.failure
@@ -125,10 +125,10 @@ class ScoreServer:
             "run": self._run.storage.run,
             "storage": self._run.place,
             "config": runs.config_to_dict(self._run.config),
-            "finished_epochs": roster.finished_epochs,
-            "open_epoch": roster.open_epoch_number,
-            "world_size": roster.world_size,
-            "attempt": roster.attempt,
+            "finished_epochs": membership.finished_epochs,
+            "open_epoch": membership.open_epoch_number,
+            "world_size": membership.world_size,
+            "generation": membership.generation,
             "shards": len(shards),
             **{name: sum(shard[name] for shard in shards) for name in shards[0]},
             "storage_failure": next(filter(None, failures), None),

@@ -7,10 +7,10 @@ Snapshots are written by the group `write`, from a copy: they meet nobody.
 A call that returns has been applied. A call that raises has changed nothing. A call whose answer got lost may have
 been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
 
-Reports are taken from the current attempt, for steps of the open epoch; which those are the score server says, by
+Reports are taken from the current generation, for steps of the open epoch; which those are the score server says, by
 `begin` and `open_steps`. What it takes it writes to a journal, about a second later, and says with every answer how
 far that is. A shard that restarts stands where its journal ends (see `shard_journal`); ranks send again what came
-after. Where the journal cannot be read it stands at the end of an epoch, and takes no reports before a new attempt.
+after. Where the journal cannot be read it stands at the end of an epoch, and takes no reports before a new generation.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from es_service import errors
 from es_service.actors import shard_journal, wire
 from es_service.actors.call_times import timed
 from es_service.actors.delegation import passed_to
+from es_service.actors.pending_reductions import Pending
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_journal import Journaled
 from es_service.actors.shard_state import ShardState
 from es_service.actors.snapshot_part import SnapshotPart
-from es_service.actors.talks import Talks
 from es_service.selection.shards import Shard
 
 __all__ = ["ScoreShard"]
@@ -52,7 +52,7 @@ class ScoreShard:
     def __init__(self, run: ServedRun, index: int = 0, count: int = 1, also: Sequence[Journaled] = ()) -> None:
         self._run, self._shard = run, Shard(index, count)
         self.state = ShardState(run, self._shard)
-        self.talks = Talks(run, self.state)
+        self.pending = Pending(run, self.state)
         self._part = SnapshotPart(run, self.state)
         self._times = self.state.times
         with run.failure_kept():
@@ -62,8 +62,8 @@ class ScoreShard:
     def _own_state(self) -> ShardState:
         return self.state
 
-    def _own_talks(self) -> Talks:
-        return self.talks
+    def _own_pending(self) -> Pending:
+        return self.pending
 
     def _own_part(self) -> SnapshotPart:
         return self._part
@@ -77,39 +77,39 @@ class ScoreShard:
 
     # -- for ranks ----------------------------------------------------------------------------------------------------
 
-    def enter(self, rank: int, attempt: str) -> int:
+    def enter(self, rank: int, generation: str) -> int:
         """Return the seq of this rank's last report here, 0 before the first; it counts on."""
         state = self.state
         state.check_begun()
         with state.lock:
-            is_new = not state.intake.has(rank)
-            seq = state.intake.enter(rank, attempt)
+            is_new = not state.report_ledger.has(rank)
+            seq = state.report_ledger.enter(rank, generation)
         if is_new:
             state.keep()
         return seq
 
-    def settle(self, rank: int, attempt: str, seq: int) -> bytes:
-        """Return a receipt once this rank's reports up to `seq` are on storage.
+    def settle(self, rank: int, generation: str, seq: int) -> bytes:
+        """Return an acknowledgement once this rank's reports up to `seq` are on storage.
 
         Raises:
             ServerRestartedError: some of them went down with a process; they have to be sent again.
             StorageError: they are here, but cannot be written at the moment.
         """
-        self.check_reports(rank, attempt, seq)
+        self.check_reports(rank, generation, seq)
         self.state.journal.flush()
         with self.state.lock:
-            return self.state.receipt(rank)
+            return self.state.acknowledgement(rank)
 
-    def check_reports(self, rank: int, attempt: str, seq: int) -> None:
+    def check_reports(self, rank: int, generation: str, seq: int) -> None:
         """Raise ServerRestartedError unless this rank's reports up to `seq` are here."""
         state = self.state
         state.check_begun()
         with state.lock:
-            state.intake.check(rank, attempt)
-            state.intake.check_has(rank, seq)
+            state.report_ledger.check(rank, generation)
+            state.report_ledger.check_has(rank, seq)
 
     @timed
-    def lease(self, rank: int, attempt: str, ids_m: I64, run_step: int) -> dict[str, NDArray[Any]]:
+    def lease(self, rank: int, generation: str, ids_m: I64, run_step: int) -> dict[str, NDArray[Any]]:
         """Return copies of the columns that a rank needs to draw on its own, [m] each, see `Engine.lease`.
 
         Raises:
@@ -118,8 +118,8 @@ class ScoreShard:
         state = self.state
         state.check_begun()
         with state.lock:
-            state.intake.check(rank, attempt)
-            state.intake.check_open(run_step)
+            state.report_ledger.check(rank, generation)
+            state.report_ledger.check_open(run_step)
             return state.engine.lease(state.check_ids(ids_m))
 
     @timed
@@ -136,21 +136,21 @@ class ScoreShard:
         caller, run_step, ids_B = wire.decode_request(message)
         ids_B = state.check_ids(ids_B)
         with state.lock:
-            state.intake.check(caller.rank, caller.attempt)
-            state.intake.check_open(run_step)
+            state.report_ledger.check(caller.rank, caller.generation)
+            state.report_ledger.check_open(run_step)
             state.engine.make_room(ids_B)
             rows_B = self._shard.rows(ids_B)
             num_overlaps = state.overlaps.asked(rows_B, caller.rank, run_step, len(state.engine.table))
-            return wire.encode_rows(state.intake.seq(caller.rank), num_overlaps, state.engine.lease(ids_B))
+            return wire.encode_rows(state.report_ledger.seq(caller.rank), num_overlaps, state.engine.lease(ids_B))
 
     @timed
     def observe(self, message: bytes) -> bytes:
-        """Apply one report; return a receipt and the weights it gave. Repeated, one of the last step gets them again.
+        """Apply one report; return an acknowledgement and its weights. A repeated one of the last step gets them again.
 
         Raises:
             ShapeError, IdError, LossError: the report cannot be used.
             ServerRestartedError: a report before it is missing.
-            EpochOrderError: its rank is superseded or has no epoch open.
+            EpochOrderError: its rank is fenced or has no epoch open.
         """
         state = self.state
         state.check_begun()
@@ -159,17 +159,17 @@ class ScoreShard:
             raise errors.ShapeError(f"one report at a time is answered with weights, got {len(reports)}")
         [report] = reports
         with state.lock:
-            last = state.intake.last(report)
+            last = state.report_ledger.last(report)
             if 1 <= report.seq <= last:
-                return state.receipt(report.caller.rank) + state.intake.answer(report)
-            state.intake.check_follows(report, last)
+                return state.acknowledgement(report.caller.rank) + state.report_ledger.answer(report)
+            state.report_ledger.check_follows(report, last)
             state.make_room(report)
             answer = state.apply(report, state.journal.append("reports", message))
-            return state.receipt(report.caller.rank) + answer
+            return state.acknowledgement(report.caller.rank) + answer
 
     @timed
     def report(self, *messages: bytes, num_behind: int = 0) -> bytes:
-        """Apply reports, all of them or none; those applied before change nothing. Return a receipt.
+        """Apply reports, all of them or none; those applied before change nothing. Return an acknowledgement.
 
         Args:
             messages: packed reports of one rank, at least one.
@@ -184,10 +184,10 @@ class ScoreShard:
         if not reports or any(report.caller != reports[0].caller for report in reports):
             raise errors.ShapeError("a call brings the reports of one rank, at least one")
         with state.lock:
-            last = state.intake.last(reports[0])
+            last = state.report_ledger.last(reports[0])
             new = [report for report in reports if not 1 <= report.seq <= last]
             for ahead, report in enumerate(new):
-                state.intake.check_follows(report, last + ahead)
+                state.report_ledger.check_follows(report, last + ahead)
             for report in new:
                 state.make_room(report)
             if new:
@@ -196,15 +196,15 @@ class ScoreShard:
             for report in new:
                 state.apply(report, number)
             state.queued[reports[0].caller.rank] = num_behind
-            return state.receipt(reports[0].caller.rank)
+            return state.acknowledgement(reports[0].caller.rank)
 
     # -- for the score server -----------------------------------------------------------------------------------------
 
-    def begin(self, attempt: str) -> None:
-        """Take reports of this attempt from now on, and of no earlier one."""
+    def begin(self, generation: str) -> None:
+        """Take reports of this generation from now on, and of no earlier one."""
         self._run.check()
         with self.state.lock:
-            self.state.intake.begin(attempt)
+            self.state.report_ledger.begin(generation)
             self.state.overlaps.clear()
             self._part.forget()
             self.state.queued.clear()
@@ -214,13 +214,13 @@ class ScoreShard:
         """Take reports of these run steps; none closes the epoch."""
         with self.state.lock:
             self.state.check_begun()
-            self.state.intake.open_steps(steps)
+            self.state.report_ledger.open_steps(steps)
             self.state.overlaps.clear()
         self.state.keep()
 
-    talk = passed_to(_own_talks, Talks.talk)
-    answer = passed_to(_own_talks, Talks.answer)
-    forget = passed_to(_own_talks, Talks.forget)
+    reduction = passed_to(_own_pending, Pending.reduction)
+    answer = passed_to(_own_pending, Pending.answer)
+    forget = passed_to(_own_pending, Pending.forget)
 
     check_begun = passed_to(_own_state, ShardState.check_begun)
     copy_records = passed_to(_own_part, SnapshotPart.copy_records)

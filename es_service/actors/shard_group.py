@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors.score_shard import ScoreShard
-from es_service.selection.agreement import Join, Sum, merge
 from es_service.selection.plans import Plan, joined
+from es_service.selection.reductions import Join, Sum, merge
 
 __all__ = ["ShardGroup"]
 
@@ -45,10 +45,10 @@ class ShardGroup:
         return [own, *(wait() for wait in waiting)]
 
     def agree(self, about: str, *args: Any) -> list[Any]:
-        """Let all shards agree on something, see `ScoreShard.talk`; return each one's part of it."""
+        """Let all shards agree on something, see `ScoreShard.reduction`; return each one's part of it."""
         token = uuid.uuid4().hex
         try:
-            said = self.all("talk", token, about, *args)
+            said = self.all("reduction", token, about, *args)
             while isinstance(said[0], Sum | Join):
                 said = self.all("answer", token, merge(said))
         except errors.EsServiceError:

@@ -1,10 +1,10 @@
-"""A shard's journal as it uses it: which records there are, and the way back to where it was.
+"""A shard's journal as it uses it: the kinds of records, and what recovery does with each.
 
-    reports   the packed reports of a message, as far as they were new                 applied again
-    state     who may report what (`Intake.to_dict`), as JSON; with "go_to": k the     taken up; the rows of snapshot k
-              rows went back to a snapshot; with "loading" they were being replaced     are loaded; nothing is certain
-    roster    where the ranks are (`Roster.to_dict`), as JSON; the score server's      taken up
-    plan      of the epoch that the next roster has open; the score server's           kept for it
+    reports   the packed reports of a message, as far as they were new: applied again
+    state     who may report what (`ReportLedger.to_dict`), as JSON: loaded. With "go_to": k the rows went back to a
+              snapshot, which is loaded; with "loading" they were being replaced, and nothing is certain
+    roster    the epoch of each rank (`Membership.to_dict`), as JSON, of the score server: loaded
+    plan      of the epoch that the next roster record has open, of the score server: kept for it
 
 Recovery = the newest snapshot that can be read, and every record behind the one that the shard noted with it.
 """

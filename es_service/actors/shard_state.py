@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import shard_journal, wire
 from es_service.actors.call_times import CallTimes
-from es_service.actors.intake import Intake
 from es_service.actors.overlaps import Overlaps
+from es_service.actors.report_ledger import ReportLedger
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_journal import Journaled
 from es_service.selection import observations
@@ -40,7 +40,7 @@ class ShardState:
         self.lock = threading.Lock()
         self.times = CallTimes()  # of the shard's calls
         self.shard = shard
-        self.intake = Intake(self._restarted)
+        self.report_ledger = ReportLedger(self._restarted)
         self.overlaps = Overlaps()
         self.queued: dict[int, int] = {}  # reports that ranks hold back, as each said with its last message
         self.num_reports = self.num_observed = self.num_selected = 0
@@ -54,7 +54,7 @@ class ShardState:
         self._journaled = (self, *also)
         last, whole = shard_journal.recover(storage, self.shard, self._journaled)
         if not whole:
-            self.intake.begin(None)
+            self.report_ledger.begin(None)
         self.journal = Journal(storage.journal(self.shard), last, allowed=self._run.check_write)
 
     # -- as the journal has it -----------------------------------------------------------------------------------------
@@ -63,9 +63,9 @@ class ShardState:
         """See `Journaled.load`."""
         self.load_rows(finished_epochs)
         if "intake" in note:
-            self.intake.take_up(note["intake"])
+            self.report_ledger.take_up(note["intake"])
         else:
-            self.intake.begin(None)
+            self.report_ledger.begin(None)
 
     def load_rows(self, finished_epochs: int) -> None:
         """Take the rows of a snapshot; 0 forgets every observation."""
@@ -92,13 +92,13 @@ class ShardState:
             values = shard_journal.from_json(record.payload)
             if "go_to" in values:
                 self.load_rows(values["go_to"])
-            self.intake.take_up(values)
+            self.report_ledger.take_up(values)
             if values.get("loading"):
-                self.intake.begin(None)
+                self.report_ledger.begin(None)
 
     def note(self) -> dict[str, Any]:
         """See `Journaled.note`."""
-        return {"intake": self.intake.to_dict()}
+        return {"intake": self.report_ledger.to_dict()}
 
     def marked(self) -> tuple[int, dict[str, Any]]:
         """Return the number of the journal's last record, and what a snapshot of now has to note."""
@@ -112,14 +112,14 @@ class ShardState:
     def keep(self, **more: Any) -> int:
         """Write who may report what to the journal, as `write` does; return the number of its record."""
         with self.lock:
-            number = self.journal.append("state", shard_journal.to_json({**self.intake.to_dict(), **more}))
+            number = self.journal.append("state", shard_journal.to_json({**self.report_ledger.to_dict(), **more}))
         self._flush()
         return number
 
     def write(self, *records: tuple[str, bytes]) -> None:
         """Write records of these kinds to the journal; they are on storage when this returns, if it can be written.
 
-        Where it cannot, training goes on: receipts and `stats` say so.
+        Where it cannot, training goes on: acknowledgements and `stats` say so.
         """
         with self.lock:
             for kind, payload in records:
@@ -167,21 +167,23 @@ class ShardState:
         weights = self.engine.record(report.ids, report.seen, report.selected, report.run_step)
         self.overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)
-        self.intake.applied(report, answer, number)
+        self.report_ledger.applied(report, answer, number)
         self.num_reports += 1
         self.num_observed += report.ids.size
         self.num_selected += report.selected.size
         return answer
 
-    def receipt(self, rank: int) -> bytes:
+    def acknowledgement(self, rank: int) -> bytes:
         """Return what a rank is to hear of its reports; under `lock`."""
-        durable = self.intake.durable(rank, self.journal.durable)
-        return wire.encode_receipt(wire.Receipt(self.intake.seq(rank), durable, self.journal.failure is not None))
+        durable = self.report_ledger.durable(rank, self.journal.durable)
+        return wire.encode_acknowledgement(
+            wire.Acknowledgement(self.report_ledger.seq(rank), durable, self.journal.failure is not None)
+        )
 
     def check_begun(self) -> None:
-        """Raise ServerRestartedError where this shard restarted since the current attempt began."""
+        """Raise ServerRestartedError where this shard restarted since the current generation began."""
         self._run.check()
-        self.intake.check_begun()
+        self.report_ledger.check_begun()
 
     def _restarted(self) -> errors.ServerRestartedError:
         return errors.ServerRestartedError(

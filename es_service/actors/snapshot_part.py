@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.actors import chronicle
+from es_service.actors import history_builder
 from es_service.actors.call_times import timed
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_state import ShardState
@@ -70,7 +70,7 @@ class SnapshotPart:
         self._has_history = True
 
     def forget(self) -> None:
-        """Let go of the copy: a new attempt begins."""
+        """Let go of the copy: a new generation begins."""
         self._copy = None
 
     @timed
@@ -102,7 +102,7 @@ class SnapshotPart:
         with self._writing_history:
             if self._has_history:
                 signals = self._run.config.selection.signals
-                chronicle.write_history(
+                history_builder.write_history(
                     self._run.storage, self._state.shard, signals, finished_epochs, self._run.check_write
                 )
 

@@ -1,9 +1,9 @@
 """Messages between a rank and its score server, packed: one bytes object costs Ray a third less than two arrays.
 
     report   header | ids int64[B] | float32[B] for each signal, if any | selected int64[b]
-    receipt  seq of the rank's last report, seq up to which they are on storage, 1 where storage fails
-    weights  receipt | float32[B]
-    request  rank, attempt, run step | ids int64[B]                for rows that the rank will observe in that step
+    acknowledgement  seq of the rank's last report, seq up to which they are on storage, 1 where storage fails
+    weights  acknowledgement | float32[B]
+    request  rank, generation, run step | ids int64[B]                for rows that the rank will observe in that step
     rows     seq of the rank's last report, overlaps | 4 bytes [B] for each column, in the order both sides know
 
 All little-endian. Several reports may follow each other in one message. A decoder trusts nothing: lengths are checked
@@ -27,14 +27,14 @@ from es_service.selection.signals import SIGNALS
 
 __all__ = [
     "MAX_BYTES",
-    "Receipt",
+    "Acknowledgement",
     "Report",
-    "decode_receipt",
+    "decode_acknowledgement",
     "decode_reports",
     "decode_request",
     "decode_rows",
     "decode_weights",
-    "encode_receipt",
+    "encode_acknowledgement",
     "encode_report",
     "encode_request",
     "encode_rows",
@@ -45,10 +45,10 @@ __all__ = [
 MAX_BYTES = 96 << 10
 """Above 100 KB Ray sends an argument through its object store, at three times the price."""
 
-_HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, attempt, seq, run step, B, b
+_HEADER = struct.Struct("<HBxI16sQIII")  # magic, flags, rank, generation, seq, run step, B, b
 _REQUEST = struct.Struct("<I16sI")
 _ROWS = struct.Struct("<QI")
-_RECEIPT = struct.Struct("<QQB")
+_ACKNOWLEDGEMENT = struct.Struct("<QQB")
 _MAGIC = 0xE5A2
 _SIGNAL_BITS = {name: 1 << place for place, name in enumerate(SIGNALS)}
 _KNOWN_BITS = sum(_SIGNAL_BITS.values())
@@ -59,8 +59,8 @@ class Report:
     """What a rank has seen and trained on, in one step.
 
     Attributes:
-        caller: the rank and its attempt; an attempt is 32 hexadecimal digits.
-        seq: counts the rank's reports to this server from 1 within its attempt; a repeated one changes nothing.
+        caller: the rank and its generation; a generation is 32 hexadecimal digits.
+        seq: counts the rank's reports to this server from 1 within its generation; a repeated one changes nothing.
         run_step: step counted over the whole run.
         ids: int64[B] observed; none where `seen` is None.
         seen: signals by name, float32[B] each, "loss" among them; or None.
@@ -88,7 +88,7 @@ def encode_report(report: Report) -> bytes:
         _MAGIC,
         sum(_SIGNAL_BITS[name] for name in names),
         report.caller.rank,
-        bytes.fromhex(report.caller.attempt),
+        bytes.fromhex(report.caller.generation),
         report.seq,
         report.run_step,
         report.ids.size,
@@ -117,7 +117,7 @@ def decode_reports(message: bytes) -> Iterator[Report]:
     while offset < len(message):
         if len(message) - offset < _HEADER.size:
             raise errors.ShapeError(f"message ends inside a header, at byte {offset} of {len(message)}")
-        magic, flags, rank, attempt, seq, run_step, num_ids, num_selected = _HEADER.unpack_from(message, offset)
+        magic, flags, rank, generation, seq, run_step, num_ids, num_selected = _HEADER.unpack_from(message, offset)
         if magic != _MAGIC or flags & ~_KNOWN_BITS:
             raise errors.ShapeError(
                 "message is not a report of this version: do client and server run the same es_service?"
@@ -131,11 +131,11 @@ def decode_reports(message: bytes) -> Iterator[Report]:
             )
         ids = take("<i8", num_ids)
         seen = {name: take("<f4", num_ids) for name in names}
-        yield Report(Caller(rank, attempt.hex()), seq, run_step, ids, seen or None, take("<i8", num_selected))
+        yield Report(Caller(rank, generation.hex()), seq, run_step, ids, seen or None, take("<i8", num_selected))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Receipt:
+class Acknowledgement:
     """What a shard has of a rank.
 
     Attributes:
@@ -149,19 +149,19 @@ class Receipt:
     failing: bool
 
 
-def encode_receipt(receipt: Receipt) -> bytes:
-    """Pack a receipt."""
-    return _RECEIPT.pack(receipt.seq, receipt.durable, receipt.failing)
+def encode_acknowledgement(acknowledgement: Acknowledgement) -> bytes:
+    """Pack an acknowledgement."""
+    return _ACKNOWLEDGEMENT.pack(acknowledgement.seq, acknowledgement.durable, acknowledgement.failing)
 
 
-def decode_receipt(message: bytes) -> tuple[Receipt, bytes]:
-    """Unpack a receipt; return it with the bytes behind it. ShapeError where there is none."""
-    if len(message) < _RECEIPT.size:
+def decode_acknowledgement(message: bytes) -> tuple[Acknowledgement, bytes]:
+    """Unpack an acknowledgement; return it with the bytes behind it. ShapeError where there is none."""
+    if len(message) < _ACKNOWLEDGEMENT.size:
         raise errors.ShapeError(
-            f"answer of {len(message)} bytes is no receipt: do client and server run the same es_service?"
+            f"answer of {len(message)} bytes is no acknowledgement: do client and server run the same es_service?"
         )
-    seq, durable, failing = _RECEIPT.unpack_from(message)
-    return Receipt(seq, durable, bool(failing)), message[_RECEIPT.size :]
+    seq, durable, failing = _ACKNOWLEDGEMENT.unpack_from(message)
+    return Acknowledgement(seq, durable, bool(failing)), message[_ACKNOWLEDGEMENT.size :]
 
 
 def encode_weights(weights_B: NDArray[np.float32]) -> bytes:
@@ -180,7 +180,7 @@ def decode_weights(message: bytes) -> NDArray[np.float32]:
 
 def encode_request(caller: Caller, run_step: int, ids_B: NDArray[np.int64]) -> bytes:
     """Pack a request for rows."""
-    header = _REQUEST.pack(caller.rank, bytes.fromhex(caller.attempt), run_step)
+    header = _REQUEST.pack(caller.rank, bytes.fromhex(caller.generation), run_step)
     return header + ids_B.astype("<i8", copy=False).tobytes()
 
 
@@ -188,8 +188,8 @@ def decode_request(message: bytes) -> tuple[Caller, int, NDArray[np.int64]]:
     """Unpack a request for rows, (caller, run step, ids); ShapeError where the bytes are not that."""
     if len(message) < _REQUEST.size or (len(message) - _REQUEST.size) % 8:
         raise errors.ShapeError(f"{len(message)} bytes are no request for rows")
-    rank, attempt, run_step = _REQUEST.unpack_from(message)
-    return Caller(rank, attempt.hex()), run_step, np.frombuffer(message, "<i8", offset=_REQUEST.size)
+    rank, generation, run_step = _REQUEST.unpack_from(message)
+    return Caller(rank, generation.hex()), run_step, np.frombuffer(message, "<i8", offset=_REQUEST.size)
 
 
 def encode_rows(seq: int, num_overlaps: int, columns: Mapping[str, NDArray[Any]]) -> bytes:

@@ -1,6 +1,6 @@
 """What `leased` and `prefetch` share: observations flow back in the background, and an epoch's end waits for them.
 
-training thread ── _put ──► backlog of each shard ──► its reporting thread, one call at a time ──► shard
+training thread ── _put ──► send_queue of each shard ──► its reporting thread, one call at a time ──► shard
 
 A shard that dies and comes back is noticed by the reporting thread alone, which sends again what went down with it.
 """
@@ -11,10 +11,10 @@ import functools
 
 from es_service import errors
 from es_service.actors.calls import Patience
-from es_service.exchange.backlog import Backlog
 from es_service.exchange.base import I64, SavedState
 from es_service.exchange.packing import NO_IDS
 from es_service.exchange.remote import Remote
+from es_service.exchange.send_queue import SendQueue
 from es_service.selection.methods.base import Columns
 
 __all__ = ["Background"]
@@ -23,23 +23,23 @@ __all__ = ["Background"]
 class Background(Remote):
     """A rank that reports without waiting."""
 
-    _backlogs: list[Backlog] | None = None  # one for each shard, once there is something to report
+    _send_queues: list[SendQueue] | None = None  # one for each shard, once there is something to report
 
     def refresh(self, step: int, ids_B: I64, seen: Columns) -> None:
-        """See `Exchange.refresh`; returns once the observation is in the backlog."""
+        """See `Exchange.refresh`; returns once the observation is in the send_queue."""
         self._put(step, ids_B, seen, NO_IDS)
 
     def _put(self, step: int, ids_B: I64, seen: Columns | None, selected_b: I64) -> None:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
-        if self._backlogs is None:
-            self._backlogs = [
-                Backlog(functools.partial(self._deliver, shard), self.calls.patience)
+        if self._send_queues is None:
+            self._send_queues = [
+                SendQueue(functools.partial(self._deliver, shard), self.calls.patience)
                 for shard in range(self._num_shards)
             ]
         for shard, _, message in self._packer.reports(self._share.first_step + step, ids_B, seen, selected_b):
             try:
-                self._backlogs[shard].put(self._packer.seqs[shard], message)
+                self._send_queues[shard].put(self._packer.seqs[shard], message)
             except errors.ServerUnavailableError:
                 self._packer.seqs[shard] -= 1  # it was not taken
                 raise
@@ -48,22 +48,22 @@ class Background(Remote):
                 raise
 
     def _deliver(self, shard: int, first: int, last: int, messages: list[bytes], num_behind: int) -> None:
-        delivery = self._deliveries[shard]
-        delivery.answer(delivery.post(first, last, "report", *messages, num_behind=num_behind))
+        channel = self._channels[shard]
+        channel.answer(channel.post(first, last, "report", *messages, num_behind=num_behind))
 
     def _report_patience(self) -> Patience:
         """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
         return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; waits until the backlog is empty."""
-        for backlog in self._backlogs or ():
-            backlog.flush()
+        """See `Exchange.close_epoch`; waits until the send_queue is empty."""
+        for send_queue in self._send_queues or ():
+            send_queue.flush()
         super().close_epoch(epoch, num_steps)
 
     def _send_again(self, cause: errors.EsServiceError) -> None:
-        for backlog in self._backlogs or ():
-            backlog.flush()  # what is on its way already; then the reporting threads do nothing
+        for send_queue in self._send_queues or ():
+            send_queue.flush()  # what is on its way already; then the reporting threads do nothing
         super()._send_again(cause)
 
     def load(self, state: SavedState) -> None:
@@ -78,9 +78,9 @@ class Background(Remote):
 
     def _drop(self) -> None:
         self.close()
-        self._backlogs = None
+        self._send_queues = None
 
     def close(self) -> None:
         """See `Exchange.close`; ends the reporting threads, dropping what an unfinished epoch still had to say."""
-        for backlog in self._backlogs or ():
-            backlog.close()
+        for send_queue in self._send_queues or ():
+            send_queue.close()

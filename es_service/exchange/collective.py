@@ -36,17 +36,17 @@ from es_service.exchange.peers import Peers
 from es_service.exchange.rank_group import RankGroup
 from es_service.exchange.resume import Resume
 from es_service.selection.engine import Draw
+from es_service.selection.local_run import LocalRun
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, Share, places
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import RunStorage, config_to_dict
 
 __all__ = ["Collective"]
 
-_ATTEMPT = "0" * 32  # in a report; the process group is the attempt
+_GENERATION = "0" * 32  # in a report; the process group is the generation
 
 
 class Collective(Exchange):
@@ -88,7 +88,7 @@ class Collective(Exchange):
         self._storage = storage if self.position.rank == 0 else None
         own = {"run": run, **dataclasses.asdict(position or self.position), "every": self._every}
         self._group.check_settings({**own, **config_to_dict(config)})
-        self._keeper = Scorekeeper(config)
+        self._keeper = LocalRun(config)
         ranks = range(self.position.world_size)
         self._kept = None if self._storage is None else KeptRun(self._storage, config)
         self._replica = [Embedded(self._keeper, Position(rank, len(ranks))) for rank in ranks]
@@ -196,7 +196,7 @@ class Collective(Exchange):
     def _tell(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
         """Put a report into the next all-gather; a rank that is alone has none, and keeps it for the history."""
         assert self._share is not None
-        caller, run_step = Caller(self.position.rank, _ATTEMPT), self._share.first_step + step
+        caller, run_step = Caller(self.position.rank, _GENERATION), self._share.first_step + step
         observed, selected_b = ids_B if seen is not None else ids_B[:0], ids_B[positions_b]
         if self.position.world_size > 1:
             report = wire.Report(caller, 0, run_step, observed, seen, selected_b)

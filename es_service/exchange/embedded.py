@@ -11,19 +11,19 @@ from es_service import errors
 from es_service.exchange.base import I64, Exchange, Position, SavedState
 from es_service.exchange.kept import KeptRun
 from es_service.selection import queries
-from es_service.selection.agreement import agree
 from es_service.selection.engine import Draw
+from es_service.selection.local_run import LocalRun
 from es_service.selection.methods.base import Columns
+from es_service.selection.reductions import agree
 from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import table_files
 from es_service.storage.runs import RunStorage
 
 __all__ = ["Embedded"]
 
-_ATTEMPT = "embedded"
+_GENERATION = "embedded"
 
 
 class Embedded(Exchange):
@@ -42,7 +42,7 @@ class Embedded(Exchange):
 
     def __init__(
         self,
-        keeper: Scorekeeper,
+        keeper: LocalRun,
         position: Position,
         storage: RunStorage | None = None,
         watch: Callable[[dict[str, Any]], None] | None = None,
@@ -54,7 +54,7 @@ class Embedded(Exchange):
             raise errors.ConfigError(f"a storage goes with one rank in this process, not with {position.world_size}")
         self._kept = None if storage is None else KeptRun(storage, keeper.config)
         self._watch = watch
-        self._caller = Caller(position.rank, _ATTEMPT)
+        self._caller = Caller(position.rank, _GENERATION)
         self._share: Share | None = None
         keeper.join(self._caller, position.world_size)
 

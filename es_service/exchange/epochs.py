@@ -80,7 +80,7 @@ class Epochs:
 
         Raises:
             ServerUnavailableError: some did not within the deadline; the message names them.
-            EpochOrderError: see `Roster.open_epoch`; also where the server came back from before, see `is_behind`.
+            EpochOrderError: see `Membership.open_epoch`; also where the server came back from before, see `is_behind`.
         """
         if self._over and self.is_behind():
             with contextlib.suppress(errors.StorageError):  # it is over all the same
@@ -141,7 +141,7 @@ class Epochs:
         """Return whether the server stands before where this rank is: it restarted, and could not write what it knew.
 
         Raises:
-            EpochOrderError: the rank is superseded.
+            EpochOrderError: the rank is fenced.
         """
         return self.num_closed is not None and self._place() < (self.num_closed, self.is_open)
 
@@ -186,7 +186,7 @@ class Epochs:
         )
 
     def _once(self, method: str, epoch: int, *args: Any) -> Any:
-        """Let the score server change the roster: once, however often it has to be asked until it answers."""
+        """Let the score server change the membership: once, however often it has to be asked until it answers."""
         turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
         answer = self._calls.call(method, epoch, *args, turn, patience=self._patience())
         if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from es_service import errors
-from es_service.actors.chronicle import history_of, num_rows_of
+from es_service.actors.history_builder import history_of, num_rows_of
 from es_service.actors.wire import Report
 from es_service.exchange.base import I64
 from es_service.selection.methods.base import Columns

@@ -28,13 +28,13 @@ class Leased(Background):
         return super().open_epoch(epoch)
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
-        """See `Exchange.step`; nothing is waited for unless the backlog is full."""
+        """See `Exchange.step`; nothing is waited for unless the send_queue is full."""
         draw = self._choose(step, ids_B, self._lease.observe(step, ids_B, seen), num, repeats)
         self._put(step, ids_B, seen, ids_B[among_distinct(draw.positions, repeats)])
         return draw
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
-        """See `Exchange.record`; returns once the observation is in the backlog."""
+        """See `Exchange.record`; returns once the observation is in the send_queue."""
         if seen is not None:
             self._lease.observe(step, ids_B, seen)
         self._put(step, ids_B, seen, ids_B[positions_b])

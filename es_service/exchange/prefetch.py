@@ -21,8 +21,8 @@ from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.background import Background
 from es_service.exchange.base import I64
-from es_service.exchange.errands import Errands
-from es_service.exchange.unconfirmed import Unconfirmed
+from es_service.exchange.daemon_executor import Executor
+from es_service.exchange.unacked_rows import UnackedRows
 from es_service.selection.engine import Draw, known_weights, leased_columns
 from es_service.selection.methods.base import Columns
 from es_service.selection.repeats import Repeats, among_distinct, num_candidates
@@ -38,7 +38,7 @@ _FLOAT = np.dtype("<f4")
 class Prefetch(Background):
     """Waits only where the forward pass is over before its rows are here."""
 
-    _errands: Errands | None = None  # once there are rows to fetch
+    _executor: Executor | None = None  # once there are rows to fetch
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
@@ -47,7 +47,7 @@ class Prefetch(Background):
         self._held: tuple[I64, dict[str, NDArray[Any]]] | None = None  # rows that the step under way has fetched
         self._fetching: tuple[I64, Future[list[tuple[int, I64 | slice, bytes]]]] | None = None
         self._confirmed = [0] * self._num_shards  # seq that a shard was last known to have
-        self._unconfirmed = [Unconfirmed() for _ in range(self._num_shards)]
+        self._unacked_rows = [UnackedRows() for _ in range(self._num_shards)]
         self.num_overlaps = 0
         return super().open_epoch(epoch, streamed=streamed)
 
@@ -57,10 +57,10 @@ class Prefetch(Background):
     def expect(self, step: int, ids_B: I64) -> None:
         """See `Exchange.expect`; asks for their rows."""
         self._held = None
-        if self._errands is None:
-            self._errands = Errands("es-service-prefetch")
+        if self._executor is None:
+            self._executor = Executor("es-service-prefetch")
         run_step = self._share.first_step + step
-        self._fetching = (ids_B, self._errands.send(lambda: self._fetched(run_step, ids_B)))
+        self._fetching = (ids_B, self._executor.send(lambda: self._fetched(run_step, ids_B)))
 
     def _fetched(self, run_step: int, ids_B: I64) -> list[tuple[int, I64 | slice, bytes]]:
         """Return what every shard answers: (shard, positions in ids_B, packed rows)."""
@@ -85,7 +85,7 @@ class Prefetch(Background):
         return self._choose(step, ids_B, known_weights(self._rows(step, ids_B)), num, repeats)
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
-        """See `Exchange.record`; returns once the observation is in the backlog."""
+        """See `Exchange.record`; returns once the observation is in the send_queue."""
         if seen is None:
             self._put(step, ids_B, None, ids_B[positions_b])
             return
@@ -129,7 +129,7 @@ class Prefetch(Background):
             self._confirmed[shard] = seq
             self._warn(num_overlaps)
             current = {name: values.copy() for name, values in columns.items()}
-            self._unconfirmed[shard].put_on(seq, fetched[where], current)
+            self._unacked_rows[shard].put_on(seq, fetched[where], current)
             for name, values in current.items():
                 rows[name][where] = values
         return fetched, rows
@@ -143,13 +143,13 @@ class Prefetch(Background):
         for shard, cut in enumerate(pieces(ids_B, self._num_shards, ids_B.size)):
             for where in cut:
                 newer = {name: new[name][where] for name in self._dtypes}
-                self._unconfirmed[shard].add(self._packer.seqs[shard], ids_B[where], newer)
+                self._unacked_rows[shard].add(self._packer.seqs[shard], ids_B[where], newer)
 
     def close(self) -> None:
         """See `Exchange.close`; ends the fetching thread, too."""
-        if self._errands is not None:
-            self._errands.close()
-            self._errands = None
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
         super().close()
 
     def _warn(self, num_overlaps: int) -> None:

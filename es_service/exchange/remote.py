@@ -20,10 +20,10 @@ from es_service.actors import launch, wire
 from es_service.actors.calls import DEADLINE_S, Patience
 from es_service.exchange.base import I64, Exchange, OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
-from es_service.exchange.delivery import Delivery
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.lease import Lease
 from es_service.exchange.packing import NO_IDS, Packer
+from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.queries import Distribution
@@ -44,7 +44,7 @@ class Remote(Exchange):
         run: name of a run whose server is up.
         config: must be the server's.
         position: this rank.
-        attempt: 32 hexadecimal digits, the same on all ranks of one life of the group.
+        generation: 32 hexadecimal digits, the same on all ranks of one life of the group.
         deadline_s: seconds that any wait may take.
         on_unavailable: past it, "raise" or "wait" on.
         connection: how its shards are called; looked up where none is given.
@@ -60,14 +60,14 @@ class Remote(Exchange):
         run: str,
         config: RunConfig,
         position: Position,
-        attempt: str,
+        generation: str,
         *,
         deadline_s: float = DEADLINE_S,
         on_unavailable: OnUnavailable = "raise",
         connection: Connection | None = None,
     ) -> None:
         self.run, self.config, self.position = run, config, position
-        self._caller = Caller(position.rank, attempt)
+        self._caller = Caller(position.rank, generation)
         self._patient_s, self._on_unavailable = deadline_s, on_unavailable
         self._share = Share(ids=NO_IDS, first_step=0)
         self._lease = Lease(config.selection, config.batch_size, self._share, {})
@@ -78,11 +78,11 @@ class Remote(Exchange):
         self.calls = ServerCalls(run, self._caller, self.connection, deadline_s, on_unavailable)
         self._num_shards = len(self.connection.shards)
         self._epochs = Epochs(self.calls, self._report_patience, self._num_shards)
-        self._deliveries = self._new_deliveries()
+        self._channels = self._new_channels()
         self._packer = Packer(self._caller, self._num_shards, len(config.selection.signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = (self.run, self.config, self.position, self._caller.attempt)
+        arguments = (self.run, self.config, self.position, self._caller.generation)
         return functools.partial(type(self), deadline_s=self._patient_s, on_unavailable=self._on_unavailable), arguments
 
     def _report_patience(self) -> Patience:
@@ -90,7 +90,7 @@ class Remote(Exchange):
         return self.calls.patience()
 
     def _join(self, opens: int | None = None) -> None:
-        """Enter the run, once, to open this epoch or to load; from then on an older attempt's ranks are refused."""
+        """Enter the run, once, to open this epoch or to load; from then on an older generation's ranks are refused."""
         if not self._joined:
             described = runs.config_to_dict(self.config)
             self._num_rewinds = self.calls.call("join", self.position.world_size, described, opens)
@@ -100,18 +100,18 @@ class Remote(Exchange):
     def _enter(self) -> None:
         """Ask every shard for the seq of the last report that it has of this rank."""
         self._packer.seqs = [self.calls.call("enter", shard=shard) for shard in range(self._num_shards)]
-        self._deliveries = self._new_deliveries()
+        self._channels = self._new_channels()
 
-    def _new_deliveries(self) -> list[Delivery]:
+    def _new_channels(self) -> list[Channel]:
         """Return one for each shard, with nothing under way."""
         shards = range(self._num_shards)
-        return [Delivery(self.calls, shard, self._epochs, self._report_patience) for shard in shards]
+        return [Channel(self.calls, shard, self._epochs, self._report_patience) for shard in shards]
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""
-        return int(self.calls.read("next_epoch", self._caller.attempt))
+        return int(self.calls.read("next_epoch", self._caller.generation))
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`; waits for ranks that are still in the epoch before."""
@@ -134,8 +134,8 @@ class Remote(Exchange):
 
     def _send_again(self, cause: errors.EsServiceError) -> None:
         """Bring back to the shards what they lost of this rank's reports and epochs."""
-        for delivery in self._deliveries:
-            delivery.send_again(cause)
+        for channel in self._channels:
+            channel.send_again(cause)
 
     def _leases(self) -> bool:
         """Return whether this rank draws by columns that come with the epoch."""
@@ -145,7 +145,7 @@ class Remote(Exchange):
         """Return the lease of a share, its columns gathered from all shards."""
         columns: dict[str, NDArray[Any]] = {}
         if self._leases() and leased_columns(self.config.selection) and share.ids.size:
-            caller, num = (self._caller.rank, self._caller.attempt), share.ids.size
+            caller, num = (self._caller.rank, self._caller.generation), share.ids.size
             asked = [
                 (where, self.calls.begin(shard, "lease", *caller, share.ids[where], share.first_step))
                 for shard, cut in enumerate(pieces(share.ids, self._num_shards, num))
@@ -210,7 +210,7 @@ class Remote(Exchange):
         """Let go of what this rank keeps for a shard: all of it is on storage."""
         closed = () if shard else (self._epochs.num_closed,)  # the score server alone knows of epochs
         answer = self.calls.call("settle", self._packer.seqs[shard], *closed, shard=shard)
-        self._deliveries[shard].received(wire.decode_receipt(answer)[0])
+        self._channels[shard].received(wire.decode_acknowledgement(answer)[0])
 
     def _not_stored(self, epoch: int, error: errors.StorageError) -> errors.StorageError:
         return errors.StorageError(
@@ -248,7 +248,7 @@ class Remote(Exchange):
         return SavedState(finished_epochs, starts, table)
 
     def load(self, state: SavedState) -> None:
-        """See `Exchange.load`; the first rank of an attempt does it, the table travels only where it has to."""
+        """See `Exchange.load`; the first rank of a generation does it, the table travels only where it has to."""
         if state.share is not None:
             raise errors.ConfigError(
                 "this state was saved inside an epoch, by a selector of its own process; a score server continues "
@@ -260,7 +260,7 @@ class Remote(Exchange):
             self._rewind(state.finished_epochs, state.epoch_starts, digest, state.table)
 
     def reset(self) -> None:
-        """See `Exchange.reset`; the first rank of an attempt does it."""
+        """See `Exchange.reset`; the first rank of a generation does it."""
         self._join()
         self._rewind(0, (0,), "", None)
 

@@ -37,7 +37,7 @@ class ServerCalls:
 
     def call(self, method: str, *args: Any, shard: int = 0, patience: Patience | None = None) -> Any:
         """Call a shard as this rank, and wait for the answer, over a restart of the shard too."""
-        return self.begin(shard, method, self.caller.rank, self.caller.attempt, *args, patience=patience)()
+        return self.begin(shard, method, self.caller.rank, self.caller.generation, *args, patience=patience)()
 
     def read(self, method: str, *args: Any) -> Any:
         """Call the score server for something that any process may read; it waits behind no report."""

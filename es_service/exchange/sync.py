@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.actors import wire
 from es_service.exchange.base import I64
-from es_service.exchange.delivery import Posted
 from es_service.exchange.packing import NO_IDS
+from es_service.exchange.reliable_channel import Posted
 from es_service.exchange.remote import Remote
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
@@ -90,8 +90,8 @@ class Sync(Remote):
         try:
             for shard, where, message in reports:
                 seq = self._packer.seqs[shard]
-                under_way.append((shard, where, self._deliveries[shard].post(seq, seq, method, message)))
-            return [(where, self._deliveries[shard].answer(posted)) for shard, where, posted in under_way]
+                under_way.append((shard, where, self._channels[shard].post(seq, seq, method, message)))
+            return [(where, self._channels[shard].answer(posted)) for shard, where, posted in under_way]
         except errors.ServerError as error:
             may_come_later = self._on_unavailable == "continue"  # what is kept for the server is sent when it is back
             if not may_come_later or not isinstance(error, errors.ServerUnavailableError):

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import draws, keys
-from es_service.selection.agreement import Agreed
 from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable

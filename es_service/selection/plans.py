@@ -2,7 +2,7 @@
 
     Prospect (what is known when the epoch opens) ── Method.plan ──► Plan ── shuffle ── split ──► ids of each rank
 
-A prospect is that of one shard, and so is the plan made from it; `agreement` says how shards ask about all rows.
+A prospect is that of one shard, and so is the plan made from it; `reductions` says how shards ask about all rows.
 Shapes: n samples, of which this shard has n/S; m ids in the plan.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import agreement, draws, keys
-from es_service.selection.agreement import Agreed
+from es_service.selection import draws, keys, reductions
+from es_service.selection.reductions import Agreed
 
 __all__ = ["Plan", "Prospect", "joined", "num_steps", "rank_share", "shuffle", "split"]
 
@@ -98,8 +98,8 @@ class Prospect:
     def lowest(
         self, keys_n: NDArray[np.float64], num: int, among_n: NDArray[np.bool_] | None = None
     ) -> Agreed[NDArray[np.bool_]]:
-        """Return which samples are the `num` lowest keys of all shards, among those flagged; see `agreement.lowest`."""
-        return agreement.lowest(keys_n, self.ids, num, among_n)
+        """Return which samples have the `num` lowest keys of all shards, of those flagged; see `reductions.lowest`."""
+        return reductions.lowest(keys_n, self.ids, num, among_n)
 
     def pruned_by(self, column: str) -> Agreed[Plan]:
         """Return the plan that draws `num_kept` ids by this column, with p ∝ its value; see `keep`."""
@@ -118,13 +118,13 @@ class Prospect:
             groups: (bool[n/S], who is in it; float64[n/S], their keys) each.
         """
         stays = self.unobserved()
-        [taken] = yield from agreement.count(stays)
+        [taken] = yield from reductions.count(stays)
         for among, keys_n in [(self.overdue(), groups[0][1]), *groups]:
             places = self.num_kept - taken
             if places <= 0:
                 break
             waiting = among & ~stays
-            [num_waiting] = yield from agreement.count(waiting)
+            [num_waiting] = yield from reductions.count(waiting)
             num = min(places, num_waiting)
             stays |= waiting if num == num_waiting else (yield from self.lowest(keys_n, num, waiting))
             taken += num

@@ -1,6 +1,6 @@
 """Questions about a table that may be sharded: exact, and no shard sends more than its share of the answer.
 
-Each is a generator that runs on every shard, see `agreement`; the parts it returns there are put together afterwards.
+Each is a generator that runs on every shard, see `reductions`; the parts it returns there are put together afterwards.
 Where a table is being written meanwhile, a shard ranks and counts by its values as of when it was asked.
 """
 
@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import agreement
-from es_service.selection.agreement import Agreed, Join, Sum
+from es_service.selection import reductions
 from es_service.selection.engine import Engine
+from es_service.selection.reductions import Agreed, Join, Sum
 from es_service.selection.settings import as_integer, suggest
 from es_service.selection.table import records_to_arrow
 
@@ -64,9 +64,9 @@ def top(engine: Engine, column: str, num: int, lowest: bool) -> Agreed[pa.Table]
     num = as_integer("num", num, least=1)
     all_ids = engine.ids()  # before the table may grow
     values, finite = _finite(engine, column)
-    [available] = yield from agreement.count(finite)
+    [available] = yield from reductions.count(finite)
     keys = values if lowest else -values
-    chosen = yield from agreement.lowest(keys, all_ids, min(num, available), finite)
+    chosen = yield from reductions.lowest(keys, all_ids, min(num, available), finite)
     ids = all_ids[chosen]
     rows = records_to_arrow(engine.table.gather(engine.shard.rows(ids)))
     return rows.set_column(0, "id", pa.array(ids))

@@ -142,10 +142,10 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a rank of an attempt."""
+    """Who calls: a rank of a generation."""
 
     rank: int
-    attempt: str
+    generation: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -96,7 +96,7 @@ class Ownership:
             RunExistsError: another score server writes this run.
         """
         stamp, found = self._owner()
-        before = self._pulse(stamp)
+        before = self._heartbeat(stamp)
         if not self._is_past(found):
             remote = files.is_object_store(self._filesystem)
             give_up = time.monotonic() + (_STALE_ON_OBJECT_STORES_S if remote else _STALE_S)
@@ -105,7 +105,7 @@ class Ownership:
                 now = self._owner()
                 if self._is_past(now[1]):
                     break
-                if now[0] != stamp or self._pulse(stamp) != before:
+                if now[0] != stamp or self._heartbeat(stamp) != before:
                     raise self._other(now[1])
         try:
             above = Snapshots(self._filesystem, self._run_path).highest_stamp()
@@ -177,7 +177,7 @@ class Ownership:
         claims = list_claims(self._filesystem, self._folder)
         return (claims[-1], self._read(f"{claims[-1]}.json")) if claims else ("", {})
 
-    def _pulse(self, stamp: str) -> dict[str, Any]:
+    def _heartbeat(self, stamp: str) -> dict[str, Any]:
         return self._read(f"{stamp}.pulse")
 
     def _beat(self) -> None:

@@ -13,8 +13,8 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import idle
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selector import Selector
 from es_service.storage import labels
 from es_service.storage.files import absolute, join
@@ -143,7 +143,7 @@ def _fit_here(
             batch_size=config.batch_size,
             irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
             exchange=Embedded(
-                Scorekeeper(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
+                LocalRun(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
             ),
         )
     return fit(task, selector, spec.settings(task.defaults), LocalWorkers(Path(storage.path) / "checkpoints"))

@@ -18,8 +18,8 @@ from es_service.actors import launch
 from es_service.actors.calls import call_patiently
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.table_files import encode_table
 
 SHAPE = {"num_samples": 600, "num_epochs": 4, "batch_size": 32}
@@ -61,14 +61,14 @@ def connect(
     run: str, storage: str, selection: es.Selection, exchange: Any, world_size: int = 1, **more: Any
 ) -> list[es.Selector]:
     """All ranks of a training, in this process."""
-    attempt = uuid.uuid4().hex
-    place = {"storage": storage, "exchange": exchange, "world_size": world_size, "attempt": attempt}
+    generation = uuid.uuid4().hex
+    place = {"storage": storage, "exchange": exchange, "world_size": world_size, "generation": generation}
     return [es.connect(run, selection, **SHAPE, **place, rank=rank, **more) for rank in range(world_size)]
 
 
 def alone(selection: es.Selection, world_size: int = 1) -> list[es.Selector]:
     """The same without any server."""
-    keeper = Scorekeeper(RunConfig(selection=selection, **SHAPE))
+    keeper = LocalRun(RunConfig(selection=selection, **SHAPE))
     ranks = [Embedded(keeper, Position(rank, world_size)) for rank in range(world_size)]
     return [es.Selector(selection, **SHAPE, exchange=rank) for rank in ranks]
 

@@ -20,15 +20,15 @@ from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
 from es_service.exchange.base import Position
+from es_service.exchange.degraded import DegradedExchange
 from es_service.exchange.leased import Leased
 from es_service.exchange.prefetch import Prefetch
 from es_service.exchange.remote import Remote
 from es_service.exchange.sync import Sync
-from es_service.exchange.unattended import Unattended
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 
-ATTEMPT = "0e" * 16
+GENERATION = "0e" * 16
 KINDS: dict[str, type[Remote]] = {"leased": Leased, "sync": Sync, "prefetch": Prefetch}
 
 
@@ -112,14 +112,14 @@ class Local:
 
 
 def connect(
-    local: Any, selection: es.Selection, exchange: str, world_size: int = 1, attempt: str = ATTEMPT, **more: Any
+    local: Any, selection: es.Selection, exchange: str, world_size: int = 1, generation: str = GENERATION, **more: Any
 ) -> list[es.Selector]:
     """All ranks of a training on this server."""
     config = RunConfig(selection=selection, **driving.SHAPE)
     ranks: list[es.Selector] = []
     for rank in range(world_size):
-        inner = KINDS[exchange]("mine", config, Position(rank, world_size), attempt, connection=local, **more)
-        outer = Unattended(inner) if more.get("on_unavailable") == "continue" else inner
+        inner = KINDS[exchange]("mine", config, Position(rank, world_size), generation, connection=local, **more)
+        outer = DegradedExchange(inner) if more.get("on_unavailable") == "continue" else inner
         ranks.append(es.Selector(selection, **driving.SHAPE, exchange=outer))
     return ranks
 

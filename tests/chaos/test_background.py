@@ -13,7 +13,7 @@ from pathlib import Path
 import faulty_files
 import numpy as np
 import pytest
-from test_files import ATTEMPT, Rank, serve, table_of
+from test_files import GENERATION, Rank, serve, table_of
 from test_files import _ended_servers as _ended_servers
 from test_files import undisturbed as undisturbed
 
@@ -92,7 +92,7 @@ def test_a_server_that_ends_before_a_snapshot_is_in_place_comes_back_from_the_on
     share = rank.open(1)
     for step in range(5):
         rank.step(share, 1, step)
-    server.settle(0, ATTEMPT, rank.seq)
+    server.settle(0, GENERATION, rank.seq)
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("fault.json", "held", "owners"))
     assert on_storage(tmp_path / "copy").snapshots.epochs() == []
     second = serve(tmp_path / "copy")
@@ -110,11 +110,11 @@ def test_a_server_that_ends_before_a_snapshot_is_in_place_comes_back_from_the_on
 
 
 def test_whoever_needs_the_files_waits_for_them(held: Callable[[str, str], ScoreServer], folder: Path) -> None:
-    """Going back, another attempt, the end of the server, and whoever asks what is on storage."""
+    """Going back, another generation, the end of the server, and whoever asks what is on storage."""
     for number, act in enumerate(
         [
             lambda server: server.stored_epochs(),
-            lambda server: server.rewind(0, ATTEMPT, 1, 0, (0,), "", None),
+            lambda server: server.rewind(0, GENERATION, 1, 0, (0,), "", None),
             lambda server: Rank(server, "0d" * 16),
             lambda server: server.finish(),
         ]

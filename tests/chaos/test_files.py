@@ -24,7 +24,7 @@ from es_service.storage import runs
 from es_service.storage.files import register_filesystem
 from es_service.storage.table_files import encode_table
 
-ATTEMPT = "0c" * 16
+GENERATION = "0c" * 16
 CONFIG = RunConfig(selection=driving.selection_of("eswp", seed=3), **driving.SHAPE)
 _servers: list[ScoreServer] = []
 
@@ -49,14 +49,14 @@ def table_of(server: ScoreServer) -> bytes:
 class Rank:
     """A lone rank that keeps all it ever sent."""
 
-    def __init__(self, server: ScoreServer, attempt: str = ATTEMPT) -> None:
-        self.server, self.caller = server, Caller(0, attempt)
+    def __init__(self, server: ScoreServer, generation: str = GENERATION) -> None:
+        self.server, self.caller = server, Caller(0, generation)
         self.sent: list[bytes] = []
-        server.join(0, attempt, 1, runs.config_to_dict(CONFIG))
-        self.seq = server.enter(0, attempt)
+        server.join(0, generation, 1, runs.config_to_dict(CONFIG))
+        self.seq = server.enter(0, generation)
 
     def open(self, epoch: int) -> Share:
-        share = self.server.open_epoch(0, self.caller.attempt, epoch)
+        share = self.server.open_epoch(0, self.caller.generation, epoch)
         assert isinstance(share, Share)
         return share
 
@@ -75,8 +75,8 @@ class Rank:
         self.close(epoch)
 
     def close(self, epoch: int) -> None:
-        self.server.settle(0, self.caller.attempt, self.seq)
-        self.server.close_epoch(0, self.caller.attempt, epoch)
+        self.server.settle(0, self.caller.generation, self.seq)
+        self.server.close_epoch(0, self.caller.generation, epoch)
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +100,15 @@ def halfway(tmp_path: Path) -> tuple[Path, Rank, Share]:
     for step in range(4):
         rank.step(share, 2, step)
         if step % 2:
-            server.settle(0, ATTEMPT, rank.seq)
+            server.settle(0, GENERATION, rank.seq)
     server.finish()
     return tmp_path / "runs", rank, share
 
 
 def go_on(rank: Rank, share: Share, server: ScoreServer) -> None:
-    """Send again what the server has not, as `exchange.delivery` does, and finish the epoch."""
+    """Send again what the server has not, as `exchange.channel` does, and finish the epoch."""
     rank.server = server
-    for message in rank.sent[server.enter(0, ATTEMPT) - (rank.seq - len(rank.sent)) :]:
+    for message in rank.sent[server.enter(0, GENERATION) - (rank.seq - len(rank.sent)) :]:
         server.report(message)
     for step in range(4, -(-share.ids.size // 32)):
         rank.step(share, 2, step)

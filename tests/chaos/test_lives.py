@@ -28,7 +28,7 @@ from es_service.selection.shards import Shard, pieces
 from es_service.storage import runs
 from es_service.storage.table_files import encode_table
 
-ATTEMPT = "0c" * 16
+GENERATION = "0c" * 16
 CONFIG = RunConfig(selection=driving.selection_of("es", seed=3), **driving.SHAPE)  # 4 epochs of 600 samples
 _shards: list[ScoreShard] = []
 
@@ -46,12 +46,12 @@ class Run:
     """A run of one rank over some shards."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        self.count, self.folder, self.caller = count, folder, Caller(0, ATTEMPT)
+        self.count, self.folder, self.caller = count, folder, Caller(0, GENERATION)
         self.shards: list[Any] = [None] * count
         for index in reversed(range(count)):
             self.start(index)
-        self.server.join(0, ATTEMPT, 1, runs.config_to_dict(CONFIG))
-        self.seqs = [shard.enter(0, ATTEMPT) for shard in self.shards]
+        self.server.join(0, GENERATION, 1, runs.config_to_dict(CONFIG))
+        self.seqs = [shard.enter(0, GENERATION) for shard in self.shards]
         self.num_rewinds = 0
 
     def start(self, index: int) -> None:
@@ -77,11 +77,11 @@ class Run:
     def train(self, epoch: int, loss: float) -> None:
         """Train an epoch in which each sample has this loss."""
         self.steps(self.opened(epoch), loss)
-        self.server.close_epoch(0, ATTEMPT, epoch)
+        self.server.close_epoch(0, GENERATION, epoch)
 
     def opened(self, epoch: int) -> list[tuple[int, NDArray[np.int64]]]:
         """Open an epoch; return its steps, each a run step and its ids."""
-        share = self.server.open_epoch(0, ATTEMPT, epoch)
+        share = self.server.open_epoch(0, GENERATION, epoch)
         assert isinstance(share, Share)
         return [(share.first_step + step, share.ids[32 * step : 32 * step + 32]) for step in range(19)]
 
@@ -94,16 +94,16 @@ class Run:
                     report = wire.Report(self.caller, self.seqs[shard], run_step, ids[where], seen, ids[:0])
                     self.shards[shard].report(wire.encode_report(report))
         for shard, seq in zip(self.shards, self.seqs, strict=True):
-            shard.settle(0, ATTEMPT, seq)
+            shard.settle(0, GENERATION, seq)
 
     def load(self, state: tuple[bytes, int, tuple[int, ...]]) -> None:
         self.num_rewinds += 1
         table, finished, starts = state
         digest = hashlib.sha256(table).hexdigest() if table else ""
-        where = (0, ATTEMPT, self.num_rewinds, finished, starts, digest)
+        where = (0, GENERATION, self.num_rewinds, finished, starts, digest)
         if not self.server.rewind(*where, None):
             assert self.server.rewind(*where, table)
-        self.seqs = [shard.enter(0, ATTEMPT) for shard in self.shards]
+        self.seqs = [shard.enter(0, GENERATION) for shard in self.shards]
 
     def reset(self) -> None:
         self.load((b"", 0, (0,)))
@@ -233,7 +233,7 @@ def test_a_run_that_starts_over_when_its_first_records_are_gone_has_a_whole_hist
         run.start(index)
     assert encode_table(run.server.snapshot()) == encode_table(before)
     run.steps(steps[8:], 7.0)
-    run.server.close_epoch(0, ATTEMPT, 0)
+    run.server.close_epoch(0, GENERATION, 0)
     for epoch in range(1, 4):
         run.train(epoch, 7.0 + epoch)
     assert run.finish() == {epoch: {7.0 + epoch} for epoch in range(4)}
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_life_takes_the_history_before_it_along(count: i
     run.reset()
     run.train(0, 6.0)
     run.steps(run.opened(1)[:5], 8.0)
-    run.server.close_epoch(0, ATTEMPT, 1)
+    run.server.close_epoch(0, GENERATION, 1)
     run.load(states[1])  # of the first life: nothing here has the way to it
     assert run.told() == {}
     assert run.storage.spreads.epochs() == [2]

@@ -82,7 +82,7 @@ def test_a_second_job_that_starts_later_is_refused_and_the_first_goes_on(server:
 
     def disturb(epoch: int, step: int) -> None:
         if step == 3:
-            [second] = local.connect(server, SELECTION, "leased", attempt="0f" * 16)
+            [second] = local.connect(server, SELECTION, "leased", generation="0f" * 16)
             with pytest.raises(es.EpochOrderError, match=f"opens epoch 0, but the run stands before epoch {epoch}"):
                 next(second.epoch(0))
             second.close()

@@ -73,7 +73,7 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     def disturb(at: int, step: int) -> None:
         if (at, step) == (epoch, 4):
             for shard in server.shards:
-                shard.settle(0, local.ATTEMPT, 0)
+                shard.settle(0, local.GENERATION, 0)
             faulty_files.fill(folder)
             server.after["close_epoch"] = killed
 
@@ -96,12 +96,12 @@ def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
 
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
-            server.server.settle(0, local.ATTEMPT, 0)
+            server.server.settle(0, local.GENERATION, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
             server.restart()
-            came_back_in.append(server.server.whereabouts(0, local.ATTEMPT))
+            came_back_in.append(server.server.whereabouts(0, local.GENERATION))
 
     drawn = local.train(selectors, hook=disturb)
     assert came_back_in == [(1, True)]
@@ -121,7 +121,7 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 4):
             for shard in server.shards:
-                shard.settle(0, local.ATTEMPT, 0)
+                shard.settle(0, local.GENERATION, 0)
             faulty_files.fill(folder)
         if (epoch, step) == (2, 5):
             faulty_files.mend(folder)
@@ -158,7 +158,7 @@ def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storag
         local.train(selectors, 2, hook=die)
     if mended:
         faulty_files.mend(folder)
-    new = local.connect(server, selection, exchange, world_size, attempt="0f" * 16, deadline_s=60.0)
+    new = local.connect(server, selection, exchange, world_size, generation="0f" * 16, deadline_s=60.0)
     assert new[0].next_epoch == 1
     with pytest.raises(es.StorageError, match="epoch 1 of run 'mine' was finished, but its end is not on storage"):
         local.train(new, 2)
@@ -183,7 +183,7 @@ def test_the_last_epoch_is_whole_after_a_kill_while_its_end_could_not_be_written
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (3, 5):
             for shard in launch.find_shards(run):
-                call(shard.settle.remote(0, attempt_of(selectors), 0), 30.0, "write the journal")
+                call(shard.settle.remote(0, generation_of(selectors), 0), 30.0, "write the journal")
             faulty_files.fill(folder, "/journal/")
             faulty_files.break_at(folder, "write", r"/snapshots/.*/shard-")
             mending.start()
@@ -233,6 +233,6 @@ def test_new_ranks_on_ray_hear_that_the_end_of_the_epoch_before_theirs_is_not_on
     assert encode_table(new[0].table()) == driving.undisturbed(selection, 2).table
 
 
-def attempt_of(selectors: list[es.Selector]) -> str:
+def generation_of(selectors: list[es.Selector]) -> str:
     inner: Any = selectors[0].exchange
-    return str(inner._caller.attempt)
+    return str(inner._caller.generation)

@@ -20,8 +20,8 @@ import es_service as es
 from es_service.actors.wire import Report
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
 from es_service.storage.table_files import decode_table, encode_table
 
@@ -202,7 +202,7 @@ def go_apart(storage: str, how: str) -> None:
     if how == "loads another table":
         selector.load_state_dict(state)
         if rank == 1:
-            other = Embedded(Scorekeeper(selector.config), Position(0, 1))
+            other = Embedded(LocalRun(selector.config), Position(0, 1))
             alone = es.Selector(SELECTION, **SHAPE, exchange=other)
             for ids in alone.epoch(0):
                 alone.select(ids, losses_of(ids, 7))
@@ -248,7 +248,7 @@ def test_ids_that_several_ranks_observe_leave_equal_replicas(every: int, ranks: 
     """Applied in the order of steps, and of ranks within a step, as one process in lockstep does."""
     answers = ranks.run(own_sampler, storage, every, world_size=2)
     assert answers[0][1] == answers[1][1]
-    keeper = Scorekeeper(RunConfig(selection=SELECTION, **SHAPE))
+    keeper = LocalRun(RunConfig(selection=SELECTION, **SHAPE))
     reference = [es.Selector(SELECTION, **SHAPE, exchange=Embedded(keeper, Position(rank, 2))) for rank in range(2)]
     for step, _ in enumerate(zip(*(selector.epoch(0) for selector in reference), strict=True)):
         for rank, selector in enumerate(reference):

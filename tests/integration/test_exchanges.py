@@ -21,8 +21,8 @@ from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import methods
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
 from es_service.storage.table_files import encode_table
 
@@ -71,8 +71,8 @@ Connect = Callable[[es.Selection, int], list[es.Selector]]
 
 
 def embedded(selection: es.Selection, world_size: int) -> list[es.Selector]:
-    """All ranks over one scorekeeper in this process: the reference."""
-    keeper = Scorekeeper(RunConfig(selection=selection, **SHAPE))
+    """All ranks over one local_run in this process: the reference."""
+    keeper = LocalRun(RunConfig(selection=selection, **SHAPE))
     ranks = [Embedded(keeper, Position(rank, world_size)) for rank in range(world_size)]
     return [es.Selector(selection, **SHAPE, irreducible_losses=IRREDUCIBLE, exchange=rank) for rank in ranks]
 
@@ -80,7 +80,7 @@ def embedded(selection: es.Selection, world_size: int) -> list[es.Selector]:
 def remote(
     run: str, storage: str, exchange: Any, selection: es.Selection, world_size: int, shards: int | None = None
 ) -> list[es.Selector]:
-    attempt = uuid.uuid4().hex
+    generation = uuid.uuid4().hex
     return [
         es.connect(
             run,
@@ -92,7 +92,7 @@ def remote(
             storage=storage,
             rank=rank,
             world_size=world_size,
-            attempt=attempt,
+            generation=generation,
         )
         for rank in range(world_size)
     ]
@@ -406,7 +406,7 @@ def test_a_restart_between_epochs_changes_nothing(
     assert before + after == expected
     assert same(finish(second), finish(reference))
     # The ranks of the first life are refused from now on, and leave no trace.
-    with pytest.raises(es.EpochOrderError, match="superseded"):
+    with pytest.raises(es.EpochOrderError, match="fenced"):
         go_on(first[0], halfway[0], 3)
     first[0].close()
 
@@ -472,7 +472,7 @@ def test_a_server_whose_storage_is_lost_with_it_is_told_apart(run: str, storage:
     ids = next(halfway)
     first.select(ids, observed(2, ids))
     server = launch.find(run)
-    call(server.settle.remote(0, first.exchange._caller.attempt, 1), 10.0, "settle")
+    call(server.settle.remote(0, first.exchange._caller.generation, 1), 10.0, "settle")
     ids = next(halfway)
     first.select(ids, observed(2, ids))
     pid = call(server.pid.remote(), 10.0, "ask for its pid")
@@ -644,9 +644,11 @@ def test_leased_serves_reordered_ids_and_refuses_foreign_ones(run: str, storage:
 
 def test_waiting_for_a_missing_rank_ends_and_names_it(run: str, storage: str) -> None:
     selection = SELECTIONS["es"]
-    attempt = uuid.uuid4().hex
+    generation = uuid.uuid4().hex
     first, second = (
-        es.connect(run, selection, **SHAPE, storage=storage, rank=rank, world_size=2, attempt=attempt, deadline_s=5.0)
+        es.connect(
+            run, selection, **SHAPE, storage=storage, rank=rank, world_size=2, generation=generation, deadline_s=5.0
+        )
         for rank in range(2)
     )
     for ids in first.epoch(0):

@@ -104,7 +104,7 @@ def test_sixty_four_clients_do_not_make_the_server_grow(run: str, storage: str) 
     shape = {"num_samples": num_clients * batch_size * steps, "num_epochs": 6, "batch_size": batch_size}
     selection = preset("es", anneal=(0, 0))
     clients = [
-        es.connect(run, selection, **shape, storage=storage, rank=rank, world_size=num_clients, attempt="one")
+        es.connect(run, selection, **shape, storage=storage, rank=rank, world_size=num_clients, generation="one")
         for rank in range(num_clients)
     ]
     pid, after = call(launch.find(run).pid.remote(), 10.0, "ask for its pid"), []

@@ -74,12 +74,12 @@ def test_a_run_that_has_to_exist_is_not_begun_by_looking_for_it(run: str, storag
 
 
 def test_a_late_rank_does_not_take_its_own_group_for_an_earlier_run(run: str, storage: str) -> None:
-    ranks = [connect(run, storage, resume="never", rank=0, world_size=2, attempt="one")]
+    ranks = [connect(run, storage, resume="never", rank=0, world_size=2, generation="one")]
     ids = next(ranks[0].epoch(0))  # the first has begun before the second looks
-    ranks.append(connect(run, storage, resume="never", rank=1, world_size=2, attempt="one"))
+    ranks.append(connect(run, storage, resume="never", rank=1, world_size=2, generation="one"))
     assert not set(ids.tolist()) & set(next(ranks[1].epoch(0)).tolist())
     with pytest.raises(es.RunExistsError):
-        connect(run, storage, resume="never", rank=0, world_size=2, attempt="two")
+        connect(run, storage, resume="never", rank=0, world_size=2, generation="two")
 
 
 def connect_replicas(storage: str, resume: str, epochs: int) -> Any:
@@ -109,18 +109,18 @@ selection = es.Selection(es.methods.evolved())
 shape = {"num_samples": 60, "num_epochs": 1, "batch_size": 10}
 told = {}
 
-def attempt(name, call):
+def generation(name, call):
     try:
         call()
         told[name] = ""
     except es.EsServiceError as error:
         told[name] = f"{type(error).__name__}: {error}"
 
-attempt("early", lambda: es.connect("run", selection, **shape, storage=sys.argv[1]))
+generation("early", lambda: es.connect("run", selection, **shape, storage=sys.argv[1]))
 torch.distributed.init_process_group("gloo")
-attempt("own", lambda: es.Selector(selection, **shape))
-attempt("ray", lambda: es.connect("run", selection, **shape, storage=sys.argv[1]))
-attempt("collective", lambda: es.connect("run", selection, **shape, storage=sys.argv[1], exchange="collective"))
+generation("own", lambda: es.Selector(selection, **shape))
+generation("ray", lambda: es.connect("run", selection, **shape, storage=sys.argv[1]))
+generation("collective", lambda: es.connect("run", selection, **shape, storage=sys.argv[1], exchange="collective"))
 torch.distributed.barrier()
 open(f"{sys.argv[2]}/{os.environ['RANK']}.json", "w").write(json.dumps(told))
 torch.distributed.destroy_process_group()

@@ -16,8 +16,8 @@ from es_service.actors.calls import call
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.table_files import encode_table
 
 BATCH_SIZE, NUM_EPOCHS, NUM_STEPS = 32, 3, 12
@@ -54,7 +54,7 @@ def train(selectors: list[es.Selector], epochs: range, *, shared: bool = False, 
 
 
 def embedded(num_samples: int | None, world_size: int) -> list[es.Selector]:
-    keeper = Scorekeeper(RunConfig.of(SELECTION, num_samples, NUM_EPOCHS, BATCH_SIZE))
+    keeper = LocalRun(RunConfig.of(SELECTION, num_samples, NUM_EPOCHS, BATCH_SIZE))
     shape: dict[str, Any] = {"num_samples": num_samples, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}
     return [
         es.Selector(SELECTION, **shape, exchange=Embedded(keeper, Position(rank, world_size)))
@@ -65,7 +65,7 @@ def embedded(num_samples: int | None, world_size: int) -> list[es.Selector]:
 def remote(
     run: str, storage: str, exchange: Any, num_samples: int | None, world_size: int, shards: int
 ) -> list[es.Selector]:
-    attempt = uuid.uuid4().hex
+    generation = uuid.uuid4().hex
     return [
         es.connect(
             run,
@@ -78,7 +78,7 @@ def remote(
             storage=storage,
             rank=rank,
             world_size=world_size,
-            attempt=attempt,
+            generation=generation,
         )
         for rank in range(world_size)
     ]

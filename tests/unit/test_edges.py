@@ -12,8 +12,8 @@ import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import PRESETS, preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 
 SIZES = [  # num_samples, batch_size, ratio, prune_ratio
     (1, 1, 1.0, 0.0),
@@ -34,7 +34,7 @@ LENGTHS: list[dict[str, Any]] = [
 
 def epochs_of(selection: es.Selection, world_size: int, sizes: dict[str, int]) -> list[list[np.ndarray[Any, Any]]]:
     """Train nothing for all epochs, one rank after the other; return each rank's ids of each epoch."""
-    keeper = Scorekeeper(RunConfig(selection=selection, **sizes))
+    keeper = LocalRun(RunConfig(selection=selection, **sizes))
     ranks = [
         es.Selector(selection, **sizes, exchange=Embedded(keeper, Position(rank, world_size)))
         for rank in range(world_size)

@@ -15,8 +15,8 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
 from es_service.storage.table_files import encode_table
 
@@ -219,7 +219,7 @@ def test_a_loop_whose_epoch_is_finished_inside_it_ends() -> None:
 
 
 def test_ranks_may_stop_at_different_steps() -> None:
-    keeper = Scorekeeper(RunConfig.of(preset("es", anneal=(0, 0)), 60, EPOCHS, 5))
+    keeper = LocalRun(RunConfig.of(preset("es", anneal=(0, 0)), 60, EPOCHS, 5))
     ranks = [
         es.Selector(
             keeper.config.selection,
@@ -338,7 +338,7 @@ def test_a_snapshot_that_cannot_be_written_costs_no_draw_and_is_said_by_whatever
     storage = RunStorage(str(tmp_path), "run")
     storage.begin(config)
     (tmp_path / "run" / "snapshots").write_text("a file where the folder should be")
-    selector = es.Selector(config.selection, **SIZES, exchange=Embedded(Scorekeeper(config), Position(0, 1), storage))
+    selector = es.Selector(config.selection, **SIZES, exchange=Embedded(LocalRun(config), Position(0, 1), storage))
     batches = selector.epoch(0)
     for _ in range(5):
         ids = next(batches)

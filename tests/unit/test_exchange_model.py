@@ -56,10 +56,10 @@ def test_workers_in_lockstep_wait_for_nobody_or_for_all() -> None:
 def test_leased_falls_behind_where_even_full_messages_are_too_many() -> None:
     few, many = (exchange_model.leased(SERVICES, workers, 1, 1024, 20.0) for workers in (8, 4096))
     assert few["keeps_up"] == 1.0
-    assert few["backlog_bytes_per_s"] == few["step_mean_ms"] == 0.0
+    assert few["send_queue_bytes_per_s"] == few["step_mean_ms"] == 0.0
     assert few["utilisation_full_messages"] < few["utilisation"]  # fewer calls
     assert many["keeps_up"] == 0.0
-    assert 0 < many["backlog_full_after_s"] < np.inf
+    assert 0 < many["send_queue_full_after_s"] < np.inf
 
 
 def test_one_rank_gathers_nothing() -> None:

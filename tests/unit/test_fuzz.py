@@ -22,12 +22,12 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.actors import plan_codec, shard_journal, wire
-from es_service.actors.intake import Intake
+from es_service.actors.report_ledger import ReportLedger
 from es_service.cli import main
 from es_service.selection import methods
 from es_service.selection.config import Selection
+from es_service.selection.membership import Membership
 from es_service.selection.plans import Plan
-from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState
 from es_service.selection.shards import WHOLE
 from es_service.selection.table import ScoreTable
@@ -81,7 +81,7 @@ def test_messages(message: bytes) -> None:
         lambda: list(wire.decode_reports(message)),
         lambda: wire.decode_weights(message),
         lambda: wire.decode_request(message),
-        lambda: wire.decode_receipt(message),
+        lambda: wire.decode_acknowledgement(message),
         lambda: wire.decode_rows(message, 3, {"w": np.dtype("<f4")}),
     ):
         sense(decode)
@@ -110,10 +110,14 @@ def test_a_plan_comes_back_as_it_was() -> None:
 def test_what_a_journal_says_of_ranks(values: Any) -> None:
     known = {"attempt": None, "steps": [0, 4], "seqs": {"0": 3}}
     for mixed in [values] if isinstance(values, dict) else [{**known, key: values} for key in known]:
-        sense(lambda mixed=mixed: Intake(errors.ServerRestartedError).take_up(mixed))
-    roster = Roster(CONFIG, lambda epoch, starts: Plan(ids=np.arange(64)))
-    for key in roster.to_dict():
-        sense(lambda key=key: Roster(CONFIG, lambda *_: a_plan()).take_up({**roster.to_dict(), key: values}, a_plan()))
+        sense(lambda mixed=mixed: ReportLedger(errors.ServerRestartedError).take_up(mixed))
+    membership = Membership(CONFIG, lambda epoch, starts: Plan(ids=np.arange(64)))
+    for key in membership.to_dict():
+        sense(
+            lambda key=key: Membership(CONFIG, lambda *_: a_plan()).take_up(
+                {**membership.to_dict(), key: values}, a_plan()
+            )
+        )
     sense(lambda: shard_journal.from_json(json.dumps(values).encode()))
 
 

@@ -13,8 +13,8 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 
 SIZE, EPOCHS = 16, 4
 METHODS = ["full", "random", "es", "eswp", "ordered", "infobatch", "kakurenbo", "ucb", "selective_backprop"]
@@ -23,7 +23,7 @@ LOSSES = np.random.default_rng(1).exponential(size=(EPOCHS, 400)).astype(np.floa
 
 def ranks(selection: es.Selection, num_samples: int, world_size: int, batch_size: int = SIZE) -> list[es.Selector]:
     shape = {"num_samples": num_samples, "num_epochs": EPOCHS, "batch_size": batch_size}
-    keeper = Scorekeeper(RunConfig(selection=selection, **shape))
+    keeper = LocalRun(RunConfig(selection=selection, **shape))
     exchanges = [Embedded(keeper, Position(rank, world_size)) for rank in range(world_size)]
     return [es.Selector(selection, **shape, exchange=exchange) for exchange in exchanges]
 

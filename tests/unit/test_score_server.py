@@ -1,4 +1,4 @@
-"""The score server as a plain class, without Ray: exactly once, attempts, restarts, going back."""
+"""The score server as a plain class, without Ray: exactly once, generations, restarts, going back."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import score_server, wire
-from es_service.exchange.delivery import Delivery
 from es_service.exchange.epochs import Epochs
+from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
 from es_service.selection import methods
 from es_service.selection.engine import choose
@@ -52,11 +52,11 @@ def _ended_servers() -> Iterator[None]:
 
 
 def weights_of(answer: bytes) -> NDArray[np.float32]:
-    return wire.decode_weights(wire.decode_receipt(answer)[1])
+    return wire.decode_weights(wire.decode_acknowledgement(answer)[1])
 
 
 def seq_of(answer: bytes) -> int:
-    return wire.decode_receipt(answer)[0].seq
+    return wire.decode_acknowledgement(answer)[0].seq
 
 
 def counts(server: ScoreServer) -> dict[str, Any]:
@@ -66,14 +66,14 @@ def counts(server: ScoreServer) -> dict[str, Any]:
 class Worker:
     """A rank as the exchanges are one, reduced to what it sends."""
 
-    def __init__(self, server: ScoreServer, config: RunConfig, rank: int = 0, attempt: str = FIRST, world: int = 1):
-        self.server, self.config, self.rank, self.attempt = server, config, rank, attempt
-        server.join(rank, attempt, world, runs.config_to_dict(config))
-        self.seq = server.enter(rank, attempt)
+    def __init__(self, server: ScoreServer, config: RunConfig, rank: int = 0, generation: str = FIRST, world: int = 1):
+        self.server, self.config, self.rank, self.generation = server, config, rank, generation
+        server.join(rank, generation, world, runs.config_to_dict(config))
+        self.seq = server.enter(rank, generation)
         self.stands_at = server.stats()["finished_epochs"]
 
     def open(self, epoch: int) -> tuple[NDArray[np.int64], int]:
-        answer = self.server.open_epoch(self.rank, self.attempt, epoch)
+        answer = self.server.open_epoch(self.rank, self.generation, epoch)
         assert isinstance(answer, Share)
         return answer.ids, answer.first_step
 
@@ -89,7 +89,7 @@ class Worker:
         if seq is None:
             self.seq += 1
         report = wire.Report(
-            Caller(self.rank, self.attempt),
+            Caller(self.rank, self.generation),
             self.seq if seq is None else seq,
             run_step,
             np.asarray(ids if losses is not None else [], dtype=np.int64),
@@ -107,7 +107,7 @@ class Worker:
             weights = weights_of(self.server.observe(message))
             drawn.append(choose(self.config.selection, ids, weights, 3, first + step).ids.tolist())
         self.server.report(self.message([], None, first, selected=drawn[-1]))
-        self.server.close_epoch(self.rank, self.attempt, epoch)
+        self.server.close_epoch(self.rank, self.generation, epoch)
         return drawn[1:]
 
 
@@ -267,7 +267,7 @@ def test_what_ranks_hold_back_is_what_each_said_last(
         server.report(worker.message(ids, losses_of(ids, step), step), num_behind=num_behind)
         told.append(server.stats()["num_queued"])
     assert told == [7, 3]
-    Worker(server, config, attempt="b" * 32)  # another life of the group holds nothing of it
+    Worker(server, config, generation="b" * 32)  # another life of the group holds nothing of it
     assert server.stats()["num_queued"] == 0
 
 
@@ -397,7 +397,7 @@ def test_a_step_that_is_not_one_report_is_refused_in_words(
     assert table(server) == before
 
 
-# -- joining and attempts -----------------------------------------------------------------------------------------
+# -- joining and generations -----------------------------------------------------------------------------------------
 
 
 def test_another_config_cannot_join(make_server: MakeServer, make_config: MakeConfig, config: RunConfig) -> None:
@@ -408,13 +408,13 @@ def test_another_config_cannot_join(make_server: MakeServer, make_config: MakeCo
     Worker(server, config)
 
 
-def test_a_superseded_attempt_is_refused(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
+def test_a_fenced_generation_is_refused(make_server: MakeServer, config: RunConfig, losses_of: Losses) -> None:
     server = make_server()
     old = Worker(server, config)
     share, _ = old.open(0)
     message = old.message(share[:6], losses_of(share[:6], 0), 0)
     server.observe(message)
-    new = Worker(server, config, attempt=SECOND)
+    new = Worker(server, config, generation=SECOND)
     new.open(0)
     before = table(server)
     for act in (
@@ -425,13 +425,13 @@ def test_a_superseded_attempt_is_refused(make_server: MakeServer, config: RunCon
         lambda: server.close_epoch(0, FIRST, 0),
         lambda: server.rewind(0, FIRST, 1, 0, (0,), "", None),
     ):
-        with pytest.raises(errors.EpochOrderError, match="superseded"):
+        with pytest.raises(errors.EpochOrderError, match="fenced"):
             act()
     assert table(server) == before
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_new_attempt_inside_an_epoch_rolls_the_table_back(
+def test_a_new_generation_inside_an_epoch_rolls_the_table_back(
     make_server: MakeServer, config: RunConfig, losses_of: Losses, epoch: int
 ) -> None:
     server = make_server()
@@ -442,19 +442,19 @@ def test_a_new_attempt_inside_an_epoch_rolls_the_table_back(
     share, first = old.open(epoch)
     server.observe(old.message(share[:6], 7 * losses_of(share[:6], 0), first))
     assert table(server) != before
-    new = Worker(server, config, attempt=SECOND)
+    new = Worker(server, config, generation=SECOND)
     assert new.stands_at == epoch
     assert table(server) == before
     assert new.open(epoch)[0].tolist() == share.tolist()
 
 
-def test_a_new_attempt_between_epochs_goes_on_where_the_old_one_ended(
+def test_a_new_generation_between_epochs_goes_on_where_the_old_one_ended(
     make_server: MakeServer, config: RunConfig, losses_of: Losses
 ) -> None:
     server = make_server()
     Worker(server, config).train(0, losses_of)
     before = table(server)
-    new = Worker(server, config, attempt=SECOND)
+    new = Worker(server, config, generation=SECOND)
     assert new.stands_at == 1
     assert table(server) == before
     new.train(1, losses_of)
@@ -526,8 +526,8 @@ class Calls:
         self.worker, self.server = worker, worker.server
         self.asked: list[str] = []
         connection: Any = self
-        calls = ServerCalls("mine", Caller(worker.rank, worker.attempt), connection, 30.0, "raise")
-        self.delivery = Delivery(calls, 0, Epochs(calls, calls.patience, 1), calls.patience)
+        calls = ServerCalls("mine", Caller(worker.rank, worker.generation), connection, 30.0, "raise")
+        self.channel = Channel(calls, 0, Epochs(calls, calls.patience, 1), calls.patience)
 
     def ask(self, shard: int, method: str, *args: Any, group: str | None = None, **more: Any) -> Any:
         assert (shard, group) == (0, None)
@@ -549,7 +549,7 @@ class Calls:
     def observe(self, ids: NDArray[np.int64], losses: Any, step: int) -> None:
         message = self.worker.message(ids, losses, step)
         seq = self.worker.seq
-        self.delivery.answer(self.delivery.post(seq, seq, "observe", message))
+        self.channel.answer(self.channel.post(seq, seq, "observe", message))
 
 
 def test_what_a_restarted_server_has_is_not_sent_again(
@@ -565,7 +565,7 @@ def test_what_a_restarted_server_has_is_not_sent_again(
     calls.server.settle(0, FIRST, 0)
     calls.server = make_server()
     calls.asked.clear()
-    calls.delivery.send_again(errors.ServerRestartedError("it was away"))
+    calls.channel.send_again(errors.ServerRestartedError("it was away"))
     assert calls.asked == []
     assert table(calls.server) == expected
     ids = share[18:24]
@@ -602,7 +602,7 @@ def test_a_server_whose_journal_is_lost_stands_at_the_last_finished_epoch(
             act()
     assert table(second) == durable
 
-    again = Worker(second, config, attempt=SECOND)
+    again = Worker(second, config, generation=SECOND)
     assert again.stands_at == 2
     assert again.open(2)[0].tolist() == share.tolist()
     again.server.finish()
@@ -619,7 +619,7 @@ def test_a_run_with_a_restart_ends_as_one_without(
     drawn = []
     for epoch in range(4):
         server = make_server()
-        drawn.append(Worker(server, config, attempt=f"{epoch:032x}").train(epoch, losses_of))
+        drawn.append(Worker(server, config, generation=f"{epoch:032x}").train(epoch, losses_of))
     assert drawn == expected
     assert server.state() == undisturbed.state()
 
@@ -975,7 +975,7 @@ def test_a_second_job_that_would_be_refused_its_epoch_leaves_the_first_alone(
     assert table(server) == before
     server.observe(worker.message(share[6:12], losses_of(share[6:12], first + 1), first + 1))
     server.join(0, SECOND, 1, described, 1)  # one that goes on from there, as a group that was restarted
-    with pytest.raises(errors.EpochOrderError, match="superseded"):
+    with pytest.raises(errors.EpochOrderError, match="fenced"):
         server.observe(worker.message(share[12:], losses_of(share[12:], first + 2), first + 2))
 
 
@@ -1022,4 +1022,4 @@ def test_a_folder_that_is_deleted_while_it_is_written_is_said_to_be_gone(
     assert not (tmp_path / "mine").exists()
     server.observe(worker.message(share[6:12], losses_of(share[6:12], 1), 1))
     (tmp_path / "elsewhere").rename(tmp_path / "mine")
-    assert wire.decode_receipt(server.settle(0, FIRST, 2))[0].durable == 2
+    assert wire.decode_acknowledgement(server.settle(0, FIRST, 2))[0].durable == 2

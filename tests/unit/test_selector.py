@@ -16,8 +16,8 @@ import es_service as es
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 Trace = list[tuple[int, list[int], list[int], list[float]]]
@@ -90,7 +90,7 @@ def test_a_step_draws_afresh_where_nothing_else_changed() -> None:
 def test_ranks_in_one_process_cover_the_plan_and_select_as_told(losses_of: Losses) -> None:
     selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=2)
     config = RunConfig(selection=selection, num_samples=61, num_epochs=2, batch_size=10)
-    keeper = Scorekeeper(config)
+    keeper = LocalRun(config)
     ranks = [
         es.Selector(
             selection, num_samples=61, num_epochs=2, batch_size=10, exchange=Embedded(keeper, Position(rank, 3))
@@ -232,7 +232,7 @@ def test_a_selection_must_be_one() -> None:
 
 def test_an_exchange_of_another_run_is_refused() -> None:
     selection = es.Selection(es.methods.evolved(), seed=1)
-    keeper = Scorekeeper(RunConfig(selection=selection, num_samples=60, num_epochs=4, batch_size=10))
+    keeper = LocalRun(RunConfig(selection=selection, num_samples=60, num_epochs=4, batch_size=10))
     with pytest.raises(errors.RunMismatchError, match="seed: run 1, yours 2"):
         es.Selector(
             es.Selection(es.methods.evolved(), seed=2),

@@ -84,10 +84,10 @@ class Group:
 class Worker:
     """A lone rank, reduced to what it sends."""
 
-    def __init__(self, group: Group, attempt: str = FIRST) -> None:
-        self.group, self.caller = group, Caller(0, attempt)
-        group.server.join(0, attempt, 1, runs.config_to_dict(group.config))
-        self.seqs = [shard.enter(0, attempt) for shard in group.shards]
+    def __init__(self, group: Group, generation: str = FIRST) -> None:
+        self.group, self.caller = group, Caller(0, generation)
+        group.server.join(0, generation, 1, runs.config_to_dict(group.config))
+        self.seqs = [shard.enter(0, generation) for shard in group.shards]
 
     def observe(self, ids: NDArray[np.int64], losses: NDArray[np.float32], run_step: int) -> NDArray[np.float32]:
         weights = np.empty(ids.size, dtype=np.float32)
@@ -98,11 +98,11 @@ class Worker:
                     self.caller, self.seqs[shard], run_step, ids[where], {"loss": losses[where]}, ids[where][:1]
                 )
                 answer = self.group.shards[shard].observe(wire.encode_report(report))
-                weights[where] = wire.decode_weights(wire.decode_receipt(answer)[1])
+                weights[where] = wire.decode_weights(wire.decode_acknowledgement(answer)[1])
         return weights
 
     def open(self, epoch: int) -> Share:
-        share = self.group.server.open_epoch(0, self.caller.attempt, epoch)
+        share = self.group.server.open_epoch(0, self.caller.generation, epoch)
         assert isinstance(share, Share)
         return share
 
@@ -112,7 +112,7 @@ class Worker:
             ids, run_step = share.ids[6 * step : 6 * step + 6], share.first_step + step
             weights = self.observe(ids, losses_of(ids, run_step), run_step)
             drawn.append(choose(self.group.config.selection, ids, weights, 3, run_step).ids.tolist())
-        self.group.server.close_epoch(0, self.caller.attempt, epoch)
+        self.group.server.close_epoch(0, self.caller.generation, epoch)
         return drawn
 
 
@@ -197,7 +197,7 @@ def test_a_shard_without_its_journal_takes_the_run_back_to_the_last_finished_epo
     again = Worker(group, SECOND)
     assert group.server.stats()["finished_epochs"] == 2
     assert (drawn + [again.train(epoch, losses_of) for epoch in (2, 3)], table(group)) == undisturbed
-    with pytest.raises(errors.EpochOrderError, match="superseded"):
+    with pytest.raises(errors.EpochOrderError, match="fenced"):
         worker.observe(np.arange(6), np.ones(6, dtype=np.float32), 0)
 
 
@@ -282,13 +282,13 @@ def test_a_shard_that_restarts_after_a_snapshot_failed_mixes_no_epochs(
     assert ([again.train(epoch, losses_of) for epoch in range(4)], table(group)) == undisturbed
 
 
-def test_an_attempt_that_was_superseded_cannot_come_back(tmp_path: Path, config: RunConfig) -> None:
+def test_an_generation_that_was_fenced_cannot_come_back(tmp_path: Path, config: RunConfig) -> None:
     """A slow rank of the group that died joins behind the first rank of the new one."""
     group = Group(str(tmp_path), config, 2)
     described = runs.config_to_dict(config)
     group.server.join(0, FIRST, 2, described)
     Worker(group, SECOND).open(0)
-    with pytest.raises(errors.EpochOrderError, match="superseded"):
+    with pytest.raises(errors.EpochOrderError, match="fenced"):
         group.server.join(1, FIRST, 2, described)
     assert group.server.stats()["open_epoch"] == 0
 
@@ -306,11 +306,11 @@ def test_questions_that_came_to_nothing_are_dropped(tmp_path: Path, config: RunC
     for _ in range(5):
         with pytest.raises(errors.ServerUnavailableError):
             group.server.top("w", 3, False)
-    assert len(group.server.shard.talks) == len(healthy.talks) == 0
+    assert len(group.server.shard.pending) == len(healthy.pending) == 0
     group.shards[1] = healthy
     for number in range(20):
-        healthy.talk(f"left behind {number}", "top", "id", 3, False)
-    assert len(healthy.talks) == 8
+        healthy.reduction(f"left behind {number}", "top", "id", 3, False)
+    assert len(healthy.pending) == 8
     with pytest.raises(errors.ServerRestartedError, match="ask again"):
         healthy.answer("left behind 0", None)
     assert group.server.top("id", 3, True).column("id").to_pylist() == [0, 1, 2]

@@ -16,9 +16,9 @@ import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 
 Batches = list[NDArray[np.int64]]
 BATCH_SIZE = 8
@@ -128,7 +128,7 @@ def test_a_state_between_epochs_carries_what_has_grown(num_samples: int | None) 
 
 def test_ranks_may_make_different_numbers_of_steps() -> None:
     """The next epoch's steps begin behind the longest, so no two steps of a run share their random numbers."""
-    keeper = Scorekeeper(RunConfig.of(preset("es", anneal=(0, 0)), None, 4, BATCH_SIZE))
+    keeper = LocalRun(RunConfig.of(preset("es", anneal=(0, 0)), None, 4, BATCH_SIZE))
     ranks = [Embedded(keeper, Position(rank, 2)) for rank in range(2)]
     for rank, steps in zip(ranks, (3, 5), strict=True):
         assert rank.open_epoch(0, streamed=True).first_step == 0
@@ -299,7 +299,7 @@ def test_what_a_stream_cannot_say_is_refused() -> None:
 
 
 def test_ranks_that_disagree_are_refused() -> None:
-    keeper = Scorekeeper(RunConfig.of(preset("es"), 100, 4, BATCH_SIZE))
+    keeper = LocalRun(RunConfig.of(preset("es"), 100, 4, BATCH_SIZE))
     first, second = (Embedded(keeper, Position(rank, 2)) for rank in range(2))
     first.open_epoch(0, streamed=True)
     with pytest.raises(es.EpochOrderError, match="rank 1 opens epoch 0 by its plan"):

@@ -14,8 +14,8 @@ import es_service as es
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.whereabouts import whereabouts
 
 SELECTION = es.Selection(es.methods.evolved(), anneal=(0, 0))
@@ -58,7 +58,7 @@ def test_what_is_meant_stays_possible() -> None:
         assert next(es.Selector(SELECTION, **SIZES).epoch(0)).size == 10
     with group(1, 2):
         assert next(es.Selector(SELECTION, **SIZES, world_size=1).epoch(0)).size == 10
-        keeper = Scorekeeper(RunConfig(selection=SELECTION, **SIZES))
+        keeper = LocalRun(RunConfig(selection=SELECTION, **SIZES))
         assert next(es.Selector(SELECTION, **SIZES, exchange=Embedded(keeper, Position(0, 1))).epoch(0)).size == 10
 
 
@@ -79,7 +79,7 @@ def test_ranks_that_connect_before_their_group_exists_are_told_so(monkeypatch: p
         errors.ConfigError, match=r"rank 1 of 2 .*call torch\.distributed\.init_process_group\(\) before"
     ):
         es.connect("run", SELECTION, **SIZES)
-    assert whereabouts(None, "one").position == Position(1, 2)  # who names the attempt need not wait for a group
+    assert whereabouts(None, "one").position == Position(1, 2)  # who names the generation need not wait for a group
     assert whereabouts(Position(0, 1), None).position == Position(0, 1)  # who is alone says so
 
 
@@ -96,11 +96,11 @@ def test_ranks_of_a_group_need_one_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(errors.ConfigError, match="rank 1 of 2 would start a Ray of its own") as told:
-        es.connect("run", SELECTION, **SIZES, rank=1, world_size=2, attempt="one")
+        es.connect("run", SELECTION, **SIZES, rank=1, world_size=2, generation="one")
     assert "RAY_ADDRESS" in str(told.value)
     assert "exchange='collective'" in str(told.value)
     with group(0, 2), pytest.raises(errors.ConfigError, match="rank 0 of 2 would start a Ray of its own"):
-        es.connect("run", SELECTION, **SIZES, attempt="one")
+        es.connect("run", SELECTION, **SIZES, generation="one")
 
 
 def test_a_word_that_is_none_is_refused_before_anything_is_started() -> None:

@@ -177,9 +177,9 @@ def test_a_full_piece_stays_below_the_size_that_ray_passes_quickly(num_signals: 
 
 
 @given(st.integers(0, 2**32 - 1), hex_digits, st.integers(0, 2**32 - 1), hnp.arrays(np.int64, st.integers(0, 20)))
-def test_a_request_comes_out_as_it_went_in(rank: int, attempt: str, step: int, ids: NDArray[np.int64]) -> None:
-    caller, run_step, got = wire.decode_request(wire.encode_request(Caller(rank, attempt), step, ids))
-    assert (caller, run_step, got.tolist()) == (Caller(rank, attempt), step, ids.tolist())
+def test_a_request_comes_out_as_it_went_in(rank: int, generation: str, step: int, ids: NDArray[np.int64]) -> None:
+    caller, run_step, got = wire.decode_request(wire.encode_request(Caller(rank, generation), step, ids))
+    assert (caller, run_step, got.tolist()) == (Caller(rank, generation), step, ids.tolist())
 
 
 DTYPES = {"s": np.dtype("<f4"), "visits": np.dtype("<u4")}

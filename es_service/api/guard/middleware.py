@@ -151,17 +151,18 @@ class Guard:
         return None
 
     def _stranger(self, scope: Scope, headers: Headers, client: str) -> Response | None:
-        """Return the answer to who may not read; to who guesses there is none, right or wrong, for a while."""
-        guesses = self._auth.shows_any(headers)
-        if guesses and self._wrong_tokens.is_empty(client):
-            hint = "wait, and check the token that this client shows"
+        """Return the answer to a client that may not read, None if it may.
+
+        A right token is accepted whatever else came from that address: clients behind a proxy share one, and whoever
+        guesses there must not lock the others out.
+        """
+        if self._auth.accepts(headers):
+            return None
+        if self._auth.shows_any(headers) and self._wrong_tokens.take(client):
+            hint = "wait, and check the token that this client sends"
             return problems.response(
                 Problem("too-many-requests", "too many wrong tokens", hint, headers={"Retry-After": "10"})
             )
-        if self._auth.accepts(headers):
-            return None
-        if guesses:
-            self._wrong_tokens.take(client)
         if _is_page(scope, headers):
             query = scope["query_string"].decode("latin-1")
             path = f"{self._root}{scope['path']}"

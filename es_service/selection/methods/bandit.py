@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection import agreement
-from es_service.selection.agreement import Agreed
+from es_service.selection import reductions
 from es_service.selection.methods.base import F32, Columns, Method
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 from es_service.selection.settings import as_integer, exact_share, make_plain
 
 __all__ = ["EpsilonGreedy", "Ucb", "epsilon_greedy", "ucb"]
@@ -47,7 +47,7 @@ class _Bandit(Method):
             # What was chosen then has been trained on, and so observed, ever since.
             chosen = prospect.column("last_step") >= prospect.epoch_starts[prospect.epoch - since]
             chosen |= prospect.unobserved()
-            [num_chosen] = yield from agreement.count(chosen)
+            [num_chosen] = yield from reductions.count(chosen)
             return Plan(ids=prospect.ids[chosen] if num_chosen else prospect.ids)
         if prospect.num_kept == prospect.num_samples:
             return Plan(ids=prospect.ids)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection.agreement import Agreed
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 
 __all__ = ["F32", "Columns", "LastValue", "Method"]
 
@@ -85,7 +85,7 @@ class Method:
     def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return a shard's part of what an epoch trains on; by default all, or a draw by `pruning_column`.
 
-        A generator that runs on every shard; what it has to know of all rows it asks by `agreement` and `prospect`.
+        A generator that runs on every shard; what it has to know of all rows it asks by `reductions` and `prospect`.
         """
         return prospect.pruned_by(self.pruning_column())
 

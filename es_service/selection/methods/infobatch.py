@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection import agreement
-from es_service.selection.agreement import Agreed
+from es_service.selection import reductions
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 from es_service.selection.settings import exact_share, make_plain
 
 __all__ = ["InfoBatch", "infobatch"]
@@ -45,9 +45,9 @@ class InfoBatch(LastValue):
     def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return all but a share r of the well-learned, drawn uniformly; the rest of those weigh 1/(1-r)."""
         scores = prospect.column("s")
-        mean = yield from agreement.exact_mean(scores)
+        mean = yield from reductions.exact_mean(scores)
         well_learned = scores < np.float64(mean)  # a bare float would be rounded to float32
-        [num_well_learned] = yield from agreement.count(well_learned)
+        [num_well_learned] = yield from reductions.count(well_learned)
         num_out = math.floor(exact_share(self.r, num_well_learned))
         out = yield from prospect.lowest(prospect.uniforms(), num_out, well_learned)
         weight = num_well_learned / (num_well_learned - num_out) if num_out else 1.0

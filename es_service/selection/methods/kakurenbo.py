@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from es_service import errors
-from es_service.selection import agreement
-from es_service.selection.agreement import Agreed
+from es_service.selection import reductions
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 from es_service.selection.settings import exact_share, make_plain
 
 __all__ = ["Kakurenbo", "kakurenbo"]
@@ -53,7 +53,7 @@ class Kakurenbo(LastValue):
         with np.errstate(invalid="ignore"):  # NaN, never observed, is not certain
             certain = (prospect.column("correct") > 0) & (prospect.column("confidence") >= self.threshold)
         hidden = easy & certain
-        [num_hidden] = yield from agreement.count(hidden)
+        [num_hidden] = yield from reductions.count(hidden)
         return Plan(
             ids=prospect.ids[~hidden],
             hidden=prospect.ids[hidden & (not prospect.is_last)],

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from es_service.selection import agreement
-from es_service.selection.agreement import Agreed
+from es_service.selection import reductions
 from es_service.selection.methods.base import LastValue
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 from es_service.selection.settings import make_plain
 
 __all__ = ["Ordered", "ordered"]
@@ -40,7 +40,7 @@ class Ordered(LastValue):
         if not self.adaptive:
             return plan
         correct = prospect.column("correct")
-        [num_correct, num_known] = yield from agreement.count(correct > 0, ~np.isnan(correct))
+        [num_correct, num_known] = yield from reductions.count(correct > 0, ~np.isnan(correct))
         accuracy = num_correct / num_known if num_known else 0.0
         ratio = next((share for least, share in _STAGES if accuracy >= least), 1.0)
         return dataclasses.replace(plan, ratio=ratio)

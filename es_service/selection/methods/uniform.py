@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from es_service.selection.agreement import Agreed
 from es_service.selection.methods.base import F32, Columns, Method
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import Agreed
 
 __all__ = ["Full", "Random", "RandomSubset", "full", "random", "random_subset"]
 

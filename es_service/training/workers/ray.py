@@ -1,4 +1,4 @@
-"""A group of Ray Train workers: what each does, and how the loop talks to the group."""
+"""A group of Ray Train workers: what each does, and how the loop pending to the group."""
 
 from __future__ import annotations
 

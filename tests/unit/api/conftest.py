@@ -22,8 +22,8 @@ from es_service.api.settings import Settings
 from es_service.api.table.view import Labels, TableView
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import RECORD, records_to_arrow
 from es_service.storage.labels import write_notes
 from es_service.storage.runs import RunStorage
@@ -45,7 +45,7 @@ def train(storage: Path, run: str, epochs: int, method: es.methods.Method | None
     config = RunConfig(selection=selection, num_samples=NUM, num_epochs=4, batch_size=10)
     place = RunStorage(str(storage), run)
     place.begin(config, {"task": "fashion", "method": "es", "workers": 1, "exchange": "embedded"})
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), place)
+    exchange = Embedded(LocalRun(config), Position(0, 1), place)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=4, batch_size=10, exchange=exchange)
     for epoch in range(epochs):
         for ids in selector.epoch(epoch):

@@ -46,9 +46,9 @@ def test_wrong_tokens_have_a_limit_of_their_own(
     cookie = {"Cookie": f"{COOKIE}={Auth(TOKEN).new_session()}"}
     wrong = {"bearer": {"Authorization": "Bearer wrong"}, "cookie": {"Cookie": f"{COOKIE}=9999999999.wrong"}}[kind]
     assert [client.get("/v1/runs", headers=wrong).status_code for _ in range(7)] == [401] * 5 + [429] * 2
-    for right in (BEARER, cookie):  # or a guess that is right would still be seen
-        refused = client.get("/v1/runs", headers=right)
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+    assert client.get("/v1/runs", headers=wrong).headers["retry-after"] == "10"
+    for right in (BEARER, cookie):  # clients behind a proxy share an address: a guesser locks none of them out
+        assert client.get("/v1/runs", headers=right).status_code == 200
     assert client.get("/v1/runs").status_code == 401  # who shows none does not guess
     assert client.get("/login").status_code == 200
     assert client.post("/login", data={"token": TOKEN}).status_code == 303

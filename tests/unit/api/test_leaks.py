@@ -19,8 +19,8 @@ from es_service.api.guard import connections
 from es_service.api.settings import Limits
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
 
 STREAMS = 20
@@ -35,7 +35,7 @@ def large(tmp_path: Path) -> Path:
     config = RunConfig(selection=selection, num_samples=NUM, num_epochs=2, batch_size=NUM // 3)
     place = RunStorage(str(tmp_path), "large")
     place.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), place)
+    exchange = Embedded(LocalRun(config), Position(0, 1), place)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=2, batch_size=NUM // 3, exchange=exchange)
     for ids in selector.epoch(0):
         losses = np.sqrt(1 + ids).astype(np.float32)

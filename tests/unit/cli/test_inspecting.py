@@ -18,8 +18,8 @@ import es_service as es
 from es_service.cli import main
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.table import SCHEMA
 from es_service.storage.runs import RunStorage
 
@@ -32,7 +32,7 @@ def train(storage: Path, run: str, epochs: int = 2, method: es.methods.Method | 
     config = RunConfig(selection=selection, num_samples=NUM, num_epochs=4, batch_size=10)
     place = RunStorage(str(storage), run)
     place.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), place)
+    exchange = Embedded(LocalRun(config), Position(0, 1), place)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=4, batch_size=10, exchange=exchange)
     for epoch in range(epochs):
         for ids in selector.epoch(epoch):

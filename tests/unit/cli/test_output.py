@@ -23,8 +23,8 @@ import es_service as es
 from es_service.cli import main, output
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.storage.runs import RunStorage
 
 NUM = 3000
@@ -38,7 +38,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RunConfig(selection=selection, num_samples=NUM, num_epochs=1, batch_size=NUM)
     run = RunStorage(str(place), "one")
     run.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), run)
+    exchange = Embedded(LocalRun(config), Position(0, 1), run)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=1, batch_size=NUM, exchange=exchange)
     for ids in selector.epoch(0):
         selector.select(ids)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
 from es_service.selection.plans import Prospect
+from es_service.selection.reductions import agree
 
 MakeProspect = Callable[..., Prospect]
 

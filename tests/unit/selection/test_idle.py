@@ -14,8 +14,8 @@ from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.idle import why_idle
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selector import Selector
 from es_service.storage import runs
 
@@ -109,7 +109,7 @@ def test_a_short_training_taken_up_inside_its_epoch_anneals_the_same_steps(cut: 
 
 def test_ranks_of_a_short_training_anneal_the_same_steps() -> None:
     run = RunConfig(selection=es.Selection(es.methods.evolved()), num_samples=401, num_epochs=2, batch_size=20)
-    keeper = Scorekeeper(run)
+    keeper = LocalRun(run)
     ranks = [
         Selector(
             run.selection,

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.agreement import agree
 from es_service.selection.config import preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.plans import Plan, Prospect
+from es_service.selection.reductions import agree
 from es_service.selection.run import Caller, RunConfig, Share
-from es_service.selection.scorekeeper import Scorekeeper
 
 F32 = NDArray[np.float32]
 MakeProspect = Callable[..., Prospect]
@@ -112,7 +112,7 @@ def test_annealing_restores_weight_one_for_every_number_of_epochs(num_epochs: in
 
 def test_each_rank_gets_the_weights_of_its_own_ids() -> None:
     config = RunConfig(selection=preset("infobatch", anneal=(0, 0)), num_samples=31, num_epochs=3, batch_size=4)
-    keeper = Scorekeeper(config)
+    keeper = LocalRun(config)
     callers = [Caller(rank, "a") for rank in range(3)]
     for caller in callers:
         keeper.join(caller, 3)

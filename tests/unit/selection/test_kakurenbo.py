@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.agreement import agree
 from es_service.selection.config import preset
 from es_service.selection.plans import Prospect
+from es_service.selection.reductions import agree
 
 F32 = NDArray[np.float32]
 MakeProspect = Callable[..., Prospect]

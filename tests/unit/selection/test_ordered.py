@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.agreement import agree
 from es_service.selection.config import preset
 from es_service.selection.plans import Prospect
+from es_service.selection.reductions import agree
 
 MakeProspect = Callable[..., Prospect]
 

@@ -19,9 +19,9 @@ from scipy import stats
 
 from es_service import errors
 from es_service.selection import engine, methods, plans
-from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
 from es_service.selection.plans import Prospect
+from es_service.selection.reductions import agree
 from es_service.selection.shards import Shard
 
 Law = dict[tuple[int, ...], float]

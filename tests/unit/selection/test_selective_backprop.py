@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import engine, methods
 from es_service.selection.config import Selection, preset
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import Caller, RunConfig, Share
-from es_service.selection.scorekeeper import Scorekeeper
 
 F32 = NDArray[np.float32]
 
@@ -69,7 +69,7 @@ def test_at_ratio_one_over_one_plus_beta_the_probability_is_the_published_one(be
 def test_the_window_reaches_over_the_rank_s_batches_of_the_epoch() -> None:
     """Three batches in, R = 10 of batches of 4: these, and the last 6 before them."""
     selection = preset("selective_backprop", history=10, beta=2.0)
-    keeper = Scorekeeper(RunConfig(selection=selection, num_samples=24, num_epochs=2, batch_size=4))
+    keeper = LocalRun(RunConfig(selection=selection, num_samples=24, num_epochs=2, batch_size=4))
     caller = Caller(0, "a")
     keeper.join(caller, 1)
     for epoch in range(2):
@@ -87,7 +87,7 @@ def test_the_window_reaches_over_the_rank_s_batches_of_the_epoch() -> None:
 
 
 def test_a_window_no_longer_than_the_batch_looks_back_at_nothing() -> None:
-    made = Scorekeeper(
+    made = LocalRun(
         RunConfig(selection=preset("selective_backprop", history=4), num_samples=24, num_epochs=1, batch_size=4)
     )
     caller = Caller(0, "a")

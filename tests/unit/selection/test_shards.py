@@ -15,11 +15,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import agreement, methods
-from es_service.selection.agreement import Sum, agree, merge
+from es_service.selection import methods, reductions
 from es_service.selection.config import preset
 from es_service.selection.engine import Engine
 from es_service.selection.plans import Plan, joined
+from es_service.selection.reductions import Sum, agree, merge
 from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard, pieces
 
@@ -79,7 +79,7 @@ def test_the_lowest_are_those_of_a_sort_ties_by_id(keys: list[float], count: int
 
 def lowest(keys: NDArray[np.float64], among: NDArray[np.bool_], num: int, count: int) -> list[int]:
     owned = [Shard(index, count).ids(keys.size) for index in range(count)]
-    chosen = agree([agreement.lowest(keys[ids], ids, num, among[ids]) for ids in owned])
+    chosen = agree([reductions.lowest(keys[ids], ids, num, among[ids]) for ids in owned])
     return sorted(np.concatenate([ids[mask] for ids, mask in zip(owned, chosen, strict=True)]).tolist())
 
 
@@ -123,7 +123,7 @@ def spoken(size: int) -> list[tuple[type, int]]:
             answer = yield question
 
     first, second = (
-        agreement.lowest(keys[ids], ids, size // 2, np.ones(ids.size, dtype=np.bool_))
+        reductions.lowest(keys[ids], ids, size // 2, np.ones(ids.size, dtype=np.bool_))
         for ids in (Shard(0, 2).ids(size), Shard(1, 2).ids(size))
     )
     assert sum(mask.sum() for mask in agree([overheard(first), second])) == size // 2
@@ -136,12 +136,12 @@ def spoken(size: int) -> list[tuple[type, int]]:
 )
 def test_the_mean_is_exact_and_the_same_over_any_number_of_shards(values: NDArray[np.float32], count: int) -> None:
     exact = float(sum(map(Fraction, values.tolist()), Fraction(0)) / values.size)
-    assert agree([agreement.exact_mean(values[index::count]) for index in range(count)]) == [exact] * count
+    assert agree([reductions.exact_mean(values[index::count]) for index in range(count)]) == [exact] * count
 
 
 def test_counts_are_totals() -> None:
     flags = np.array([True, False, True, True])
-    assert agree([agreement.count(flags, ~flags), agreement.count(flags[:1], flags[:0])]) == [[4, 1], [4, 1]]
+    assert agree([reductions.count(flags, ~flags), reductions.count(flags[:1], flags[:0])]) == [[4, 1], [4, 1]]
     assert merge([Sum(np.array([1, 2])), Sum(np.array([3, 4]))]).tolist() == [4, 6]
 
 

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from es_service.selection import engine, methods
-from es_service.selection.agreement import agree
 from es_service.selection.config import Selection
 from es_service.selection.plans import Prospect
+from es_service.selection.reductions import agree
 
 MakeProspect = Callable[..., Prospect]
 UNIFORM = (methods.full(), methods.random(), methods.random_subset())

@@ -17,7 +17,7 @@ from es_service.selection.run import Caller, RunConfig, Share
 from es_service.storage import columns, files, labels, runs, segments
 from es_service.storage.runs import RunStorage
 
-ATTEMPT = "0a" * 16
+GENERATION = "0a" * 16
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 
 
@@ -36,21 +36,23 @@ def serve(storage: str, config: RunConfig) -> ScoreServer:
 class Rank:
     def __init__(self, server: ScoreServer, config: RunConfig) -> None:
         self.server = server
-        server.join(0, ATTEMPT, 1, runs.config_to_dict(config))
-        self.seq = server.enter(0, ATTEMPT)
+        server.join(0, GENERATION, 1, runs.config_to_dict(config))
+        self.seq = server.enter(0, GENERATION)
 
     def step(self, share: Share, step: int, losses_of: Losses) -> None:
         ids, run_step, self.seq = share.ids[6 * step : 6 * step + 6], share.first_step + step, self.seq + 1
         seen = {"loss": losses_of(ids, run_step)}
-        self.server.report(wire.encode_report(wire.Report(Caller(0, ATTEMPT), self.seq, run_step, ids, seen, ids[:3])))
+        self.server.report(
+            wire.encode_report(wire.Report(Caller(0, GENERATION), self.seq, run_step, ids, seen, ids[:3]))
+        )
 
     def train(self, epoch: int, losses_of: Losses) -> None:
-        share = self.server.open_epoch(0, ATTEMPT, epoch)
+        share = self.server.open_epoch(0, GENERATION, epoch)
         assert isinstance(share, Share)
         for step in range(-(-share.ids.size // 6)):
             self.step(share, step, losses_of)
-        self.server.settle(0, ATTEMPT, self.seq)
-        self.server.close_epoch(0, ATTEMPT, epoch)
+        self.server.settle(0, GENERATION, self.seq)
+        self.server.close_epoch(0, GENERATION, epoch)
 
 
 def test_a_run_is_what_it_is_on_a_disk(s3_storage: str, tmp_path: Any, config: RunConfig, losses_of: Losses) -> None:
@@ -62,17 +64,17 @@ def test_a_run_is_what_it_is_on_a_disk(s3_storage: str, tmp_path: Any, config: R
         server.stored_epochs()
         server = serve(storage, config)  # the same actor once more: the first one was killed, as far as it knows
         rank = Rank(server, config)
-        share = server.open_epoch(0, ATTEMPT, 1)
+        share = server.open_epoch(0, GENERATION, 1)
         assert isinstance(share, Share)
         rank.step(share, 0, losses_of)
-        server.settle(0, ATTEMPT, rank.seq)
+        server.settle(0, GENERATION, rank.seq)
         before = server.snapshot()
         server = serve(storage, config)  # inside an epoch: its journal has what the snapshot has not
         assert server.snapshot() == before
         rank.server = server
         for step in range(1, -(-share.ids.size // 6)):
             rank.step(share, step, losses_of)
-        server.close_epoch(0, ATTEMPT, 1)
+        server.close_epoch(0, GENERATION, 1)
         rank.train(2, losses_of)
         rank.train(3, losses_of)
         server.finish()

@@ -13,8 +13,8 @@ import pytest
 
 from es_service import errors
 from es_service.selection import methods
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig, RunState
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selection.shards import Shard
 from es_service.storage import files, runs
 from es_service.storage.journal import Journal
@@ -160,7 +160,7 @@ def test_snapshots_of_a_run(tmp_path: Path, make_config: MakeConfig) -> None:
     storage.begin(make_config())
     with pytest.raises(errors.StorageError, match="no snapshot yet"):
         storage.table()
-    state = RunState(Scorekeeper(make_config()).state().records, 2, (0, 4, 8))
+    state = RunState(LocalRun(make_config()).state().records, 2, (0, 4, 8))
     storage.write_snapshot(state)
     assert storage.snapshots.read(2).records.tobytes() == state.records.tobytes()
     assert storage.snapshots.position() == (2, (0, 4, 8))
@@ -176,7 +176,7 @@ def test_a_snapshot_of_any_number_of_shards_is_read_by_any_other(
 ) -> None:
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(make_config())
-    records = Scorekeeper(make_config()).state().records
+    records = LocalRun(make_config()).state().records
     records["s"] = np.arange(records.size)
     beside = storage.begin_snapshot(1)
     parts = [storage.snapshots.write_part(beside, records[i::writers], Shard(i, writers)) for i in range(writers)]
@@ -194,7 +194,7 @@ def test_a_part_that_is_not_to_be_seen_is_named(tmp_path: Path, make_config: Mak
     """A shard on another node wrote it to that node's own disk."""
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(make_config())
-    records = Scorekeeper(make_config()).state().records
+    records = LocalRun(make_config()).state().records
     beside = storage.begin_snapshot(1)
     parts = [storage.snapshots.write_part(beside, records[i::2], Shard(i, 2)) for i in range(2)]
     Path(beside, "shard-1.arrow").unlink()
@@ -260,7 +260,7 @@ def test_every_folder_is_brought_to_the_disk_by_the_one_above_it(
     monkeypatch.setattr(os, "fsync", note)
     storage = RunStorage(str(tmp_path / "deep" / "runs"), "mine")
     storage.begin(make_config())
-    keeper = Scorekeeper(make_config())
+    keeper = LocalRun(make_config())
     storage.claim("one")
     storage.claim_journal(runs.WHOLE)
     writer = Journal(storage.journal(runs.WHOLE), 0)

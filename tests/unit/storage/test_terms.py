@@ -283,8 +283,8 @@ def test_a_snapshot_of_the_format_before_stamps_is_read(tmp_path: Path) -> None:
 
 def test_a_run_whose_claims_are_lost_is_taken_over_all_the_same(tmp_path: Path) -> None:
     """As somebody may copy it: what is written from then on is newer than what is there."""
-    for attempt in range(6):  # tokens are random
-        storage = RunStorage(str(tmp_path), f"mine-{attempt}")
+    for generation in range(6):  # tokens are random
+        storage = RunStorage(str(tmp_path), f"mine-{generation}")
         storage.claim("one")
         for finished in (1, 2, 3):
             storage.write_snapshot(state(finished, 1.0))

@@ -1,4 +1,4 @@
-// The one place that talks to the server. Every failure is one of two: it said no (ApiError), or it did not answer.
+// The one place that pending to the server. Every failure is one of two: it said no (ApiError), or it did not answer.
 
 import { root } from "./address.js";
 

@@ -1,25 +1,25 @@
-"""The scorekeeper: a whole run in one process, its roster and its one table. No Ray, no lock."""
+"""The local_run: a whole run in one process, its membership and its one table. No Ray, no lock."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection.agreement import agree
 from es_service.selection.engine import NOTHING, Draw, Engine
+from es_service.selection.membership import Membership
 from es_service.selection.methods.base import Columns
+from es_service.selection.reductions import agree
 from es_service.selection.repeats import Repeats
-from es_service.selection.roster import Roster
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 
-__all__ = ["Scorekeeper"]
+__all__ = ["LocalRun"]
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
 
-class Scorekeeper(Roster):
-    """A roster with the engine that plans its epochs; ranks in the same process share one."""
+class LocalRun(Membership):
+    """A membership with the engine that plans its epochs; ranks in the same process share one."""
 
     def __init__(self, config: RunConfig) -> None:
         self.engine = Engine(config.selection, config.num_samples, grows=config.grows)
@@ -58,7 +58,7 @@ class Scorekeeper(Roster):
         return RunState(self.engine.copy_records(), self.finished_epochs, self.epoch_starts)
 
     def restore(self, state: RunState, *, open_share: Share | None = None) -> None:
-        """Go to another state of the same run, see `Roster.go_to`.
+        """Go to another state of the same run, see `Membership.go_to`.
 
         Raises:
             StorageError: the state is not one of a run of this size and method.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from es_service.exchange.base import I64
 from es_service.selection.methods.base import Columns
 
-__all__ = ["Unconfirmed"]
+__all__ = ["UnackedRows"]
 
 _SLOTS = 1 << 18
 
 
-class Unconfirmed:
+class UnackedRows:
     """Rows by the seq of the report that made them; a slot for each few ids says quickly whether one is among them."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ What cannot be asked is made up for, and said once, loudly:
 
     open_epoch   all samples, shuffled and split by rank: what an epoch without pruning would be
     step, draw   with a score server that stopped answering: uniform draws; what was seen is kept and sent later
-    record       kept and sent later, dropped where the backlog is full
+    record       kept and sent later, dropped where the send_queue is full
     close_epoch  where the server cannot write its storage: it and the rank keep what was reported; selection goes on
 
 With `leased` none of it is needed inside an epoch: a rank draws from what it holds. An epoch that opened without the
@@ -34,7 +34,7 @@ from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats
 from es_service.selection.run import Share
 
-__all__ = ["Unattended"]
+__all__ = ["DegradedExchange"]
 
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0  # between two tries inside an epoch
@@ -42,7 +42,7 @@ _SHORT_S = 0.5  # that such a try may take
 _AWAY = (errors.ServerUnavailableError, errors.StorageError)
 
 
-class Unattended(Exchange):
+class DegradedExchange(Exchange):
     """An exchange with a score server that the training does not depend on.
 
     Args:

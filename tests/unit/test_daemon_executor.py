@@ -6,33 +6,33 @@ import threading
 
 import pytest
 
-from es_service.exchange.errands import Errands
+from es_service.exchange.daemon_executor import Executor
 
 LONG_S = 30.0
 
 
 def test_results_come_in_order_and_an_error_ends_nothing() -> None:
-    errands, done = Errands("errands"), []
+    executor, done = Executor("executor"), []
 
     def fail() -> None:
         raise ValueError("no")
 
-    first = errands.send(lambda: done.append(1))
-    failed = errands.send(fail)
-    last = errands.send(lambda: done.append(2) or len(done))
+    first = executor.send(lambda: done.append(1))
+    failed = executor.send(fail)
+    last = executor.send(lambda: done.append(2) or len(done))
     assert last.result(LONG_S) == 2
     assert done == [1, 2]
     assert first.result(LONG_S) is None
     with pytest.raises(ValueError, match="no"):
         failed.result(LONG_S)
-    errands.close()
+    executor.close()
 
 
 def test_closing_waits_for_nothing_and_ends_the_thread() -> None:
-    errands, go_on = Errands("errands-closing"), threading.Event()
-    under_way = errands.send(lambda: go_on.wait(LONG_S))
-    [thread] = [one for one in threading.enumerate() if one.name == "errands-closing"]
-    errands.close()
+    executor, go_on = Executor("executor-closing"), threading.Event()
+    under_way = executor.send(lambda: go_on.wait(LONG_S))
+    [thread] = [one for one in threading.enumerate() if one.name == "executor-closing"]
+    executor.close()
     assert not under_way.done()
     go_on.set()
     assert under_way.result(LONG_S)

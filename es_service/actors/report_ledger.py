@@ -1,6 +1,6 @@
-"""Which reports a shard takes: of the current attempt, of steps of the open epoch, each once and in order.
+"""Which reports a shard takes: of the current generation, of steps of the open epoch, each once and in order.
 
-Lifecycle     started (takes none) → begin(attempt) → (open_steps(the epoch's) → reports → open_steps(none))* → begin(…)
+Lifecycle     started (takes none) → begin(generation) → (open_steps(an epoch's) → reports → open_steps(none))* → begin
 
 What `to_dict` says of it goes into the journal whenever it changes otherwise than by a report, so that a shard that
 restarts knows what it has.
@@ -15,9 +15,9 @@ from typing import Any
 
 from es_service import errors
 from es_service.actors.wire import Report
-from es_service.selection.roster import superseded
+from es_service.selection.membership import fenced
 
-__all__ = ["Intake"]
+__all__ = ["ReportLedger"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,23 +41,23 @@ class _Rank:
     )
 
 
-class Intake:
+class ReportLedger:
     """See the module's text. No locking.
 
     Args:
-        restarted: makes the error for whoever comes before an attempt has begun.
+        restarted: makes the error for whoever comes before a generation has begun.
     """
 
     def __init__(self, restarted: Callable[[], errors.ServerRestartedError]) -> None:
         self._restarted = restarted
-        self._attempt: str | None = None
+        self._generation: str | None = None
         self._steps = range(0)
         self._ranks: dict[int, _Rank] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what it takes from whom, as plain values."""
         return {
-            "attempt": self._attempt,
+            "attempt": self._generation,
             "steps": [self._steps.start, self._steps.stop],
             "seqs": {str(rank): one.seq for rank, one in self._ranks.items()},
         }
@@ -67,15 +67,15 @@ class Intake:
         try:
             steps = range(*(int(step) for step in values["steps"]))
             ranks = {int(rank): _Rank(int(seq), int(seq)) for rank, seq in values["seqs"].items()}
-            attempt = values["attempt"]
+            generation = values["attempt"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.StorageError(f"the journal says nothing sensible of who reports: {error!r}") from error
         kept = {rank: one for rank, one in self._ranks.items() if rank in ranks and one.seq == ranks[rank].seq}
-        self._attempt, self._steps, self._ranks = attempt, steps, {**ranks, **kept}
+        self._generation, self._steps, self._ranks = generation, steps, {**ranks, **kept}
 
-    def begin(self, attempt: str | None) -> None:
-        """Take reports of this attempt from now on, and of no earlier one; of nobody for None."""
-        self._attempt, self._steps = attempt, range(0)
+    def begin(self, generation: str | None) -> None:
+        """Take reports of this generation from now on, and of no earlier one; of nobody for None."""
+        self._generation, self._steps = generation, range(0)
         self._ranks.clear()
 
     def open_steps(self, steps: range) -> None:
@@ -91,19 +91,19 @@ class Intake:
             )
 
     def check_begun(self) -> None:
-        """Raise ServerRestartedError where no attempt has begun since this process did."""
-        if self._attempt is None:
+        """Raise ServerRestartedError where no generation has begun since this process did."""
+        if self._generation is None:
             raise self._restarted()
 
-    def check(self, rank: int, attempt: str) -> None:
-        """Raise EpochOrderError unless this is the current attempt."""
+    def check(self, rank: int, generation: str) -> None:
+        """Raise EpochOrderError unless this is the current generation."""
         self.check_begun()
-        if attempt != self._attempt:
-            raise superseded(rank)
+        if generation != self._generation:
+            raise fenced(rank)
 
-    def enter(self, rank: int, attempt: str) -> int:
+    def enter(self, rank: int, generation: str) -> int:
         """Return the seq of this rank's last report, 0 before the first."""
-        self.check(rank, attempt)
+        self.check(rank, generation)
         return self._ranks.setdefault(rank, _Rank()).seq
 
     def has(self, rank: int) -> bool:
@@ -117,7 +117,7 @@ class Intake:
     def last(self, report: Report) -> int:
         """Return the seq of the last report of this one's rank; EpochOrderError where it has not joined."""
         rank = report.caller.rank
-        self.check(rank, report.caller.attempt)
+        self.check(rank, report.caller.generation)
         if rank not in self._ranks:
             raise errors.EpochOrderError(f"rank {rank} reports without having joined")
         return self._ranks[rank].seq

@@ -1,4 +1,4 @@
-"""What a shard is agreeing on with the others, see `selection.agreement`: generators that wait for what all said."""
+"""What a shard is agreeing on with the others, see `selection.reductions`: generators that wait for what all said."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from es_service import errors
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_state import ShardState
 from es_service.selection import queries
-from es_service.selection.agreement import Agreed
 from es_service.selection.plans import Plan
+from es_service.selection.reductions import Agreed
 
-__all__ = ["Talks"]
+__all__ = ["Pending"]
 
-_MAX_TALKS = 8
+_MAX_PENDING = 8
 
 
-class Talks:
+class Pending:
     """A few at a time, each named by a token."""
 
     def __init__(self, run: ServedRun, state: ShardState) -> None:
@@ -30,13 +30,13 @@ class Talks:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def talk(self, token: str, about: str, *args: Any) -> Any:
+    def reduction(self, token: str, about: str, *args: Any) -> Any:
         """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
 
-        The oldest talk is dropped where there are too many, left behind by whoever asked.
+        The oldest reduction is dropped where there are too many, left behind by whoever asked.
 
         Args:
-            token: names this talk.
+            token: names this reduction.
             about: "plan", "top" or "distribution".
             args: of the generator of that name.
         """
@@ -48,7 +48,7 @@ class Talks:
         }
         with self._state.lock:
             self._under_way[token] = generators[about](*args)
-            while len(self._under_way) > _MAX_TALKS:
+            while len(self._under_way) > _MAX_PENDING:
                 del self._under_way[next(iter(self._under_way))]
         return self.answer(token, None)
 
@@ -57,12 +57,12 @@ class Talks:
         return self._state.engine.plan(epoch, self._run.config.num_epochs, epoch_starts)
 
     def forget(self, token: str) -> None:
-        """Drop a talk that came to nothing."""
+        """Drop a reduction that came to nothing."""
         with self._state.lock:
             self._under_way.pop(token, None)
 
     def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
-        """Go on with what all shards said, None to begin; return as `talk` does.
+        """Go on with what all shards said, None to begin; return as `reduction` does.
 
         Raises:
             ServerRestartedError: nothing of this name is under way: the shard restarted in the middle, or so many
@@ -72,9 +72,9 @@ class Talks:
         with self._state.lock:
             if token not in self._under_way:
                 raise errors.ServerRestartedError("unknown reduction token (evicted, or the shard restarted); retry")
-            talk = self._under_way[token]
+            reduction = self._under_way[token]
             try:
-                return next(talk) if answer is None else talk.send(answer)
+                return next(reduction) if answer is None else reduction.send(answer)
             except BaseException as end:
                 self._under_way.pop(token, None)
                 if isinstance(end, StopIteration):

@@ -1,4 +1,4 @@
-"""The backlog: messages on their way to the score server, sent by a thread of its own.
+"""The send_queue: messages on their way to the score server, sent by a thread of its own.
 
 Lifecycle     running → failed (a call raised; every later call here raises the same) → closed
 Invariant     reports leave in the order they came, each once; what is held never exceeds the limit
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from es_service import errors
 from es_service.actors.calls import Patience
 
-__all__ = ["Backlog"]
+__all__ = ["SendQueue"]
 
 _MAX_BYTES = 64 << 20
 _MESSAGE_BYTES = 96 << 10  # above 100 KB Ray sends an argument through its object store, at three times the price
@@ -22,7 +22,7 @@ _CLOSE_S = 5.0  # that closing waits for a send under way
 _LINGER_S = 0.1  # how long a small message waits for company
 
 
-class Backlog:
+class SendQueue:
     """See the module's text.
 
     Args:
@@ -40,11 +40,11 @@ class Backlog:
         self._hurry = False
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="es-service-backlog", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="es-service-send_queue", daemon=True)
         self._thread.start()
 
     def put(self, seq: int, report: bytes) -> None:
-        """Hand over a report; waits only while the backlog is full.
+        """Hand over a report; waits only while the send_queue is full.
 
         Raises:
             ServerUnavailableError: it stayed full past the deadline.
@@ -54,7 +54,8 @@ class Backlog:
             if self._closed:
                 raise errors.ServerUnavailableError("this exchange was closed: connect again to continue reporting")
             self._wait(
-                lambda: self._num_bytes + len(report) <= _MAX_BYTES or not self._num_bytes, "make room in the backlog"
+                lambda: self._num_bytes + len(report) <= _MAX_BYTES or not self._num_bytes,
+                "make room in the send queue",
             )
             self._waiting.append((seq, report))
             self._num_bytes += len(report)
@@ -71,7 +72,7 @@ class Backlog:
             self._hurry = True
             self._changed.notify_all()
             try:
-                self._wait(lambda: self._num_bytes == 0, "flush the backlog")
+                self._wait(lambda: self._num_bytes == 0, "flush the send queue")
             finally:
                 self._hurry = False
 

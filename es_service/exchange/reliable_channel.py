@@ -1,6 +1,6 @@
 """Reports on their way from a rank to a shard: in order, each applied once, whatever becomes of the shard meanwhile.
 
-    post ──► under way ── answer ──► applied ── receipt says so ──► durable, and let go of
+    post ──► under way ── answer ──► applied ── acknowledgement says so ──► durable, and let go of
 
 What is not known to be on storage is kept, past the end of its epoch too. When the shard comes back from a crash the
 rank asks which of its reports it has, and sends the rest again; what it has already it takes no second time. Where it
@@ -23,7 +23,7 @@ from es_service.actors.calls import AwayError, GoneError, Patience
 from es_service.exchange.epochs import Epochs, LostError
 from es_service.exchange.server_calls import ServerCalls
 
-__all__ = ["Delivery", "Posted"]
+__all__ = ["Channel", "Posted"]
 
 _MAX_KEPT_BYTES = 64 << 20
 _LEAST_S = 1.0  # that an answer is waited for, also where bringing the shard back took the time there was
@@ -57,7 +57,7 @@ class Posted:
         return sum(map(len, self.messages))
 
 
-class Delivery:
+class Channel:
     """See the module's text. One thread uses it.
 
     Args:
@@ -87,7 +87,7 @@ class Delivery:
         return posted
 
     def answer(self, posted: Posted) -> bytes:
-        """Return what the shard answers behind its receipt, once the reports are applied.
+        """Return what the shard answers behind its acknowledgement, once the reports are applied.
 
         Raises:
             ServerUnavailableError: the shard did not come back in time.
@@ -117,15 +117,15 @@ class Delivery:
         finally:
             posted.wanted = False
             self._waiting.remove(posted)
-        receipt, rest = wire.decode_receipt(answer)
-        self.received(receipt)
+        acknowledgement, rest = wire.decode_acknowledgement(answer)
+        self.received(acknowledgement)
         return rest
 
-    def received(self, receipt: wire.Receipt) -> None:
+    def received(self, acknowledgement: wire.Acknowledgement) -> None:
         """Let go of what is on storage by now."""
-        while self._kept and self._kept[0].last <= receipt.durable and self._kept[0] not in self._waiting:
+        while self._kept and self._kept[0].last <= acknowledgement.durable and self._kept[0] not in self._waiting:
             self._num_bytes -= self._kept.popleft().num_bytes
-        if receipt.failing and not self._warned:
+        if acknowledgement.failing and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self._name} cannot write its storage (es-service runs, or the server's stats, say why): "

@@ -1,4 +1,4 @@
-"""The scorekeeper: lifecycle, who may do what when, several ranks, attempts, going back."""
+"""The local_run: lifecycle, who may do what when, several ranks, generations, going back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import methods
 from es_service.selection.config import Selection
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import Caller, RunConfig, RunState, Share
-from es_service.selection.scorekeeper import Scorekeeper
 
 MakeConfig = Callable[..., RunConfig]
 Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
@@ -22,21 +22,21 @@ Losses = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
 ALONE = Caller(0, "a")
 
 
-def joined(config: RunConfig, world_size: int = 1, attempt: str = "a") -> tuple[Scorekeeper, list[Caller]]:
-    keeper = Scorekeeper(config)
-    callers = [Caller(rank, attempt) for rank in range(world_size)]
+def joined(config: RunConfig, world_size: int = 1, generation: str = "a") -> tuple[LocalRun, list[Caller]]:
+    keeper = LocalRun(config)
+    callers = [Caller(rank, generation) for rank in range(world_size)]
     for caller in callers:
         keeper.join(caller, world_size)
     return keeper, callers
 
 
-def opened(keeper: Scorekeeper, caller: Caller, epoch: int) -> Share:
+def opened(keeper: LocalRun, caller: Caller, epoch: int) -> Share:
     share = keeper.open_epoch(caller, epoch)
     assert isinstance(share, Share)
     return share
 
 
-def train(keeper: Scorekeeper, callers: list[Caller], epoch: int, losses_of: Losses) -> list[list[int]]:
+def train(keeper: LocalRun, callers: list[Caller], epoch: int, losses_of: Losses) -> list[list[int]]:
     """One epoch, the ranks in lockstep; return the ids drawn at each step."""
     shares = [opened(keeper, caller, epoch) for caller in callers]
     size, drawn = keeper.config.batch_size, []
@@ -51,7 +51,7 @@ def train(keeper: Scorekeeper, callers: list[Caller], epoch: int, losses_of: Los
     return drawn
 
 
-def table(keeper: Scorekeeper) -> bytes:
+def table(keeper: LocalRun) -> bytes:
     return keeper.engine.table.copy_records().tobytes()
 
 
@@ -109,7 +109,7 @@ def test_a_run_of_one_rank_from_its_first_epoch_to_its_last(make_config: MakeCon
 
 
 def test_nobody_may_act_before_joining(make_config: MakeConfig) -> None:
-    keeper = Scorekeeper(make_config())
+    keeper = LocalRun(make_config())
     before = table(keeper)
     ids, seen = np.array([0, 1]), {"loss": np.ones(2, dtype=np.float32)}
     for act in (
@@ -224,11 +224,11 @@ def test_a_rank_outside_the_world_cannot_join(make_config: MakeConfig, rank: int
     keeper, _ = joined(make_config())
     with pytest.raises(errors.ConfigError, match=rf"rank {rank} is outside \[0, world_size={world}\)"):
         keeper.join(Caller(rank, "b"), world)
-    assert keeper.attempt == "a"
+    assert keeper.generation == "a"
 
 
-def test_ranks_of_one_attempt_must_agree_on_their_number(make_config: MakeConfig) -> None:
-    keeper = Scorekeeper(make_config())
+def test_ranks_of_one_generation_must_agree_on_their_number(make_config: MakeConfig) -> None:
+    keeper = LocalRun(make_config())
     keeper.join(Caller(0, "a"), 2)
     with pytest.raises(errors.EpochOrderError, match="rank 1 joined with world_size=3, the ranks before it with 2"):
         keeper.join(Caller(1, "a"), 3)
@@ -239,12 +239,12 @@ def test_more_ranks_than_the_plan_can_feed_cannot_join(make_config: MakeConfig) 
     keeper, _ = joined(make_config())
     with pytest.raises(errors.ConfigError, match="batch_size=6 is larger than the plan"):
         keeper.join(Caller(0, "b"), 5)
-    assert keeper.attempt == "a"
+    assert keeper.generation == "a"
     opened(keeper, ALONE, 0)
 
 
 @pytest.mark.parametrize("rank", [2, 7, -1])
-def test_a_rank_that_the_attempt_does_not_have_is_refused_and_changes_nothing(
+def test_a_rank_that_the_generation_does_not_have_is_refused_and_changes_nothing(
     make_config: MakeConfig, rank: int
 ) -> None:
     keeper, callers = joined(make_config(), world_size=2)
@@ -255,16 +255,16 @@ def test_a_rank_that_the_attempt_does_not_have_is_refused_and_changes_nothing(
     assert [keeper.close_epoch(caller, 0) for caller in callers] == [False, True]
 
 
-# -- attempts -----------------------------------------------------------------------------------------------------
+# -- generations -----------------------------------------------------------------------------------------------------
 
 
-def test_a_new_attempt_retires_the_old_one(make_config: MakeConfig, losses_of: Losses) -> None:
+def test_a_new_generation_retires_the_old_one(make_config: MakeConfig, losses_of: Losses) -> None:
     keeper, callers = joined(make_config())
     train(keeper, callers, 0, losses_of)
     opened(keeper, ALONE, 1)
     fresh = Caller(0, "b")
     keeper.join(fresh, 1)
-    assert keeper.attempt == "b"
+    assert keeper.generation == "b"
     assert keeper.open_epoch_number is None
     before = table(keeper)
     ids, seen = np.array([0, 1]), {"loss": np.ones(2, dtype=np.float32)}
@@ -275,14 +275,14 @@ def test_a_new_attempt_retires_the_old_one(make_config: MakeConfig, losses_of: L
         lambda: keeper.close_epoch(ALONE, 1),
         lambda: keeper.check(ALONE),
     ):
-        with pytest.raises(errors.EpochOrderError, match="a newer one has superseded"):
+        with pytest.raises(errors.EpochOrderError, match="a newer one has fenced"):
             act()
     assert table(keeper) == before
     keeper.check(fresh)
     train(keeper, [fresh], 1, losses_of)
 
 
-def test_joining_again_in_the_same_attempt_keeps_the_epoch_open(make_config: MakeConfig) -> None:
+def test_joining_again_in_the_same_generation_keeps_the_epoch_open(make_config: MakeConfig) -> None:
     keeper, _ = joined(make_config())
     opened(keeper, ALONE, 0)
     keeper.join(ALONE, 1)
@@ -290,7 +290,7 @@ def test_joining_again_in_the_same_attempt_keeps_the_epoch_open(make_config: Mak
     assert keeper.close_epoch(ALONE, 0)
 
 
-def test_a_new_attempt_may_have_another_number_of_ranks(make_config: MakeConfig, losses_of: Losses) -> None:
+def test_a_new_generation_may_have_another_number_of_ranks(make_config: MakeConfig, losses_of: Losses) -> None:
     keeper, callers = joined(make_config(), world_size=1)
     train(keeper, callers, 0, losses_of)
     fresh = [Caller(rank, "b") for rank in range(2)]
@@ -345,7 +345,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(make_config: Make
     keeper, callers = joined(make_config())
     train(keeper, callers, 0, losses_of)
     before = table(keeper)
-    small = Scorekeeper(make_config(num_samples=12)).state()
+    small = LocalRun(make_config(num_samples=12)).state()
     with pytest.raises(errors.StorageError, match="holds 12 samples, expected 24"):
         keeper.restore(small)
     good = keeper.state()

@@ -1,4 +1,4 @@
-"""The backlog: order, exactly once, limits, failures. The thread is led by events, never by sleeping."""
+"""The send_queue: order, exactly once, limits, failures. The thread is led by events, never by sleeping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from es_service import errors
 from es_service.actors.calls import Patience
-from es_service.exchange.backlog import Backlog
+from es_service.exchange.send_queue import SendQueue
 
 LONG_S = 30.0  # a deadline that is never reached
 SHORT_S = 0.05  # one that is meant to pass
@@ -52,8 +52,8 @@ def server() -> Iterator[Server]:
     made.go_on.set()
 
 
-def put(backlog: Backlog, report: bytes) -> None:
-    backlog.put(1, report)
+def put(send_queue: SendQueue, report: bytes) -> None:
+    send_queue.put(1, report)
 
 
 def numbered(count: int) -> list[bytes]:
@@ -61,98 +61,98 @@ def numbered(count: int) -> list[bytes]:
 
 
 def test_everything_arrives_once_and_in_order(server: Server) -> None:
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
     reports = numbered(5000)
     for seq, report in enumerate(reports):
-        backlog.put(seq, report)
-    backlog.flush()
+        send_queue.put(seq, report)
+    send_queue.flush()
     assert server.content == b"".join(reports)
     assert (server.seqs[0][0], server.seqs[-1][1]) == (0, 4999)
     assert all(last + 1 == first for (_, last), (first, _) in itertools.pairwise(server.seqs))
-    backlog.close()
+    send_queue.close()
 
 
 def test_flushing_between_puts_keeps_the_order(server: Server) -> None:
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
     reports = numbered(60)
     for number, report in enumerate(reports):
-        put(backlog, report)
+        put(send_queue, report)
         if number % 7 == 0:
-            backlog.flush()
+            send_queue.flush()
             assert server.content == b"".join(reports[: number + 1])
-    backlog.flush()
+    send_queue.flush()
     assert server.content == b"".join(reports)
-    backlog.close()
+    send_queue.close()
 
 
-def test_flushing_an_empty_backlog_returns(server: Server) -> None:
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    backlog.flush()
+def test_flushing_an_empty_send_queue_returns(server: Server) -> None:
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    send_queue.flush()
     assert server.messages == []
-    backlog.close()
+    send_queue.close()
 
 
 def test_small_reports_travel_together_and_stay_below_the_message_size(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
     for _ in range(300):
-        put(backlog, b"x" * 1000)
+        put(send_queue, b"x" * 1000)
     server.go_on.set()
-    backlog.flush()
+    send_queue.flush()
     assert len(server.content) == 300_000
     assert len(server.messages) < 30
     assert max(len(message) for message in server.messages) <= 96 << 10
-    backlog.close()
+    send_queue.close()
 
 
 def test_what_waits_meanwhile_comes_in_one_call(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    put(backlog, b"x" * (96 << 10))  # a message of its own
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    put(send_queue, b"x" * (96 << 10))  # a message of its own
     assert server.entered.wait(LONG_S)
     for _ in range(5):
-        put(backlog, b"x" * (50 << 10))
+        put(send_queue, b"x" * (50 << 10))
     server.go_on.set()
-    backlog.flush()
+    send_queue.flush()
     assert server.behind == [0, 0]
     assert server.most_of_one_call == 5
-    backlog.close()
+    send_queue.close()
 
 
 def test_a_call_brings_no_more_than_so_many_messages(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    put(backlog, b"x" * (96 << 10))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    put(send_queue, b"x" * (96 << 10))
     assert server.entered.wait(LONG_S)
     for seq in range(2, 22):
-        backlog.put(seq, b"x" * (50 << 10))
+        send_queue.put(seq, b"x" * (50 << 10))
     server.go_on.set()
-    backlog.flush()
+    send_queue.flush()
     assert server.seqs == [(1, 1), (2, 9), (10, 17), (18, 21)]
     assert server.behind == [0, 12, 4, 0]
-    backlog.close()
+    send_queue.close()
 
 
 def test_a_report_larger_than_a_message_goes_alone(server: Server) -> None:
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    put(backlog, b"a" * (200 << 10))
-    put(backlog, b"b")
-    backlog.flush()
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    put(send_queue, b"a" * (200 << 10))
+    put(send_queue, b"b")
+    send_queue.flush()
     assert [message[:1] for message in server.messages] == [b"a", b"b"]
-    backlog.close()
+    send_queue.close()
 
 
-def test_what_is_held_is_bounded_and_a_full_backlog_says_so(server: Server) -> None:
+def test_what_is_held_is_bounded_and_a_full_send_queue_says_so(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
+    send_queue = SendQueue(server.send, lambda: Patience(SHORT_S))
     large = b"x" * (16 << 20)
     for _ in range(4):
-        put(backlog, large)
+        put(send_queue, large)
     assert server.entered.wait(LONG_S)
     with pytest.raises(errors.ServerUnavailableError, match=r"make room .* within 0\.05 s: 67,108,864 bytes"):
-        put(backlog, b"one more")
+        put(send_queue, b"one more")
     server.go_on.set()
-    patient = threading.Thread(target=backlog.close)
+    patient = threading.Thread(target=send_queue.close)
     patient.start()
     patient.join(LONG_S)
     assert not patient.is_alive()
@@ -161,14 +161,14 @@ def test_what_is_held_is_bounded_and_a_full_backlog_says_so(server: Server) -> N
 
 def test_room_made_lets_a_waiting_put_go_on(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
     large = b"x" * (32 << 20)
-    put(backlog, large)
-    put(backlog, large)
+    put(send_queue, large)
+    put(send_queue, large)
     done = threading.Event()
 
     def put_one_more() -> None:
-        put(backlog, b"last")
+        put(send_queue, b"last")
         done.set()
 
     assert server.entered.wait(LONG_S)
@@ -176,28 +176,28 @@ def test_room_made_lets_a_waiting_put_go_on(server: Server) -> None:
     assert not done.is_set()
     server.go_on.set()
     assert done.wait(LONG_S)
-    backlog.flush()
+    send_queue.flush()
     assert server.content[-4:] == b"last"
     assert len(server.content) == (64 << 20) + 4
-    backlog.close()
+    send_queue.close()
 
 
 def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -> None:
     server.go_on.clear()
-    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
-    put(backlog, b"12345")
-    with pytest.raises(errors.ServerUnavailableError, match=r"flush the backlog within 0\.05 s: 5 bytes still wait"):
-        backlog.flush()
+    send_queue = SendQueue(server.send, lambda: Patience(SHORT_S))
+    put(send_queue, b"12345")
+    with pytest.raises(errors.ServerUnavailableError, match=r"flush the send_queue within 0\.05 s: 5 bytes still wait"):
+        send_queue.flush()
     assert server.entered.wait(LONG_S)
     server.go_on.set()
     for _ in range(1000):
         try:
-            backlog.flush()
+            send_queue.flush()
         except errors.ServerUnavailableError:
             continue
         break
     assert server.messages == [b"12345"]
-    backlog.close()
+    send_queue.close()
 
 
 @pytest.mark.parametrize(
@@ -205,28 +205,28 @@ def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -
 )
 def test_a_failed_send_is_raised_at_the_next_call_and_at_every_one_after(server: Server, failure: Exception) -> None:
     server.failure = failure
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    put(backlog, b"a")
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    put(send_queue, b"a")
     for _ in range(2):
         with pytest.raises(type(failure)) as caught:
-            backlog.flush()
+            send_queue.flush()
         assert caught.value is failure
         with pytest.raises(type(failure)):
-            put(backlog, b"b")
+            put(send_queue, b"b")
     assert server.messages == []
-    backlog.close()
+    send_queue.close()
 
 
 def test_a_failure_reaches_a_put_that_waits_for_room(server: Server) -> None:
     server.go_on.clear()
     server.failure = errors.ServerUnavailableError("no answer")
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
-    put(backlog, b"x" * (64 << 20))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
+    put(send_queue, b"x" * (64 << 20))
     caught: list[Exception] = []
 
     def put_one_more() -> None:
         try:
-            put(backlog, b"y")
+            put(send_queue, b"y")
         except errors.EsServiceError as error:
             caught.append(error)
 
@@ -235,31 +235,31 @@ def test_a_failure_reaches_a_put_that_waits_for_room(server: Server) -> None:
     server.go_on.set()
     waiting.join(LONG_S)
     assert caught == [server.failure]
-    backlog.close()
+    send_queue.close()
 
 
 def test_nothing_is_sent_after_a_failure(server: Server) -> None:
-    backlog = Backlog(server.send, lambda: Patience(LONG_S))
+    send_queue = SendQueue(server.send, lambda: Patience(LONG_S))
     server.failure = errors.ServerRestartedError("gone")
-    put(backlog, b"a")
+    put(send_queue, b"a")
     with pytest.raises(errors.ServerRestartedError):
-        backlog.flush()
+        send_queue.flush()
     server.failure = None
     with pytest.raises(errors.ServerRestartedError):
-        put(backlog, b"b")
-    backlog.close()
+        put(send_queue, b"b")
+    send_queue.close()
     assert server.messages == []
 
 
 def test_close_ends_the_thread_and_drops_what_waits(server: Server) -> None:
     server.go_on.clear()
     others = set(threading.enumerate())
-    backlog = Backlog(server.send, lambda: Patience(SHORT_S))
+    send_queue = SendQueue(server.send, lambda: Patience(SHORT_S))
     (thread,) = set(threading.enumerate()) - others
-    put(backlog, b"x" * (96 << 10))
+    put(send_queue, b"x" * (96 << 10))
     assert server.entered.wait(LONG_S)
-    put(backlog, b"dropped")
-    backlog.close()  # gives up waiting for the send that hangs
+    put(send_queue, b"dropped")
+    send_queue.close()  # gives up waiting for the send that hangs
     assert thread.is_alive()
     server.go_on.set()
     thread.join(LONG_S)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from es_service import errors
-from es_service.actors.chronicle import history_of
+from es_service.actors.history_builder import history_of
 from es_service.actors.wire import Report
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import methods
 from es_service.selection.config import Selection
+from es_service.selection.local_run import LocalRun
 from es_service.selection.run import Caller, RunConfig
-from es_service.selection.scorekeeper import Scorekeeper
 from es_service.selector import Selector
 from es_service.storage.runs import RunStorage
 
@@ -99,7 +99,7 @@ def test_an_embedded_run_keeps_its_history_and_so_does_one_that_was_reset(tmp_pa
     config = RunConfig(selection=selection, num_samples=30, num_epochs=2, batch_size=10)
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    exchange = Embedded(LocalRun(config), Position(0, 1), storage)
     selector = Selector(selection, num_samples=30, num_epochs=2, batch_size=10, exchange=exchange)
     for ids in selector.epoch(0):
         selector.select(ids, np.full(10, 9.0))
@@ -133,7 +133,7 @@ def test_an_embedded_run_that_goes_back_keeps_nothing_of_what_it_will_do_again(t
     config = RunConfig(selection=selection, num_samples=30, num_epochs=3, batch_size=10)
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    exchange = Embedded(LocalRun(config), Position(0, 1), storage)
     selector = Selector(selection, num_samples=30, num_epochs=3, batch_size=10, exchange=exchange)
 
     def train(epoch: int, loss: float, stop_after: int = 3) -> None:
@@ -169,7 +169,7 @@ def test_an_embedded_run_that_goes_back_keeps_nothing_of_what_it_will_do_again(t
 def test_several_ranks_in_one_process_do_not_each_write_a_part_of_the_history(tmp_path: Path) -> None:
     config = RunConfig(selection=Selection(methods.evolved()), num_samples=30, num_epochs=2, batch_size=10)
     with pytest.raises(errors.ConfigError, match="one rank"):
-        Embedded(Scorekeeper(config), Position(0, 2), RunStorage(str(tmp_path), "mine"))
+        Embedded(LocalRun(config), Position(0, 2), RunStorage(str(tmp_path), "mine"))
 
 
 def test_a_history_that_cannot_be_written_is_not_the_next_epochs(
@@ -179,7 +179,7 @@ def test_a_history_that_cannot_be_written_is_not_the_next_epochs(
     config = RunConfig(selection=selection, num_samples=30, num_epochs=2, batch_size=10)
     storage = RunStorage(str(tmp_path), "mine")
     storage.begin(config)
-    exchange = Embedded(Scorekeeper(config), Position(0, 1), storage)
+    exchange = Embedded(LocalRun(config), Position(0, 1), storage)
     selector = Selector(selection, num_samples=30, num_epochs=2, batch_size=10, exchange=exchange)
     blocked = tmp_path / "mine" / "history"
     blocked.write_text("a file where the folder should be")

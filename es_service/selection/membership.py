@@ -1,11 +1,11 @@
-"""The roster of a run: which attempt is current, how far the run has come, and which rank is where.
+"""The membership of a run: which generation is current, how far the run has come, and which rank is where.
 
 Lifecycle of a run      epoch 0 open → closed → epoch 1 open → closed → … → epoch E-1 closed
 Lifecycle of a rank     join → (open epoch e → its steps → close epoch e), e rising by one
 Invariant               an epoch opens when every rank has closed the one before; its plan is drawn once, then
 
-An attempt is one life of the group of ranks, from its start to its end or its death. When a group is started again,
-the first rank of the new attempt retires the old one: whatever the old one still sends is refused.
+A generation is one life of the group of ranks, from its start to its end or its death. When a group is started again,
+the first rank of the new generation retires the old one: whatever the old one still sends is refused.
 
 It knows nothing of scores: whoever holds the table, or its shards, gives it the plan of an epoch.
 """
@@ -22,17 +22,17 @@ from es_service.selection import plans
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller, RunConfig, Share
 
-__all__ = ["Roster", "out_of_order", "superseded"]
+__all__ = ["Membership", "fenced", "out_of_order"]
 
 _MAX_STEPS = 2**31 - 1  # last_step is an int32
 
 
-def superseded(rank: int) -> errors.EpochOrderError:
-    """Return the error of a rank whose attempt is no longer the current one."""
+def fenced(rank: int) -> errors.EpochOrderError:
+    """Return the error of a rank whose generation is no longer the current one."""
     return errors.EpochOrderError(
-        f"rank {rank} belongs to an attempt that a newer one has superseded: end this worker; or, if two jobs share "
+        f"rank {rank} belongs to a generation that a newer one has fenced: end this worker; or, if two jobs share "
         "the run's name, give one of them another; ranks of one job have to connect as one group: initialise "
-        "torch.distributed first, or give rank=, world_size= and attempt="
+        "torch.distributed first, or give rank=, world_size= and generation="
     )
 
 
@@ -50,12 +50,12 @@ def out_of_order(rank: int, epoch: int, current: int, num_epochs: int) -> errors
     )
 
 
-class Roster:
+class Membership:
     """See the module's text. Every method either does all it says or raises and changes nothing.
 
     Args:
         config: what the run is.
-        plan: (epoch, epoch starts) -> what the epoch trains on; called once per epoch and attempt.
+        plan: (epoch, epoch starts) -> what the epoch trains on; called once per epoch and generation.
     """
 
     def __init__(self, config: RunConfig, plan: Callable[[int, Sequence[int]], Plan]) -> None:
@@ -63,9 +63,9 @@ class Roster:
         self._plan = plan
         self.finished_epochs = 0
         self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
-        self.attempt: str | None = None  # the current one, None before any rank joined
+        self.generation: str | None = None  # the current one, None before any rank joined
         self._retired: set[str] = set()
-        self.world_size = 1  # ranks of the current attempt
+        self.world_size = 1  # ranks of the current generation
         self._opened: set[int] = set()
         self._closed: set[int] = set()
         self._is_open = False
@@ -91,24 +91,24 @@ class Roster:
         starts = self._starts[self.finished_epochs :]
         return range(starts[0], _MAX_STEPS if self._num_streamed is not None else starts[1])
 
-    def knows(self, attempt: str) -> bool:
-        """Return whether this is the current attempt, or one before it."""
-        return attempt == self.attempt or attempt in self._retired
+    def knows(self, generation: str) -> bool:
+        """Return whether this is the current generation, or one before it."""
+        return generation == self.generation or generation in self._retired
 
     def join(self, caller: Caller, world_size: int) -> None:
-        """Enter an attempt; the first rank of a new one retires the attempt before it.
+        """Enter a generation; the first rank of a new one retires the generation before it.
 
         Raises:
             ConfigError: the rank is not in [0, world_size), or the plan is too small for so many.
-            EpochOrderError: the other ranks of this attempt said another world size; or a newer attempt has begun.
+            EpochOrderError: the other ranks of this generation have another world size; or a newer generation began.
         """
         self.config.check_world(world_size, caller.rank)
-        if caller.attempt in self._retired:
-            raise superseded(caller.rank)
-        if caller.attempt != self.attempt:
-            if self.attempt is not None:
-                self._retired.add(self.attempt)
-            self.attempt, self.world_size = caller.attempt, world_size
+        if caller.generation in self._retired:
+            raise fenced(caller.rank)
+        if caller.generation != self.generation:
+            if self.generation is not None:
+                self._retired.add(self.generation)
+            self.generation, self.world_size = caller.generation, world_size
             self._leave_epoch()
         elif world_size != self.world_size:
             raise errors.EpochOrderError(
@@ -123,7 +123,7 @@ class Roster:
             The rank's share; or, where it has to wait, the ranks that have not yet closed the epoch before.
 
         Raises:
-            EpochOrderError: superseded, already opened by this rank, or not the next epoch of the run.
+            EpochOrderError: fenced, already opened by this rank, or not the next epoch of the run.
         """
         self.check(caller)
         current = self.finished_epochs
@@ -134,7 +134,7 @@ class Roster:
         if caller.rank in self._opened:
             raise errors.EpochOrderError(
                 f"rank {caller.rank} opens epoch {epoch} a second time: does every worker have a rank of its own? "
-                "After a restart, connect again as a new attempt"
+                "After a restart, connect again as a new generation"
             )
         if not self._is_open:
             if streamed or self.config.grows:
@@ -243,7 +243,7 @@ class Roster:
     def to_dict(self) -> dict[str, Any]:
         """Return where everybody is as plain values, but for the plan of the open epoch: what `take_up` takes."""
         return {
-            "attempt": self.attempt,
+            "attempt": self.generation,
             "retired": sorted(self._retired),
             "world_size": self.world_size,
             "finished_epochs": self.finished_epochs,
@@ -265,17 +265,17 @@ class Roster:
             StorageError: the values are not that.
         """
         try:
-            retired = {str(attempt) for attempt in values["retired"]}
+            retired = {str(generation) for generation in values["retired"]}
             starts = [int(start) for start in values["starts"]]
             opened, closed = ({int(rank) for rank in values[name]} for name in ("opened", "closed"))
             finished, world_size = int(values["finished_epochs"]), int(values["world_size"])
-            is_open, num_streamed, attempt = values["is_open"], values["num_streamed"], values["attempt"]
+            is_open, num_streamed, generation = values["is_open"], values["num_streamed"], values["attempt"]
         except (KeyError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"the roster in the journal is damaged: {error!r}") from error
+            raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error
         plan = plan if is_open and num_streamed is None else None
         if is_open and plan is None and num_streamed is None:
             raise errors.StorageError(f"the journal says that epoch {finished} is open, and has no plan of it")
-        self.attempt, self._retired, self.world_size = attempt, retired, world_size
+        self.generation, self._retired, self.world_size = generation, retired, world_size
         self.finished_epochs, self._starts = finished, starts
         self._leave_epoch()
         if is_open:
@@ -287,22 +287,22 @@ class Roster:
         return self._share_of(rank) if self._is_open and rank in self._opened else None
 
     def place_of(self, rank: int) -> tuple[int, bool]:
-        """Return how many epochs a rank of the current attempt has closed, and whether it has one open."""
+        """Return how many epochs a rank of the current generation has closed, and whether it has one open."""
         has_closed = self._is_open and rank in self._closed
         return self.finished_epochs + has_closed, self._is_open and rank in self._opened and not has_closed
 
     def not_closed(self, epoch: int) -> list[int]:
-        """Return the ranks of the current attempt that have not closed an epoch."""
+        """Return the ranks of the current generation that have not closed an epoch."""
         return [rank for rank in range(self.world_size) if not self.has_closed(rank, epoch)]
 
     def has_closed(self, rank: int, epoch: int) -> bool:
-        """Return whether a rank of the current attempt has closed an epoch."""
+        """Return whether a rank of the current generation has closed an epoch."""
         return epoch < self.finished_epochs or (epoch == self.finished_epochs and rank in self._closed)
 
     def check(self, caller: Caller) -> None:
-        """Raise EpochOrderError unless the caller belongs to the current attempt."""
-        if self.attempt is None or caller.attempt != self.attempt:
-            raise superseded(caller.rank)
+        """Raise EpochOrderError unless the caller belongs to the current generation."""
+        if self.generation is None or caller.generation != self.generation:
+            raise fenced(caller.rank)
         if not 0 <= caller.rank < self.world_size:
             raise errors.EpochOrderError(f"rank {caller.rank} has not joined: there are {self.world_size}")
 

@@ -1,4 +1,4 @@
-"""Errands: work that a thread of its own does, one after the other, while the training thread goes on."""
+"""Executor: work that a thread of its own does, one after the other, while the training thread goes on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["Errands"]
+__all__ = ["Executor"]
 
 T = TypeVar("T")
 
 
-class Errands:
+class Executor:
     """A thread that does what it is told, in that order.
 
     No executor, because Python waits for the threads of those when it ends, and this one may wait for a server.
