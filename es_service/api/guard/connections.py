@@ -84,7 +84,8 @@ class _Connection(H11Protocol):
         self._waiting.pop(self, None)
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()  # closing waits until everything is sent, which a client may never take
+        super().timeout_keep_alive_handler()
+        self._limit_answer()  # the connection is closed once all is sent, which a client may never take
 
     def pause_writing(self) -> None:
         super().pause_writing()

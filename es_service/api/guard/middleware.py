@@ -87,7 +87,8 @@ class Guard:
         try:
             refused = self._refusal(scope)
             if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
-                await send({"type": "websocket.close", "code": 1008})  # this server can say no more
+                status = 403  # which servers make of it that cannot send an answer of ours
+                await send({"type": "websocket.close", "code": 1008})
                 return
             if refused is not None:
                 await refused(scope, receive, send_guarded)

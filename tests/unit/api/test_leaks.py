@@ -114,3 +114,17 @@ def test_who_takes_no_more_of_an_answer_loses_their_place(
     port = make_server(large, limits=Limits(streams=1), refresh_s=0.1)
     with ask(port, "/v1/runs/large/export?format=csv", 100):  # and no more
         assert places_are_free(port, "/v1/runs/large/events", 1)
+
+
+def test_an_answer_that_nobody_takes_does_not_keep_its_connection(
+    large: Path, make_server: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_ANSWER_S", 0.5)
+    port = make_server(large, refresh_s=0.1)
+    files, _ = held()
+    path = "/v1/runs/large/samples?limit=1000"
+    with ExitStack() as opened:
+        for _ in range(10):
+            asked = opened.enter_context(ask(port, path, 100))
+            asked.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() * 50)
+        assert settles_to((files + 10 + 5, 1000))  # ours are open, the server's are not
