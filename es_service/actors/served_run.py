@@ -33,7 +33,7 @@ class ServedRun:
         self._ownership: Ownership | None = None
         with self.failure_kept():
             self.storage = runs.RunStorage(place, run)
-            self.config = runs.config_from_dict(config)
+            self.config = runs.config_from_dict(config).loaded()
 
     @contextlib.contextmanager
     def failure_kept(self) -> Iterator[None]:

@@ -45,7 +45,10 @@ def add_parser(commands: Any) -> None:
     )
     flag = parser.add_argument
     add_task_flags(flag)
-    flag("--method", help=f"{', '.join(PRESETS)} (default: es)")
+    flag(
+        "--method",
+        help=f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method (default: es)",
+    )
     flag(
         "--ratio",
         type=float,
@@ -136,7 +139,7 @@ def _spec(options: argparse.Namespace) -> TrainingSpec:
 
 
 def _run_name(task: str, method: str) -> str:
-    return f"{task.replace(':', '-')}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{task.replace(':', '-')}-{method.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from es_service import errors
 from es_service.selection import annealing, draws, methods
+from es_service.selection.methods import registry
+from es_service.selection.methods.presets import PRESETS
 from es_service.selection.settings import as_flag, as_integer, as_number, ceil_share, exact_share, suggest
 from es_service.selection.signals import SIGNALS, WeightSignal
 
@@ -78,6 +79,7 @@ class Selection:
             raise errors.ConfigError(
                 f"method must come from es.methods, e.g. es.methods.evolved(); got {self.method!r}"
             )
+        registry.check_name(self.method)
         for name in ("ratio", "prune_ratio"):
             object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0.0 < self.ratio <= 1.0:
@@ -179,27 +181,44 @@ class Selection:
         return dataclasses.replace(self, anneal_by=annealing.settled(self.anneal_by, num_epochs))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, JSON-ready; `from_dict` makes the same Selection of them."""
+        """Return plain values, JSON-ready; `from_dict` makes the same Selection of them.
+
+        A method of another package is named as its entry point, else as module:class.
+        """
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "method"}
         own["anneal"] = list(self.anneal)
-        return {"method": self.method.name, "settings": self.method.settings(), **own}
+        return {"method": registry.reference(self.method), "settings": self.method.settings(), **own}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
-        """Make a Selection from `to_dict`'s values; ConfigError where they are not that.
+    def from_dict(cls, values: Mapping[str, Any], *, load: bool = True) -> Selection:
+        """Make a Selection from `to_dict`'s values.
 
         Values from before there was `anneal_by` annealed whole epochs, and still do.
+
+        Args:
+            values: by name.
+            load: import a method of another package. False only records its name and settings, for readers of files;
+                `loaded` imports it later.
+
+        Raises:
+            ConfigError: they are not a selection's, or its method cannot be found or made.
         """
         try:
             own = {"anneal_by": "epochs", **values}
             name, settings = own.pop("method"), own.pop("settings", {})
-            if name not in methods.METHODS:
-                raise errors.ConfigError(f"unknown method {name!r}; {suggest(str(name), methods.METHODS)}")
-            return cls(methods.METHODS[name](**settings), **own)
+            if load or name in methods.METHODS:
+                return cls(registry.make(name, settings), **own)
+            return cls(registry.record(name, settings), **own)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, errors.ConfigError):
                 raise
             raise errors.ConfigError(f"not the settings of a selection: {error!r}") from error
+
+    def loaded(self) -> Selection:
+        """Return the same selection with its method imported, see `from_dict`; ConfigError where that is impossible."""
+        if not isinstance(self.method, registry.Recorded):
+            return self
+        return dataclasses.replace(self, method=registry.make(self.method.name, self.method.settings()))
 
 
 @functools.lru_cache(maxsize=64)
@@ -207,39 +226,12 @@ def _signals(signal: str, observes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in SIGNALS if name in {"loss", signal, *observes})
 
 
-PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "full": ("full", {}),
-        "random": ("random", {}),
-        "random_subset": ("random_subset", {"prune_ratio": 0.5, "anneal": (0.0, 0.0)}),
-        "loss": ("loss", {}),
-        "importance": (
-            "loss",
-            {"ratio": 0.3333, "signal": "grad_norm", "draw": "replacement", "reweight": "unbiased"},
-        ),
-        "ema": ("ema", {}),
-        "es": ("evolved", {"beta1": 0.2, "beta2": 0.9}),
-        "eswp": ("evolved", {"beta1": 0.2, "beta2": 0.8, "prune_ratio": 0.2}),
-        "ordered": ("ordered", {"draw": "topk", "anneal": (0.0, 0.0)}),
-        "selective_backprop": ("selective_backprop", {"draw": "systematic", "anneal": (0.0, 0.0)}),
-        "selective_backprop_composer": (
-            "selective_backprop",
-            {"beta": 1.0, "history": 0, "ratio": 0.5, "anneal": (0.5, 0.1), "interrupt": 2},
-        ),
-        "infobatch": ("infobatch", {"anneal": (0.0, 0.125)}),
-        "kakurenbo": ("kakurenbo", {"anneal": (0.0, 0.0)}),
-        "ucb": ("ucb", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
-        "epsilon_greedy": ("epsilon_greedy", {"prune_ratio": 0.3, "anneal": (0.0, 0.0)}),
-        "threshold_closeness": ("threshold_closeness", {}),
-        "prediction_variance": ("prediction_variance", {}),
-        "rho": ("rho", {"ratio": 0.1, "draw": "topk", "anneal": (0.0, 0.0)}),
-    }
-)
-"""What a command line calls a method: (name in METHODS, settings that differ from the defaults)."""
-
-
 def preset(name: str, **settings: Any) -> Selection:
     """Make a Selection from a method's short name; `settings` are the method's own or those of `Selection`.
+
+    Args:
+        name: in PRESETS, of an entry point in the group "es_service.methods", or module:factory.
+        settings: as far as they differ from the defaults.
 
     Raises:
         ConfigError: an unknown name or setting (the nearest one is suggested), or one that changes nothing for this
@@ -249,11 +241,13 @@ def preset(name: str, **settings: Any) -> Selection:
         >>> preset("eswp", beta1=0.1).to_dict()["settings"]
         {'beta1': 0.1, 'beta2': 0.8, 'prune_by': 'w'}
     """
-    if name not in PRESETS:
-        raise errors.ConfigError(f"unknown method {name!r}; {suggest(name, PRESETS)}")
-    method_name, defaults = PRESETS[name]
-    factory = methods.METHODS[method_name]
-    method_settings = list(factory().settings())
+    if name in PRESETS:
+        registry.refuse_registered(name)
+        method_name, defaults = PRESETS[name]
+        make: Callable[..., methods.Method] = methods.METHODS[method_name]
+    else:
+        make, defaults = functools.partial(registry.build, name, registry.find(name, PRESETS)), {}
+    method_settings = list(make().settings())
     own_settings = [field.name for field in dataclasses.fields(Selection) if field.name != "method"]
     for key in settings:
         if key not in method_settings and key not in own_settings:
@@ -262,10 +256,12 @@ def preset(name: str, **settings: Any) -> Selection:
             )
     merged = {**defaults, **settings}
     try:
-        method = factory(**{key: merged.pop(key) for key in method_settings if key in merged})
+        method = make(**{key: merged.pop(key) for key in method_settings if key in merged})
         selection = Selection(method, **merged)
     except TypeError as error:  # a word where a number belongs
         raise errors.ConfigError(f"a setting of method {name!r} has the wrong type: {error}") from error
+    if name not in PRESETS:
+        registry.check_remade(name, method, own_settings)
     usual = {field.name: field.default for field in dataclasses.fields(Selection)} | dict(defaults)
     for key in _inert(method):
         if getattr(selection, key) != usual[key]:

@@ -62,6 +62,10 @@ class RunConfig:
             )
         return cls(selection=selection, num_samples=num_samples, num_epochs=num_epochs, batch_size=batch_size)
 
+    def loaded(self) -> RunConfig:
+        """Return the same config with its method imported, see `Selection.loaded`."""
+        return dataclasses.replace(self, selection=self.selection.loaded())
+
     @property
     def end_of_ids(self) -> int:
         """Ids lie below it."""

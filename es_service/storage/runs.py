@@ -241,10 +241,13 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """Make a RunConfig from `config_to_dict`'s values; StorageError where they are not that."""
+    """Make a RunConfig from `config_to_dict`'s values; StorageError where they are not that.
+
+    A method of another package is not imported: `RunConfig.loaded` does that, for training.
+    """
     try:
         own = dict(values)
-        selection = Selection.from_dict(own.pop("selection"))
+        selection = Selection.from_dict(own.pop("selection"), load=False)
         return RunConfig(selection=selection, **own)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # a ConfigError is a ValueError
         raise errors.StorageError(f"the run's description is damaged: {error}") from error
@@ -252,11 +255,11 @@ def config_from_dict(values: dict[str, Any]) -> RunConfig:
 
 def check_same(run: str, theirs: RunConfig, ours: RunConfig) -> None:
     """Raise RunMismatchError unless both configs are equal; name each setting that differs."""
-    if theirs == ours:
-        return
     have, want = (
         {key.rpartition(".")[2]: value for key, value in flat(config_to_dict(one)).items()} for one in (theirs, ours)
     )
+    if have == want:
+        return
     differing = [f"{key}: run {have.get(key)!r}, yours {want.get(key)!r}" for key in want if have.get(key) != want[key]]
     differing += [f"{key}: run {have[key]!r}, yours has none" for key in have if key not in want]
     raise errors.RunMismatchError(

@@ -15,6 +15,7 @@ ROOT = Path(es_service.__file__).parent
 FLOORS = {
     "errors": 0,
     "environment": 0,
+    "plugins": 0,
     "stopping": 0,
     "selection": 1,
     "storage": 1,

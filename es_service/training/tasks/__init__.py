@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from es_service import errors
+from es_service import errors, plugins
 from es_service.selection.settings import suggest
 from es_service.training.tasks.derived import Derived, derive
-from es_service.training.tasks.names import check_importable
 
 if TYPE_CHECKING:
     from es_service.selection.config import Selection
@@ -36,7 +35,7 @@ TASKS: Mapping[str, Callable[[str | None], Task]] = MappingProxyType(
 def check_task_name(name: str) -> None:
     """Raise ConfigError where no task has this name; a module of the user's own is looked for, but not imported."""
     if ":" in name:
-        check_importable(name)
+        plugins.check_importable(f"task {name!r}", name)
     elif name not in TASKS:
         raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (one of your own is module:function)")
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from typing import Any, cast
 
 import torch
 
-from es_service import errors
+from es_service import errors, plugins
 from es_service.training import batches, losses
 from es_service.training.tasks.base import Task, TaskDefaults
-from es_service.training.tasks.names import split_name
 from es_service.training.tasks.supervised import Classification, check_labels
 
 __all__ = ["check", "load"]
@@ -35,20 +32,7 @@ def load(spec: str, data: str | None) -> Task:
         ConfigError: no such module or function, or what it returns is no task.
         DataError, ShapeError: see `check`.
     """
-    module_name, function_name = split_name(spec)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            why = f"no module {error.name!r} is installed or in the current directory, {os.getcwd()}"
-        else:
-            why = f"importing {module_name!r} failed: {error}"
-        raise errors.ConfigError(f"task {spec!r}: {why}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        where = getattr(module, "__file__", None) or module_name
-        raise errors.ConfigError(f"task {spec!r}: there is no function {function_name!r} in {where}")
-    return check(function(data), spec)
+    return check(plugins.load(f"task {spec!r}", spec)(data), spec)
 
 
 def check(task: Any, spec: str) -> Task:
