@@ -121,7 +121,8 @@ def record(name: Any, settings: Any) -> Recorded:
 
 def reference(method: Method) -> str:
     """Return the name by which `make` finds a method's class again, in whatever process."""
-    return method.name if isinstance(method, Recorded) else _reference(type(method))
+    kind: Any = type(method)
+    return method.name if isinstance(method, Recorded) else _reference(kind)
 
 
 @functools.lru_cache(maxsize=64)
