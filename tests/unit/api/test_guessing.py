@@ -35,7 +35,7 @@ def test_guesses_at_once_pass_the_limit_of_logins_no_more_than_others(
             guess.sendall(rest)
         statuses = [guess.makefile("rb").readline().split()[1] for guess, _ in guesses]
     assert set(statuses) == {b"303", b"429"}
-    assert statuses.count(b"303") <= 11  # one may come back meanwhile
+    assert 10 <= statuses.count(b"303") < 20  # some may come back meanwhile
 
 
 @pytest.mark.parametrize("kind", ["bearer", "cookie"])
