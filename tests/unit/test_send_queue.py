@@ -186,7 +186,7 @@ def test_flush_gives_up_at_its_deadline_and_can_be_tried_again(server: Server) -
     server.go_on.clear()
     send_queue = SendQueue(server.send, lambda: Patience(SHORT_S))
     put(send_queue, b"12345")
-    with pytest.raises(errors.ServerUnavailableError, match=r"flush the send_queue within 0\.05 s: 5 bytes still wait"):
+    with pytest.raises(errors.ServerUnavailableError, match=r"flush the send queue within 0\.05 s: 5 bytes still wait"):
         send_queue.flush()
     assert server.entered.wait(LONG_S)
     server.go_on.set()
