@@ -50,7 +50,8 @@ def load(what: str, spec: str) -> Callable[..., Any]:
     if not callable(found):
         where = getattr(module, "__file__", None) or module_name
         raise errors.ConfigError(f"{what}: there is no function {function_name!r} in {where}")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
