@@ -50,8 +50,8 @@ def load(what: str, spec: str) -> Callable[..., Any]:
     if not callable(found):
         where = getattr(module, "__file__", None) or module_name
         raise errors.ConfigError(f"{what}: there is no function {function_name!r} in {where}")
-    factory: Callable[..., Any] = found
-    return factory
+    function: Callable[..., Any] = found
+    return function
 
 
 def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:

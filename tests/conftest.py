@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import moto_s3
 
 os.environ.setdefault("ES_SERVICE_COMPILED", "0")
+
+
+@pytest.fixture(scope="session")
+def example_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which pip has installed tests/example_method, with its metadata: put it on sys.path."""
+    folder = tmp_path_factory.mktemp("site")
+    words = ["install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
+    source = Path(__file__).parent / "example_method"
+    subprocess.run([sys.executable, "-m", "pip", *words, "--target", str(folder), str(source)], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

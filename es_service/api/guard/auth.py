@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+
+from starlette.requests import cookie_parser
 
 __all__ = ["COOKIE", "SESSION_S", "Auth", "safe_next"]
 
@@ -66,16 +68,9 @@ class Auth:
         return hmac.new(self._key, expires.encode(), hashlib.sha256).hexdigest()
 
 
-def _sessions(cookies: str) -> Iterator[str]:
-    """Yield the values of our cookie in a Cookie header.
-
-    Browsers send what any application of this host has set, on whatever port, and several of one name where their paths
-    differ; what the others hold is nothing to us, so that only the separator of RFC 6265 counts.
-    """
-    for pair in cookies.split(";"):
-        name, is_pair, value = pair.partition("=")
-        if is_pair and name.strip() == COOKIE:
-            yield value.strip().strip('"')
+def _sessions(cookies: str) -> list[str]:
+    """Return the values of our cookie in a Cookie header: browsers send several of one name if their paths differ."""
+    return [value for pair in cookies.split(";") if (value := cookie_parser(pair).get(COOKIE))]
 
 
 def _digest(purpose: bytes, value: bytes) -> bytes:

@@ -7,23 +7,24 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from fastapi.sse import ServerSentEvent
+
 from es_service import errors
 from es_service.api.guard.problems import Problem
 
 __all__ = ["stream"]
 
-_KEEP_OPEN_S = 15.0
 _UNCHANGING = ("age_s", "as_of", "updated_at")
 
 
-async def stream(look: Callable[[], dict[str, Any]], every_s: float) -> AsyncIterator[bytes]:
+async def stream(look: Callable[[], dict[str, Any]], every_s: float) -> AsyncIterator[ServerSentEvent]:
     """Yield events until the run has finished or the reader leaves.
 
     Args:
         look: returns the run's detail; runs in a thread.
         every_s: seconds between two looks.
     """
-    last, was_away, quiet_s = "", False, 0.0
+    last, was_away = "", False
     while True:
         try:
             detail = await asyncio.to_thread(look)
@@ -39,18 +40,15 @@ async def stream(look: Callable[[], dict[str, Any]], every_s: float) -> AsyncIte
                 return
             if state != last or was_away:
                 yield _event("run", detail)
-                last, was_away, quiet_s = state, False, 0.0
+                last, was_away = state, False
         await asyncio.sleep(every_s)  # polling: neither files nor servers tell by themselves
-        quiet_s += every_s
-        if quiet_s >= _KEEP_OPEN_S:
-            yield b": still here\n\n"
-            quiet_s = 0.0
 
 
-def _event(name: str, value: dict[str, Any]) -> bytes:
+def _event(name: str, value: dict[str, Any]) -> ServerSentEvent:
     version = (value.get("table") or {}).get("version")
-    head = f"event: {name}\n" + (f"id: {version}\n" if version else "")
-    return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n".encode()
+    return ServerSentEvent(
+        event=name, id=str(version) if version else None, raw_data=json.dumps(value, allow_nan=False)
+    )
 
 
 def _stripped(value: Any) -> Any:

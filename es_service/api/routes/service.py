@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qs, quote, urlsplit
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathParameter
-from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from es_service.api import metrics
 from es_service.api.guard.auth import COOKIE, SESSION_S, Auth, safe_next
@@ -28,7 +30,6 @@ _EVENT = {
     "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
     "required": ["event", "data"],
 }
-_UNBUFFERED = {"Cache-Control": "no-cache, private", "X-Accel-Buffering": "no"}  # nginx would hold events back
 router = APIRouter()
 pages = APIRouter(include_in_schema=False)
 
@@ -72,19 +73,24 @@ def session(request: Request) -> Response:
     )
 
 
+def _known(request: Request, run: RunName, response: Response) -> None:
+    """Raise the Problem of a run that is not there, before a stream begins."""
+    catalogue_of(request).row(run)
+    response.headers["Cache-Control"] = "private"  # beside FastAPI's no-cache
+
+
 @router.get(
     "/v1/runs/{run}/events",
     tags=["runs"],
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
     responses={**errors_of(404), 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
+    dependencies=[Depends(_known)],
 )
-def run_events(request: Request, run: RunName) -> Response:
+async def run_events(request: Request, run: RunName) -> AsyncIterator[ServerSentEvent]:
     """Stream the run's row whenever it changes; ends with the run."""
     catalogue = catalogue_of(request)
-    catalogue.row(run)
-    every_s = request.app.state.settings.refresh_s
-    stream = events.stream(lambda: catalogue.detail(run), every_s)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=_UNBUFFERED)
+    async for event in events.stream(lambda: catalogue.detail(run), request.app.state.settings.refresh_s):
+        yield event
 
 
 # -- the login ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ A method's package is imported once its name is used, and not before. Files and 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import json
 import re
@@ -55,8 +54,8 @@ def find(name: str, known: Iterable[str]) -> Callable[..., Method]:
     if name in _BUILT_IN or name not in found:
         others = [other for other in found if other not in _BUILT_IN]
         raise errors.ConfigError(
-            f"unknown method {name!r}; {suggest(name, [*known, *others])} (a method of another package needs the "
-            "package installed here; one of your own is module:factory)"
+            f"unknown method {name!r}; {suggest(name, [*known, *others])} (a method of another package needs that "
+            "package wherever a process of the run is; one of your own is module:factory)"
         )
     packages = [plugins.package_of(entry) for entry in found[name]]
     spec = "".join(found[name][0].value.partition("[")[0].split())
@@ -121,24 +120,19 @@ def record(name: Any, settings: Any) -> Recorded:
 
 def reference(method: Method) -> str:
     """Return the name by which `make` finds a method's class again, in whatever process."""
-    kind: Any = type(method)
-    return method.name if isinstance(method, Recorded) else _reference(kind)
-
-
-@functools.lru_cache(maxsize=64)
-def _reference(kind: type[Any]) -> str:
-    if _is_built_in(kind):
-        return str(kind.name)
-    if kind.name in plugins.registered(GROUP):
+    kind = type(method)
+    if isinstance(method, Recorded) or _is_built_in(kind):
+        return method.name
+    if method.name in plugins.registered(GROUP):
         try:
-            if type(build(kind.name, find(kind.name, ()))) is kind:
-                return str(kind.name)
+            if type(build(method.name, find(method.name, ()))) is kind:
+                return method.name
         except errors.ConfigError:  # another's of this name
             pass
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _is_built_in(kind: type[Any]) -> bool:
+def _is_built_in(kind: type[Method]) -> bool:
     return kind.__module__.startswith(f"{__package__}.")
 
 

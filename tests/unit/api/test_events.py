@@ -32,14 +32,10 @@ def told(looks: list[Any]) -> list[tuple[str, dict[str, Any]]]:
             raise found
         return dict(found)
 
-    async def collect() -> list[bytes]:
-        return [one async for one in events.stream(look, 0.0)]
+    async def collect() -> list[tuple[str, dict[str, Any]]]:
+        return [(one.event, json.loads(one.raw_data)) async for one in events.stream(look, 0.0)]
 
-    found = []
-    for one in asyncio.run(collect()):
-        name, *_, data = one.decode().strip().split("\n")
-        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
+    return asyncio.run(collect())
 
 
 def row(epoch: int, status: str = "live", age: float = 0.0) -> dict[str, Any]:
@@ -91,3 +87,11 @@ def test_a_reader_who_leaves_frees_their_place(address: str) -> None:
             error.close()
             assert time.monotonic() < give_up
             time.sleep(0.05)
+
+
+def test_a_quiet_stream_is_kept_open_by_comments(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI sends them every 15 s; here sooner."""
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    with urllib.request.urlopen(f"{address}/v1/runs/half/events", timeout=10) as stream:
+        assert stream.readline() == b"event: run\n"
+        assert any(line.startswith(b":") for line in stream)

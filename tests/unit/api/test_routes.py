@@ -349,7 +349,9 @@ def test_a_damaged_snapshot_is_a_problem_not_a_crash(
 def test_events_of_a_finished_run_are_one_and_the_end(client: TestClient) -> None:
     answer = client.get("/v1/runs/done/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    head, name, data, *rest = answer.text.split("\n")
+    assert answer.headers["cache-control"] == "no-cache, private"
+    assert answer.headers["x-accel-buffering"] == "no"  # nginx would hold events back
+    head, data, name, *rest = answer.text.split("\n")
     assert head == "event: finished"
     assert name.startswith("id: stored-4-")
     assert json.loads(data.removeprefix("data: "))["run"] == "done"
