@@ -271,9 +271,9 @@ def test_a_recorded_method_becomes_the_real_one(example: None) -> None:
 
 
 def test_a_comparison_takes_a_registered_method(example: None) -> None:
-    from es_service.evidence.contenders import parse_contenders
+    from es_service.experiments.compare.comparison import parse_candidates
 
-    found = parse_contenders("margin:at=0.4")
+    found = parse_candidates("margin:at=0.4")
     assert found[-1].selection(3) == preset("margin", at=0.4, seed=3)
 
 
