@@ -21,10 +21,11 @@ def es_service(example_method: Path) -> Any:
     """A function that runs the command where the package is installed, with a Ray of its own if it needs one."""
     path = os.pathsep.join([str(example_method), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-    def run(*words: Any, expect: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: Any, expect: int = 0, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "es_service.cli", *map(str, words)],
             env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": "", **more},
+            cwd=cwd,
             capture_output=True,
             text=True,
             timeout=300,
@@ -71,13 +72,19 @@ def test_a_cluster_without_the_package_says_so(
     assert "needs that package wherever a process of the run is" in refused.stderr
 
 
-def test_its_factory_can_be_named_instead(few_images: Path, es_service: Any, tmp_path: Path) -> None:
-    common = ("train", "--data", few_images, "--storage", tmp_path, *COMMON, "--epochs", 1, "--exchange", "embedded")
-    config = tmp_path / "settings.yaml"
-    config.write_text("method: es_margin:margin\nset: {at: 0.5}\n")
-    result = json.loads(es_service(*common, "--config", config).stdout)
-    assert result["method"] == "es_margin:margin"
-    assert result["run"].startswith("fashion-es_margin-margin-")
+def test_a_method_in_the_current_directory_is_named_by_its_factory(
+    few_images: Path, ray_head: Any, es_service: Any, example_method: Path, tmp_path: Path
+) -> None:
+    """Ray's processes on this machine find it where the command was started."""
+    source = (example_method / "es_margin" / "__init__.py").read_text()
+    (tmp_path / "my_methods_of_today.py").write_text(source)
+    (tmp_path / "settings.yaml").write_text("method: my_methods_of_today:margin\nset: {at: 0.5}\n")
+    words = ("train", "--data", few_images, "--storage", "runs", *COMMON, "--epochs", 1, "--config", "settings.yaml")
+    result = json.loads(es_service(*words, cwd=tmp_path, RAY_ADDRESS=os.environ["RAY_ADDRESS"]).stdout)
+    assert result["method"] == "my_methods_of_today:margin"
+    assert result["run"].startswith("fashion-my_methods_of_today-margin-")
+    about = json.loads((tmp_path / "runs" / result["run"] / "run.json").read_text())
+    assert about["config"]["selection"]["method"] == "my_methods_of_today:Margin"
 
 
 @pytest.mark.thorough  # a unit test parses the same words
