@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes --no-deps
+export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard docs test thorough check audit lock soak clean

@@ -100,18 +100,21 @@ def descendants() -> Callable[[int], dict[int, str]]:
 
 def _descendants(pid: int) -> dict[int, str]:
     """Return the processes below one, with their titles."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             with contextlib.suppress(OSError):  # it ended while we looked
-                titles[int(entry.name)] = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                )
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    below = {pid}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    return {child: titles[child] for child in below - {pid}}
+                stat = Path(f"/proc/{name}/stat").read_bytes()
+                children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(name))
+    titles: dict[int, str] = {}
+    left = [pid]
+    while left:
+        for child in children.get(left.pop(), ()):
+            left.append(child)
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
+                titles[child] = title.decode(errors="replace").strip()
+    return titles
 
 
 class Ranks:
