@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import moto_s3
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: programs would not hear ours
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("ES_SERVICE_COMPILED", "0")
 gc.disable()  # while tests are collected: a third of that time went into looking at what all stays
 

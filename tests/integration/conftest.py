@@ -7,7 +7,6 @@ import gzip
 import os
 import pickle
 import secrets
-import signal
 import struct
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: programs would not hear ours
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ |= {"RAY_worker_niceness": "0"}  # else other tests on the machine come before all that Ray starts
@@ -46,7 +43,7 @@ def ray_head() -> Iterator[subprocess.Popen[bytes]]:
         port = probe.getsockname()[1]
     ray = Path(sys.executable).with_name("ray")
     words = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    words += ["--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
+    words += ["--no-monitor", "--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
     # A folder of its own (and with a short name: it holds sockets), or other Rays would take ours for theirs.
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         words.append(f"--temp-dir={folder}")
