@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes --no-deps
+export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit integration commands exchanges chaos dashboard docs test thorough check audit lock soak clean
+.PHONY: help setup demo data browser lint unit unit-library unit-service integration commands exchanges chaos dashboard docs test thorough check audit lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,8 +53,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/pip check --disable-pip-version-check
 
-unit: setup
-	$(BIN)/pytest -q tests/unit
+SERVICE := $(addprefix tests/unit/,api cli storage)
+
+unit: unit-library unit-service
+
+unit-library: setup
+	$(BIN)/pytest -q tests/unit $(patsubst %,--ignore=%,$(SERVICE))
+
+unit-service: setup
+	$(BIN)/pytest -q $(SERVICE)
 
 COMMANDS := $(wildcard tests/integration/test_*_command.py)
 EXCHANGES := $(addprefix tests/integration/test_,exchanges.py collective.py streams.py)
@@ -78,10 +86,12 @@ dashboard: setup browser
 docs: setup  ## the documentation as a site, in build/docs: fails on any warning; nothing is fetched from the network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file deploy/site/mkdocs.yml
 
-check: lint unit  ## the fast part of the tests: format, lint, types, import graph, unit tests
+check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
+	$(MAKE) --jobs=3 --keep-going --output-sync=target unit lint
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	$(MAKE) --jobs=3 --keep-going --output-sync=target commands integration exchanges lint unit chaos dashboard docs
+	@# the longest first, and last what splits well: all jobs end at about the same time
+	$(MAKE) --jobs=3 --keep-going --output-sync=target integration exchanges commands chaos dashboard unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import moto_s3
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: programs would not hear ours
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("ES_SERVICE_COMPILED", "0")
+gc.disable()  # while tests are collected: a third of that time went into looking at what all stays
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but never again look at the libraries and the tests that are loaded."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

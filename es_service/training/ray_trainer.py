@@ -127,6 +127,11 @@ class _Trainer(ray_torch.TorchTrainer):
 
     _controller: Any = None
 
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out the callback that starts a process for Ray Data's datasets: none is given to these workers."""
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in made if type(one).__name__ != "DatasetsCallback"]
+
     def _register_sigint_handler(self, controller: Any) -> None:
         """Keep what Ray's handler of SIGINT would end: that handler exits with status 1 and says nothing."""
         self._controller = controller

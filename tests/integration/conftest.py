@@ -7,7 +7,6 @@ import gzip
 import os
 import pickle
 import secrets
-import signal
 import struct
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: programs would not hear ours
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps all of Ray on 127.0.0.1
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ |= {"RAY_worker_niceness": "0"}  # else other tests on the machine come before all that Ray starts
@@ -46,7 +43,7 @@ def ray_head() -> Iterator[subprocess.Popen[bytes]]:
         port = probe.getsockname()[1]
     ray = Path(sys.executable).with_name("ray")
     words = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    words += ["--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
+    words += ["--no-monitor", "--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
     # A folder of its own (and with a short name: it holds sockets), or other Rays would take ours for theirs.
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         words.append(f"--temp-dir={folder}")
@@ -100,18 +97,21 @@ def descendants() -> Callable[[int], dict[int, str]]:
 
 def _descendants(pid: int) -> dict[int, str]:
     """Return the processes below one, with their titles."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             with contextlib.suppress(OSError):  # it ended while we looked
-                titles[int(entry.name)] = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                )
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    below = {pid}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    return {child: titles[child] for child in below - {pid}}
+                stat = Path(f"/proc/{name}/stat").read_bytes()
+                children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(name))
+    titles: dict[int, str] = {}
+    left = [pid]
+    while left:
+        for child in children.get(left.pop(), ()):
+            left.append(child)
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
+                titles[child] = title.decode(errors="replace").strip()
+    return titles
 
 
 class Ranks:

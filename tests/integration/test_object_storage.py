@@ -1,4 +1,7 @@
-"""The whole command on S3, as moto's server speaks it: train with Ray, be killed, resume, look at it, serve it."""
+"""The whole command on S3, as moto's server speaks it: train with Ray, be killed, resume, look at it, serve it.
+
+It has to come to what a run in one process on a local disk comes to, of which nothing is disturbed.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ def test_a_training_killed_and_resumed_and_all_that_is_asked_of_it(
     few_images: Path, ray_head: Any, s3_storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = str(tmp_path / "runs")
-    undisturbed = json.loads(es_service(*words(few_images, local, "leased"), "--run", "demo").stdout)
+    assert main([*map(str, words(few_images, local, "embedded")), "--run", "demo"]) == 0
+    undisturbed = json.loads(capsys.readouterr().out)
     job = subprocess.Popen(
         command(*words(few_images, s3_storage, "leased"), "--run", "demo"),
         stdout=subprocess.PIPE,

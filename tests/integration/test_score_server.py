@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ def test_many_callers_start_one_server(run: str, storage: str) -> None:
     assert len(set(found)) == 1
 
 
+@pytest.fixture(scope="module")
+def refusing(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A run with a server, and its storage: for what changes nothing there."""
+    storage = str(tmp_path_factory.mktemp("refusing"))
+    es.connect("refusing", SELECTION, **SHAPE, storage=storage)
+    yield "refusing", storage
+    launch.stop("refusing")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -63,8 +72,8 @@ def test_many_callers_start_one_server(run: str, storage: str) -> None:
         ({"selection": preset("es", seed=1, beta1=0.1)}, "beta1: run 0.2, yours 0.1"),
     ],
 )
-def test_another_config_is_refused(change: dict[str, Any], named: str, run: str, storage: str) -> None:
-    es.connect(run, SELECTION, **SHAPE, storage=storage)
+def test_another_config_is_refused(change: dict[str, Any], named: str, refusing: tuple[str, str]) -> None:
+    run, storage = refusing
     settings: dict[str, Any] = {"selection": SELECTION, **SHAPE, **change}
     with pytest.raises(es.RunMismatchError) as caught:
         es.connect(run, **settings, storage=storage)

@@ -6,6 +6,7 @@ As a terminal does, signals go to the whole group of the command. Moments are fo
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from es_service.cli import main
 from es_service.storage.runs import RunStorage
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -57,7 +59,7 @@ class Job:
         while self.look() or not moment(self):
             assert self.process.poll() is None, self.stderr
             assert time.monotonic() < give_up, self.stderr
-            time.sleep(0.01)
+            time.sleep(0.02)
 
     def send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -116,6 +118,15 @@ def run(*words: Any, cwd: Path) -> dict[str, Any]:
     return result
 
 
+def here(*words: Any) -> dict[str, Any]:
+    """The same in this process, where torch is imported already: for what is not stopped and needs no Ray."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main([*map(str, words)]) == 0
+    result: dict[str, Any] = json.loads(out.getvalue())
+    return result
+
+
 def process(title: str) -> Callable[[Job], bool]:
     return lambda job: any(title in one for one in job.below.values())
 
@@ -153,10 +164,12 @@ def test_a_training_in_one_process(
     few_images: Path,
     start: Callable[..., Job],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped again and again, it ends where an undisturbed one does."""
     common = ("train", "--data", few_images, "--storage", "s", "--exchange", "embedded", *SMALL)
-    undisturbed = run(*common, "--run", "undisturbed", "--json", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    undisturbed = here(*common, "--run", "undisturbed", "--json")
     for number, moment in moments:
         begun = (tmp_path / "s" / "run" / "run.json").exists()
         job = start(*common, "--run", "run", *(["--resume"] if begun else []))
@@ -169,7 +182,7 @@ def test_a_training_in_one_process(
             hint = "es-service: stopped; --run run --resume continues it\n"
             assert (hint in job.stderr) == (tmp_path / "s" / "run" / "run.json").exists()
             assert job.stderr.endswith(f"es-service: {'interrupted' if status == 130 else 'terminated'}\n")
-    again = run("train", "--run", "run", "--storage", "s", "--resume", "--json", cwd=tmp_path)
+    again = here("train", "--run", "run", "--storage", "s", "--resume", "--json")
     assert again["accuracy"] == undisturbed["accuracy"]
     assert table(tmp_path / "s", "run") == table(tmp_path / "s", "undisturbed")
 

@@ -132,7 +132,9 @@ def wait_for_checkpoint(job: subprocess.Popen[str], folder: Path, before: Collec
 
 
 def kill_a_worker(ray_head: subprocess.Popen[bytes], descendants: Callable[[int], dict[int, str]]) -> None:
-    workers = [pid for pid, title in descendants(ray_head.pid).items() if "RayTrainWorker" in title]
+    titles = descendants(ray_head.pid)
+    assert not [title for title in titles.values() if "DatasetManager" in title]  # a process that has nothing to do
+    workers = [pid for pid, title in titles.items() if "RayTrainWorker" in title]
     assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)
 
