@@ -106,7 +106,11 @@ def test_nothing_is_imported_before_the_name_is_used(example_method: Path) -> No
     """
     path = f"{example_method}:{Path(es.__file__).parent.parent}"
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env={"PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=example_method,
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
