@@ -79,7 +79,7 @@ class Selection:
             raise errors.ConfigError(
                 f"method must come from es.methods, e.g. es.methods.evolved(); got {self.method!r}"
             )
-        registry.check_name(self.method)
+        registry.check_class(self.method)
         for name in ("ratio", "prune_ratio"):
             object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0.0 < self.ratio <= 1.0:

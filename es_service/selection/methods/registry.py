@@ -18,12 +18,14 @@ from es_service.selection.methods import METHODS
 from es_service.selection.methods.base import Method
 from es_service.selection.methods.presets import PRESETS
 from es_service.selection.settings import suggest
+from es_service.selection.signals import SIGNALS
+from es_service.selection.table import FURTHER_COLUMNS
 
 __all__ = [
     "GROUP",
     "Recorded",
     "build",
-    "check_name",
+    "check_class",
     "check_remade",
     "find",
     "make",
@@ -136,8 +138,8 @@ def _is_built_in(kind: type[Method]) -> bool:
     return kind.__module__.startswith(f"{__package__}.")
 
 
-def check_name(method: Method) -> None:
-    """Raise ConfigError where a method has no name, or one that is built in and not its own."""
+def check_class(method: Method) -> None:
+    """Raise ConfigError where a method has no name or another's, or asks for signals or columns that do not exist."""
     name, kind = getattr(method, "name", None), type(method)
     if not isinstance(name, str) or not name:
         raise errors.ConfigError(f"{kind.__module__}:{kind.__qualname__} has no name: give the class name = 'my_name'")
@@ -145,6 +147,10 @@ def check_name(method: Method) -> None:
         raise errors.ConfigError(
             f"{kind.__module__}:{kind.__qualname__} has the name {name!r}, which is built in: give it another one"
         )
+    for what, given, known in (("observes", kind.observes, SIGNALS), ("columns", kind.columns, FURTHER_COLUMNS)):
+        for one in given:
+            if one not in known:
+                raise errors.ConfigError(f"method {name!r} has {one!r} among its {what}; {suggest(str(one), known)}")
 
 
 def check_remade(name: str, method: Method, taken: Iterable[str]) -> None:

@@ -106,7 +106,11 @@ def test_nothing_is_imported_before_the_name_is_used(example_method: Path) -> No
     """
     path = f"{example_method}:{Path(es.__file__).parent.parent}"
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env={"PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=example_method,
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -154,6 +158,16 @@ REFUSED = {
         "has no name: give the class name = 'my_name'",
     ),
     "a built-in name": ("{}:mine", METHOD.replace('"mine"', '"full"'), "has the name 'full', which is built in"),
+    "a signal that does not exist": (
+        "{}:mine",
+        METHOD.replace("    at:", "    observes: ClassVar[tuple[str, ...]] = ('los',)\n    at:"),
+        "method 'mine' has 'los' among its observes; did you mean 'loss'",
+    ),
+    "a column that does not exist": (
+        "{}:mine",
+        METHOD.replace("    at:", "    columns: ClassVar[tuple[str, ...]] = ('q',)\n    at:"),
+        "method 'mine' has 'q' among its columns; known: correct, confidence, variance",
+    ),
     "a setting of every selection": (
         "{}:mine",
         METHOD.replace("at:", "ratio:").replace("at=at", "ratio=at"),
@@ -173,7 +187,7 @@ def test_what_cannot_be_used_is_refused_with_the_reason(write: Write, case: str)
     name = name.format(write(source))
     with pytest.raises(errors.ConfigError, match=message) as caught:
         preset(name)
-    assert repr(name) in str(caught.value) or name.rpartition(":")[0] in str(caught.value)
+    assert any(one in str(caught.value) for one in (repr(name), name.rpartition(":")[0], "method 'mine'"))
 
 
 def test_a_setting_that_it_does_not_take_is_refused(example: None) -> None:

@@ -65,6 +65,7 @@ def test_a_module_in_the_current_directory(folder: Path) -> None:
 def test_what_cannot_be_found_is_named(folder: Path) -> None:
     (folder / "my_task.py").write_text(SOURCE)
     (folder / "needy.py").write_text("import not_installed_anywhere")
+    (folder / "broken.py").write_text("1 / 0")
     for spec, problem in [
         ("your_task:build_task", f"no module 'your_task' is installed or in the current directory, {folder}"),
         ("your.task:build_task", "no module 'your' is"),
@@ -72,6 +73,7 @@ def test_what_cannot_be_found_is_named(folder: Path) -> None:
         ("my_task:", "not of the form module:function"),
         (":build_task", "not of the form module:function"),
         ("needy:build_task", "importing 'needy' failed: No module named 'not_installed_anywhere'"),
+        ("broken:build_task", "importing 'broken' failed: ZeroDivisionError: division by zero"),
         ("my_task:nothing", r"returned a NoneType without name, train_set, .*, signals\(\), metric\(\): .*Classif"),
     ]:
         with pytest.raises(errors.ConfigError, match=problem) as caught:
