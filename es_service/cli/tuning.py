@@ -33,7 +33,11 @@ def add_parser(commands: Any) -> None:
     )
     flag = parser.add_argument
     add_task_flags(flag)
-    flag("--method", default="es", help=f"{', '.join(PRESETS)} (default: es)")
+    flag(
+        "--method",
+        default="es",
+        help=f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method (default: es)",
+    )
     flag(
         "--search",
         action="append",

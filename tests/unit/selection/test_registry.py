@@ -291,6 +291,23 @@ def test_a_comparison_takes_a_registered_method(example: None) -> None:
     assert found[-1].selection(3) == preset("margin", at=0.4, seed=3)
 
 
+def test_a_comparison_and_a_search_take_a_factory(example: None) -> None:
+    from es_service.experiments.compare.comparison import parse_candidates
+    from es_service.experiments.tune.space import default_space, read_space
+
+    for name in ("margin", "es_margin:margin"):
+        found = parse_candidates(f"{name}:at=0.4,{name}")
+        assert [one.selection(3) for one in found[-2:]] == [preset(name, at=0.4, seed=3), preset(name, seed=3)]
+        space = read_space(name, {"at": "uniform(0, 1)"})
+        assert space.selection({"at": 0.4}, 3) == preset(name, at=0.4, seed=3)
+        with pytest.raises(errors.ConfigError, match="there is no usual search space for method"):
+            default_space(name, weighs_cost=True)
+    with pytest.raises(errors.ConfigError, match="unknown method 'margn'; did you mean 'margin'"):
+        read_space("margn", {"at": "uniform(0, 1)"})
+    with pytest.raises(errors.ConfigError, match="unknown method 'margn'; did you mean 'margin'"):
+        default_space("margn", weighs_cost=True)
+
+
 def test_the_command_line_shows_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words: list[Any] = ["train", "--exchange", "embedded", "--storage", str(tmp_path), "--method", "no_such_thing:mine"]
     assert main(words) == 2
