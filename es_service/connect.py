@@ -52,7 +52,7 @@ def connect(
     The exchange "collective" has no server and needs no Ray: it goes over torch.distributed, which has to be
     initialised, and every rank holds a replica of the table. Connecting waits for all ranks there.
 
-    Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
+    Every rank of a run calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
     rank, world size and generation come from there. Several ranks need one Ray: name it in RAY_ADDRESS.
 
     Args:

@@ -132,7 +132,7 @@ class Exchange(Protocol):
         ...
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """Let others see how the training goes; plain values only. Returns at once, and may be lost."""
+        """Show progress to watchers of the run; plain values only. Returns at once, and may be lost."""
         ...
 
     def close(self) -> None:
