@@ -52,7 +52,7 @@ def connect(
     The exchange "collective" has no server and needs no Ray: it goes over torch.distributed, which has to be
     initialised, and every rank holds a replica of the table. Connecting waits for all ranks there.
 
-    Every rank of a training calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
+    Every rank of a run calls it with the same arguments. Inside Ray Train, or with torch.distributed initialised,
     rank, world size and generation come from there. Several ranks need one Ray: name it in RAY_ADDRESS.
 
     Args:
@@ -64,14 +64,14 @@ def connect(
         batch_size: B, the meta-batch of each rank.
         irreducible_losses: float[n], for the method `rho`; see `Selector`.
         exchange: "leased" (nothing on the critical path), "sync" (one call per step), "prefetch" (rows are fetched
-            while the forward pass runs; for streams and samplers of one's own) or "collective" (no server, an
+            while the forward pass runs; for streams and custom samplers) or "collective" (no server, an
             all-gather each `every` steps).
         shards: S, over how many actors the table is spread; None takes those that are up, else one. The selection is
             the same with any number. They are spread over the nodes, which then all need to see the storage.
         every: k, for "collective": another rank's observations are seen at most k - 1 steps late.
         storage: folder or URI for snapshots, as seen from the server's node, or from rank 0 with "collective";
             ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
-        resume: what a run of this name that has begun comes to. "auto": it is continued, from the end of its last
+        resume: what to do with a run of this name that has begun. "auto": it is continued, from the end of its last
             finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
             it must be new. A run has begun once an epoch of it was opened, and is new again after `selector.reset()`.
         rank: this rank, where nothing else says it.
@@ -79,7 +79,7 @@ def connect(
         generation: any text that all ranks of one start of the group share and a restarted group does not; needed where
             several ranks were given by hand.
         deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
-            back within them is not noticed: it knows what it knew, and is told again what it did not write in time.
+            back within them is not noticed: it restores its state, and ranks resend what it had not written in time.
         on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" on and log it, or "continue" to
             train without it: from what this rank holds, else on uniform draws, with one loud warning.
 

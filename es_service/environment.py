@@ -1,4 +1,4 @@
-"""What environment variables say to the package as a whole."""
+"""Environment variables that concern the package as a whole."""
 
 from __future__ import annotations
 

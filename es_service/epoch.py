@@ -2,8 +2,8 @@
 
 begin_step → select (→ observe) → end_step, over and over; → (hidden → refresh)* → finish
 
-A step is done once all its ids are selected. The epoch closes by itself when that is true of the last step, nothing is
-still to be told of it, and nothing was hidden: loops that count steps never ask for what follows.
+A step is done once all its ids are selected. The epoch closes by itself when that is true of the last step, all of it
+is reported, and nothing was hidden: loops that count steps never ask for what follows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Epoch:
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
 
     def check_savable(self) -> None:
-        """Raise EpochOrderError where the epoch stands at a point that nobody can take up."""
+        """Raise EpochOrderError where the epoch cannot be resumed from the point it is at."""
         if self.is_closed:
             return
         if self.awaits_hidden:
@@ -110,7 +110,7 @@ class Epoch:
             )
 
     def position(self, ledger: Ledger) -> int:
-        """Return the step to go on with after a restart, and bring a copy of the ledger to where it begins."""
+        """Return the step to continue with after a restart, and bring a copy of the ledger to where it begins."""
         if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
             ledger.trained -= self._cursor.unreported.positions.size
         if not self._cursor.is_done:
@@ -128,7 +128,7 @@ class Epoch:
             self._exchange.expect(step, ids_B if repeats is None else repeats.ids_u)
 
     def end_step(self) -> bool:
-        """Count the step, whose training is over; return whether the epoch goes on."""
+        """Count the step, whose training is over; return whether the epoch continues."""
         self.raise_held()
         since, self._cursor.touched = self._cursor.touched, self._ledger.clock()
         if self._cursor.is_counted:  # when the epoch was closed
@@ -161,7 +161,7 @@ class Epoch:
         elif self.is_scoring(ids_B.size):
             raise errors.ShapeError(
                 f"method {self.config.selection.method.name!r} draws by the losses of this step: "
-                "select(ids_B, losses_B) needs one per id (selector.wants_scores tells when)"
+                "select(ids_B, losses_B) needs one per id (whenever selector.wants_scores is true)"
             )
         else:  # reported together with its losses, or alone if none come
             with self._ledger.timing("exchange"):
@@ -228,7 +228,7 @@ class Epoch:
     def _advance(self) -> None:
         """Close the epoch if that was the end of its last step.
 
-        An error of that is kept for whoever asks for more: what was drawn is to be trained on first.
+        An error of that is raised by the next call: what was drawn is to be trained on first.
         """
         self._cursor.touched = self._ledger.clock()
         if self._cursor.step + 1 == self.num_steps and self._cursor.is_done and not self.share.hidden.size:
@@ -270,7 +270,7 @@ class Epoch:
             self._exchange.refresh(len(self.batches()) - 1, good_ids, seen)
 
     def _settle_step(self) -> None:
-        """Tell what is still to be told of the last step, and count it if it was made."""
+        """Report the rest of the last step, and count it if it was made."""
         with self._ledger.timing_overhead():
             self._report_pending()
         if self._cursor.is_done and not self._cursor.is_counted:

@@ -11,7 +11,7 @@
     │   ├── RunNotFoundError       no such run, on Ray or in the storage      (also LookupError)
     │   ├── RunExistsError         the name is taken
     │   └── RunMismatchError       the run has another size, method or seed
-    ├── EpochOrderError        epochs opened twice, out of order, or by somebody fenced
+    ├── EpochOrderError        epochs opened twice, out of order, or by a fenced rank
     ├── StorageError           the storage folder cannot be read or written, or a file in it is damaged
     ├── DataError              a data set is missing or unreadable
     ├── TrainingError          the workers ended before the training did

@@ -62,7 +62,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def timing_overhead(self) -> Iterator[None]:
-        """Count the seconds of a block outside any step, opening an epoch say, as exchange and in the total."""
+        """Count the seconds of a block outside any step, e.g. opening an epoch, as exchange and in the total."""
         before = self.seconds["exchange"]
         with self.timing("exchange"):
             yield

@@ -1,4 +1,4 @@
-"""A run as a rank of it can look at it: what a schedule needs to know, and the score table. Nothing here changes it."""
+"""Read-only view of a run for one of its ranks: what a schedule needs to know, and the score table."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class RunView:
     def next_epoch(self) -> int:
         """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
 
-        Where `es.connect` found a run that had begun, this is where to go on with it.
+        Where `es.connect` found a run that had begun, this is the epoch to continue with.
 
         Warns:
-            UserWarning: it found one that is finished, so that there is nothing to go on with.
+            UserWarning: it found one that is finished: nothing remains to train.
         """
         if self._here is not None:
             return self._here.number + self._here.is_closed
@@ -112,7 +112,7 @@ class RunView:
         return self.exchange.distribution(column, bins)
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """Let watchers of the run see how training goes (accuracy, say); plain values only."""
+        """Show progress (e.g. accuracy) to watchers of the run; plain values only."""
         self.exchange.publish(progress)
 
     def close(self) -> None:

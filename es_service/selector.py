@@ -127,11 +127,11 @@ class Selector(RunView):
             here.finish()
 
     def stream(self, epoch: int, batches: Iterable[T], ids: Callable[[T], Any] | str = "id") -> Iterator[T]:
-        """Yield batches whose ids nobody knows beforehand, each a meta-batch.
+        """Yield batches whose ids are not known in advance, each a meta-batch.
 
-        For an iterable data set, a Ray Data pipeline, or a sampler of one's own. Every rank makes as many epochs, of
-        any number of steps. The epoch is closed behind the last batch: as `epoch` does where `len(batches)` tells which
-        that is, else when it is asked for what follows; a loop that does not ask calls `finish_epoch`.
+        For an iterable data set, a Ray Data pipeline, or a custom sampler. Every rank makes as many epochs, of
+        any number of steps. The epoch is closed behind the last batch: as `epoch` does where `len(batches)` is known,
+        else when it is asked for what follows; a loop that does not ask calls `finish_epoch`.
 
         Args:
             epoch: in [0, num_epochs), rising by one.
@@ -162,7 +162,7 @@ class Selector(RunView):
     def finish_epoch(self) -> None:
         """Close the open epoch where it stands; nothing where it is closed already. Every rank calls it.
 
-        For loops that stop without asking for another batch and whose last step nobody can know: a stream without a
+        For loops that stop without asking for another batch and whose last step is unknown: a stream without a
         length, draws whose losses are never observed, an epoch that is cut short. Such an epoch counts as finished:
         what was observed is in the table, the ids of the steps that were not made keep their scores, and the next epoch
         is planned by that. Hidden samples stay unseen. Ranks may stop at different steps.
@@ -277,7 +277,7 @@ class Selector(RunView):
         return state_to_dict(self.config, saved, step, ledger)
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
-        """Continue from `state_dict`'s return; every rank calls it. Return the epoch to go on with.
+        """Continue from `state_dict`'s return; every rank calls it. Return the epoch to continue with.
 
         Raises:
             RunMismatchError: the state is of a run with another config.

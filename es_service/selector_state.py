@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a Selector, as plain values and one bytes object with the table; and the way back.
+"""What a checkpoint keeps of a Selector, as plain values and one bytes object with the table; and its restore.
 
 A digest of all of it goes along. States of format 2 have none: there the table's columns, ids and length are checked.
 """
@@ -30,7 +30,7 @@ def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledge
     Args:
         config: of the run.
         saved: what the exchange knows.
-        step: of the open epoch, to go on with; 0 where none is open.
+        step: of the open epoch, to continue with; 0 where none is open.
         ledger: as it was at that step.
     """
     values = {

@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 class Stops:
     """Handles both signals while it is entered, in the main thread; one that is ignored stays so.
 
-    A thread of its own hears of each signal as it comes: the main thread may be busy in a library for a while.
+    A background thread receives each signal as it comes: the main thread may be busy in a library for a while.
 
     Attributes:
         asked: the first signal that came, None while none has.

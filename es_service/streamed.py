@@ -1,4 +1,4 @@
-"""What the batches of a stream say of themselves: their ids, and how many there are."""
+"""What is read from the batches of a stream: their ids, and how many there are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def num_batches(batches: Iterable[Any]) -> int | None:
     """Return how many batches there are, None where that is not known, or only roughly."""
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and isinstance(getattr(batches, "dataset", None), torch_data.IterableDataset):
-        return None  # a guess, as torch says itself
+        return None  # a guess, as torch itself warns
     try:
         return len(batches)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):

@@ -1,6 +1,6 @@
-"""Which of several processes this one is, from whoever knows: the caller, Ray Train, torch.distributed, a launcher.
+"""Rank and world size of this process, from the caller, Ray Train, torch.distributed, or a launcher.
 
-Nothing is imported to find out: what has not been imported yet cannot have started a group.
+Nothing is imported to find out: a library that has not been imported yet cannot have started a group.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def whereabouts(claimed: Position | None, generation: str | None) -> Whereabouts
         generation: likewise, any text that this life of the group shares.
 
     Raises:
-        ConfigError: ranks were given without a generation; or a launcher started several processes, and nobody says yet
-            which this one is.
+        ConfigError: ranks were given without a generation; or a launcher started several processes, and the
+            rank of this one is not known yet.
     """
     position, share = claimed, None
     found = _group() if position is None else None

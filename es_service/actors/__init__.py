@@ -1,1 +1,1 @@
-"""Ray actors: the score server, how it is found, started and spoken to."""
+"""Ray actors: the score server, and how it is found, started and called."""

@@ -1,4 +1,4 @@
-"""Waiting for an actor's answer: with a deadline, patience, and this package's errors instead of Ray's."""
+"""Waiting for an actor's answer: with a deadline, retries, and this package's errors instead of Ray's."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
 
 
 class Patience:
-    """How long somebody waits for the score server: pauses that grow, each of a random length, until the deadline.
+    """Backoff while waiting for the score server: growing pauses of random length, until the deadline.
 
     Args:
         deadline_s: seconds for all of it.
-        for_ever: past the deadline it is only said, and waited on.
+        for_ever: past the deadline a warning is logged, and the wait continues.
     """
 
     def __init__(self, deadline_s: float, *, for_ever: bool = False) -> None:
@@ -82,11 +82,11 @@ class Patience:
         """Let a moment go by before the next try; raise the error where the deadline does not leave one."""
         if self.left_s <= self._pause_s:
             self.overrun(error)
-        time.sleep(self._pause_s * random.uniform(0.5, 1.0))  # polling: Ray says nothing when an actor is back
+        time.sleep(self._pause_s * random.uniform(0.5, 1.0))  # polling: Ray does not notify when an actor is back
         self._pause_s = min(2 * self._pause_s, _PAUSE_S[1])
 
     def overrun(self, error: errors.EsServiceError) -> None:
-        """Hear that the deadline is past: raise the error, or log it and begin anew."""
+        """Raise the error, the deadline being past; or log it and set a new deadline."""
         if not self.for_ever:
             raise error
         _log.warning("%s. Still retrying (on_unavailable='wait').", str(error).removesuffix("."))
@@ -115,7 +115,7 @@ def ask_until_answered(
         answer: waits, as `call` does.
 
     Raises:
-        GoneError: the actor has ended for good, and there is no other.
+        GoneError: the actor has ended for good, and no other has its name.
         AwayError: it was still restarting at the deadline.
         EsServiceError: as `call`.
     """

@@ -101,7 +101,7 @@ class Checkpoints:
             The state; or the ranks that have not closed the last of these epochs, to be asked for again.
 
         Raises:
-            EpochOrderError: an epoch is open; what is in the table then is no state to continue from.
+            EpochOrderError: an epoch is open; the table is then not a state to continue from.
             StorageError: another rank is ahead, and the snapshot of the epoch's end cannot be read.
             ServerRestartedError: a shard restarted, and may have lost what the others have.
         """
@@ -167,7 +167,7 @@ class Checkpoints:
         self._membership.go_to(finished_epochs, starts)
         self._behind = False
         self._shard.state.write(*self._epochs.records())  # it belongs to the rows, which are there already
-        with contextlib.suppress(errors.StorageError):  # whoever went back on purpose drops it anyway
+        with contextlib.suppress(errors.StorageError):  # going back on purpose drops it anyway
             self._storage.forget_history(finished_epochs)
 
 

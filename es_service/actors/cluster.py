@@ -1,4 +1,4 @@
-"""The Ray cluster: the one that is there, or one of our own on this machine."""
+"""The Ray cluster: a running one, or one started here on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KNOCK_DEADLINE_S = 10.0
 def ensure_ray() -> None:
     """Stay with the Ray this process is connected to, or connect to RAY_ADDRESS, or start Ray on this machine.
 
-    A Ray started here listens on 127.0.0.1 only: whoever reaches its ports may run code.
+    A Ray started here listens on 127.0.0.1 only: any client that reaches its ports may run code.
 
     Raises:
         ConfigError: Ray finds no token, or cannot write one to the user's home.
@@ -98,7 +98,7 @@ def _token_errors() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at host:port: Ray itself would try for minutes."""
+    """Raise OSError where nothing listens at host:port: Ray itself would retry for minutes."""
     plain = re.fullmatch(r"([^/]+):(\d+)", address)
     if plain:
         socket.create_connection((plain[1].strip("[]"), int(plain[2])), timeout=_KNOCK_DEADLINE_S).close()

@@ -1,7 +1,7 @@
 """What concerns all shards of a run: who takes part, which epoch is open, when snapshots are taken.
 
-Where the ranks are, and the plan of the open epoch, is in the journal before a rank hears of it, so that a server that
-restarts goes on where it was. Where its journal cannot be read it starts from the last finished epoch; ranks that had
+Where the ranks are, and the plan of the open epoch, is in the journal before a rank receives it, so that a server that
+restarts continues where it was. Where its journal cannot be read it starts from the last finished epoch; ranks that had
 joined get ServerRestartedError and join again, which takes all shards back to it.
 """
 
@@ -238,7 +238,7 @@ class Coordinator:
         if self.whereabouts(rank, generation)[0] < num_closed:
             raise errors.ServerRestartedError(
                 f"rank {rank} has closed {num_closed} epochs, which is not known here: a process went down before it "
-                "could be written; connect again and continue from the last checkpoint, if it is not said again"
+                "could be written; connect again and continue from the last checkpoint, if this is not repeated"
             )
         return self._shard.settle(rank, generation, seq)
 

@@ -22,7 +22,7 @@ __all__ = ["EpochState"]
 
 
 class EpochState:
-    """See the module's text. Whoever uses it holds `lock`."""
+    """See the module's text. Callers hold `lock`."""
 
     kinds = ("plan", "roster")
 

@@ -102,7 +102,7 @@ def write_history(
 ) -> None:
     """Write the history of the last finished epochs that have none yet, and drop the journal that is not needed for it.
 
-    An epoch at whose end no snapshot came to be is told from its neighbours by its steps.
+    An epoch that ended without a snapshot is separated from its neighbours by its steps.
 
     Args:
         storage: of the run.

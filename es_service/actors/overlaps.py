@@ -1,4 +1,4 @@
-"""Which rank has asked for a row and not reported yet: two ranks at once draw by what neither will find again."""
+"""Rows that a rank has asked for and not reported yet: two ranks at once would both draw by stale scores."""
 
 from __future__ import annotations
 

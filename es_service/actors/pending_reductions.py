@@ -1,4 +1,4 @@
-"""What a shard is agreeing on with the others, see `selection.reductions`: generators that wait for what all said."""
+"""Reductions in progress on a shard, see `selection.reductions`: generators that wait for the merged answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pending:
     def reduction(self, token: str, about: str, *args: Any) -> Any:
         """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
 
-        The oldest reduction is dropped where there are too many, left behind by whoever asked.
+        The oldest reduction is dropped where there are too many: its caller is gone.
 
         Args:
             token: names this reduction.
@@ -62,7 +62,7 @@ class Pending:
             self._under_way.pop(token, None)
 
     def answer(self, token: str, answer: NDArray[Any] | None) -> Any:
-        """Go on with what all shards said, None to begin; return as `reduction` does.
+        """Continue with the merged answer of all shards, None to begin; return as `reduction` does.
 
         Raises:
             ServerRestartedError: nothing of this name is under way: the shard restarted in the middle, or so many

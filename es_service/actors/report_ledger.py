@@ -2,8 +2,7 @@
 
 Lifecycle     started (takes none) → begin(generation) → (open_steps(an epoch's) → reports → open_steps(none))* → begin
 
-What `to_dict` says of it goes into the journal whenever it changes otherwise than by a report, so that a shard that
-restarts knows what it has.
+`to_dict` is written to the journal whenever it changes otherwise than by a report, for a shard that restarts.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class ReportLedger:
     """See the module's text. No locking.
 
     Args:
-        restarted: makes the error for whoever comes before a generation has begun.
+        restarted: makes the error for calls before a generation has begun.
     """
 
     def __init__(self, restarted: Callable[[], errors.ServerRestartedError]) -> None:
@@ -63,18 +62,18 @@ class ReportLedger:
         }
 
     def take_up(self, values: dict[str, Any]) -> None:
-        """Go on as when `to_dict` was called; StorageError where the values are not of it."""
+        """Restore what `to_dict` returned; StorageError where the values are not of it."""
         try:
             steps = range(*(int(step) for step in values["steps"]))
             ranks = {int(rank): _Rank(int(seq), int(seq)) for rank, seq in values["seqs"].items()}
             generation = values["attempt"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise errors.StorageError(f"the journal says nothing sensible of who reports: {error!r}") from error
+            raise errors.StorageError(f"the journal's state of the reports cannot be read: {error!r}") from error
         kept = {rank: one for rank, one in self._ranks.items() if rank in ranks and one.seq == ranks[rank].seq}
         self._generation, self._steps, self._ranks = generation, steps, {**ranks, **kept}
 
     def begin(self, generation: str | None) -> None:
-        """Take reports of this generation from now on, and of no earlier one; of nobody for None."""
+        """Take reports of this generation only from now on; none at all for None."""
         self._generation, self._steps = generation, range(0)
         self._ranks.clear()
 

@@ -1,7 +1,7 @@
-"""The score server of a run: its first shard, and who coordinates all. A plain class; `launch` makes an actor of it.
+"""The score server of a run: its first shard, and the coordinator of all. A plain class; `launch` makes it an actor.
 
-A run's table may be spread over S shards. Ranks speak to each shard for its rows (see `score_shard`), and to the
-server alone to join, to open and close epochs, to save and to go back; it then tells the other shards.
+A run's table may be spread over S shards. Ranks call each shard for its rows (see `score_shard`), and the server alone
+to join, to open and close epochs, to save and to go back; it then calls the other shards.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ScoreServer:
     state = passed_to(_checkpoints, Checkpoints.state)
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """Keep what a training last said of itself (accuracy, ledger), for `stats` to show."""
+        """Keep the last progress of a training run (accuracy, ledger), for `stats` to show."""
         self._progress = progress
 
     # -- for readers (group `read`) ------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class ScoreServer:
         }
 
     def finish(self) -> None:
-        """See `ScoreShard.finish`; all shards do it, and the run is nobody's afterwards."""
+        """See `ScoreShard.finish`; all shards do it, and the run has no owner afterwards."""
         if self._run.failure is None:
             self._leading.snapshots.close()
         self.shard.finish()

@@ -1,16 +1,16 @@
 """A shard: the owner of some rows of a run's table, as a plain class. The score server is the first of them.
 
-Who waits for whom: ranks call `observe`, `report` and `lease` one at a time (Ray's default concurrency group); readers
+Concurrency: ranks call `observe`, `report` and `lease` one at a time (Ray's default concurrency group); readers
 come in by the group `read`, on threads of their own. Both meet at one lock, held for the length of a step or of a copy.
-Snapshots are written by the group `write`, from a copy: they meet nobody.
+Snapshots are written by the group `write`, from a copy, without the lock.
 
 A call that returns has been applied. A call that raises has changed nothing. A call whose answer got lost may have
 been applied: send the same seq again, which is then answered without being applied twice. Callers retry, not Ray.
 
-Reports are taken from the current generation, for steps of the open epoch; which those are the score server says, by
-`begin` and `open_steps`. What it takes it writes to a journal, about a second later, and says with every answer how
-far that is. A shard that restarts stands where its journal ends (see `shard_journal`); ranks send again what came
-after. Where the journal cannot be read it stands at the end of an epoch, and takes no reports before a new generation.
+Reports are taken from the current generation, for steps of the open epoch; the score server sets both, by `begin` and
+`open_steps`. They reach the journal about a second later; every answer acknowledges how far it is written. A shard
+that restarts continues where its journal ends (see `shard_journal`); ranks send again what came after. Where the
+journal cannot be read it is at the end of an epoch, and takes no reports before a new generation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ScoreShard:
     """See the module's text.
 
     Args:
-        run: that is served. Where the shard cannot work, the run's failure says why, and every call raises it.
+        run: that is served. Where the shard cannot work, every call raises the run's failure.
         index: of the shard, in [0, count).
         count: S, how many shards there are.
         also: what else its journal keeps.
@@ -126,7 +126,7 @@ class ScoreShard:
     def fetch(self, message: bytes) -> bytes:
         """Return the packed rows of ids that the rank will observe next, and note that it does.
 
-        Rows are read behind every report that this rank sent before; the answer says up to which.
+        Rows are read behind every report that this rank sent before; the answer has the seq of the last.
 
         Raises:
             ServerRestartedError: the epoch of this step is not open here, so that rows may be older.
@@ -253,7 +253,7 @@ class ScoreShard:
         self.state.keep(loading=True)
 
     def finish(self) -> None:
-        """Write what is left to write: the process is about to be ended (group `read`)."""
+        """Write what is not written yet: the process is about to end (group `read`)."""
         if self._run.failure is None:
             with contextlib.suppress(errors.EsServiceError):  # another process has the run, or its storage is gone
                 self.write_history(self._run.storage.snapshots.newest())  # a server may have died before it asked

@@ -1,4 +1,4 @@
-"""The shards of a run as the score server speaks to them: the first is itself, the others are actors."""
+"""The shards of a run as the score server calls them: the first is itself, the others are actors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard's journal as it uses it: the kinds of records, and what recovery does with each.
+"""A shard's journal: the kinds of records, and what recovery does with each.
 
     reports   the packed reports of a message, as far as they were new: applied again
     state     who may report what (`ReportLedger.to_dict`), as JSON: loaded. With "go_to": k the rows went back to a
@@ -109,7 +109,7 @@ def recover(storage: RunStorage, shard: Shard, parts: Sequence[Journaled]) -> tu
 
 
 def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = False) -> dict[str, Any] | None:
-    """Return what the shard noted with a snapshot; None where its journal does not go on from there."""
+    """Return what the shard noted with a snapshot; None where its journal does not continue from there."""
     begun_anew = storage.journal(shard).base(finished)
     if finished == 0:
         segments = storage.journal(shard).first_records()
@@ -118,14 +118,14 @@ def _note(storage: RunStorage, shard: Shard, finished: int, *, is_only: bool = F
     else:
         note = storage.snapshots.note(finished, shard)
         if note is not None and not isinstance(note.get("journal"), int):
-            raise errors.StorageError(f"the manifest of epoch {finished} does not say how far the journal was")
+            raise errors.StorageError(f"the manifest of epoch {finished} lacks how far the journal was")
         if note is not None and (begun_anew is None or begun_anew < note["journal"]):
             return note
     return None if begun_anew is None else {"journal": begun_anew}
 
 
 def journal_at(storage: RunStorage, shard: Shard, finished: int) -> int | None:
-    """Return the number of the last record that a snapshot holds; None where this shard's journal does not go on there.
+    """Return the number of the last record that a snapshot holds; None where its journal does not continue there.
 
     Args:
         storage: of the run.
@@ -137,7 +137,7 @@ def journal_at(storage: RunStorage, shard: Shard, finished: int) -> int | None:
 
 
 def _number(storage: RunStorage, shard: Shard, finished: int) -> int:
-    """Return how far the journal was at a snapshot, 0 where nobody can say."""
+    """Return how far the journal was at a snapshot, 0 where unknown."""
     with contextlib.suppress(errors.StorageError):
         return journal_at(storage, shard, finished) or 0
     return 0

@@ -1,6 +1,6 @@
-"""What a shard is at any moment, and its journal restores: its rows, and which reports it has of whom.
+"""The state of a shard, which its journal restores: its rows, and which reports it has of each rank.
 
-Whoever calls a method that says so holds `lock`; the others take it themselves, for the length of a step at most.
+Where a method's docstring requires it, callers hold `lock`; other methods take it, for a step at most.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ShardState:
         self.shard = shard
         self.report_ledger = ReportLedger(self._restarted)
         self.overlaps = Overlaps()
-        self.queued: dict[int, int] = {}  # reports that ranks hold back, as each said with its last message
+        self.queued: dict[int, int] = {}  # unsent reports of each rank, as of its last message
         self.num_reports = self.num_observed = self.num_selected = 0
         self._run = run
 
@@ -119,7 +119,7 @@ class ShardState:
     def write(self, *records: tuple[str, bytes]) -> None:
         """Write records of these kinds to the journal; they are on storage when this returns, if it can be written.
 
-        Where it cannot, training goes on: acknowledgements and `stats` say so.
+        Where it cannot, training continues; acknowledgements and `stats` report it.
         """
         with self.lock:
             for kind, payload in records:
@@ -174,7 +174,7 @@ class ShardState:
         return answer
 
     def acknowledgement(self, rank: int) -> bytes:
-        """Return what a rank is to hear of its reports; under `lock`."""
+        """Return the acknowledgement of a rank's reports; under `lock`."""
         durable = self.report_ledger.durable(rank, self.journal.durable)
         return wire.encode_acknowledgement(
             wire.Acknowledgement(self.report_ledger.seq(rank), durable, self.journal.failure is not None)

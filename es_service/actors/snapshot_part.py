@@ -1,4 +1,4 @@
-"""A shard's part of a snapshot, and of the history: copies of its rows, which are written while reports go on."""
+"""A shard's part of a snapshot, and of the history: copies of its rows, written while reports come in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SnapshotPart:
     def copy_records(self, num_samples: int) -> NDArray[np.void]:
         """Return a copy of the rows of ids below `num_samples` (group `read`).
 
-        Each row as it is when its turn comes: reports go on between one stretch of rows and the next.
+        Each row as it is when its turn comes: reports are applied between one stretch of rows and the next.
         """
         self._run.check()
         state = self._state
@@ -57,7 +57,7 @@ class SnapshotPart:
             with state.lock:
                 table.copy_rows(records, start, min(start + _STRETCH, num_rows))
             if num_rows > _STRETCH:
-                time.sleep(_BREATH_S)  # a lock just released goes to whoever asks first, which would be this thread
+                time.sleep(_BREATH_S)  # else this thread would take the lock again at once
         return records
 
     @timed

@@ -1,10 +1,9 @@
-"""Snapshots written in the background: training goes on while a table, seconds of writing, gets onto storage.
+"""Snapshots written in the background: training continues while a table is written, which takes seconds.
 
 Lifecycle of one     copied (every shard keeps a copy of its rows, all taken while no reports come in) → each shard's
-                     part written → put into place → told to the shards, whose journals need less from then on →
+                     part written → put into place → shards notified, which trim their journals →
                      history written; or, at any point, given up: the copies are let go
-Who waits            nobody for the writing, but: `wait` until it is in place or given up; `settle`, `close` until the
-                     history is written too
+Who waits            `wait`, until it is in place or given up; `settle`, `close`, until the history is written too
 
 One at a time. Until a snapshot is in place, a run that is recovered comes from the one before it and the journal.
 """
@@ -99,7 +98,7 @@ class SnapshotWriter:
         return error and error.with_traceback(None)  # which would grow each time it is raised
 
     def settle(self) -> None:
-        """Return once the last snapshot, and the history, is written or given up; tell nobody any more what came of it.
+        """Return once the last snapshot, and the history, is written or given up; drop its outcome.
 
         The run goes elsewhere, and what was written of where it was is to be dropped.
         """
@@ -121,7 +120,7 @@ class SnapshotWriter:
             self._allowed()
             self._storage.finish_snapshot(beside, copied.epoch_starts, copied.num_samples, parts)
         except MemoryError as error:
-            self._failure = errors.StorageError("there is no memory left to write a snapshot with: use more shards")
+            self._failure = errors.StorageError("not enough memory to write a snapshot: use more shards")
             raise self._failure from error
         except errors.EsServiceError as error:
             _log.warning("no snapshot of the end of epoch %d: %s", finished - 1, error)
@@ -136,4 +135,4 @@ class SnapshotWriter:
             try:
                 self._shards.all("write_history", copied.finished_epochs)
             except errors.EsServiceError as error:
-                _log.warning("a shard has not heard of the snapshot of epoch %d: %s", copied.finished_epochs - 1, error)
+                _log.warning("a shard did not receive the snapshot of epoch %d: %s", copied.finished_epochs - 1, error)

@@ -158,7 +158,7 @@ def decode_acknowledgement(message: bytes) -> tuple[Acknowledgement, bytes]:
     """Unpack an acknowledgement; return it with the bytes behind it. ShapeError where there is none."""
     if len(message) < _ACKNOWLEDGEMENT.size:
         raise errors.ShapeError(
-            f"answer of {len(message)} bytes is no acknowledgement: do client and server run the same es_service?"
+            f"answer of {len(message)} bytes is not an acknowledgement: do client and server run the same es_service?"
         )
     seq, durable, failing = _ACKNOWLEDGEMENT.unpack_from(message)
     return Acknowledgement(seq, durable, bool(failing)), message[_ACKNOWLEDGEMENT.size :]
@@ -187,7 +187,7 @@ def encode_request(caller: Caller, run_step: int, ids_B: NDArray[np.int64]) -> b
 def decode_request(message: bytes) -> tuple[Caller, int, NDArray[np.int64]]:
     """Unpack a request for rows, (caller, run step, ids); ShapeError where the bytes are not that."""
     if len(message) < _REQUEST.size or (len(message) - _REQUEST.size) % 8:
-        raise errors.ShapeError(f"{len(message)} bytes are no request for rows")
+        raise errors.ShapeError(f"{len(message)} bytes are not a request for rows")
     rank, generation, run_step = _REQUEST.unpack_from(message)
     return Caller(rank, generation.hex()), run_step, np.frombuffer(message, "<i8", offset=_REQUEST.size)
 

@@ -1,8 +1,8 @@
-"""What `leased` and `prefetch` share: observations flow back in the background, and an epoch's end waits for them.
+"""What `leased` and `prefetch` share: reports are sent in the background, and an epoch's end waits for them.
 
 training thread ── _put ──► send_queue of each shard ──► its reporting thread, one call at a time ──► shard
 
-A shard that dies and comes back is noticed by the reporting thread alone, which sends again what went down with it.
+Only the reporting thread notices that a shard restarted; it sends what the shard lost again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Background(Remote):
         channel.answer(channel.post(first, last, "report", *messages, num_behind=num_behind))
 
     def _report_patience(self) -> Patience:
-        """Return that of the reporting thread: where the training goes on without the server, it goes on trying."""
+        """Return that of the reporting thread: it retries for as long as training continues without the server."""
         return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:

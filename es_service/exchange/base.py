@@ -100,7 +100,7 @@ class Exchange(Protocol):
         self.record(step, ids_B, seen, ids_B[:0])
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """Return once everything this rank said of the epoch is in the table; `num_steps`: that it made.
+        """Return once all reports of this rank for the epoch are in the table; `num_steps`: that it made.
 
         Raises:
             StorageError: it cannot be written to storage, where there is one. The epoch is over all the same.
@@ -132,7 +132,7 @@ class Exchange(Protocol):
         ...
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """Let others see how the training goes; plain values only. Returns at once, and may be lost."""
+        """Show progress to watchers of the run; plain values only. Returns at once, and may be lost."""
         ...
 
     def close(self) -> None:

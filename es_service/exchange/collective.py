@@ -1,9 +1,9 @@
-"""collective: no server; every rank holds a replica of the table, and every k steps the ranks say what they saw.
+"""collective: no server; every rank holds a replica of the table, and every k steps the ranks exchange observations.
 
     step s         k divides s: all-gather ◄──► the other ranks, of what was observed since the last one
                    observe and draw on the own replica
     close_epoch    all-gather of the rest
-    open_epoch     all-gather of a digest: the replicas and their plans are the same everywhere, or nobody goes on
+    open_epoch     all-gather of a digest: the replicas and their plans are the same everywhere, or all ranks stop
 
 Own observations count at once, those of another rank at the next all-gather: at most k - 1 steps late, and with k = 1
 every draw knows all earlier steps. At an all-gather each replica goes back to where it stood at the last one and takes
@@ -59,7 +59,7 @@ class Collective(Exchange):
         every: k, steps from one all-gather to the next.
         storage: where rank 0 writes a snapshot and the history at each epoch's end; None keeps it all in memory.
         resume: whether the storage may, must or must not hold a finished epoch of the run.
-        position: what this rank takes itself for, where it was told; must be what `peers` says.
+        position: the rank and world size that the caller gave; must equal those of `peers`.
 
     Raises:
         ConfigError: `every` below 1, or the plan is too small for so many ranks.

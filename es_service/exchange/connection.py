@@ -1,4 +1,4 @@
-"""The shards of a run as a rank calls them: by handles that are kept, and looked up anew where an actor has ended."""
+"""The shards of a run as a rank calls them: by cached handles, looked up again where an actor has ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Connection:
 
     def ask(self, shard: int, method: str, *args: Any, group: str | None = None, **named: Any) -> ray.ObjectRef[Any]:
         """Begin a call of a shard; ServerUnavailableError where too many of this process wait there."""
-        bound = self._methods.get((shard, method))  # kept: to look one up anew costs Ray 30 µs
+        bound = self._methods.get((shard, method))  # cached: a look-up costs Ray 30 µs
         if bound is None:
             bound = getattr(self.shards[shard], method)
             if group is not None:
@@ -64,7 +64,7 @@ class Connection:
             return False
         if len(found) != len(self.shards):
             raise errors.ServerRestartedError(
-                f"the score server of run {self._run!r} was started anew with {len(found)} shard(s) in place of "
+                f"the score server of run {self._run!r} was restarted with {len(found)} shard(s) in place of "
                 f"{len(self.shards)}: connect again and continue from the last checkpoint"
             )
         if found != self.shards:

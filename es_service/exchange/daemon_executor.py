@@ -1,4 +1,4 @@
-"""Executor: work that a thread of its own does, one after the other, while the training thread goes on."""
+"""Executor: runs tasks on a background thread, one after the other, while the training thread continues."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Executor:
-    """A thread that does what it is told, in that order.
+    """A daemon thread that runs tasks in order.
 
-    No executor, because Python waits for the threads of those when it ends, and this one may wait for a server.
+    Not a ThreadPoolExecutor: Python joins its threads at exit, and this one may be waiting for a server.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,7 +30,7 @@ class Executor:
         return future
 
     def close(self) -> None:
-        """End the thread behind what it was told so far; nobody waits for it."""
+        """End the thread after the tasks sent so far, without waiting for it."""
         self._told.put(None)
 
     def _run(self) -> None:
@@ -38,6 +38,6 @@ class Executor:
             future, work = errand
             try:
                 future.set_result(work())
-            except BaseException as error:  # kept for whoever wants the result
+            except BaseException as error:  # raised by Future.result
                 future.set_exception(error)
             del errand, future, work  # else the last result lives until the next errand

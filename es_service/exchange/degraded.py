@@ -1,17 +1,17 @@
-"""unattended: a training goes on while its score server is away (`on_unavailable="continue"`).
+"""degraded: training continues while its score server is away (`on_unavailable="continue"`).
 
-What cannot be asked is made up for, and said once, loudly:
+Each call has a fallback, and the first use of one is warned of:
 
     open_epoch   all samples, shuffled and split by rank: what an epoch without pruning would be
     step, draw   with a score server that stopped answering: uniform draws; what was seen is kept and sent later
     record       kept and sent later, dropped where the send_queue is full
-    close_epoch  where the server cannot write its storage: it and the rank keep what was reported; selection goes on
+    close_epoch  where the server cannot write its storage: it and the rank keep what was reported; selection continues
 
 With `leased` none of it is needed inside an epoch: a rank draws from what it holds. An epoch that opened without the
-server stays without it; the next one asks again, and tells the server of those it has missed: that they are over, not
-what was observed in them. The server would have planned them otherwise, other ids in other steps at other ranks, and
-takes a report only for a step of its plan; how many observations its table lacks is said when it is back. The
-selection is then not that of an undisturbed run.
+server stays without it. The next one retries, and reports the missed ones as finished, without their observations:
+the server would have planned them otherwise (other ids in other steps at other ranks), and takes a report only for a
+step of its plan. How many observations its table lacks is logged when it is back. The selection is then not that of
+an undisturbed run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DegradedExchange(Exchange):
         self.config, self.position = inner.config, inner.position
 
     def _says(self, error: errors.EsServiceError) -> None:
-        """Tell of it, once, and wait no longer than a moment from now on."""
+        """Warn of it once, and wait no longer than a moment from now on."""
         self._inner.calls.deadline_s = _SHORT_S
         self._try_at = time.monotonic() + _ASK_AGAIN_S
         if not self._warned:
@@ -109,7 +109,7 @@ class DegradedExchange(Exchange):
         return share
 
     def _catch_up(self, streamed: bool) -> None:
-        """Tell the server of the epochs that were made without it."""
+        """Report to the server the epochs that were made without it."""
         while self._unclosed is not None or self._missed:
             if self._unclosed is None:
                 share = self._inner.open_epoch(self._missed[0], streamed=streamed)

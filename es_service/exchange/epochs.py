@@ -1,8 +1,8 @@
-"""Where a rank is in the epochs of its run, and how a score server gets there again that came back from before.
+"""Where a rank is in the epochs of its run, and how a restarted score server gets there again.
 
     open ──► reports ──► ends, close ──► (all of it on storage) stored ──► forgotten
 
-A server opens and closes epochs whether or not it can write so: training goes on while storage fails. Until all that an
+A server opens and closes epochs whether or not it can write so: training continues while storage fails. Until all an
 epoch was is on storage, the rank keeps it. Where the server goes down meanwhile it comes back inside an epoch that the
 rank has left; every rank then closes it again, behind its reports, and opens the next one, which gets the same plan.
 """
@@ -98,7 +98,7 @@ class Epochs:
         return share
 
     def wait_for_ranks(self, ask: Callable[[], Any], purpose: str, lack: str) -> Any:
-        """Ask until the answer is no list of ranks any more.
+        """Ask until the answer is not a list of ranks any more.
 
         Raises:
             ServerUnavailableError: it still was at the deadline.
@@ -115,7 +115,7 @@ class Epochs:
         return answer
 
     def ends(self, epoch: int, num_steps: int, seqs: Sequence[int]) -> None:
-        """Note that the rank has said all it will of an epoch."""
+        """Note that the rank has sent all its reports of an epoch."""
         if self._current is not None and self._current.number == epoch:
             self._over.append(dataclasses.replace(self._current, num_steps=num_steps, seqs=tuple(seqs)))
             self._current, self.num_closed = None, epoch + 1

@@ -1,7 +1,7 @@
 """What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
 
 In memory stands what was reported in the open epoch, and no more: of an epoch with more than `history.most_rows` there
-is no history, and a line in the log says so.
+is no history; that is logged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class KeptRun:
     def finish_epoch(self, state: RunState) -> None:
         """Write the snapshot of an epoch's end, and the epoch's history.
 
-        Nothing needs the history: where it alone cannot be written, a line in the log says so.
+        Nothing needs the history: where it alone cannot be written, that is logged.
 
         Raises:
             StorageError: the snapshot cannot be written.

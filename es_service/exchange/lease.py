@@ -20,7 +20,7 @@ F32 = NDArray[np.float32]
 
 
 class Lease:
-    """Moves as the table does, by the same arithmetic, as long as nobody else observes its ids.
+    """Moves as the table does, by the same arithmetic, as long as no other rank observes its ids.
 
     Args:
         selection: of the run.

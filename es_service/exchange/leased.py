@@ -1,6 +1,6 @@
 """leased: at an epoch's start a rank gets its ids with their scores and draws on its own; observations flow back later.
 
-Exact because a plan gives an id to one rank per epoch: nobody else changes the scores it holds.
+Exact because a plan gives an id to one rank per epoch: no other rank changes the scores it holds.
 """
 
 from __future__ import annotations

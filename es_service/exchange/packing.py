@@ -1,4 +1,4 @@
-"""What a rank says of a step, cut into pieces for each shard and packed, numbered as it will be sent."""
+"""The reports of a rank's step: one per shard, packed, and numbered in the order they will be sent."""
 
 from __future__ import annotations
 

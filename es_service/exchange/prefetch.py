@@ -103,9 +103,9 @@ class Prefetch(Background):
         return new
 
     def _rows(self, step: int, ids_B: I64) -> dict[str, NDArray[Any]]:
-        """Return the leased columns of these ids as they are when all that this rank has said is applied."""
+        """Return the leased columns of these ids with all reports of this rank applied."""
         if self._held is not None and (found := places(self._held[0], ids_B)).min() >= 0:
-            return {name: values[found] for name, values in self._held[1].items()}  # what was drawn of the step, say
+            return {name: values[found] for name, values in self._held[1].items()}  # e.g. what was drawn of the step
         fetched, rows = self._held = self._over_restarts(lambda: self._received(step, ids_B))
         found = places(fetched, ids_B)  # all of them, but where some were not finite
         return {name: values[found] for name, values in rows.items()}
@@ -119,7 +119,7 @@ class Prefetch(Background):
         if self._fetching is None or places(self._fetching[0], ids_B).min() < 0:
             self.expect(step, ids_B)
         assert self._fetching is not None
-        (fetched, answers), self._fetching = self._fetching, None  # whatever comes of it: another try asks anew
+        (fetched, answers), self._fetching = self._fetching, None  # on any outcome: a retry asks again
         rows = {name: np.empty(fetched.size, dtype=dtype) for name, dtype in self._dtypes.items()}
         for shard, where, answer in answers.result():
             seq, num_overlaps, columns = wire.decode_rows(answer, fetched[where].size, self._dtypes)
@@ -157,7 +157,7 @@ class Prefetch(Background):
             warnings.warn(
                 f"rank {self.position.rank}: {num_overlaps} ids of this step are under way on another rank too, so "
                 "their draw misses what that one is about to report; give an id to one rank at a time, or use "
-                "exchange='sync'. Told once; the score server's stats count them",
+                "exchange='sync'. Warned of once; the score server's stats count them",
                 stacklevel=2,
             )
         self.num_overlaps += num_overlaps

@@ -1,6 +1,6 @@
-"""Reports on their way from a rank to a shard: in order, each applied once, whatever becomes of the shard meanwhile.
+"""Reports from a rank to a shard: in order, each applied exactly once, across restarts of the shard.
 
-    post ──► under way ── answer ──► applied ── acknowledgement says so ──► durable, and let go of
+    post ──► under way ── answer ──► applied ── acknowledgement ──► durable, and dropped here
 
 What is not known to be on storage is kept, past the end of its epoch too. When the shard comes back from a crash the
 rank asks which of its reports it has, and sends the rest again; what it has already it takes no second time. Where it
@@ -40,7 +40,7 @@ class Posted:
         messages: packed reports, an argument each, so that Ray sends them along with the call.
         more: further arguments of the method, by name.
         reference: of the call that is to bring it there.
-        wanted: somebody waits for the answer: what is only sent again need but be there.
+        wanted: a caller waits for the answer; without one, a retry only has to arrive.
     """
 
     first: int
@@ -128,7 +128,7 @@ class Channel:
         if acknowledgement.failing and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._name} cannot write its storage (es-service runs, or the server's stats, say why): "
+                f"{self._name} cannot write its storage (for the reason see es-service runs or the server's stats): "
                 "training continues, and reports are kept here and at the server until they can be written. "
                 "Warned of once",
                 stacklevel=2,
@@ -147,7 +147,7 @@ class Channel:
             self.answer(posted)
 
     def _send_again(self, cause: errors.EsServiceError) -> int:
-        """Post once more what the shard does not have, or has and somebody waits for; return up to where it has all."""
+        """Post again what the shard lacks or a caller waits for; return up to where the shard has all."""
         self._bring_back(cause)
         has = self._has(cause)
         for posted in self._kept:

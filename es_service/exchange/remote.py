@@ -49,7 +49,7 @@ class Remote(Exchange):
         on_unavailable: past it, "raise" or "wait" on.
         connection: how its shards are called; looked up where none is given.
 
-    It joins the run when it first opens an epoch, loads or resets; until then it only looks, and disturbs nobody.
+    It joins the run when it first opens an epoch, loads or resets; until then it only reads.
 
     Raises:
         RunNotFoundError: no such server.
@@ -174,7 +174,7 @@ class Remote(Exchange):
         return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step), repeats)
 
     def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; returns once what this rank said of it is on storage.
+        """See `Exchange.close_epoch`; returns once this rank's reports of it are on storage.
 
         The last rank returns once every shard has a copy of its rows to write, too.
 
@@ -273,6 +273,6 @@ class Remote(Exchange):
         return True
 
     def publish(self, progress: dict[str, Any]) -> None:
-        """See `Exchange.publish`; nobody waits for it."""
+        """See `Exchange.publish`; does not wait."""
         with contextlib.suppress(errors.ServerUnavailableError):
             self.connection.ask(0, "publish", progress, group=launch.READ_GROUP)

@@ -34,5 +34,5 @@ def check_begun(resume: Resume, has_begun: bool, run: str, storage: str) -> None
     if resume == "never" and has_begun:
         raise errors.RunExistsError(
             f"resume='never', but run {run!r} has begun in {storage}: take another run name; or connect with "
-            "resume='auto' and continue at selector.next_epoch, or call selector.reset() to begin it anew"
+            "resume='auto' and continue at selector.next_epoch, or call selector.reset() to start it over"
         )

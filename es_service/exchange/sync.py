@@ -1,6 +1,6 @@
-"""sync: every step waits for the score server, which observes and says what the samples weigh now. Simple and exact.
+"""sync: every step waits for the score server, which observes and returns the samples' weights. Simple and exact.
 
-The rank draws by those weights itself; what it drew is told with its next report, or when the epoch closes.
+The rank draws by those weights itself, and reports what it drew with its next report, or when the epoch closes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Sync"]
 class Sync(Remote):
     """About one empty actor call on the critical path of a step; with shards, as many at the same time."""
 
-    _untold = NO_IDS  # drawn, and not told yet
+    _untold = NO_IDS  # drawn, and not reported yet
 
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
@@ -73,7 +73,7 @@ class Sync(Remote):
         return weights_B
 
     def _tell(self, step: int) -> None:
-        """Report what was drawn and has not been told."""
+        """Report what was drawn and has not been reported."""
         if self._untold.size:
             self._send("report", self._packer.reports(self._share.first_step + step, NO_IDS, None, self._untold))
             self._untold = NO_IDS
@@ -81,7 +81,7 @@ class Sync(Remote):
     def _send(self, method: str, reports: Iterable[tuple[int, I64 | slice, bytes]]) -> list[tuple[I64 | slice, Any]]:
         """Send reports all at once; return (positions, answer) for each.
 
-        An answer that never came leaves open whether it was applied, so this rank may not go on; nor where one shard
+        A lost answer leaves open whether it was applied, so this rank may not continue; nor where one shard
         took its piece and another did not. A refusal of the one piece there is changed nothing: its number is free.
         """
         if self._failure is not None:
@@ -103,7 +103,7 @@ class Sync(Remote):
             else:
                 self._failure = errors.ServerError(f"only some shards took a report of this rank: {error}")
             raise
-        except BaseException:  # Ctrl-C, say
+        except BaseException:  # e.g. Ctrl-C
             self._failure = errors.ServerError(
                 f"a call of rank {self.position.rank} was interrupted, so that it is open whether it was applied: "
                 "connect again and continue from the last checkpoint"

@@ -1,4 +1,4 @@
-"""What a rank has reported to a shard and the shard is not known to have: newer than any row it may send meanwhile."""
+"""Rows of a rank's unacknowledged reports to a shard: newer than any row that the shard may send meanwhile."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which samples to train on: pure functions and one table. No Ray, torch, files, clock or global randomness."""
+"""Sample selection: pure functions and one table. No Ray, torch, files, clock or global randomness."""

@@ -1,4 +1,4 @@
-"""Which epochs and steps select: annealing at both ends of a training, and epochs that re-use losses."""
+"""Which epochs and steps select: annealing at both ends of a training run, and epochs that re-use losses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _END_OF_STEPS = sys.maxsize
 def check_anneal(anneal: Any) -> tuple[float, float]:
     """Return `anneal` as two shares; ConfigError unless they lie in [0, 1] and sum to at most 1."""
     try:
-        if isinstance(anneal, (str, bytes)):  # its letters are no shares
+        if isinstance(anneal, (str, bytes)):  # its letters are not shares
             raise TypeError
         first, last = (as_number("anneal", share) for share in anneal)
     except (TypeError, ValueError) as error:
@@ -38,7 +38,7 @@ def check_anneal(anneal: Any) -> tuple[float, float]:
 
 
 def settled(anneal_by: AnnealBy, num_epochs: int) -> Literal["epochs", "steps"]:
-    """Return what a training of E epochs anneals by: "auto" takes whole epochs from 4 epochs on, else steps."""
+    """Return what a run of E epochs anneals by: "auto" takes whole epochs from 4 epochs on, else steps."""
     if anneal_by != "auto":
         return anneal_by
     return "epochs" if num_epochs >= _WHOLE_EPOCHS_FROM else "steps"
@@ -46,7 +46,7 @@ def settled(anneal_by: AnnealBy, num_epochs: int) -> Literal["epochs", "steps"]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annealing:
-    """Which part of a training of E epochs trains on everything.
+    """Which part of a run of E epochs trains on everything.
 
     Attributes:
         num_epochs: E.
@@ -89,7 +89,7 @@ class Annealing:
 
         Args:
             epoch: counted from 0.
-            num_steps: K of this epoch; None where nobody knows it, of a stream: then all select, or none.
+            num_steps: K of this epoch; None where unknown, as for a stream: then all select, or none.
         """
         if self.is_whole(epoch):
             return range(0)

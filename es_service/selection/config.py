@@ -112,7 +112,7 @@ class Selection:
         object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
         if self.prune_ratio > 0 and not self.method.prunes:
             raise errors.ConfigError(
-                f"method {self.method.name!r} says itself what an epoch leaves out, so prune_ratio={self.prune_ratio} "
+                f"method {self.method.name!r} itself decides what an epoch omits, so prune_ratio={self.prune_ratio} "
                 "contradicts it: set it to 0, or take es.methods.random_subset() or es.methods.evolved()"
             )
 
@@ -165,7 +165,7 @@ class Selection:
         return num_samples - math.floor(exact_share(self.prune_ratio, num_samples))
 
     def annealing(self, num_epochs: int) -> annealing.Annealing:
-        """Return which part of a training of E epochs selects nothing."""
+        """Return which part of a run of E epochs selects nothing."""
         return annealing.Annealing.of(self.anneal, num_epochs, self.anneal_by)
 
     def is_annealing(self, epoch: int, num_epochs: int) -> bool:
@@ -177,7 +177,7 @@ class Selection:
         return self.method.needs_losses and self.annealing(num_epochs).is_scoring(epoch, self.score_every)
 
     def settled(self, num_epochs: int) -> Selection:
-        """Return the same selection with what its `anneal_by` comes to in a training of E epochs, for what is kept."""
+        """Return the same selection with `anneal_by` resolved for a run of E epochs, for what is kept."""
         return dataclasses.replace(self, anneal_by=annealing.settled(self.anneal_by, num_epochs))
 
     def to_dict(self) -> dict[str, Any]:

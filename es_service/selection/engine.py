@@ -51,7 +51,7 @@ class Draw:
 
     @classmethod
     def of(cls, drawn: draws.Drawn, selection: Selection, ids_B: I64) -> Draw:
-        """Take what was drawn of the meta-batch, re-weighted as the selection says."""
+        """Take what was drawn of the meta-batch, re-weighted as the selection requires."""
         positions_b = drawn.positions_b
         scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
         return cls(positions_b, ids_B[positions_b], scale_b)
@@ -131,7 +131,7 @@ class Engine:
     Args:
         selection: what to select, and how.
         num_samples: n, of the whole run.
-        shard: which of the ids this one holds; all of them, unless it is said.
+        shard: which of the ids this one holds; all of them by default.
         grows: n goes up with the ids that come.
     """
 
@@ -182,7 +182,7 @@ class Engine:
         return choose(self.selection, ids_B, weights_B, num, run_step, recent_R, repeats)
 
     def record(self, ids_B: I64, seen: Columns | None, selected_b: I64, run_step: int) -> F32:
-        """Observe signals, where given, for somebody else to draw by, and count what somebody has drawn.
+        """Observe signals, where given, for another process to draw by, and count what was drawn.
 
         Args:
             ids_B: int64[B], observed.
@@ -211,7 +211,7 @@ class Engine:
 
         Raises:
             IdError: a gap so large that the ids can hardly number samples.
-            ConfigError: there is no memory for so many.
+            ConfigError: not enough memory for so many.
         """
         if self._first_num_samples is None:
             return
@@ -304,7 +304,7 @@ class Engine:
             )
 
     def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int]) -> Agreed[Plan]:
-        """Return this shard's part of what an epoch trains on: everything where it anneals, else what the method says.
+        """Return this shard's part of what an epoch trains on: everything where it anneals, else what the method plans.
 
         Args:
             epoch: counted from 0.

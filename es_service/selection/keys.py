@@ -1,7 +1,7 @@
 """Counter-based random numbers: the number for (seed, purpose, counter, id) is a hash, never the state of a generator.
 
-Whoever knows the four gets the same number, in any process, in any order, after any restart. That is what makes a
-selection independent of the topology it was made on.
+The same four give the same number, in any process, in any order, after any restart. That is what makes a selection
+independent of the topology it was made on.
 
 Reference: the finaliser is SplitMix64 (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014).
 """

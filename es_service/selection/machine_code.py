@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _compiled(function: F) -> F:
     try:
         return cast(F, numba.njit(cache=True, error_model="numpy")(function))
-    except RuntimeError:  # there is no folder to keep machine code in: every process compiles its own
+    except RuntimeError:  # no folder for the cache: every process compiles its own
         return cast(F, numba.njit(error_model="numpy")(function))
 
 

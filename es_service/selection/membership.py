@@ -7,7 +7,7 @@ Invariant               an epoch opens when every rank has closed the one before
 A generation is one life of the group of ranks, from its start to its end or its death. When a group is started again,
 the first rank of the new generation retires the old one: whatever the old one still sends is refused.
 
-It knows nothing of scores: whoever holds the table, or its shards, gives it the plan of an epoch.
+It knows nothing of scores: the owner of the table, or of its shards, gives it the plan of an epoch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def out_of_order(rank: int, epoch: int, current: int, num_epochs: int) -> errors
     if current >= num_epochs:
         return errors.EpochOrderError(
             f"rank {rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. Take "
-            "another run name; or, on every rank, call selector.reset() to begin it anew, or load_state_dict to go back"
+            "another run name; or, on every rank, call selector.reset() to start it over, or load_state_dict to go back"
         )
     return errors.EpochOrderError(
         f"rank {rank} opens epoch {epoch}, but the run stands before epoch {current}: epochs go up by one; to continue "
@@ -51,7 +51,7 @@ def out_of_order(rank: int, epoch: int, current: int, num_epochs: int) -> errors
 
 
 class Membership:
-    """See the module's text. Every method either does all it says or raises and changes nothing.
+    """See the module's text. Every method either succeeds or raises and changes nothing.
 
     Args:
         config: what the run is.
@@ -70,8 +70,8 @@ class Membership:
         self._closed: set[int] = set()
         self._is_open = False
         self.plan: Plan | None = None  # of the open epoch, None where it is a stream
-        self._dealt_out: list[Share] | None = None  # the shares of the open epoch, once somebody asked for one
-        self._num_streamed: int | None = None  # steps of the open epoch as far as said, None where it is planned
+        self._dealt_out: list[Share] | None = None  # the shares of the open epoch, once one was requested
+        self._num_streamed: int | None = None  # steps reported of the open epoch, None where it is planned
 
     @property
     def open_epoch_number(self) -> int | None:
@@ -241,7 +241,7 @@ class Membership:
         self.plan, self._dealt_out, self._num_streamed = None, None, None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return where everybody is as plain values, but for the plan of the open epoch: what `take_up` takes."""
+        """Return where every rank is as plain values, without the open epoch's plan: the input of `take_up`."""
         return {
             "attempt": self.generation,
             "retired": sorted(self._retired),
@@ -274,7 +274,7 @@ class Membership:
             raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error
         plan = plan if is_open and num_streamed is None else None
         if is_open and plan is None and num_streamed is None:
-            raise errors.StorageError(f"the journal says that epoch {finished} is open, and has no plan of it")
+            raise errors.StorageError(f"the journal has epoch {finished} open, but no plan of it")
         self.generation, self._retired, self.world_size = generation, retired, world_size
         self.finished_epochs, self._starts = finished, starts
         self._leave_epoch()

@@ -2,7 +2,7 @@
 
     Prospect (what is known when the epoch opens) ── Method.plan ──► Plan ── shuffle ── split ──► ids of each rank
 
-A prospect is that of one shard, and so is the plan made from it; `reductions` says how shards ask about all rows.
+A prospect is that of one shard, and so is the plan made from it; for questions about all rows see `reductions`.
 Shapes: n samples, of which this shard has n/S; m ids in the plan.
 """
 
@@ -156,7 +156,7 @@ def split(
     """Deal the plan out to the ranks, equally many each: rank r gets every world_size-th id from the r-th on.
 
     Each gets `share` ids, see `rank_share`; as many as there are for None. The others sit this epoch out: neighbours by
-    id from a place that moves on by as many with each epoch, so in plans that are not pruned everybody sits out in
+    id from a place that moves on by as many with each epoch, so in plans that are not pruned every sample sits out in
     turn. Since the ids are dealt in turn, one step of all ranks together covers the same stretch of the plan whatever
     the number of ranks, at equal total batch size.
 

@@ -1,4 +1,4 @@
-"""Questions about a table that may be sharded: exact, and no shard sends more than its share of the answer.
+"""Queries of a table that may be sharded: exact, and no shard sends more than its share of the answer.
 
 Each is a generator that runs on every shard, see `reductions`; the parts it returns there are put together afterwards.
 Where a table is being written meanwhile, a shard ranks and counts by its values as of when it was asked.
@@ -23,7 +23,7 @@ from es_service.selection.table import records_to_arrow
 __all__ = ["Distribution", "distribution", "ranked", "top"]
 
 _MAX_BINS = 4096
-_ALWAYS = ("id", "visits", "selected", "last_step")  # say something of samples that were never observed, too
+_ALWAYS = ("id", "visits", "selected", "last_step")  # have a meaning for samples that were never observed, too
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
-"""What the shards of a table agree on: exact totals and order statistics of all rows, without anybody holding them all.
+"""All-reduces over the shards of a table: exact totals and order statistics, with no process holding all rows.
 
-Every shard runs the same generator over its own rows. Where it needs to know something of all of them it yields what
-it has to say, and is sent what all said together:
+Every shard runs the same generator over its own rows. Where it needs a value over all rows it yields its part, and is
+sent the merged value:
 
     shard 0   ── yield Sum(counts) ──►┐                        ┌──► the sum, to every shard
-    shard 1   ── yield Sum(counts) ──►┼── merge (anybody's) ───┤
+    shard 1   ── yield Sum(counts) ──►┼── merge (any process) ─┤
     …         ── yield Sum(counts) ──►┘                        └──►
 
-What is said is small: `lowest` exchanges histograms of 4,096 bins, whatever the number of rows. The answers do not
+The parts are small: `lowest` exchanges histograms of 4,096 bins, whatever the number of rows. The answers do not
 depend on how rows are spread, so neither does what follows from them, to the last bit.
 """
 
@@ -49,12 +49,12 @@ Agreed: TypeAlias = Generator[Question, NDArray[Any], T]
 """A computation over all rows: yields questions, is sent answers, returns T."""
 
 
-def merge(said: Sequence[Question]) -> NDArray[Any]:
-    """Return the answer to what the shards, in their order, said."""
-    if isinstance(said[0], Sum):
-        total: NDArray[np.int64] = np.sum([one.values for one in said], axis=0)
+def merge(parts: Sequence[Question]) -> NDArray[Any]:
+    """Return the answer to the shards' parts, in the order of the shards."""
+    if isinstance(parts[0], Sum):
+        total: NDArray[np.int64] = np.sum([one.values for one in parts], axis=0)
         return total
-    return np.concatenate([one.values for one in said], axis=-1)
+    return np.concatenate([one.values for one in parts], axis=-1)
 
 
 def agree(shards: Sequence[Agreed[T]]) -> list[T]:
@@ -62,15 +62,15 @@ def agree(shards: Sequence[Agreed[T]]) -> list[T]:
     results: list[T] = []
     answer = None
     while True:
-        said: list[Question] = []
+        parts: list[Question] = []
         for shard in shards:
             try:
-                said.append(next(shard) if answer is None else shard.send(answer))
+                parts.append(next(shard) if answer is None else shard.send(answer))
             except StopIteration as stop:
                 results.append(stop.value)
         if results:
             return results
-        answer = merge(said)
+        answer = merge(parts)
 
 
 def count(*flags: Bools) -> Agreed[list[int]]:

@@ -1,6 +1,6 @@
-"""Batches in which a sample stands more than once, as a sampler with replacement makes them.
+"""Batches that hold a sample more than once, as a sampler with replacement makes them.
 
-A sample is observed once a step, by the mean of what its copies say, and counted once as selected. But each copy is a
+A sample is observed once a step, by the mean of its copies, and counted once as selected. But each copy is a
 candidate of its own: with the weight of its sample, and a random number of its own, which depends on how many of its
 kind stand before it. So a batch is drawn from as if its copies were different samples that weigh the same.
 """

@@ -1,4 +1,4 @@
-"""A run, in nouns: what it is, who takes part, what a rank gets of an epoch, and where the run stands."""
+"""The values that describe a run: its config, its ranks, a rank's share of an epoch, and its progress."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ class RunConfig:
         return self.selection.annealing(self.num_epochs).selecting(epoch, num_steps)
 
     def num_steps(self, epoch: int, world_size: int) -> int:
-        """Return each rank's steps in this epoch, as far as can be said before it opens.
+        """Return each rank's steps in this epoch, as far as they are known before it opens.
 
-        Exact where `Selection.prune_ratio` says how long a plan is, unless the samples never observed outnumber its
+        Exact where `Selection.prune_ratio` determines a plan's length, unless the samples never observed outnumber its
         places; the most there may be for methods that decide it by the losses (infobatch, kakurenbo).
         """
         kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
@@ -182,7 +182,7 @@ class Share:
         own = self.ids[planned]
         if own.size == ids_B.size and (own == ids_B).all():
             return planned
-        rows = places(self.ids[start : start + batch_size], ids_B)  # what was drawn of them, say
+        rows = places(self.ids[start : start + batch_size], ids_B)  # e.g. what was drawn of them
         return start + rows if rows.min() >= 0 else places(self.ids, ids_B)
 
     def factors(self, step: int, ids_b: I64, batch_size: int) -> F32 | None:

@@ -55,7 +55,7 @@ def make_plain(settings: Any) -> None:
     """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold.
 
     Raises:
-        ConfigError: a float that is no number, an int that is no integer, a bool that is neither true nor false.
+        ConfigError: a float that is not a number, an int that is not an integer, a bool that is neither true nor false.
     """
     for field in dataclasses.fields(settings):
         value = as_plain(getattr(settings, field.name))
@@ -80,7 +80,7 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return a setting as a float, or raise ConfigError: it is no number."""
+    """Return a setting as a float; ConfigError where it is not a number."""
     value = as_plain(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise errors.ConfigError(f"{name} must be a number, got {value!r}")

@@ -1,4 +1,4 @@
-"""Shards: id % S says which of S tables holds a sample, id // S in which row."""
+"""Shards: a sample is in table id % S of S, in its row id // S."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: what a training can say of one sample besides that it was there."""
+"""Signals: what training can report of a sample."""
 
 from __future__ import annotations
 

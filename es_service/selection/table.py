@@ -2,7 +2,7 @@
 
 An observation touches every field of a few thousand samples scattered over the table. Stored as one array per field
 that is eight cache misses a sample; stored as records it is one (4 to 5 times faster at 10⁷ rows). So the live buffer
-is a FixedSizeBinary(32) array, and `records_to_arrow` turns a copy of it into ordinary columns for everybody else.
+is a FixedSizeBinary(32) array, and `records_to_arrow` turns a copy of it into ordinary columns for all other uses.
 
     s          float32   score, the slow average of the loss
     w          float32   weight of the last observation, what draws and pruning go by

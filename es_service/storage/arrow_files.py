@@ -1,4 +1,4 @@
-"""Arrow IPC data that somebody else may have written: what it claims is looked at before any of it takes memory.
+"""Arrow IPC data from untrusted writers: what it claims is checked before any of it takes memory.
 
 A file of a few KB can claim gigabytes: by buffers that are compressed, or by one batch that is listed a million times.
 So the footer and the head of every batch are read first; a batch may be compressed only where we write such, and then
@@ -115,7 +115,7 @@ def _check_batch(head: memoryview, body: memoryview, what: str, row_bytes: int |
 def _checked(data: memoryview, what: str, most_rows: int, row_bytes: int | None) -> None:
     """Raise StorageError where reading a whole file could take more memory than its rows need."""
     if len(data) < 20 or bytes(data[:6]) != _MAGIC or bytes(data[-6:]) != _MAGIC:
-        raise errors.StorageError(f"{what} is damaged: it is no Arrow IPC file, or not the whole of one")
+        raise errors.StorageError(f"{what} is damaged: it is not an Arrow IPC file, or not the whole of one")
     num = struct.unpack_from("<i", data, len(data) - 10)[0]
     if not 0 < num <= len(data) - 18:
         raise errors.StorageError(f"{what} is damaged: its footer of {num:,} bytes is longer than the file")

@@ -1,10 +1,9 @@
 """Snapshots for readers: a private copy of their files, mapped rather than held in memory.
 
-A table of 10⁷ rows is 440 MB; whoever wants a hundred rows of it should not hold it. A run's own files are never
-mapped: the kernel ends a process that looks at pages of a file which was truncated meanwhile (SIGBUS). The copy lies in
-the folder for temporary files and has no name: nobody else can change it, and it goes when its reader does. What is
-checked is what keeps a reader from harm: the manifest, each file's size, its columns. The checksums are for those who
-continue a run.
+A table of 10⁷ rows is 440 MB; a reader of a hundred rows of it should not hold it. A run's own files are never
+mapped: the kernel ends a process that looks at pages of a file which was truncated meanwhile (SIGBUS). The copy is
+an unnamed temporary file: no other process can change it, and it goes when its reader does. Readers check the
+manifest, each file's size and its columns; checksums are checked only where a run is continued.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def open_snapshot(
 
 
 def map_table(path: str) -> pa.Table:
-    """Return the table of a local Arrow IPC file of our schema, mapped: of a file that nobody else can change."""
+    """Return the table of a local Arrow IPC file of our schema, mapped: of a file that no other process can change."""
     with files.storage_errors("read", path), open(path, "rb") as file:
         return decode_table(_mapped(file), path)
 

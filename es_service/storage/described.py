@@ -1,4 +1,4 @@
-"""What a run's files say of it, for people who look at it: each file is read once, its values are fit to be shown."""
+"""The description of a run from its files, for display: each file is read once, its values are fit to be shown."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def join(place: str, *names: str) -> str:
 
 @contextlib.contextmanager
 def open_file(filesystem: fs.FileSystem, path: str) -> Iterator[Any]:
-    """Open a file to read from; StorageError where it cannot be read or is no regular file."""
+    """Open a file to read from; StorageError where it cannot be read or is not a regular file."""
     with storage_errors("read", path):
         if isinstance(filesystem, fs.LocalFileSystem):
             kind = filesystem.get_file_info(path).type

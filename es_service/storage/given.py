@@ -1,6 +1,6 @@
 """Small files that a user names on the command line: settings, a search space, a token.
 
-What is no regular file (a FIFO, a terminal) is read too, but waited for only so long.
+A FIFO or a terminal is read too, but with a timeout.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def read_given(
     Args:
         path: of the file.
         most_bytes: that it may hold.
-        check: called with what the system says of the open file, before it is read.
-        patience_s: seconds to wait for the next bytes of what is no regular file.
+        check: called with the `stat` of the open file, before it is read.
+        patience_s: seconds to wait for the next bytes of a file that is not regular.
 
     Raises:
         OSError: it cannot be read, holds more, or nothing comes in time (TimeoutError).

@@ -61,21 +61,21 @@ def _parts(filesystem: fs.FileSystem, folder: str) -> list[tuple[str, Shard, str
 
 @contextlib.contextmanager
 def _opened(
-    filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, anew: bool = True
+    filesystem: fs.FileSystem, path: str, crc32: str, num_samples: int, *, again: bool = True
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
     """Open a file of the history; whatever goes wrong in the block is that file's damage.
 
-    All of it is read and checked; unless `anew`, of a file of this machine only once while it stays as it is, and later
-    only what is asked for.
+    All of it is read and checked; unless `again`, a local file only once while it is unchanged, and later only what is
+    asked for.
     """
 
     def check(schema: pa.Schema) -> None:
         version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
         sealed.check_format(version, path, (str(FORMAT),))
         if not _is_schema(schema):
-            raise errors.StorageError(f"{path} is no history: its columns are {schema.names}")
+            raise errors.StorageError(f"{path} is not a history: its columns are {schema.names}")
 
-    state = None if anew or not isinstance(filesystem, fs.LocalFileSystem) else _state(path)
+    state = None if again or not isinstance(filesystem, fs.LocalFileSystem) else _state(path)
     if state is not None and _checked.get(path) == state:
         with arrow_files.open_checked(path) as reader:
             yield reader
@@ -95,7 +95,7 @@ def _opened(
 
 
 def _state(path: str) -> tuple[int, ...]:
-    """Return what is another once a local file is written to, whoever sets its times."""
+    """Return what changes whenever a local file is written to, even if its times are set back."""
     with files.storage_errors("read", path):
         found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -166,7 +166,7 @@ class History:
         """Return all rows of an epoch in the order they were reported in: by step, then rank, then id.
 
         Raises:
-            StorageError: there is no whole history of this epoch, or a file of it is damaged.
+            StorageError: the history of this epoch is missing, incomplete or damaged.
         """
         parts = self._whole(epoch)
         if not parts:
@@ -194,7 +194,7 @@ class History:
             for path, own, crc32 in self._whole(epoch):
                 if sample_id % own.count != own.index:
                     continue
-                with _opened(self._filesystem, path, crc32, num_samples, anew=False) as reader:
+                with _opened(self._filesystem, path, crc32, num_samples, again=False) as reader:
                     for batch in _batches(reader, sample_id, path):
                         rows = batch.filter(pc.equal(batch.column("id"), sample_id))
                         num_left -= rows.num_rows

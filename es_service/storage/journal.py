@@ -1,7 +1,7 @@
-"""The journal of a shard, as its writer sees it: what the shard took in, in order, for a restart to take it in again.
+"""The journal of a shard, as its writer sees it: what the shard received, in order, for a restart to replay.
 
 Records are numbered from 1. They gather in memory, and a thread writes them as one segment every second, sooner where
-many have gathered or somebody waits; for the files see segments.py. Once a segment has been tried it stays as it is
+many have gathered or a caller waits; for the files see segments.py. Once a segment has been tried it stays as it is
 until it is written: a try that seemed to fail may have left it there.
 
 Lifecycle     ok ⇄ failing (a segment cannot be written: tried again, everything kept) → gave up (too much is kept)

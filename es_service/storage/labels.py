@@ -1,9 +1,9 @@
-"""What a run's samples are, for people who look at it: their labels, and how one can be shown.
+"""What a run's samples are, for display: their labels, and how one can be shown.
 
     <storage>/<run>/labels.arrow   column `label`, the code of each sample in order of its id
     <storage>/<run>/samples.json   label_names; preview: the media type of a sample's picture or text, null for none
 
-Written when a training begins that knows; nothing a run needs depends on them.
+Written when training begins, where they are known; a run does not depend on them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_notes(
     """Write what is known of a run's samples beside run.json; labels take as few bytes each as they need.
 
     Raises:
-        ConfigError: labels that are no codes of classes, numbered from 0.
+        ConfigError: labels that are not codes of classes, numbered from 0.
         StorageError: it cannot be written.
     """
     if labels_n is not None:
@@ -72,7 +72,7 @@ def write_notes(
 
 
 def read_notes(storage: RunStorage) -> SampleNotes:
-    """Return what is known of a run's samples: nothing where nobody wrote it."""
+    """Return what is known of a run's samples: nothing where it was not written."""
     found: dict[str, Any] = plain(storage.read_note("samples") or {})
     names, preview = found.get("label_names"), found.get("preview")
     return SampleNotes(

@@ -1,4 +1,4 @@
-"""What lies in a storage folder: the runs, each looked at for itself, so that one that cannot be read hides no other.
+"""The runs in a storage folder, each read by itself, so that one that cannot be read hides no other.
 
 A folder is a run's if it holds a run.json; files and other folders are passed over. On a local disk a link may lead to
 another place of the same storage, but not out of it: the storage is what readers were given.
@@ -78,7 +78,7 @@ def _local(root: str) -> Iterator[Found]:
                 if entry.is_symlink():
                     _check_link(entry.path, real_root)
                 if not stat.S_ISREG(about.st_mode):
-                    raise errors.StorageError(f"its {_ABOUT} is no file")
+                    raise errors.StorageError(f"its {_ABOUT} is not a file")
                 yield Found(check_run_name(entry.name), about.st_mtime_ns)
             except (FileNotFoundError, NotADirectoryError):  # no run's, or deleted a moment ago
                 continue

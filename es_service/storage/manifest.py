@@ -1,4 +1,4 @@
-"""What vouches for a snapshot: `manifest.json`, without which the files beside it count for nothing.
+"""The manifest of a snapshot, `manifest.json`, without which the files beside it are ignored.
 
 format, finished_epochs, epoch_starts, num_samples; files: by name bytes, sha256, and the shard's note; sha256
 """

@@ -1,7 +1,7 @@
 """Who writes a run: one score server at a time.
 
     <run>/owners/run/<stamp>.json     a claim, see terms.py: who it is, and which snapshots it found
-    <run>/owners/run/<stamp>.pulse    the owner's heartbeat, written anew every second or few
+    <run>/owners/run/<stamp>.pulse    the owner's heartbeat, rewritten every second or few
     <run>/owners/<i>-of-<S>/          claims to the journals of the shards, one by one
 
 Another one that comes takes over where the owner has released the run, is a process of this machine that has ended, is
@@ -72,7 +72,7 @@ class Ownership:
     Args:
         filesystem: that the run is on.
         run_path: folder of the run.
-        actor: names whoever owns it over restarts of its process.
+        actor: names the owner across restarts of its process.
     """
 
     def __init__(self, filesystem: fs.FileSystem, run_path: str, actor: str) -> None:
@@ -101,7 +101,7 @@ class Ownership:
             remote = files.is_object_store(self._filesystem)
             give_up = time.monotonic() + (_STALE_ON_OBJECT_STORES_S if remote else _STALE_S)
             while time.monotonic() < give_up:
-                time.sleep(_LOOK_EVERY_S * (10 if remote else 1))  # polling: a file says nothing when it changes
+                time.sleep(_LOOK_EVERY_S * (10 if remote else 1))  # polling: files do not notify of changes
                 now = self._owner()
                 if self._is_past(now[1]):
                     break
@@ -159,7 +159,7 @@ class Ownership:
         )
 
     def _is_past(self, found: dict[str, Any]) -> bool:
-        """Return whether an owner is known to have ended; nobody, or one whose file is damaged, has."""
+        """Return whether an owner is known to have ended; a missing one, or one whose file is damaged, has."""
         if not found or found.get("released") or found.get("actor") == self._values["actor"]:
             return True
         if found.get("host") != self._values["host"] or not isinstance(found.get("pid"), int):
@@ -195,4 +195,4 @@ class Ownership:
         try:
             return files.read_json(self._filesystem, path)
         except errors.StorageError:
-            return {}  # damaged, or deleted while we looked: nobody's
+            return {}  # damaged, or deleted while we looked: no owner

@@ -1,4 +1,4 @@
-"""Values of JSON files that anybody may have written, made fit to be shown: only what every reader of JSON can hold."""
+"""Values of untrusted JSON files, made fit to be shown: only what every reader of JSON can hold."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ def count(value: Any) -> int | None:
 
 
 def printable(name: str) -> str:
-    """Return a name as it can be shown: characters that cannot be printed, or are no characters, as escapes."""
+    """Return a name as it can be shown: characters that cannot be printed, or are not characters, as escapes."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

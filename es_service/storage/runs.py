@@ -115,7 +115,7 @@ class RunStorage:
         return self.config().end_of_ids
 
     def training(self) -> dict[str, Any] | None:
-        """Return how the run is trained, as `begin` was told; None where it was not."""
+        """Return how the run is trained, as given to `begin`; None where it was not."""
         training = self.about().get("training")
         return training if isinstance(training, dict) else None
 
@@ -160,7 +160,7 @@ class RunStorage:
         return owner
 
     def _stamped(self) -> Ownership | Term:
-        """Return who writes here; where nobody has taken the run over, this process does."""
+        """Return who writes here; where no process has taken the run over, this one does."""
         if self._owner is None:
             self._owner = ownership.claim_unwatched(self.filesystem, self.path)
         return self._owner

@@ -18,7 +18,7 @@ def digest(values: Mapping[str, Any], data: bytes = b"") -> str:
     """Return the sha256 of plain values, as JSON writes them, and of the bytes that go with them.
 
     Raises:
-        TypeError, ValueError: they are no plain values.
+        TypeError, ValueError: they are not plain values.
     """
     others = {key: value for key, value in values.items() if key != _KEY}
     text = json.dumps(json.loads(json.dumps(others)), sort_keys=True, separators=(",", ":"))  # as a reader has them

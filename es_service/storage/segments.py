@@ -1,10 +1,10 @@
 """The files of a shard's journal: what is in them, and which of them count.
 
     <folder>/<number of the first record, 16 digits>-<stamp>-<crc32 of the file, 8 hex digits>.arrow
-    <folder>/base-<stamp>.json     where the journal began anew, see `JournalFolder.write_base`
+    <folder>/base-<stamp>.json     where the journal starts over, see `JournalFolder.write_base`
 
 Records are numbered from 1. A segment's name vouches for its bytes. Each is an Arrow IPC file of the columns `kind`
-(text) and `payload` (bytes, none of this module's business).
+(text) and `payload` (bytes, opaque here).
 
 A shard may have had several writers one after the other, each with a stamp higher than the one before, see terms.py.
 Where a writer begins, what those before it wrote ends: records of theirs with its first number or a higher one were
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One thing a shard was told.
+    """One entry of a shard's journal.
 
     Attributes:
         number: counts the shard's records from 1.
@@ -100,7 +100,7 @@ def read_segment(filesystem: fs.FileSystem, segment: Segment) -> list[Record]:
         version = (schema.metadata or {}).get(b"format", b"").decode(errors="replace")
         sealed.check_format(version, segment.path, (str(FORMAT),))
         if not schema.equals(_SCHEMA):
-            raise errors.StorageError(f"{segment.path} is no segment of a journal: {schema.names}")
+            raise errors.StorageError(f"{segment.path} is not a segment of a journal: {schema.names}")
 
     table = arrow_files.read_table(data, segment.path, check, most_rows=_MOST_RECORDS, full=True)
     kinds, payloads = table.column("kind").to_pylist(), table.column("payload").to_pylist()
@@ -220,13 +220,13 @@ class JournalFolder:
         return aside
 
     def write_base(self, finished_epochs: int, number: int) -> None:
-        """Note that the journal begins anew behind record `number`, from a snapshot or, for 0, an empty table."""
+        """Note that the journal starts over behind record `number`, from a snapshot or, for 0, an empty table."""
         files.make_folder(self.filesystem, self.path)
         base = {"format": FORMAT, "finished_epochs": finished_epochs, "journal": number}
         files.write_json(self.filesystem, f"{self.path}/base-{self._stamp}.json", sealed.seal(base))
 
     def base(self, finished_epochs: int) -> int | None:
-        """Return the number of `write_base`, None where the journal did not begin anew at this snapshot.
+        """Return the number of `write_base`, None where the journal did not start over at this snapshot.
 
         As a segment, a base does not count where a later writer had begun before its number.
         """

@@ -1,4 +1,4 @@
-"""Snapshots: a run's state between two epochs, as Arrow IPC files with a manifest that vouches for them.
+"""Snapshots: a run's state between two epochs, as Arrow IPC files with a manifest of their checksums.
 
     snapshots/<epochs finished, 8 digits>-<stamp>-<n>/shard-<i>.arrow   the rows of ids i, i+S, i+2S, … for S shards
     snapshots/<epochs finished, 8 digits>-<stamp>-<n>/manifest.json     format, epoch_starts, per file bytes and sha256
@@ -121,7 +121,7 @@ class Snapshots:
             if finished_epochs not in self.epochs() or self.table_sha256(finished_epochs) != sha256:
                 return False
             self.read(finished_epochs)
-        except errors.StorageError:  # a damaged one: whoever asks has the table
+        except errors.StorageError:  # a damaged one: the caller has the table
             return False
         return True
 

@@ -2,8 +2,8 @@
 
     <storage>/<run>/spreads/<epochs finished, 8 digits>.json
 
-A bin is what the upper 12 bits of a float32 say: the sign, the exponent and three bits of the mantissa, that is, eight
-bins between x and 2x. No range has to be agreed on beforehand, so shards count for themselves and counts are added up.
+A bin is the upper 12 bits of a float32: the sign, the exponent and three bits of the mantissa, that is, eight bins
+between x and 2x. No common range is needed, so shards count for themselves and counts are added up.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def spreads_of(records: NDArray[np.void]) -> Spreads:
 
 
 def _sorted(counts: NDArray[np.int64], total: float) -> dict[str, Any]:
-    """Tell the bins of numbers above 0 from the others: bin 0 has 0 itself, the upper half what is negative."""
+    """Separate the bins of numbers above 0 from the others: bin 0 has 0 itself, the upper half what is negative."""
     above, below = counts[: counts.size // 2], counts[counts.size // 2 :]
     missing = int(above[_FIRST_OF_NO_NUMBER:].sum() + below[_FIRST_OF_NO_NUMBER:].sum())
     num_below = int(above[0] + below[:_FIRST_OF_NO_NUMBER].sum())

@@ -67,7 +67,7 @@ class _Counted:
         return num_bytes
 
     def flush(self) -> None:
-        pass  # whoever opened the file closes it
+        pass  # the opener closes the file
 
 
 def write_table(filesystem: fs.FileSystem, path: str, records: NDArray[np.void], shard: Shard) -> dict[str, Any]:

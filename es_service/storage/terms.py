@@ -7,9 +7,9 @@ All that a writer writes has its claim, the *stamp*, in its name: a reader that 
 of them to leave out.
 
 Nothing is locked, and no write is conditional (pyarrow.fs has no such writes). A writer looks for a higher claim
-*behind* each write, before it says that what it wrote counts. So:
+*behind* each write, before it acknowledges the write. So:
 
-- if it finds none, whoever claims later also reads later, and finds what was written;
+- if it finds none, a later claimant also reads later, and finds what was written;
 - if it finds one, or was frozen before it could look, what it wrote was never acknowledged, and its stamp is lower than
   its successor's.
 
@@ -43,7 +43,7 @@ def list_claims(filesystem: fs.FileSystem, folder: str) -> list[str]:
 
 
 class Term:
-    """A claim to a folder. It can be lost at any time; `check` says so.
+    """A claim to a folder. It can be lost at any time; `check` then raises.
 
     Args:
         filesystem: that the folder is on.

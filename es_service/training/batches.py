@@ -1,6 +1,6 @@
-"""Batches of any make: take some of the samples, cut into micro-batches, move to a device.
+"""Batches of any structure: take some of the samples, cut into micro-batches, move to a device.
 
-What a batch may be, and what has a row per sample, stands in `trees`.
+For what a batch may be, and what has a row per sample, see `trees`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def batch_length(batch: Any, per_sample: Sequence[str] | None = None) -> int:
                 check(batch, rows, per_sample)
                 return rows
     raise errors.ShapeError(
-        f"cannot tell how many samples a batch of type {type(batch).__name__} has: it must hold at least one tensor, "
+        f"cannot infer how many samples a batch of type {type(batch).__name__} has: it must hold at least one tensor, "
         "array or list with one entry per sample, in any nesting of dicts, lists, tuples and dataclasses"
     )
 
@@ -62,11 +62,11 @@ def take(batch: Any, positions: Positions, num: int | None = None, per_sample: S
     Args:
         batch: of B samples.
         positions: integer[b], each in [0, B).
-        num: B, where it is known; otherwise the first leaf says it.
+        num: B, where it is known; otherwise that of the first leaf.
         per_sample: names of the leaves, or of nodes above them, that have a row per sample; None for all.
 
     Raises:
-        ShapeError: a leaf has no row for each sample, or the positions have more than one dimension or are no integers.
+        ShapeError: a leaf has no row for each sample, or the positions are not integers in one dimension.
         InputError: a position outside [0, B).
     """
     if num is None:

@@ -1,11 +1,11 @@
-"""A training's checkpoint: a folder with what has to be there to go on, and the digests of it.
+"""The checkpoint of a training run: a folder with all it needs to continue, and the digests of it.
 
     training.pt        model, optimizer and history, and the selector's state but for its table; PyTorch's format
     scores.arrow       the table, an Arrow IPC file
     checkpoint.json    format; bytes and sha256 of the other two, written last
 
-PyTorch's reader does not look at checksums of its own. A checkpoint of an earlier version has no checkpoint.json: there
-the selector's state is checked as far as that goes.
+PyTorch's reader checks no checksums. A checkpoint of an earlier version has no checkpoint.json: there only the
+selector's state is checked.
 """
 
 from __future__ import annotations

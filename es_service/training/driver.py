@@ -79,7 +79,7 @@ def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[s
 
 
 def note_samples(storage: RunStorage, task: Task) -> None:
-    """Write down what the task says of its samples, for those who look at the run without the task."""
+    """Store the task's notes on its samples, for readers of the run that do not have the task."""
     shown = getattr(task, "preview", None)
     first = None if shown is None else shown(0)
     if not isinstance(first, str | bytes | None):

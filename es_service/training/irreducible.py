@@ -60,7 +60,7 @@ def hold_out_losses(
 
     Args:
         task: whose train set counts.
-        settings: of the training it is for; the hold-out models are trained alike.
+        settings: of the run it is for; the hold-out models are trained alike.
         num_epochs: of that training; they get half of them, rounded up.
         batch_size: of their steps.
         selection_seed: decides the halves and their order.
@@ -148,7 +148,7 @@ def _read_parquet(data: bytes, path: str, num_samples: int) -> pa.Table:
             raise _other_ids(path, file.metadata.num_rows, num_samples)
         return file.read(["id", column])
     except (pa.ArrowException, OSError) as error:
-        raise errors.StorageError(f"{path} is no Parquet file: {error}") from error
+        raise errors.StorageError(f"{path} is not a Parquet file: {error}") from error
 
 
 def _loss_column(schema: pa.Schema, path: str) -> str:

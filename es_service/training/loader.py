@@ -51,19 +51,19 @@ class SelectiveLoader:
         selector: hands out the ids and draws.
         score: batch -> losses[B], or signals by name, without touching the model; `training.scoring.score` makes one.
         reuse_losses: you call `observe` after every step; steps that draw without losses (annealing, `random`,
-            `full`) then take them from there instead of from a scoring pass of their own.
+            `full`) then take them from there instead of from a separate scoring pass.
         collate_fn: list of samples -> batch, or what `__getitems__` returns -> batch; torch's default otherwise.
         device: moves every batch there.
         num_workers: processes that fetch ahead; 0 fetches in this one, and then no more than is needed.
         per_sample: names of the leaves of a batch that have a row per sample, such as ["image", "targets.boxes"] or
             ["0", "1"], see `training.trees`; all others then go into every mini-batch as they are. None: every leaf
             with rows must have one for each sample, and a batch of two samples is fetched once to see that it has.
-        recollate: collate the drawn samples anew instead of taking rows of the meta-batch: text padded to the longest
+        recollate: collate the drawn samples again instead of taking rows of the meta-batch: text padded to the longest
             of B samples is then padded to the longest of b. `collate_fn` must not draw at random. Needed, too, for
             batches that cannot be taken apart, graphs for example.
 
     Raises:
-        ConfigError: the data set has another length than the selector was told, or both `per_sample` and `recollate`
+        ConfigError: the data set has another length than the selector's n, or both `per_sample` and `recollate`
             are given.
     """
 

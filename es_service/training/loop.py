@@ -40,7 +40,7 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
     """Train a task's model from its last checkpoint, or from the start; every rank calls it.
 
     The learning rate follows the share of the training done, counted in epochs and in the steps that the selector
-    says this epoch has, so that pruned epochs do not leave the schedule unfinished.
+    expects in this epoch, so that pruned epochs do not leave the schedule unfinished.
 
     Returns:
         accuracy, balanced_accuracy, accuracy_by_label and held_out_loss (see `Evaluation`), epoch, history (per epoch),
@@ -121,7 +121,7 @@ class _Training:
     def _train_epoch(self, epoch: int) -> float:
         """Train for an epoch and return the mean loss of what it trained on, over all ranks."""
         num_epochs = self.selector.config.num_epochs
-        torch.manual_seed(_epoch_seed(self.settings.seed, epoch, self.workers.rank))  # of dropout, say
+        torch.manual_seed(_epoch_seed(self.settings.seed, epoch, self.workers.rank))  # e.g. of dropout
         self.model.train()
         total, num = torch.zeros((), device=self.workers.device), 0
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
@@ -207,7 +207,7 @@ class _Training:
         )
 
     def _restore(self) -> int:
-        """Go to the last checkpoint and return the epoch to go on with."""
+        """Go to the last checkpoint and return the epoch to continue with."""
         with self.workers.checkpoint() as folder:
             if folder is None:
                 self.selector.reset()

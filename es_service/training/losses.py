@@ -17,7 +17,7 @@ IGNORE_INDEX = -100
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Return float32[B], the cross entropy of each sample; of many labels per sample, say tokens, their mean.
+    """Return float32[B], the cross entropy of each sample; of many labels per sample, e.g. tokens, their mean.
 
     Labels of `IGNORE_INDEX` count for nothing; a sample that has no other has loss 0.
 
@@ -27,7 +27,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: f
         label_smoothing: share in [0, 1] of the target that is spread evenly over the classes.
 
     Raises:
-        ShapeError: the shapes do not belong together, the logits are no tensor, or the labels are no integers.
+        ShapeError: the shapes do not belong together, the logits are not a tensor, or the labels are not integers.
         DataError: a label is none of the C classes; on a GPU torch itself ends the process.
     """
     check_outputs("logits", logits)
@@ -69,7 +69,7 @@ def _stray_label(labels: torch.Tensor, num_classes: int) -> str:
 
 
 def check_outputs(what: str, outputs: Any) -> None:
-    """Raise ShapeError unless a model's outputs are one tensor; `what` they are called: logits, say."""
+    """Raise ShapeError unless a model's outputs are one tensor; `what` they are called, e.g. logits."""
     if not isinstance(outputs, torch.Tensor):
         raise errors.ShapeError(
             f"the model returned a {_described(outputs)}, where {what} must be a tensor: let the model return that "
@@ -95,7 +95,7 @@ def residuals(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         targets: float[B, ...], of the same shape: nothing is broadcast.
 
     Raises:
-        ShapeError: the shapes differ, or have no dimension for the samples, or the predictions are no tensor.
+        ShapeError: the shapes differ, or have no dimension for the samples, or the predictions are not a tensor.
     """
     check_outputs("predictions", predictions)
     if predictions.ndim == 0 or predictions.shape != targets.shape:

@@ -1,4 +1,4 @@
-"""What a forward pass says of a batch: its losses, or several signals of each sample by name, "loss" among them."""
+"""The result of a forward pass: a batch's losses, or several signals of each sample by name, "loss" among them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ driver ── starts ──► score server ◄── reports ── worker 0..W
    └──── asks every half second how far it is ──► score server
 
 With the exchange "collective" there is no score server: the workers exchange observations among themselves, and rank 0
-writes into the run's folder how far it is.
+writes its progress into the run's folder.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _wait_until_free(run: str) -> None:
     """Return once no score server has this run's name: that of a job just killed takes a moment to go.
 
     Raises:
-        RunExistsError: it stays; somebody is training this run.
+        RunExistsError: it stays; another process is training this run.
     """
     give_up = time.monotonic() + _TAKEN_DEADLINE_S
     while time.monotonic() < give_up:
@@ -81,7 +81,7 @@ def _wait_until_free(run: str) -> None:
             launch.find(run)
         except errors.RunNotFoundError:
             return
-        time.sleep(_WATCH_EVERY_S)  # polling: Ray says nothing when a name gets free
+        time.sleep(_WATCH_EVERY_S)  # polling: Ray does not notify when a name gets free
     raise errors.RunExistsError(
         f"a score server for run {run!r} is up on this Ray: another training of that name is under way, or es.connect "
         f"started it (es_service.actors.launch.stop({run!r}) ends it); or take another run name"
@@ -123,7 +123,7 @@ def _cause(error: train.TrainingFailedError) -> errors.EsServiceError:
 
 
 class _Trainer(ray_torch.TorchTrainer):
-    """A trainer that leaves signals to this program, and can be told to end its workers."""
+    """A trainer that leaves signals to this program, and can end its workers on request."""
 
     _controller: Any = None
 
@@ -133,7 +133,7 @@ class _Trainer(ray_torch.TorchTrainer):
         return [one for one in made if type(one).__name__ != "DatasetsCallback"]
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Keep what Ray's handler of SIGINT would end: that handler exits with status 1 and says nothing."""
+        """Keep what Ray's handler of SIGINT would end: that handler exits with status 1 without a message."""
         self._controller = controller
 
     def abort(self) -> None:
@@ -165,7 +165,7 @@ def _trainer(spec: TrainingSpec) -> _Trainer:
 
 @contextlib.contextmanager
 def _watching(stats: Callable[[], dict[str, Any]], watch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Hand the run's stats to `watch`, from a thread of its own, for as long as the block lasts."""
+    """Hand the run's stats to `watch`, from a background thread, for as long as the block lasts."""
     stop = threading.Event()
 
     def look() -> None:

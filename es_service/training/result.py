@@ -1,4 +1,4 @@
-"""The result of a run: what it reached, what it trained on, what that cost, as plain values ready for JSON."""
+"""The result of a run: accuracy, samples trained on and cost, as plain values ready for JSON."""
 
 from __future__ import annotations
 

@@ -41,13 +41,13 @@ def score(
 
     Args:
         model: bare, or wrapped in DistributedDataParallel. If it is in training mode, modules of it that were put in
-            evaluation mode, a frozen BatchNorm say, stay so; if it is in evaluation mode, all of it trains meanwhile.
+            evaluation mode, e.g. a frozen BatchNorm, stay so; if it is in evaluation mode, all of it trains meanwhile.
         batch: of B samples, on the model's device; with `micro_batch_size` one that `training.batches` can take apart.
         losses: (outputs, batch) -> losses[b], one per sample of that batch; or several such tensors by the name of the
             signal, "loss" among them.
         inputs: batch -> what goes into the model, as its only argument.
         forward: (model, batch) -> outputs, for a model with other arguments: `lambda model, batch: model(**batch)`.
-            Either this or `inputs`. Do not wrap the model in a module of your own instead: the wrapper would be in
+            Either this or `inputs`. Do not wrap the model in another module instead: the wrapper would be in
             training mode where the model evaluates.
         micro_batch_size: most samples of one forward pass, None takes all at once. BatchNorm's statistics are those of
             the micro-batch.
@@ -56,7 +56,7 @@ def score(
 
     Returns:
         float32[B] losses, in the order of the batch, or float32[B] of each signal by its name. They may be NaN or
-        infinite: whoever uses them checks that.
+        infinite: callers check that.
 
     Raises:
         ShapeError: the losses are not one per sample, or a batch to be cut has no row for each sample.

@@ -1,4 +1,4 @@
-"""How a training optimises, checked without torch."""
+"""Optimizer settings of a training run, checked without torch."""
 
 from __future__ import annotations
 

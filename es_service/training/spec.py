@@ -40,7 +40,7 @@ class TrainingSpec:
     Args:
         run: its name.
         storage: folder that holds the runs.
-        task: name of the task, or module:function of one's own; `data` says where its data are, None for what it
+        task: name of the task, or module:function; `data` is the path of its data, None for what it
             brings along.
         derived: what to make of its train set: wrong labels, a long tail, few samples.
         method: short name of the selection, for the result.
@@ -53,7 +53,7 @@ class TrainingSpec:
         micro_batch_size: most samples of one pass.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
-        resume: go on with a run of this name; otherwise the name must be new.
+        resume: continue a run of this name; otherwise the name must be new.
         search: name of the search that the run is a trial of, None where it is none's.
     """
 
@@ -141,7 +141,7 @@ class TrainingSpec:
         """Make a spec from `to_dict`'s values; what is left out is the default.
 
         Raises:
-            ConfigError: a name that is no field, a field that is missing, or a value outside its domain.
+            ConfigError: a name that is not a field, a field that is missing, or a value outside its domain.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
@@ -194,7 +194,7 @@ class TrainingSpec:
         Raises:
             RunExistsError: the name is taken, and `resume` was not asked for.
             RunNotFoundError: nothing of this name to resume.
-            RunMismatchError: it was begun with other settings.
+            RunMismatchError: it was started with other settings.
             DataError: a built-in task has no data where they should be.
             StorageError: the storage, or the file of irreducible losses, cannot be read.
         """
@@ -227,6 +227,6 @@ class TrainingSpec:
         ]
         if differing:
             raise errors.RunMismatchError(
-                f"run {self.run!r} was begun with other settings ({'; '.join(differing)}): resume it without naming "
+                f"run {self.run!r} was started with other settings ({'; '.join(differing)}): resume it without naming "
                 "these, or take another run name"
             )

@@ -2,9 +2,9 @@
 
 A batch is a tree of dicts, lists, tuples, NamedTuples and dataclasses with leaves at its ends. A leaf has rows if it is
 a tensor or array of at least one dimension, a PackedSequence, a nested tensor, or a list or tuple without any tensor or
-array in it (one string per sample, say). Each of these must have one row for each of the B samples. A leaf with another
+array in it (e.g. one string per sample). Each of these must have one row for each of the B samples. A leaf with another
 number of rows is refused: rows taken of it by position would be those of other samples. Where a batch holds such
-leaves, one weight per class say, `per_sample` names the leaves that do have a row per sample; all others pass through
+leaves, e.g. one weight per class, `per_sample` names the leaves that do have a row per sample; all others pass through
 as they are. So do scalars, strings and None. A leaf's name is its path, keys, fields and indices joined by dots:
 "targets.boxes", or "0" for the first of a tuple; naming a node names all below it.
 

@@ -35,8 +35,8 @@ def pivotal(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn
     """Pivotal method in random order: units duel over their probabilities, one after the other. Exact π at O(B log B).
 
     The unit that stands, with a, meets the next, with c. Where a + c < 1, one of the two (the first with probability
-    a/(a+c)) goes on with a + c and the other is out. Otherwise one (the first with probability (1-c)/(2-a-c)) is
-    taken and the other goes on with a + c - 1. Each duel keeps every π; the last unit to stand has 0 or 1.
+    a/(a+c)) continues with a + c and the other is out. Otherwise one (the first with probability (1-c)/(2-a-c)) is
+    taken and the other continues with a + c - 1. Each duel keeps every π; the last unit to stand has 0 or 1.
 
     The uniforms give the order and, behind the bits used for that, one number per duel (`shuffled`).
     Arguments and errors as in `race`. Reference: Deville & Tillé, *Unequal probability sampling without replacement

@@ -90,7 +90,7 @@ def priority(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Draw
 def topk(weights_B: NDArray[np.floating], num: int, uniforms_B: F64) -> Drawn:
     """Take the `num` largest weights; the uniforms only order equal weights. No inclusion probability exists.
 
-    Arguments and errors as in `race`, but a weight may be negative: a loss less its irreducible part, say.
+    Arguments and errors as in `race`, but a weight may be negative, e.g. a loss less its irreducible part.
     Reference: Kawaguchi & Lu, *Ordered SGD*, 2020; Mindermann et al., *RHO-LOSS*, 2022.
     """
     weights = check_weights(weights_B, num, any_sign=True)

@@ -76,7 +76,7 @@ def threshold_closeness(beta: float = 0.5, *, epsilon: float = 0.05) -> Threshol
 
         m ← β·m + (1-β)·p          w = m·(1-m) + ε
 
-    The first observation sets m. Samples that are easy (p near 1) or hopeless (p near 0: a wrong label, say) weigh ε.
+    The first observation sets m. Samples that are easy (p near 1) or hopeless (p near 0, e.g. a wrong label) weigh ε.
 
     Args:
         beta: in [0, 1]; weight of the past.

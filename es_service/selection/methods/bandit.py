@@ -54,7 +54,7 @@ class _Bandit(Method):
         return (yield from self._choose(prospect))
 
     def _choose(self, prospect: Prospect) -> Agreed[Plan]:
-        raise NotImplementedError  # abstract: each says its own
+        raise NotImplementedError  # abstract
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +80,8 @@ class Ucb(_Bandit):
         return {"s": mean_B, "variance": variance_B, "w": mean_B + np.float32(self.c) * variance_B}
 
     def _choose(self, prospect: Prospect) -> Agreed[Plan]:
-        everybody = np.ones(prospect.ids.size, dtype=np.bool_)
-        return (yield from prospect.keep([(everybody, -prospect.column("w").astype(np.float64))]))
+        everything = np.ones(prospect.ids.size, dtype=np.bool_)
+        return (yield from prospect.keep([(everything, -prospect.column("w").astype(np.float64))]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,7 +42,7 @@ class Method:
     observes: ClassVar[tuple[str, ...]] = ()
     """Signals a sample must come with, besides its loss."""
     reads: ClassVar[tuple[str, ...]] = ("s",)
-    """Columns of the sample's row that `update` reads, and writes anew (but `visits`, which the engine counts)."""
+    """Columns of the sample's row that `update` reads and overwrites (but `visits`, which the engine counts)."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Further columns of the table; one that is named like a signal holds its last value."""
 
@@ -58,7 +58,7 @@ class Method:
 
     def initial_score(self, num_samples: int) -> float:
         """Return s and w of a sample that was never observed."""
-        raise NotImplementedError  # abstract: every family says its own
+        raise NotImplementedError  # abstract
 
     def update(self, old: Columns, values_B: F32, seen: Columns) -> Columns:
         """Return the row's new columns, float32[B] each: "w", and those in `reads`.
@@ -70,7 +70,7 @@ class Method:
             values_B: float32[B], what the method goes by: the loss, or what `Selection.signal` names.
             seen: all signals of this observation by name, float32[B] each.
         """
-        raise NotImplementedError  # abstract: every family says its own
+        raise NotImplementedError  # abstract
 
     def weigh(self, weights_B: F32, recent_R: F32) -> NDArray[np.floating]:  # noqa: ARG002 - the contract's argument
         """Return the weights float[B] to draw one meta-batch by, from its w.

@@ -20,7 +20,7 @@ from es_service.selection.settings import exact_share, make_plain
 
 __all__ = ["InfoBatch", "infobatch"]
 
-_INITIAL_SCORE = 3.0  # as published; nobody is below the mean before losses were seen
+_INITIAL_SCORE = 3.0  # as published; no sample is below the mean before losses were seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,7 +69,7 @@ def kakurenbo(fraction: float = 0.3, *, threshold: float = 0.7) -> Kakurenbo:
         learning rate × 1/(1 - hidden/n), see `selector.learning_rate_factor`
 
     At the epoch's end the hidden get a forward pass, which refreshes loss, correctness and confidence:
-    `selector.hidden_batches()` hands them out, `es.SelectiveLoader` does it by itself. Where nobody does, they stay
+    `selector.hidden_batches()` hands them out; `es.SelectiveLoader` calls it. Without that pass they stay
     hidden. All of a meta-batch is trained on; its losses come from the training pass.
 
     Args:

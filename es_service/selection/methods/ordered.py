@@ -51,7 +51,7 @@ def ordered(*, adaptive: bool = True) -> Ordered:
 
     Args:
         adaptive: q as published: s, s/2, s/4, s/8, s/16 as the train accuracy passes 80, 90, 95 and 99.5 %, looked at
-            when an epoch opens; `Selection.ratio` then has no say. False: q = ⌈ratio·s⌉ throughout.
+            when an epoch opens; `Selection.ratio` is then ignored. False: q = ⌈ratio·s⌉ throughout.
 
     The train accuracy is that of each sample's last prediction, so the signal `correct` has to be reported. As
     published the q are found in the forward pass that is then back-propagated; here scoring is a pass of its own.

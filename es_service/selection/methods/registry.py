@@ -57,7 +57,7 @@ def find(name: str, known: Iterable[str]) -> Callable[..., Method]:
         others = [other for other in found if other not in _BUILT_IN]
         raise errors.ConfigError(
             f"unknown method {name!r}; {suggest(name, [*known, *others])} (a method of another package needs that "
-            "package wherever a process of the run is; one of your own is module:factory)"
+            "package wherever a process of the run is; your own method is module:factory)"
         )
     packages = [plugins.package_of(entry) for entry in found[name]]
     spec = "".join(found[name][0].value.partition("[")[0].split())

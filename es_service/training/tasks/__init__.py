@@ -37,14 +37,14 @@ def check_task_name(name: str) -> None:
     if ":" in name:
         plugins.check_importable(f"task {name!r}", name)
     elif name not in TASKS:
-        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (one of your own is module:function)")
+        raise errors.ConfigError(f"no task {name!r}: {suggest(name, TASKS)} (your own task is module:function)")
 
 
 def check_task_data(name: str, data: str | None) -> None:
     """Raise DataError where the data of a built-in task are to be at a place that is not there."""
     if name in TASKS and data is not None and not os.path.exists(data):
         raise errors.DataError(
-            f"--data {data}: there is no such file or folder; docs/how-to/own_task.md says what the task {name!r} "
+            f"--data {data}: there is no such file or folder; see docs/how-to/own_task.md for what the task {name!r} "
             "reads, and where to get it"
         )
 

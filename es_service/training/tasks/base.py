@@ -1,4 +1,4 @@
-"""The contract of a task: what a training needs to know of a problem, and nothing about how it is trained."""
+"""The contract of a task: all that training needs of a problem, and nothing about how it is trained."""
 
 from __future__ import annotations
 

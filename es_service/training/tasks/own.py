@@ -29,7 +29,7 @@ def load(spec: str, data: str | None) -> Task:
         data: for the function.
 
     Raises:
-        ConfigError: no such module or function, or what it returns is no task.
+        ConfigError: no such module or function, or what it returns is not a task.
         DataError, ShapeError: see `check`.
     """
     return check(plugins.load(f"task {spec!r}", spec)(data), spec)
@@ -116,7 +116,7 @@ def _check_outputs(task: Any) -> None:
             task.check_logits(outputs)
         try:
             values = task.losses(outputs, batch)
-        except IndexError as error:  # what torch raises for a label that is no class
+        except IndexError as error:  # what torch raises for a label that is not a class
             labels = "" if labels_n is None else f" with the labels {labels_n[ids].tolist()}"
             raise errors.DataError(
                 f"its losses failed for samples {ids} of the {part}{labels}, whose outputs have the shape "

@@ -1,4 +1,4 @@
-"""Data that come inside somebody else's package: found where pip put them, read in memory, never unpacked to disk."""
+"""Data that come inside another package: found where pip put them, read in memory, never unpacked to disk."""
 
 from __future__ import annotations
 

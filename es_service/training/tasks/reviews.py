@@ -98,7 +98,7 @@ def _parse(content: bytes) -> tuple[NDArray[np.float64], list[str]]:
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise errors.DataError(f"{FILE.names[0]} is no UTF-8 text: {error}") from None
+        raise errors.DataError(f"{FILE.names[0]} is not UTF-8 text: {error}") from None
     ratings, texts = [], []
     for number, line in enumerate(lines, start=1):
         parts = line.split("\t")

@@ -1,4 +1,4 @@
-"""Chance for data sets: which samples are held out, kept or changed, the same with every version of every library.
+"""Randomness for data sets: which samples are held out, kept or changed, equal for all versions of all libraries.
 
 Reference: SplitMix64 (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014), spelled out here so
 that ids, and all scores and figures that speak of them, can never shift.
@@ -28,7 +28,7 @@ def words(ids_m: NDArray[np.integer], stream: int = 0) -> NDArray[np.uint64]:
 
 
 def stream_of(*parts: int) -> int:
-    """Return the stream that belongs to some numbers, say a seed and a purpose."""
+    """Return the stream that belongs to some numbers, e.g. a seed and a purpose."""
     state = 0
     for part in parts:
         state = int(words(np.array([part % 2**64], dtype=np.uint64), state)[0])

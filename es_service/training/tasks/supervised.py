@@ -3,7 +3,7 @@
     train, held_out = TensorSet(x, y), TensorSet(more_x, more_y)
     task = Classification(name="mine", train_set=train, held_out=held_out, model=build_net, defaults=TaskDefaults(…))
 
-Data too large for memory come from a class of your own with what `TargetedSamples` names.
+For data too large for memory write a class with the attributes of `TargetedSamples`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Classification(_Supervised):
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
 
     Raises:
-        DataError: the targets of one of the sets are no labels int64[n], or there is no name for one of them.
+        DataError: the targets of one of the sets are not labels int64[n], or one of them has no name.
     """
 
     label_names: tuple[str, ...] | None = None
@@ -155,7 +155,7 @@ class Classification(_Supervised):
         """Raise DataError where a label of either set is none of the classes that logits float[B, C] have.
 
         Nothing is checked where a subclass has another loss: its outputs may mean something else. ShapeError where they
-        are no tensor.
+        are not a tensor.
         """
         if type(self).losses is not Classification.losses:
             return
@@ -186,7 +186,7 @@ class Regression(_Supervised):
     Arguments are those of `Classification`, less the names of labels.
 
     Raises:
-        DataError: the targets of one of the sets are no finite float32[n], or those held out are all the same.
+        DataError: the targets of one of the sets are not finite float32[n], or those held out are all the same.
     """
 
     labels = None
@@ -202,7 +202,7 @@ class Regression(_Supervised):
                     f"got {targets_n.dtype}{list(targets_n.shape)}"
                 )
         if not self._variance() > 0:
-            raise errors.DataError("the held-out targets are all the same: nothing can be said of predicting them")
+            raise errors.DataError("the held-out targets are all the same: R² is undefined")
 
     def _variance(self) -> float:
         return float(self.held_out.targets_n.var(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""What the training loop needs of the place it runs in; `local` and `ray` are such places."""
+"""What the training loop needs of its workers; `local` and `ray` provide it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Workers(Protocol):
         ...
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """Give every rank the buffers of rank 0, BatchNorm's running statistics say: those a checkpoint holds."""
+        """Give every rank the buffers of rank 0, e.g. BatchNorm's running statistics: those a checkpoint holds."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -36,7 +36,7 @@ class Workers(Protocol):
         ...
 
     def raise_if_stopped(self) -> None:
-        """Raise StoppedError where somebody asked this training to stop; rank 0 calls it about twice a second."""
+        """Raise StoppedError where this run was asked to stop; rank 0 calls it about twice a second."""
         ...
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:

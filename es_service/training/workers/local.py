@@ -58,7 +58,7 @@ class LocalWorkers:
             ) from error
 
     def raise_if_stopped(self) -> None:
-        """See `Workers.raise_if_stopped`; whoever watches a training in this process can raise there."""
+        """See `Workers.raise_if_stopped`; watchers of a run in this process can raise there."""
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path | None]:

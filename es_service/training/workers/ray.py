@@ -1,4 +1,4 @@
-"""A group of Ray Train workers: what each does, and how the loop pending to the group."""
+"""A group of Ray Train workers: what each does, and how the loop calls the group."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RayWorkers:
     """The group of Ray Train workers; see `Workers`.
 
     Args:
-        run: folder of a run that may be asked to stop, see `ask_to_stop`; None where nobody will ask.
+        run: folder of a run that may be asked to stop, see `ask_to_stop`; None where it will not be.
     """
 
     def __init__(self, run: RunStorage | None = None) -> None:
@@ -82,7 +82,7 @@ class RayWorkers:
     def raise_if_stopped(self) -> None:
         """See `Workers.raise_if_stopped`; the group then ends, of which this is a failed worker."""
         if self._run is not None and (self._run.read_note(_STOP) or {}).get("asked"):
-            raise errors.StoppedError(f"run {self._run.run!r} was asked to stop: --resume goes on with it")
+            raise errors.StoppedError(f"run {self._run.run!r} was asked to stop: continue it with --resume")
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path | None]:

@@ -63,7 +63,7 @@ def test_a_method_must_be_one(method: Any) -> None:
 
 
 def test_full_training_cannot_prune() -> None:
-    with pytest.raises(errors.ConfigError, match=r"'full' says itself what .* so prune_ratio=0\.2 contradicts it"):
+    with pytest.raises(errors.ConfigError, match=r"'full' itself decides what .* so prune_ratio=0\.2 contradicts it"):
         Selection(methods.full(), prune_ratio=0.2)
     Selection(methods.random(), prune_ratio=0.2)
 
