@@ -345,7 +345,7 @@ def test_ctrl_c_ends_it_and_the_process_that_asks_ray(
     try:
         eventually(lambda: service.get("/v1/runs")["ray"]["state"] == "connected")
         below = descendants(service.process.pid)
-        [asking] = [pid for pid, title in below.items() if "live_reader" in title]
+        [asking] = [pid for pid, title in below.items() if "live.reader" in title]
         niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (service.process.pid, asking)}
         assert niceness == {19}  # a training that wants the processor gets it first
     finally:
