@@ -1,4 +1,4 @@
-"""Request bodies, read whole before a request takes any place: a client that sends slowly holds up itself alone."""
+"""Request bodies, read whole before a request takes a slot: a client that sends slowly delays no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data map: mean loss against variability of the loss, in bins, so that a page never gets more than it can draw.
+"""The data map: mean loss against variability of the loss, in bins, so that the size of an answer is bounded.
 
 Reference: Swayamdipta et al., *Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics*, arXiv
 2009.10795, which has confidence and its variability where this has the loss.

@@ -1,4 +1,4 @@
-"""Which samples, in which order, and which page of them."""
+"""Filtering, sorting and paging of samples."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _number(condition: str, word: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise errors.ConfigError(f"where={condition!r}: {word!r} is no number")
+        raise errors.ConfigError(f"where={condition!r}: {word!r} is not a number")
     if abs(value) > 3e38:
         raise errors.ConfigError(f"where={condition!r}: {word!r} is larger than any value of the table")
     return value

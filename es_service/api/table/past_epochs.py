@@ -1,4 +1,4 @@
-"""The epochs whose snapshots are gone: how a column spread then, from what the run keeps of each epoch."""
+"""Epochs whose snapshots were deleted: distributions of a column, from the summary that a run keeps of each epoch."""
 
 from __future__ import annotations
 

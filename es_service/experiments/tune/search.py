@@ -38,7 +38,7 @@ def search(
 
     Args:
         task: what to train, as `es-service train --task` names it.
-        space: a `Space`, or setting -> domain, "uniform(0, 0.5)" say; see `read_space`.
+        space: a `Space`, or setting -> domain, e.g. "uniform(0, 0.5)"; see `read_space`.
         out: folder for runs, tables and the report.
         method: of a space that is a mapping.
         resume: continue the search that is there.
@@ -102,7 +102,7 @@ def begin(
     What can be checked without the task is checked first: building it takes torch and the data.
 
     Args:
-        task: what to train; `data` says where its data are.
+        task: what to train; `data` is the path of its data.
         space: what to search.
         name: of the search.
         data: None for what comes with a package.

@@ -1,4 +1,4 @@
-"""Ray Tune's `Tuner` around a search: how it is begun, resumed and stopped, and what is kept of it.
+"""Ray Tune's `Tuner` around a search: how it is started, resumed and stopped, and what is kept of it.
 
 <folder>/<name>/        Ray Tune's folder of the experiment
 <folder>/<name>.tar.gz  its state as of a second ago, whole: Ray Tune copies its four files one by one and not
@@ -197,7 +197,7 @@ class _Driver(Live, tune.Callback):
         self._scheduler.set_state(state["scheduler"])
 
     def setup(self, *_: Any, **__: Any) -> None:
-        """See that an earlier command's state was found: Ray Tune would begin anew without a word."""
+        """Check that an earlier command's state was found: Ray Tune would start over silently."""
         if self._expects_state:
             raise errors.StorageError(
                 f"Ray Tune cannot restore the search from {self._state._path}: it was written by another version of "
