@@ -71,10 +71,10 @@ def connect(
         every: k, for "collective": another rank's observations are seen at most k - 1 steps late.
         storage: folder or URI for snapshots, as seen from the server's node, or from rank 0 with "collective";
             ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
-        resume: what to do with a run of this name that has begun. "auto": it is continued, from the end of its last
+        resume: what to do with a run of this name that was started. "auto": it is continued, from the end of its last
             finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
-            it must be new. A run has begun once an epoch of it was opened, and is new again after `selector.reset()`.
-        rank: this rank, where nothing else says it.
+            it must be new. A run is started once an epoch of it was opened, and is new again after `selector.reset()`.
+        rank: this rank, where nothing else determines it.
         world_size: number of ranks, likewise.
         generation: any text that all ranks of one start of the group share and a restarted group does not; needed where
             several ranks were given by hand.
@@ -86,7 +86,7 @@ def connect(
     Raises:
         RunNameError, ConfigError: an argument cannot be used; several processes without a group, or without one Ray.
         RunNotFoundError: resume="must", and there is no such run.
-        RunExistsError: resume="never", and it has begun.
+        RunExistsError: resume="never", and it was started.
         RunMismatchError: the run exists with another n, method or seed; or, with "collective", a rank came with
             other arguments.
         StorageError: the storage folder cannot be written.
@@ -182,7 +182,7 @@ def _remote(
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
-    if stats["generation"] != group:  # else another rank of this group has begun or reset it
+    if stats["generation"] != group:  # else another rank of this group has started or reset it
         has_begun = stats["finished_epochs"] > 0 or stats["open_epoch"] is not None
         check_begun(resume, has_begun, run, storage)
     inner = kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)

@@ -37,7 +37,7 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
         doing: what the call is for, for the message: "cannot <doing>: …".
 
     Raises:
-        EsServiceError: whatever the actor raised of our own, as it was raised there.
+        EsServiceError: any error of this package that the actor raised, unchanged.
         AwayError: the actor is restarting.
         GoneError: the actor has ended for good.
         ServerUnavailableError: no answer in time.

@@ -85,7 +85,7 @@ def _accuracy(result: dict[str, Any]) -> str:
 
 
 def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what only some runs have to say."""
+    """Return the lines that only some runs have."""
     asides, corrupted, prepared = [], result["corrupted"], result["prepared"]
     if corrupted is not None:
         trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])

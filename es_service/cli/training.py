@@ -145,7 +145,7 @@ def _run_name(task: str, method: str) -> str:
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the values and the selection's settings that the run to be resumed was started with.
 
-    Where `values` name another method, what belongs to the first one stays out: `train` then says what differs.
+    Where `values` name another method, the settings of the first are dropped: `train` then reports what differs.
     """
     if values.get("run") is None:
         raise errors.ConfigError("--resume needs --run NAME, the run to continue")

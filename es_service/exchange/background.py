@@ -81,6 +81,6 @@ class Background(Remote):
         self._send_queues = None
 
     def close(self) -> None:
-        """See `Exchange.close`; ends the reporting threads, dropping what an unfinished epoch still had to say."""
+        """See `Exchange.close`; ends the reporting threads, dropping the unsent reports of an unfinished epoch."""
         for send_queue in self._send_queues or ():
             send_queue.close()

@@ -4,7 +4,7 @@
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
 Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite. Of a batch that
-holds ids more than once, which only a stream has, they are the distinct ids, and `repeats` says what the batch holds.
+holds ids more than once, which only a stream has, they are the distinct ids, and `repeats` has the batch.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Exchange(Protocol):
         ...
 
     def save(self) -> SavedState:
-        """Return the run as it stands."""
+        """Return the current state of the run."""
         ...
 
     def load(self, state: SavedState) -> None:

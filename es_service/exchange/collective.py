@@ -65,7 +65,7 @@ class Collective(Exchange):
         ConfigError: `every` below 1, or the plan is too small for so many ranks.
         RunMismatchError: a rank came with other settings, which the message names; every rank raises it. Or the run
             is in the storage with others.
-        RunNotFoundError, RunExistsError: it is not as `resume` says; every rank raises it.
+        RunNotFoundError, RunExistsError: it is not as `resume` requires; every rank raises it.
         StorageError: rank 0 cannot write the storage; every rank raises it.
         ServerUnavailableError: a rank did not come in time.
     """

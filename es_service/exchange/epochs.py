@@ -70,7 +70,7 @@ class Epochs:
         return self._current is not None
 
     def stand_at(self, num_closed: int | None) -> None:
-        """Forget all of it: the run stands at the end of so many epochs, None where that is not known."""
+        """Forget all of it: the run is at the end of so many epochs, None where that is not known."""
         self._turns.clear()
         self._over.clear()
         self._current, self.num_closed = None, num_closed
@@ -138,7 +138,7 @@ class Epochs:
         self._over.clear()
 
     def is_behind(self) -> bool:
-        """Return whether the server stands before where this rank is: it restarted, and could not write what it knew.
+        """Return whether the server is behind this rank: it restarted, and could not write all its state.
 
         Raises:
             EpochOrderError: the rank is fenced.

@@ -1,6 +1,6 @@
 """What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
 
-In memory stands what was reported in the open epoch, and no more: of an epoch with more than `history.most_rows` there
+Memory holds the reports of the open epoch, and no more: of an epoch with more than `history.most_rows` there
 is no history; that is logged.
 """
 

@@ -43,9 +43,9 @@ def unpack(row: NDArray[np.uint8]) -> tuple[bytes, int]:
 
 
 class Peers:
-    """The ranks of this process's torch.distributed, in a process group of their own.
+    """The ranks of this process's torch.distributed, in a separate process group.
 
-    The group is of gloo wherever torch has it, beside a training's nccl too: what is exchanged lies in host memory at
+    The group is of gloo wherever torch has it, beside nccl for training too: what is exchanged lies in host memory at
     both ends, and gloo raises where a rank is missing, while nccl ends the process.
 
     Args:

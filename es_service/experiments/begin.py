@@ -71,7 +71,7 @@ def check_known(
 
 
 def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
-    """Return the task that `check_known` is about, and with it all that an `ExperimentSpec` says of it.
+    """Return the task that `check_known` checked, and the task's fields of an `ExperimentSpec`.
 
     Raises:
         DataError: the task's data are missing or damaged.

@@ -63,7 +63,7 @@ class ExperimentSpec:
         learning_rate: float | None = None,
         **more: Any,
     ) -> TrainingSpec:
-        """Return one run of it; None stands for what is usual, `more` for further fields of a `TrainingSpec`.
+        """Return one run of it; None takes the default, `more` for further fields of a `TrainingSpec`.
 
         Its storage is a name that stays true where the folder is moved; who trains it puts the real one in its place.
         """

@@ -21,7 +21,7 @@ __all__ = ["data_map"]
 
 F64 = NDArray[np.float64]
 _CLIP = 0.999
-_ENOUGH = 1 << 20  # values that say well enough where that is
+_ENOUGH = 1 << 20  # values suffice for the quantile
 _AXES = ("loss_mean", "loss_std")
 
 

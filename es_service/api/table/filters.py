@@ -63,7 +63,7 @@ def parse_order(view: TableView, text: str) -> Order:
 
 
 def parse_columns(view: TableView, text: str | None) -> tuple[str, ...]:
-    """Return the columns that a query names, all for None; ConfigError where one is none or stands twice."""
+    """Return the columns that a query names, all for None; ConfigError where one is unknown or repeated."""
     if text is None:
         return view.columns
     names = tuple(view.check_column(name.strip()) for name in text.split(","))

@@ -278,7 +278,7 @@ class TableView:
     # -- for answers --------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return what the table is, as every answer says it."""
+        """Return the table's version and age, as part of every answer."""
         return {
             "source": self.source,
             "version": self.version,

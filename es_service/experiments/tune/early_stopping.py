@@ -140,7 +140,7 @@ class Asha(Live, _InOrder, ASHAScheduler):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Id:
-    """Stands for a trial in what is kept."""
+    """Placeholder of a trial in saved state."""
 
     trial_id: str
 

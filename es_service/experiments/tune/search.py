@@ -247,7 +247,7 @@ def _run(
         **asked,
     )
 
-    def begun() -> None:
+    def on_start() -> None:
         if progress is not None:
             ended = sum(one.status != RUNNING for one in trials.trials) - trials.num_to_retry
             progress.expect(asked["samples"] * len(search_spec.seeds), search_spec.objective, ended)
@@ -259,5 +259,5 @@ def _run(
         stop=folder.tune / "stop",
     )
     show = (lambda _: None) if progress is None else progress.show
-    tuner.run_trials(trials, scheduler, name=name, folder=folder.tune, job=job, begun=begun, show=show)
+    tuner.run_trials(trials, scheduler, name=name, folder=folder.tune, job=job, on_start=on_start, show=show)
     return trials.trials

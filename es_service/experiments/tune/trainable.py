@@ -168,7 +168,7 @@ class Training:
             raise errors.TrainingError("its training returned before the last epoch")
 
     def _is_ours(self) -> bool:
-        """Return whether the run's folder is of these settings: a killed search may have begun others by this name."""
+        """Return whether the run's folder is of these settings: a killed search may have used the name for others."""
         begun = (self._kept.training() or {}) if self._kept.exists() else {}
         names = ("selection", "seed", "epochs", "batch_size", "learning_rate")
         now = self._spec.description()
