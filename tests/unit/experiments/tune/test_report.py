@@ -171,7 +171,7 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("")
     with (
-        pytest.raises(errors.ConfigError, match="no search's"),
+        pytest.raises(errors.ConfigError, match="not of a search"),
         SearchFolder(str(tmp_path / "thesis")).open(by_hand["search"]()),
     ):
         pass
