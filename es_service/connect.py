@@ -46,7 +46,7 @@ def connect(
     """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
 
     Where this process is not connected to Ray, RAY_ADDRESS is connected to, or a Ray is started on this machine (and
-    ends with this process, the server with it). Connecting alone only looks: other ranks notice nothing until this one
+    ends with this process, the server with it). Connecting only reads: other ranks are not affected until this one
     opens an epoch, loads or resets. `es_service.actors.launch.stop(run)` ends the server; its storage stays.
 
     The exchange "collective" has no server and needs no Ray: it goes over torch.distributed, which has to be
@@ -80,7 +80,7 @@ def connect(
             several ranks were given by hand.
         deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
             back within them is not noticed: it restores its state, and ranks resend what it had not written in time.
-        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" on and log it, or "continue" to
+        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" (keep retrying, and log it), or "continue" to
             train without it: from what this rank holds, else on uniform draws, with one loud warning.
 
     Raises:

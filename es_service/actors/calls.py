@@ -105,7 +105,7 @@ def ask_until_answered(
     reconnect: Callable[[], bool] = lambda: False,
     answer: Callable[[ray.ObjectRef[Any], float, str], Any] = call,
 ) -> Any:
-    """Return the answer of a call that may as well be made again; where the actor has ended look for another one.
+    """Return the answer of an idempotent call; where the actor has ended look for another one.
 
     Args:
         ask: makes the call.

@@ -54,7 +54,7 @@ class ReportLedger:
         self._ranks: dict[int, _Rank] = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what it takes from whom, as plain values."""
+        """Return its state as plain values."""
         return {
             "attempt": self._generation,
             "steps": [self._steps.start, self._steps.stop],

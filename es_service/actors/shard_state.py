@@ -133,7 +133,7 @@ class ShardState:
     # -- reports -------------------------------------------------------------------------------------------------------
 
     def checked(self, report: wire.Report) -> wire.Report:
-        """Return the report with arrays that have been looked at, or raise what is wrong with them."""
+        """Return the report with checked arrays; InputError where they are wrong."""
         ids, seen, selected = report.ids, report.seen, report.selected
         if seen is not None:
             selection = self._run.config.selection

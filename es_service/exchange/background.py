@@ -67,7 +67,7 @@ class Background(Remote):
         super()._send_again(cause)
 
     def load(self, state: SavedState) -> None:
-        """See `Exchange.load`; what has not been reported is about to be forgotten anyway."""
+        """See `Exchange.load`; unsent reports are dropped: the table is replaced."""
         self._drop()
         super().load(state)
 

@@ -88,7 +88,7 @@ class Exchange(Protocol):
         ...
 
     def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
-        """Draw `num` of what the batch holds by what was known when the epoch opened; observe and count nothing."""
+        """Draw `num` of what the batch holds by the scores of the epoch's start; observe and count nothing."""
         ...
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
@@ -128,7 +128,7 @@ class Exchange(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget every observation and stand before epoch 0."""
+        """Forget every observation and return to epoch 0."""
         ...
 
     def publish(self, progress: dict[str, Any]) -> None:
@@ -136,5 +136,5 @@ class Exchange(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of threads and connections, where there are any; the table stays with its owner."""
+        """End threads and connections, if any; the table stays with its owner."""
         return

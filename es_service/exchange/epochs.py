@@ -27,7 +27,7 @@ _POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their 
 
 
 class LostError(errors.ServerRestartedError):
-    """The server cannot be brought to where the rank is, however often it is tried."""
+    """The server cannot be brought to where the rank is; retries are useless."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Epochs:
             self._current, self.num_closed = None, epoch + 1
 
     def close(self) -> None:
-        """Close the epoch that has ended last; done once, however often it is asked for.
+        """Close the epoch that has ended last; idempotent.
 
         Raises:
             ServerRestartedError: a shard lacks reports of this rank.
@@ -186,7 +186,7 @@ class Epochs:
         )
 
     def _once(self, method: str, epoch: int, *args: Any) -> Any:
-        """Let the score server change the membership: once, however often it has to be asked until it answers."""
+        """Let the score server change the membership, exactly once over retries."""
         turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
         answer = self._calls.call(method, epoch, *args, turn, patience=self._patience())
         if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused

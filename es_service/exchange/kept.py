@@ -78,7 +78,7 @@ class KeptRun:
             _log.warning("no history of epoch %d: %s", epoch, error)
 
     def go_to(self, state: RunState, *, inside: bool = False) -> None:
-        """Drop what is on storage of another life of the run: it continues from this state.
+        """Drop from storage what is later than this state: the run continues from it.
 
         Args:
             state: of the end of an epoch.

@@ -68,6 +68,6 @@ class LocalRun(Membership):
         self.engine.load_records(state.records)
 
     def reset(self) -> None:
-        """Forget every observation and stand before epoch 0 again."""
+        """Forget every observation and return to epoch 0."""
         self.engine.clear()
         self.go_to(0, (0,))

@@ -65,7 +65,7 @@ def storage_errors(doing: str, path: str) -> Iterator[None]:
 
 
 def _is_place(error: BaseException) -> bool:
-    """Return whether a place refuses what is done there: no permission, read-only, no space. Arrow keeps the errno."""
+    """Return whether the error is of the place: no permission, read-only, no space. Arrow keeps the errno."""
     return getattr(error, "errno", None) in _OF_THE_PLACE or any(word in str(error) for word in _OF_THE_PLACE_REMOTELY)
 
 

@@ -175,19 +175,19 @@ class Domain:
         return self._num_steps() + 1
 
     def places(self) -> tuple[Any, Any]:
-        """Return the ends of what stands for its values in a search: their numbers where they are listed or stepped."""
+        """Return the range of its places in a search: the values' numbers where they are listed or stepped."""
         if self.listed is None and self.step is None:
             return self.extremes()[0], self.last
         return 0, int(self.num_values) - 1
 
     def place(self, value: Any) -> Any:
-        """Return what stands for a value, between `places`."""
+        """Return the place of a value, between `places`."""
         if self.listed is not None:
             return self.listed.index(value)
         return value if self.step is None else round((value - self._ends()[0]) / self.step)
 
     def value(self, place: Any) -> Any:
-        """Return the value that a place stands for."""
+        """Return the value at a place."""
         if self.listed is not None:
             return self.listed[int(place)]
         return self.tidy(place if self.step is None else self._ends()[0] + int(place) * self.step)

@@ -207,7 +207,7 @@ def _goodness(results: Results, values: Any) -> Any:
 
 
 def _heights(results: Results, name: str, own: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return where each value stands on its axis, in [0, 1], and the axis' ticks."""
+    """Return each value's position on its axis, in [0, 1], and the axis' ticks."""
     domain = parse_domain(results["space"]["domains"][name])
     if domain.listed is not None:
         step = 1 / max(1, len(domain.listed) - 1)

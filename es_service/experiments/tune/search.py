@@ -180,7 +180,7 @@ def _extremes(space: Space) -> list[dict[str, Any]]:
 
 
 def _trials(search_spec: SearchSpec, folder: SearchFolder, progress: Any, *, retry_failed: bool) -> list[Trial]:
-    """Run what is missing of the trials, and return all of them."""
+    """Run the missing trials, and return all of them."""
     from es_service.experiments.tune.early_stopping import scheduler_for
     from es_service.experiments.tune.suggestions import proposals
     from es_service.experiments.tune.tuner import cluster, end_run
@@ -194,7 +194,7 @@ def _trials(search_spec: SearchSpec, folder: SearchFolder, progress: Any, *, ret
 def _references(
     search_spec: SearchSpec, folder: SearchFolder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
 ) -> list[Trial]:
-    """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
+    """Run the missing full runs, and return all of them: full itself, and as short as trials of two costs."""
     from es_service.experiments.tune.early_stopping import NoStopping
     from es_service.experiments.tune.suggestions import Listed
 

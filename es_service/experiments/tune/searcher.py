@@ -96,7 +96,7 @@ class Trials(Live, Searcher):
             self._waiting = [(k, one) for one in seeds for k in range(samples)]
 
     def get_state(self) -> dict[str, Any]:
-        """Return what is to be remembered; the searcher's own state Ray Tune asks it for."""
+        """Return the state to save; Ray Tune asks the searcher for its own."""
         return {name: getattr(self, name) for name in _STATE}
 
     def set_state(self, state: dict[str, Any]) -> None:

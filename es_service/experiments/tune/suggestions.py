@@ -45,7 +45,7 @@ class Listed(Searcher):
         """Learn nothing."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Write an empty file: there is nothing to remember."""
+        """Write an empty file: it has no state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:

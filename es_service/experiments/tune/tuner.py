@@ -56,7 +56,7 @@ _ENVIRONMENT = {
 def run_trials(
     trials: Trials, scheduler: Any, *, name: str, folder: Path, job: Job, on_start: Callable[[], None], show: Show
 ) -> None:
-    """Run what is left of a search's trials on the Ray that this process is connected to.
+    """Run the remaining trials of a search on the Ray that this process is connected to.
 
     Args:
         trials: of the search; holds those of earlier commands when `on_start` is called.
