@@ -46,7 +46,7 @@ def connect(
     """Return a Selector connected to the run's score server, which is started if absent and outlives its callers.
 
     Where this process is not connected to Ray, RAY_ADDRESS is connected to, or a Ray is started on this machine (and
-    ends with this process, the server with it). Connecting alone only looks: other ranks notice nothing until this one
+    ends with this process, the server with it). Connecting only reads: other ranks are not affected until this one
     opens an epoch, loads or resets. `es_service.actors.launch.stop(run)` ends the server; its storage stays.
 
     The exchange "collective" has no server and needs no Ray: it goes over torch.distributed, which has to be
@@ -71,22 +71,22 @@ def connect(
         every: k, for "collective": another rank's observations are seen at most k - 1 steps late.
         storage: folder or URI for snapshots, as seen from the server's node, or from rank 0 with "collective";
             ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
-        resume: what to do with a run of this name that has begun. "auto": it is continued, from the end of its last
+        resume: what to do with a run of this name that was started. "auto": it is continued, from the end of its last
             finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
-            it must be new. A run has begun once an epoch of it was opened, and is new again after `selector.reset()`.
-        rank: this rank, where nothing else says it.
+            it must be new. A run is started once an epoch of it was opened, and is new again after `selector.reset()`.
+        rank: this rank, where nothing else determines it.
         world_size: number of ranks, likewise.
         generation: any text that all ranks of one start of the group share and a restarted group does not; needed where
             several ranks were given by hand.
         deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
             back within them is not noticed: it restores its state, and ranks resend what it had not written in time.
-        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" on and log it, or "continue" to
+        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" (keep retrying, and log it), or "continue" to
             train without it: from what this rank holds, else on uniform draws, with one loud warning.
 
     Raises:
         RunNameError, ConfigError: an argument cannot be used; several processes without a group, or without one Ray.
         RunNotFoundError: resume="must", and there is no such run.
-        RunExistsError: resume="never", and it has begun.
+        RunExistsError: resume="never", and it was started.
         RunMismatchError: the run exists with another n, method or seed; or, with "collective", a rank came with
             other arguments.
         StorageError: the storage folder cannot be written.
@@ -182,7 +182,7 @@ def _remote(
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)
-    if stats["generation"] != group:  # else another rank of this group has begun or reset it
+    if stats["generation"] != group:  # else another rank of this group has started or reset it
         has_begun = stats["finished_epochs"] > 0 or stats["open_epoch"] is not None
         check_begun(resume, has_begun, run, storage)
     inner = kinds[exchange](run, config, position, group, deadline_s=deadline_s, on_unavailable=on_unavailable)

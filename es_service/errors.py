@@ -20,9 +20,9 @@
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
 
-One warning stands beside it: NothingSelectedWarning (a UserWarning), of settings that train on everything.
+One warning: NothingSelectedWarning (a UserWarning), of settings that train on everything.
 
-A message says what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
+A message states what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ShapeError(InputError):
 
 
 class IdError(InputError):
-    """A sample id is out of range, or stands twice in one report."""
+    """A sample id is out of range, or repeated in one report."""
 
 
 class LossError(InputError):

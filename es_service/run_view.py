@@ -53,7 +53,7 @@ class RunView:
     def next_epoch(self) -> int:
         """The epoch that is open, or else the next to be opened; num_epochs where the run is finished.
 
-        Where `es.connect` found a run that had begun, this is the epoch to continue with.
+        Where `es.connect` found an existing run, this is the epoch to continue with.
 
         Warns:
             UserWarning: it found one that is finished: nothing remains to train.

@@ -143,7 +143,7 @@ class Selector(RunView):
         Raises:
             ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
             IdError, ShapeError: a batch's ids cannot be used.
-            EpochOrderError: not the next epoch of the run; or more batches come than their length says.
+            EpochOrderError: not the next epoch of the run; or more batches come than their length.
         """
         here = self._open(epoch, streamed=True, num_steps=num_batches(batches))
         for step, batch in enumerate(batches):
@@ -160,7 +160,7 @@ class Selector(RunView):
         here.finish()
 
     def finish_epoch(self) -> None:
-        """Close the open epoch where it stands; nothing where it is closed already. Every rank calls it.
+        """Close the open epoch at the current step; nothing where it is closed already. Every rank calls it.
 
         For loops that stop without asking for another batch and whose last step is unknown: a stream without a
         length, draws whose losses are never observed, an epoch that is cut short. Such an epoch counts as finished:
@@ -261,7 +261,7 @@ class Selector(RunView):
         """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
 
         In-process at any step; over Ray between two epochs, when every rank has closed the last one. Behind an epoch's
-        last step it stands before the next epoch, whether or not the loop asked for what follows.
+        last step it is at the next epoch, whether or not the loop asked for what follows.
 
         Raises:
             EpochOrderError: over Ray, inside an epoch; anywhere, while `hidden_batches` are under way.

@@ -27,7 +27,7 @@ _GRACE_S = 3.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end; `number` says which."""
+    """A signal asked this process to end; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -204,7 +204,7 @@ def _began(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Return what the system says of a process, behind its name: its state, its parent, …"""
+    """Return the fields of /proc/<pid>/stat behind the process's name: its state, its parent, …"""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1].split()
     except OSError:

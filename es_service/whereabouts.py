@@ -20,7 +20,7 @@ __all__ = ["Whereabouts", "check_alone", "given", "whereabouts"]
 
 
 class Whereabouts(NamedTuple):
-    """Where a process stands.
+    """Position of a process in its group.
 
     Attributes:
         position: its rank, of how many.
@@ -44,7 +44,7 @@ def given(rank: int | None, world_size: int | None) -> Position | None:
 
 
 def whereabouts(claimed: Position | None, generation: str | None) -> Whereabouts:
-    """Return where this process stands; where a group has to agree on its generation, all its ranks call it.
+    """Return this process's position; where a group has to agree on its generation, all its ranks call it.
 
     Args:
         claimed: what the caller gave.
@@ -113,7 +113,7 @@ def _broadcast(text: str) -> str:
 
 
 def _launched() -> Position | None:
-    """Return what torchrun, or another launcher, says in the environment where it started several processes."""
+    """Return what torchrun, or another launcher, sets in the environment where it started several processes."""
     try:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):

@@ -37,7 +37,7 @@ def call(reference: ray.ObjectRef[Any], deadline_s: float, doing: str) -> Any:
         doing: what the call is for, for the message: "cannot <doing>: …".
 
     Raises:
-        EsServiceError: whatever the actor raised of our own, as it was raised there.
+        EsServiceError: any error of this package that the actor raised, unchanged.
         AwayError: the actor is restarting.
         GoneError: the actor has ended for good.
         ServerUnavailableError: no answer in time.
@@ -105,7 +105,7 @@ def ask_until_answered(
     reconnect: Callable[[], bool] = lambda: False,
     answer: Callable[[ray.ObjectRef[Any], float, str], Any] = call,
 ) -> Any:
-    """Return the answer of a call that may as well be made again; where the actor has ended look for another one.
+    """Return the answer of an idempotent call; where the actor has ended look for another one.
 
     Args:
         ask: makes the call.

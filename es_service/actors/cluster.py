@@ -79,7 +79,7 @@ def check_shared(rank: int, world_size: int) -> None:
 
 @contextlib.contextmanager
 def _token_errors() -> Iterator[None]:
-    """Say what to set where Ray's token is the trouble: it is kept in the home, and made where there is none."""
+    """Add what to set where Ray's token is the problem: it is kept in the home, and made where it is missing."""
     try:
         yield
     except ray.exceptions.AuthenticationError as error:

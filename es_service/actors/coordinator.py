@@ -158,7 +158,7 @@ class Coordinator:
     ) -> bool:
         """Close an epoch for one rank; return whether it was the last one.
 
-        With it the snapshot is begun: every shard has taken a copy of its rows when this returns, and writes it in
+        With it the snapshot starts: every shard has taken a copy of its rows when this returns, and writes it in
         the background. The end of the last epoch is on storage when this returns. Whether the close itself is, and
         the reports before it, `settle` says.
 
@@ -254,7 +254,7 @@ class Coordinator:
         return self._storage.snapshots.newest()
 
     def _log_epoch(self, epoch: int) -> None:
-        """Say in one line of JSON what an epoch was; counts are since this process began."""
+        """Log an epoch as one line of JSON; counts are since this process began."""
         counts = self._shards.all("counts")
         sums = {name: sum(one[name] for one in counts) for name in _LOGGED}
         starts, now = self.membership.epoch_starts, time.monotonic()

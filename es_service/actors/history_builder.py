@@ -68,7 +68,7 @@ def num_rows_of(report: Report) -> int:
 
 
 def _flat(ids: Sequence[I64]) -> tuple[I64, I64]:
-    """Return all the ids one behind the other, and for each in which report it stands."""
+    """Return all ids, concatenated, and for each the index of its report."""
     sizes = [one.size for one in ids]
     return np.concatenate([*ids, np.empty(0, dtype=np.int64)]), np.repeat(np.arange(len(ids)), sizes)
 

@@ -216,7 +216,7 @@ def _place(run: str, shard: int, nodes: list[str]) -> Any:
 
 
 def stop(run: str) -> None:
-    """End the run's score server and all its shards, once all they know is on storage.
+    """End the run's score server and all its shards, once their state is on storage.
 
     It names the run, so it ends that run's server whichever process started it.
 

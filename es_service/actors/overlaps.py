@@ -53,7 +53,7 @@ class Overlaps:
             self._free(rank)
 
     def _free(self, rank: int) -> None:
-        """Let go of the oldest request."""
+        """Drop the oldest request."""
         rows = self._asked[rank].popleft()[1]
         self._holders[rows[self._holders[rows] == rank]] = _NOBODY
 

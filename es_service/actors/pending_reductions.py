@@ -31,7 +31,7 @@ class Pending:
         return len(self._under_way)
 
     def reduction(self, token: str, about: str, *args: Any) -> Any:
-        """Begin to agree with the other shards on something; return what to ask them, or this shard's part of it.
+        """Start a reduction with the other shards; return its first question, or this shard's part of the result.
 
         The oldest reduction is dropped where there are too many: its caller is gone.
 
@@ -57,7 +57,7 @@ class Pending:
         return self._state.engine.plan(epoch, self._run.config.num_epochs, epoch_starts)
 
     def forget(self, token: str) -> None:
-        """Drop a reduction that came to nothing."""
+        """Drop a reduction that was aborted."""
         with self._state.lock:
             self._under_way.pop(token, None)
 

@@ -44,7 +44,7 @@ class ReportLedger:
     """See the module's text. No locking.
 
     Args:
-        restarted: makes the error for calls before a generation has begun.
+        restarted: makes the error for calls before the first generation.
     """
 
     def __init__(self, restarted: Callable[[], errors.ServerRestartedError]) -> None:
@@ -54,7 +54,7 @@ class ReportLedger:
         self._ranks: dict[int, _Rank] = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what it takes from whom, as plain values."""
+        """Return its state as plain values."""
         return {
             "attempt": self._generation,
             "steps": [self._steps.start, self._steps.stop],
@@ -90,7 +90,7 @@ class ReportLedger:
             )
 
     def check_begun(self) -> None:
-        """Raise ServerRestartedError where no generation has begun since this process did."""
+        """Raise ServerRestartedError where no generation has started in this process."""
         if self._generation is None:
             raise self._restarted()
 

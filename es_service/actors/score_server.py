@@ -115,7 +115,7 @@ class ScoreServer:
         return found
 
     def stats(self) -> dict[str, Any]:
-        """Return where the run stands, as plain values."""
+        """Return the state of the run as plain values."""
         membership = self._coordinator().membership
         shards = self._shards.all("counts")
         calls = merged([shard.pop("calls") for shard in shards])

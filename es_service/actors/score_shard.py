@@ -69,7 +69,7 @@ class ScoreShard:
         return self._part
 
     def ping(self) -> None:
-        """Do nothing: the price of a call."""
+        """Do nothing: measures the cost of a call."""
 
     def identity(self) -> tuple[errors.EsServiceError | None, str, int]:
         """Return why this shard cannot work, None if it can; where it keeps its runs; and S (group `read`)."""

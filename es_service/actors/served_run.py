@@ -37,7 +37,7 @@ class ServedRun:
 
     @contextlib.contextmanager
     def failure_kept(self) -> Iterator[None]:
-        """Keep an error of ours that the block raises."""
+        """Keep an error of this package that the block raises."""
         try:
             yield
         except errors.EsServiceError as error:

@@ -38,14 +38,14 @@ class ShardGroup:
         return self.each(method, [args] * self.count)
 
     def each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every shard with arguments of its own."""
+        """Call a method of every shard with separate arguments."""
         ask = self._ask
         waiting = [ask(index, method, *args[index]) for index in range(1, self.count)] if ask is not None else []
         own = getattr(self.own, method)(*args[0])
         return [own, *(wait() for wait in waiting)]
 
     def agree(self, about: str, *args: Any) -> list[Any]:
-        """Let all shards agree on something, see `ScoreShard.reduction`; return each one's part of it."""
+        """Run a reduction over all shards, see `ScoreShard.reduction`; return each one's part of the result."""
         token = uuid.uuid4().hex
         try:
             said = self.all("reduction", token, about, *args)

@@ -133,7 +133,7 @@ class ShardState:
     # -- reports -------------------------------------------------------------------------------------------------------
 
     def checked(self, report: wire.Report) -> wire.Report:
-        """Return the report with arrays that have been looked at, or raise what is wrong with them."""
+        """Return the report with checked arrays; InputError where they are wrong."""
         ids, seen, selected = report.ids, report.seen, report.selected
         if seen is not None:
             selection = self._run.config.selection
@@ -146,7 +146,7 @@ class ShardState:
         return dataclasses.replace(report, ids=ids, seen=seen, selected=selected)
 
     def check_ids(self, ids: I64) -> I64:
-        """Return the ids; IdError where one is none of this shard's, or stands twice."""
+        """Return the ids; IdError where one is not of this shard, or repeated."""
         ids = observations.check_ids(ids, self._run.config.end_of_ids)
         if self.shard.count > 1 and (foreign := ids % self.shard.count != self.shard.index).any():
             position = int(np.argmax(foreign))
@@ -163,7 +163,7 @@ class ShardState:
         return report
 
     def apply(self, report: wire.Report, number: int) -> bytes:
-        """Take a report that stands in the journal under this number; return the packed weights; under `lock`."""
+        """Take a report with this number in the journal; return the packed weights; under `lock`."""
         weights = self.engine.record(report.ids, report.seen, report.selected, report.run_step)
         self.overlaps.reported(report.caller.rank, report.run_step)
         answer = wire.encode_weights(weights)

@@ -70,7 +70,7 @@ class SnapshotPart:
         self._has_history = True
 
     def forget(self) -> None:
-        """Let go of the copy: a new generation begins."""
+        """Drop the copy: a new generation begins."""
         self._copy = None
 
     @timed

@@ -87,8 +87,8 @@ class SnapshotWriter:
     def wait(self) -> errors.EsServiceError | None:
         """Return once no snapshot is being written: why the last one was given up, None where it is in place.
 
-        Of our own errors: StorageError where it could not be written, ServerError where a shard, and its copy with it,
-        went down meanwhile.
+        The reason is StorageError where it could not be written, ServerError where a shard, and its copy with it, went
+        down meanwhile. Only errors of this package are returned.
         """
         if self._placed is None:
             return None
@@ -108,7 +108,7 @@ class SnapshotWriter:
         self._placed = self._told = self._failure = None
 
     def close(self) -> None:
-        """Return once the last snapshot, and the history, is written or given up. No other can be begun."""
+        """Return once the last snapshot, and the history, is written or given up. It can start no other."""
         self._thread.shutdown()
 
     def _write(self, copied: Copied) -> None:

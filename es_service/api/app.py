@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _secure(schema: dict[str, Any]) -> None:
-    """Say in the OpenAPI document how readers show who they are, and which routes do not ask."""
+    """Describe authentication in the OpenAPI document, and which routes need none."""
     schema["components"]["schemas"]["ProblemBody"] = models.ProblemBody.model_json_schema()
     schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["token"] = {"type": "http", "scheme": "bearer", "description": "the service's token, where it has one"}

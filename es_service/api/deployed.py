@@ -1,4 +1,4 @@
-"""The application as environment variables describe it, for servers that make it themselves, Ray Serve say.
+"""The application as environment variables describe it, for servers that build it themselves, e.g. Ray Serve.
 
 ES_SERVICE_STORAGE     folder or URI that every node sees
 ES_SERVICE_TOKEN_FILE  file with what readers must show; only its owner may read it (chmod 600)
@@ -23,7 +23,7 @@ __all__ = ["build_app"]
 
 
 def build_app() -> FastAPI:
-    """Return the application; ConfigError where there is no token, or no usable one."""
+    """Return the application; ConfigError without a usable token."""
     token = read_token(os.environ.get(TOKEN_FILE_VARIABLE) or None)
     if token is None:
         raise errors.ConfigError(

@@ -1,7 +1,6 @@
-"""Figures for Prometheus: of the requests, of the score servers, and of how good the selection of live runs is.
+"""Prometheus metrics of the requests, the score servers, and the quality of the selection of live runs.
 
-What is asked of score servers and tables is what readers are answered from, so that a scrape costs a live run no more
-than a reader does.
+They come from the same cached stats and tables as other answers: a scrape costs a live run no more than a reader does.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "es_service_selection_label_picked_ratio": "back-propagated / observed, by label",
     }
 )
-"""Every metric there is, and what it says."""
+"""Every metric, and its help text."""
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -122,13 +121,13 @@ class Metrics:
     def _of_servers(self) -> Iterator[Metric]:
         live = self._catalogue.live
         stats = dict(list(live.runs().items())[:_MOST_RUNS])
-        told = {
+        counters = {
             "es_service_server_reports_total": "num_reports",
             "es_service_server_observed_samples_total": "num_observed",
             "es_service_server_selected_samples_total": "num_selected",
             "es_service_server_overlaps_total": "num_overlaps",
         }
-        for name, key in told.items():
+        for name, key in counters.items():
             yield _counter(name, ("run",), {(run,): one[key] for run, one in stats.items()})
         restarts = {(run,): live.restarts.get(run, 0) for run in stats}
         yield _counter("es_service_server_restarts_total", ("run",), restarts)
@@ -208,11 +207,11 @@ def _counter(name: str, labels: tuple[str, ...], values: Mapping[Any, float]) ->
     return family
 
 
-def _calls(told: Mapping[str, Mapping[str, Any]]) -> Metric:
+def _calls(calls_of: Mapping[str, Mapping[str, Any]]) -> Metric:
     """Return the histogram of the servers' calls, as `CallTimes.to_dict` gives them."""
     name = "es_service_server_call_seconds"
     family = HistogramMetricFamily(name, NAMES[name], labels=("run", "call"))
-    for run, calls in told.items():
+    for run, calls in calls_of.items():
         for call, found in calls.items():
             total, buckets = 0, []
             for edge, num in zip([*found["edges_s"], None], found["counts"], strict=True):

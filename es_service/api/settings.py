@@ -1,4 +1,4 @@
-"""What `es-service serve` is told, checked before it listens."""
+"""Settings of `es-service serve`, checked before it listens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Settings:
 
     Args:
         storage: folder or URI that holds the runs.
-        token: that readers must show; None lets everybody read.
+        token: that clients must send; None allows all clients.
         hosts: names that a request may be addressed to, without port; "*" allows any.
         ray: look for score servers on Ray, too.
         own_tasks: import the module that a run's own task names, for its previews.
@@ -116,7 +116,7 @@ def read_token(path: str | None) -> str | None:
     """Return the token of a file, else of the environment (ES_SERVICE_TOKEN), else None.
 
     Raises:
-        ConfigError: the file cannot be read, others may read it, or there is no usable token in it.
+        ConfigError: the file cannot be read, other users may read it, or it holds no usable token.
     """
     if path is None:
         token = os.environ.get(TOKEN_VARIABLE)

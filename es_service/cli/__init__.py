@@ -87,7 +87,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except errors.EsServiceError as error:
         print(f"es-service: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has ended
         return 0
 
 

@@ -156,7 +156,7 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def _format(asked: str | None, out: str | None) -> str:
-    """Return the format that was asked for, or that the file's name says; ConfigError where the two differ."""
+    """Return the format that was requested, or that of the file's name; ConfigError where the two differ."""
     named = _FORMATS.get(os.path.splitext(out or "")[1].lower())
     if asked is not None and named is not None and asked != named:
         raise errors.ConfigError(

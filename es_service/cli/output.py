@@ -1,4 +1,4 @@
-"""Where a command's result goes: to stdout, or to a file that is named."""
+"""Output of a command's result: to stdout, or to a named file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as one line of JSON, with null for what is no finite number: JSON knows none."""
+    """Print a value as one line of JSON, with null for numbers that are not finite, which JSON lacks."""
     print_text(json.dumps(_finite(value), allow_nan=False))
 
 
@@ -78,7 +78,7 @@ def bytes_to_stdout() -> Iterator[IO[bytes]]:
 def _to_stdout() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has ended
         _forget_stdout()
         raise
     except OSError as error:
@@ -96,7 +96,7 @@ def file_at(place: str) -> Iterator[IO[bytes]]:
     """Let a file be written that is there, whole, when the block ends.
 
     A regular file is written beside its place and renamed, so that a failure leaves the old one; a link is followed to
-    where it leads. What is no regular file (a device, a FIFO) is written to as it is.
+    where it leads. A file that is not regular (a device, a FIFO) is written to as it is.
 
     Raises:
         StorageError: it cannot be written, or not all of it.

@@ -74,7 +74,7 @@ def serve_command(options: argparse.Namespace) -> int:
         )
     hosts = ("127.0.0.1", "localhost", "::1", options.host, *options.allowed_host)
     storage = files.absolute(options.storage)
-    find_runs(storage)  # what cannot be read shows before anybody asks
+    find_runs(storage)  # fails early where it cannot be read
     settings = Settings(
         storage=storage,
         token=token,

@@ -1,4 +1,4 @@
-"""Flags that say what is trained on: the task, its data, and what to make of its train set."""
+"""Flags of the task, its data, and changes of its train set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers and tables look on a terminal."""
+"""Numbers and tables as text for a terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _is_number(cell: str) -> bool:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Return the end of a training in words: accuracy, what was scored and trained, what it saved, where things are."""
+    """Return the summary of a finished run: accuracy, what was scored and trained, what it saved, where things are."""
     samples, spent, saving = result["samples"], result["seconds"], result["saving"]
     storage = shlex.quote(result["storage"].rstrip("/"))
     elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
@@ -85,7 +85,7 @@ def _accuracy(result: dict[str, Any]) -> str:
 
 
 def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what only some runs have to say."""
+    """Return the lines that only some runs have."""
     asides, corrupted, prepared = [], result["corrupted"], result["prepared"]
     if corrupted is not None:
         trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])

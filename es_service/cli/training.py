@@ -93,7 +93,7 @@ def train_command(options: argparse.Namespace) -> int:
         raise errors.ConfigError(
             f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
         ) from error
-    # Ray prints what its daemons have to say, and stdout is for the result alone.
+    # Ray prints output of its daemons, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         try:
             result = train(spec, progress.show)
@@ -143,9 +143,9 @@ def _run_name(task: str, method: str) -> str:
 
 
 def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values and the selection's settings that the run to be resumed was begun with.
+    """Return the values and the selection's settings that the run to be resumed was started with.
 
-    Where `values` name another method, what belongs to the first one stays out: `train` then says what differs.
+    Where `values` name another method, the settings of the first are dropped: `train` then reports what differs.
     """
     if values.get("run") is None:
         raise errors.ConfigError("--resume needs --run NAME, the run to continue")
@@ -197,12 +197,12 @@ def _of_kind(path: str, key: str, value: Any) -> Any:
 
 
 class Progress:
-    """How far a training is: a bar on a terminal, a line per epoch elsewhere."""
+    """Progress of a training run: a bar on a terminal, a line per epoch elsewhere."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._bar: Any = None
-        self._num_told = 0
+        self._num_shown = 0
 
     def show(self, stats: dict[str, Any]) -> None:
         """Take the score server's stats, or the same from a training in this process."""
@@ -212,10 +212,10 @@ class Progress:
         if self._stream.isatty():
             self._move_bar(progress)
             return
-        for one in progress["history"][self._num_told :]:
+        for one in progress["history"][self._num_shown :]:
             line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
             print(line + text.saved_so_far(one["saving"]), file=self._stream, flush=True)
-            self._num_told += 1
+            self._num_shown += 1
 
     def _move_bar(self, progress: dict[str, Any]) -> None:
         from tqdm import tqdm

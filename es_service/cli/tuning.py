@@ -122,7 +122,7 @@ def tune_command(options: argparse.Namespace) -> int:
     )
     Objective(name=options.objective, target=options.target)
     space = _space(options)
-    # Ray prints what its daemons have to say, and stdout is for the result alone.
+    # Ray prints output of its daemons, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
         try:
             with output.warnings_on_stderr():
@@ -190,14 +190,14 @@ def _replay(options: argparse.Namespace) -> int:
     output.print_text(
         f"\n{found['run']} itself: loss of the picked {own['lift']:.3f} of the mean, {text.percent(own['coverage'])} "
         f"of the samples picked, {found['picks']:,} picks; at random {text.percent(found['chance'])} would differ.\n"
-        "Settings that pick alike do not need a trial each. Only trials can tell which of them trains better: the\n"
+        "Settings that pick alike do not need a trial each. Only trials show which of them trains better: the\n"
         "losses are those of this run's model."
     )
     return 0
 
 
 def _space(options: argparse.Namespace) -> Space:
-    """Return the space of the file and the flags together, the usual one where neither says anything."""
+    """Return the space of the file and the flags together, the default where neither names one."""
     entries = {**(_read_file(options.space) if options.space else {}), **parse_flags(options.search)}
     if not options.space and not options.search:
         weighs_cost = options.objective in ("cost", "time", "front")

@@ -22,7 +22,7 @@ def read_yaml(flag: str, path: str) -> dict[Any, Any]:
         path: of the file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, holds no settings by name, more than 64 KiB, brackets nested deeper
+        ConfigError: it cannot be read, is not YAML, holds no settings by name, more than 64 KiB, brackets nested deeper
             than 16, aliases, or whole numbers that do not fit 64 bits.
     """
     try:

@@ -67,7 +67,7 @@ class Background(Remote):
         super()._send_again(cause)
 
     def load(self, state: SavedState) -> None:
-        """See `Exchange.load`; what has not been reported is about to be forgotten anyway."""
+        """See `Exchange.load`; unsent reports are dropped: the table is replaced."""
         self._drop()
         super().load(state)
 
@@ -81,6 +81,6 @@ class Background(Remote):
         self._send_queues = None
 
     def close(self) -> None:
-        """See `Exchange.close`; ends the reporting threads, dropping what an unfinished epoch still had to say."""
+        """See `Exchange.close`; ends the reporting threads, dropping the unsent reports of an unfinished epoch."""
         for send_queue in self._send_queues or ():
             send_queue.close()

@@ -4,7 +4,7 @@
 
 One thread calls it. Given the same calls, every exact exchange returns the same draws and leaves the same table.
 Inputs are checked before they get here: ids int64[B] in range and distinct, signals float32[B] finite. Of a batch that
-holds ids more than once, which only a stream has, they are the distinct ids, and `repeats` says what the batch holds.
+holds ids more than once, which only a stream has, they are the distinct ids, and `repeats` has the batch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Exchange(Protocol):
         ...
 
     def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
-        """Draw `num` of what the batch holds by what was known when the epoch opened; observe and count nothing."""
+        """Draw `num` of what the batch holds by the scores of the epoch's start; observe and count nothing."""
         ...
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
@@ -120,7 +120,7 @@ class Exchange(Protocol):
         ...
 
     def save(self) -> SavedState:
-        """Return the run as it stands."""
+        """Return the current state of the run."""
         ...
 
     def load(self, state: SavedState) -> None:
@@ -128,7 +128,7 @@ class Exchange(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget every observation and stand before epoch 0."""
+        """Forget every observation and return to epoch 0."""
         ...
 
     def publish(self, progress: dict[str, Any]) -> None:
@@ -136,5 +136,5 @@ class Exchange(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of threads and connections, where there are any; the table stays with its owner."""
+        """End threads and connections, if any; the table stays with its owner."""
         return

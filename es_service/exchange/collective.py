@@ -65,7 +65,7 @@ class Collective(Exchange):
         ConfigError: `every` below 1, or the plan is too small for so many ranks.
         RunMismatchError: a rank came with other settings, which the message names; every rank raises it. Or the run
             is in the storage with others.
-        RunNotFoundError, RunExistsError: it is not as `resume` says; every rank raises it.
+        RunNotFoundError, RunExistsError: it is not as `resume` requires; every rank raises it.
         StorageError: rank 0 cannot write the storage; every rank raises it.
         ServerUnavailableError: a rank did not come in time.
     """
@@ -119,7 +119,7 @@ class Collective(Exchange):
                 self._kept.add(one.caller, one.run_step, one.ids, one.seen, one.selected)
 
     def _catch_up(self, step: int) -> None:
-        """Make the all-gathers that come before this step: as many on every rank, even where one skips steps."""
+        """Make the all-gathers due before this step: the same number on every rank, even where one skips steps."""
         while self._next <= step and self.position.world_size > 1:
             self._exchange(f"start step {self._next} of epoch {self._keeper.finished_epochs}")
             self._next += self._every
@@ -194,7 +194,7 @@ class Collective(Exchange):
             self._before.append((ids_B.copy(), self._keeper.engine.table.gather(ids_B)))
 
     def _tell(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:
-        """Put a report into the next all-gather; a rank that is alone has none, and keeps it for the history."""
+        """Put a report into the next all-gather; a single rank has none, and keeps it for the history."""
         assert self._share is not None
         caller, run_step = Caller(self.position.rank, _GENERATION), self._share.first_step + step
         observed, selected_b = ids_B if seen is not None else ids_B[:0], ids_B[positions_b]

@@ -13,7 +13,7 @@ from es_service.actors.calls import call
 
 __all__ = ["Connection"]
 
-_LOOK_UP_S = 5.0  # that a server found under the name of one that ended has to say how many shards it has
+_LOOK_UP_S = 5.0  # for a server, found under the name of one that ended, to return how many shards it has
 
 
 class Connection:

@@ -24,7 +24,7 @@ class Executor:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def send(self, work: Callable[[], T]) -> Future[T]:
-        """Let work be done; return where its result, or what it raised, will be."""
+        """Queue work; return the future of its result or exception."""
         future: Future[T] = Future()
         self._told.put((future, work))
         return future

@@ -27,7 +27,7 @@ _POLL_S = (0.005, 0.1)  # first and longest pause while other ranks close their 
 
 
 class LostError(errors.ServerRestartedError):
-    """The server cannot be brought to where the rank is, however often it is tried."""
+    """The server cannot be brought to where the rank is; retries are useless."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Epochs:
         return self._current is not None
 
     def stand_at(self, num_closed: int | None) -> None:
-        """Forget all of it: the run stands at the end of so many epochs, None where that is not known."""
+        """Forget all of it: the run is at the end of so many epochs, None where that is not known."""
         self._turns.clear()
         self._over.clear()
         self._current, self.num_closed = None, num_closed
@@ -121,7 +121,7 @@ class Epochs:
             self._current, self.num_closed = None, epoch + 1
 
     def close(self) -> None:
-        """Close the epoch that has ended last; done once, however often it is asked for.
+        """Close the epoch that has ended last; idempotent.
 
         Raises:
             ServerRestartedError: a shard lacks reports of this rank.
@@ -138,7 +138,7 @@ class Epochs:
         self._over.clear()
 
     def is_behind(self) -> bool:
-        """Return whether the server stands before where this rank is: it restarted, and could not write what it knew.
+        """Return whether the server is behind this rank: it restarted, and could not write all its state.
 
         Raises:
             EpochOrderError: the rank is fenced.
@@ -186,7 +186,7 @@ class Epochs:
         )
 
     def _once(self, method: str, epoch: int, *args: Any) -> Any:
-        """Let the score server change the membership: once, however often it has to be asked until it answers."""
+        """Let the score server change the membership, exactly once over retries."""
         turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
         answer = self._calls.call(method, epoch, *args, turn, patience=self._patience())
         if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused

@@ -1,6 +1,6 @@
 """What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
 
-In memory stands what was reported in the open epoch, and no more: of an epoch with more than `history.most_rows` there
+Memory holds the reports of the open epoch, and no more: of an epoch with more than `history.most_rows` there
 is no history; that is logged.
 """
 
@@ -78,7 +78,7 @@ class KeptRun:
             _log.warning("no history of epoch %d: %s", epoch, error)
 
     def go_to(self, state: RunState, *, inside: bool = False) -> None:
-        """Drop what is on storage of another life of the run: it continues from this state.
+        """Drop from storage what is later than this state: the run continues from it.
 
         Args:
             state: of the end of an epoch.

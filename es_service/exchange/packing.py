@@ -51,7 +51,7 @@ class Packer:
                 yield shard, where, self._packed(shard, run_step, ids_B[where], part, selected)
 
     def pieces(self, ids_B: I64) -> list[list[I64 | slice]]:
-        """Cut ids as `shards.pieces` does, small enough for a quick message each, but into no more than so many."""
+        """Cut ids as `shards.pieces` does, small enough for a quick message each, but into at most this many."""
         return pieces(ids_B, self._num_shards, max(self._piece, -(-ids_B.size // _MAX_PIECES)))
 
     def _packed(self, shard: int, run_step: int, ids: I64, seen: Columns | None, selected: I64) -> bytes:

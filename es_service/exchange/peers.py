@@ -29,7 +29,7 @@ _CAPACITY = 4096  # bytes of the first all-gather, the same on every rank
 
 
 def pack(message: bytes, capacity: int) -> NDArray[np.uint8]:
-    """Return a message as uint8[capacity]: its size, as much of it as there is room for, zeros."""
+    """Return a message as uint8[capacity]: its size, as much of it as fits, zeros."""
     row = np.zeros(capacity, dtype=np.uint8)
     data = np.frombuffer(_SIZE.pack(len(message)) + message, dtype=np.uint8)[:capacity]
     row[: data.size] = data
@@ -37,15 +37,15 @@ def pack(message: bytes, capacity: int) -> NDArray[np.uint8]:
 
 
 def unpack(row: NDArray[np.uint8]) -> tuple[bytes, int]:
-    """Return what `pack` made a row of: the message, or as much as there was room for, and the capacity it needs."""
+    """Return what `pack` made a row of: the message, or as much as fitted, and the capacity it needs."""
     size = int(_SIZE.unpack(row[: _SIZE.size].tobytes())[0])
     return row[_SIZE.size : _SIZE.size + size].tobytes(), _SIZE.size + size
 
 
 class Peers:
-    """The ranks of this process's torch.distributed, in a process group of their own.
+    """The ranks of this process's torch.distributed, in a separate process group.
 
-    The group is of gloo wherever torch has it, beside a training's nccl too: what is exchanged lies in host memory at
+    The group is of gloo wherever torch has it, beside nccl for training too: what is exchanged lies in host memory at
     both ends, and gloo raises where a rank is missing, while nccl ends the process.
 
     Args:

@@ -122,7 +122,7 @@ class Channel:
         return rest
 
     def received(self, acknowledgement: wire.Acknowledgement) -> None:
-        """Let go of what is on storage by now."""
+        """Drop what is on storage by now."""
         while self._kept and self._kept[0].last <= acknowledgement.durable and self._kept[0] not in self._waiting:
             self._num_bytes -= self._kept.popleft().num_bytes
         if acknowledgement.failing and not self._warned:
@@ -156,7 +156,7 @@ class Channel:
         return has
 
     def _bring_back(self, cause: errors.EsServiceError) -> None:
-        """Bring the shard to the epoch that this rank is in, over restarts meanwhile."""
+        """Bring the shard to the epoch that this rank is in, retrying where it restarts."""
 
         def bring(upto: int) -> None:
             has = self._has(cause)
@@ -177,7 +177,7 @@ class Channel:
                 patience.pause(error)
 
     def _has(self, cause: errors.EsServiceError) -> int:
-        """Return up to which seq the shard has this rank's reports; ServerRestartedError where some are nowhere."""
+        """Return up to which seq the shard has this rank's reports; ServerRestartedError where some are lost."""
         has: int = self._calls.call("enter", shard=self._shard, patience=self._patience())
         if self._kept and self._kept[0].first > has + 1:
             raise errors.ServerRestartedError(

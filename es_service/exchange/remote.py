@@ -121,7 +121,7 @@ class Remote(Exchange):
         return share
 
     def _over_restarts(self, act: Callable[[], T]) -> T:
-        """Do what may be done again; where the server went down with something of this rank's, it gets that first."""
+        """Do something idempotent; where the server lost reports of this rank, resend them and retry."""
         patience = self.calls.patience()
         while True:
             try:
@@ -207,7 +207,7 @@ class Remote(Exchange):
                 patience.pause(self._not_stored(epoch, error))
 
     def _settle(self, shard: int) -> None:
-        """Let go of what this rank keeps for a shard: all of it is on storage."""
+        """Drop what this rank keeps for a shard: all of it is on storage."""
         closed = () if shard else (self._epochs.num_closed,)  # the score server alone knows of epochs
         answer = self.calls.call("settle", self._packer.seqs[shard], *closed, shard=shard)
         self._channels[shard].received(wire.decode_acknowledgement(answer)[0])
@@ -224,7 +224,7 @@ class Remote(Exchange):
         return self.calls.read("snapshot")
 
     def top(self, column: str, num: int, *, lowest: bool) -> pa.Table:
-        """See `Exchange.top`; every shard sends its share of the rows alone."""
+        """See `Exchange.top`; every shard sends only its share of the rows."""
         return self.calls.read("top", column, num, lowest)
 
     def distribution(self, column: str, bins: int) -> Distribution:

@@ -10,7 +10,7 @@ from es_service.selection.settings import suggest
 __all__ = ["Resume", "check_begun", "check_resume"]
 
 Resume: TypeAlias = Literal["auto", "must", "never"]
-"""auto: continue the run of this name if it has begun, else begin it; must: it has to exist; never: it must be new."""
+"""auto: continue the run of this name, else start it; must: it has to exist; never: it must be new."""
 
 
 def check_resume(resume: str) -> None:
@@ -28,11 +28,11 @@ def check_begun(resume: Resume, has_begun: bool, run: str, storage: str) -> None
     """
     if resume == "must" and not has_begun:
         raise errors.RunNotFoundError(
-            f"resume='must', but no run {run!r} has begun in {storage}: check the name and the storage, or connect "
-            "with resume='auto', which begins it"
+            f"resume='must', but no run {run!r} was started in {storage}: check the name and the storage, or connect "
+            "with resume='auto', which starts it"
         )
     if resume == "never" and has_begun:
         raise errors.RunExistsError(
-            f"resume='never', but run {run!r} has begun in {storage}: take another run name; or connect with "
+            f"resume='never', but run {run!r} was started in {storage}: take another run name; or connect with "
             "resume='auto' and continue at selector.next_epoch, or call selector.reset() to start it over"
         )

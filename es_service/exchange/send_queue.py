@@ -44,7 +44,7 @@ class SendQueue:
         self._thread.start()
 
     def put(self, seq: int, report: bytes) -> None:
-        """Hand over a report; waits only while the send_queue is full.
+        """Queue a report; waits only while the send_queue is full.
 
         Raises:
             ServerUnavailableError: it stayed full past the deadline.
@@ -63,7 +63,7 @@ class SendQueue:
                 self._changed.notify_all()
 
     def flush(self) -> None:
-        """Return once everything handed over has been applied; errors as in `put`."""
+        """Return once every queued report has been applied; errors as in `put`."""
         with self._changed:
             if self._closed and self._num_bytes:
                 raise errors.ServerUnavailableError(
@@ -109,7 +109,7 @@ class SendQueue:
                 self._changed.notify_all()
 
     def _next(self) -> tuple[int, int, list[bytes], int] | None:
-        """Wait for a message's worth of reports, or a moment longer than one; None once closed."""
+        """Wait briefly for a message's worth of reports, at least one; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._hurry or self._num_bytes >= _MESSAGE_BYTES, _LINGER_S)
             while not self._waiting and not self._closed:

@@ -17,7 +17,7 @@ _SLOTS = 1 << 18
 
 
 class UnackedRows:
-    """Rows by the seq of the report that made them; a slot for each few ids says quickly whether one is among them."""
+    """Rows by the seq of the report that made them; a small hash filter shows quickly whether an id is among them."""
 
     def __init__(self) -> None:
         self._reports: collections.deque[tuple[int, I64, Columns]] = collections.deque()

@@ -1,1 +1,1 @@
-"""The honest comparison of methods: paired runs, a short full run for each method, intervals, verdicts, a report."""
+"""Comparisons of methods, and searches over their settings: paired runs, intervals, verdicts, reports."""

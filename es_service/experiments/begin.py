@@ -1,4 +1,4 @@
-"""How runs are begun: what is checked before anything starts."""
+"""How runs are started: all that is checked before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of"]
 
 USUAL = ("epochs", "batch_size", "learning_rate")
-"""What a task has of its own where nothing else is asked for."""
+"""The task's defaults."""
 
 
 def check_extra(extra: str, doing: str, *modules: str) -> None:
@@ -71,7 +71,7 @@ def check_known(
 
 
 def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
-    """Return the task that `check_known` is about, and with it all that an `ExperimentSpec` says of it.
+    """Return the task that `check_known` checked, and the task's fields of an `ExperimentSpec`.
 
     Raises:
         DataError: the task's data are missing or damaged.

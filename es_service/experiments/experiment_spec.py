@@ -1,4 +1,4 @@
-"""What many runs have in common: the task, and how they are trained where a run does not say otherwise."""
+"""What many runs have in common: the task, and their default training settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExperimentSpec:
     Args:
         task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
         num_samples: n of the train set.
-        epochs, batch_size, learning_rate: of every run that does not say otherwise.
+        epochs, batch_size, learning_rate: of every run without its own.
         seeds: every method or setting is run with each of them.
 
     Raises:
@@ -43,7 +43,7 @@ class ExperimentSpec:
         for name in ("num_samples", "epochs", "batch_size"):
             as_integer(name, getattr(self, name), least=1)
         if not self.seeds:
-            raise errors.ConfigError("there is no seed to train with: give --seeds of at least 1")
+            raise errors.ConfigError("no seed to train with: --seeds must be at least 1")
 
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when its runs are continued, as JSON gives it back."""
@@ -63,7 +63,7 @@ class ExperimentSpec:
         learning_rate: float | None = None,
         **more: Any,
     ) -> TrainingSpec:
-        """Return one run of it; None stands for what is usual, `more` for further fields of a `TrainingSpec`.
+        """Return one run of it; None takes the default, `more` for further fields of a `TrainingSpec`.
 
         Its storage is a name that stays true where the folder is moved; who trains it puts the real one in its place.
         """

@@ -1,4 +1,4 @@
-"""How the pictures of reports look. Nothing here touches matplotlib's global state."""
+"""The style of the pictures in reports. Nothing here touches matplotlib's global state."""
 
 from __future__ import annotations
 

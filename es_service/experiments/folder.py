@@ -23,17 +23,17 @@ T = TypeVar("T")
 
 
 class ExperimentFolder:
-    """A folder with <kind>.json, which says what is in it, runs/, and the results.
+    """A folder with <kind>.json, which describes it, runs/, and the results.
 
     Args:
         out: its path; a local folder.
 
     Raises:
-        ConfigError: it is no local folder.
+        ConfigError: it is not a local folder.
     """
 
     kind: ClassVar[str]
-    """What it holds, "comparison" say."""
+    """What it holds, e.g. "comparison"."""
     command: ClassVar[str]
     """Of es-service, that works in it."""
     may_change: ClassVar[str]
@@ -41,7 +41,7 @@ class ExperimentFolder:
 
     def __init__(self, out: str) -> None:
         if "://" in out:
-            raise errors.ConfigError(f"--out {out} is no local folder: reports and pictures are written to one")
+            raise errors.ConfigError(f"--out {out} is not a local folder: reports and pictures are written to one")
         self.path = Path(files.absolute(out))
         self.runs = self.path / "runs"
 
@@ -79,7 +79,7 @@ class ExperimentFolder:
             yield
 
     def read(self, name: str, make: Callable[[dict[str, Any]], T]) -> T | None:
-        """Return what `make` makes of a file of JSON in it, None where there is no such file.
+        """Return `make` of a JSON file's content, None where there is no such file.
 
         Raises:
             StorageError: it cannot be read, holds no JSON object, or not what is expected there.
@@ -101,7 +101,7 @@ class ExperimentFolder:
         if before is None:
             if any(entry.name != "lock" for entry in self.path.iterdir()):
                 raise errors.ConfigError(
-                    f"--out {self.path} holds files that are no {self.kind}'s: name a new folder, or an empty one"
+                    f"--out {self.path} holds files that are not of a {self.kind}: name a new folder, or an empty one"
                 )
             return
         now = {"format": _FORMAT, **identity}

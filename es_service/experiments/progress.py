@@ -11,7 +11,7 @@ class Bar:
     """Counts what has ended.
 
     Args:
-        stream: where to tell it.
+        stream: where to write.
         doing: what the bar shows, e.g. "comparing".
         unit: what is counted, one of them.
     """
@@ -22,7 +22,7 @@ class Bar:
         self._bar: Any = None
 
     def expect_some(self, number: int, ended: int, before: str) -> None:
-        """Take note of some to come, and of how many of them ended before this command; `before` says so."""
+        """Add some to the total, of which `ended` ended before this command; `before` words that."""
         self._total += number
         self._counted += ended
         if self._stream.isatty():
@@ -39,7 +39,7 @@ class Bar:
             self.say(f"{ended} {self._unit}{'s' if ended != 1 else ''} {before}")
 
     def beside(self, words: str) -> None:
-        """Say something beside the bar; nothing where there is none."""
+        """Show words beside the bar, if there is one."""
         if self._bar is not None:
             self._bar.set_postfix_str(words)
 

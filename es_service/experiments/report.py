@@ -1,4 +1,4 @@
-"""What the reports of a comparison and of a search have in common: templates, pictures, tables, figures in words."""
+"""What the reports of a comparison and of a search share: templates, pictures, tables, formatted numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def spread_in_words(spread: Mapping[str, Any] | None, factor: float = 100, digits: int = 2) -> str:
-    """Return a mean with its deviation, in percent where nothing else is said; "" for None."""
+    """Return a mean with its deviation, in percent by default; "" for None."""
     if spread is None:
         return ""
     mean = f"{factor * spread['mean']:.{digits}f}"

@@ -79,8 +79,8 @@ def saving_at_equal(line: Sequence[tuple[float, float]], cost: float, value: flo
         value: the method's mean.
 
     Returns:
-        Where the method is above the whole line, c* is taken as the dearest point: it saves at least that much. Where
-        it is below, as the cheapest: it saves at most that much.
+        Where the method is above the whole line, c* is taken as its most expensive point: it saves at least that much.
+        Where it is below, as the cheapest: it saves at most that much.
     """
     points = sorted(line)
     previous: tuple[float, float] | None = None

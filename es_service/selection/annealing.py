@@ -84,7 +84,7 @@ class Annealing:
     def selecting(self, epoch: int, num_steps: int | None) -> range:
         """Return the steps of an epoch that do not anneal.
 
-        A step anneals where it begins before the first part is over, or ends after the last part has begun: an epoch
+        A step anneals where it begins before the first part is over, or ends after the last part has started: an epoch
         of K steps that holds a share x of a part anneals ⌈x·K⌉ of them.
 
         Args:

@@ -33,7 +33,7 @@ class CompiledStep:
         self._betas = tuple(np.float32(share) for beta in averages for share in (beta, 1.0 - beta))
         as_they_are = type(selection.method).weigh is Method.weigh and selection.cap == selection.power == 1.0
         self.races = selection.draw == "race" and as_they_are
-        """Whether `race` draws as the selection says."""
+        """Whether the selection draws by `race`."""
 
     @classmethod
     def of(cls, selection: Selection) -> CompiledStep | None:

@@ -173,7 +173,7 @@ class Selection:
         return self.annealing(num_epochs).is_whole(epoch)
 
     def is_scoring(self, epoch: int, num_epochs: int) -> bool:
-        """Return whether draws of this epoch need losses of their own, from a scoring pass."""
+        """Return whether draws of this epoch need losses from a scoring pass."""
         return self.method.needs_losses and self.annealing(num_epochs).is_scoring(epoch, self.score_every)
 
     def settled(self, num_epochs: int) -> Selection:

@@ -54,7 +54,7 @@ class LocalRun(Membership):
         return self.engine.recent(share.window(run_step - share.first_step, self.config.batch_size, num))
 
     def state(self) -> RunState:
-        """Return a copy of the run as it stands; only between two epochs is that a state to continue from."""
+        """Return a copy of the run's current state; only between two epochs is that a state to continue from."""
         return RunState(self.engine.copy_records(), self.finished_epochs, self.epoch_starts)
 
     def restore(self, state: RunState, *, open_share: Share | None = None) -> None:
@@ -68,6 +68,6 @@ class LocalRun(Membership):
         self.engine.load_records(state.records)
 
     def reset(self) -> None:
-        """Forget every observation and stand before epoch 0 again."""
+        """Forget every observation and return to epoch 0."""
         self.engine.clear()
         self.go_to(0, (0,))

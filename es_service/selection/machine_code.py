@@ -43,7 +43,7 @@ def _compiled(function: F) -> F:
 
 @_compiled
 def all_distinct(ids_B: NDArray[np.int64], end: int, slots: NDArray[np.uint16], slot_bits: np.uint64) -> bool:
-    """Return whether each id lies in [0, end) and none stands twice.
+    """Return whether each id lies in [0, end) and none is repeated.
 
     Args:
         ids_B: fewer than 2**16.

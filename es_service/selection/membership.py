@@ -37,7 +37,7 @@ def fenced(rank: int) -> errors.EpochOrderError:
 
 
 def out_of_order(rank: int, epoch: int, current: int, num_epochs: int) -> errors.EpochOrderError:
-    """Return the error of a rank that opens another epoch than the one that the run stands before."""
+    """Return the error of a rank that opens another epoch than the run's next one."""
     if current >= num_epochs:
         return errors.EpochOrderError(
             f"rank {rank} opens epoch {epoch}, but the run is finished: all its {current} epochs are made. Take "

@@ -26,7 +26,7 @@ def check_ids(ids: Any, num_samples: int, *, distinct: bool = True) -> NDArray[n
     They may come as anything like an array, or as a torch tensor on any device.
 
     Raises:
-        ShapeError: not one-dimensional, empty, or not of an integer dtype; of keys it says how to number them.
+        ShapeError: not one-dimensional, empty, or not of an integer dtype; the message for keys explains numbering.
         IdError: out of range or repeated; names the first bad position.
     """
     array = _as_array(ids, "ids")

@@ -39,7 +39,7 @@ class Sum:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Join:
-    """Columns, of which every shard gets those of all shards one behind the other."""
+    """Columns, of which every shard gets those of all shards, concatenated."""
 
     values: NDArray[Any]
 

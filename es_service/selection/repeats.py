@@ -23,7 +23,7 @@ _COPY_BITS = 40  # ids lie below
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Repeats:
-    """Where the ids of a batch stand among its u distinct ones.
+    """Positions of a batch's ids among its u distinct ones.
 
     Attributes:
         ids_B: int64[B], as the batch holds them.

@@ -199,7 +199,7 @@ class Share:
 
 
 def places(ids_m: I64, ids_B: I64) -> I64:
-    """Return where each of the ids stands among others, int64[B]; -1 where it does not."""
+    """Return the position of each id among others, int64[B]; -1 where it is absent."""
     if not ids_m.size:
         return np.full(ids_B.size, -1)
     if ids_m.size == ids_B.size and (ids_m == ids_B).all():  # the usual

@@ -112,7 +112,7 @@ def ceil_share(share: float, whole: int) -> int:
 
 
 def parse_value(text: str) -> Any:
-    """Return a value as it was meant on a command line: JSON, else a Python literal, else the word itself.
+    """Return a command-line value parsed as JSON, else as a Python literal, else the word itself.
 
     Example:
         >>> [parse_value(text) for text in ("5e-2", ".5", "null", "None", "true", "True", "[0, 0]", "(0, 0)", "topk")]

@@ -60,7 +60,7 @@ RECORD = np.dtype(
 Words: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.int32]]
 
 FURTHER_COLUMNS: Mapping[str, float] = MappingProxyType({"correct": np.nan, "confidence": np.nan, "variance": 0.0})
-"""Columns that a method may ask for, float32 each, and what stands there before the first observation."""
+"""Columns that a method may ask for, float32 each, and its value before the first observation."""
 
 
 def _record(further: Iterable[str]) -> np.dtype[np.void]:
@@ -155,7 +155,7 @@ class ScoreTable:
         return self._records.view(self._blob).take(rows_B).view(self.dtype)
 
     def scatter(self, rows_B: NDArray[np.int64], records_B: NDArray[np.void]) -> None:
-        """Write records[B] back to these rows; the caller has checked that no row stands there twice."""
+        """Write records[B] back to these rows; the caller has checked that no row is repeated."""
         self._records.view(self._blob)[rows_B] = records_B.view(self._blob)
 
     @property

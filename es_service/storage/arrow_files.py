@@ -8,7 +8,7 @@ only to as many bytes as its rows can need. What is not compressed stays where i
     Message      1 header_type (3 for a batch), 2 header
     RecordBatch  0 length, 1 nodes, 2 buffers: [Buffer], 3 compression       Buffer   offset int64 | length int64
 
-These are FlatBuffers: a table begins with the distance to its list of fields, which says where each field stands.
+These are FlatBuffers: a table begins with the distance to its list of fields, which has the offset of each field.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Flat:
         return 0 if at is None else int(struct.unpack_from("<" + kind, self._data, at)[0])
 
     def table(self, field: int) -> _Flat | None:
-        """Return a table that stands in this one."""
+        """Return a table nested in this one."""
         at = self._at(field)
         return None if at is None else _Flat(self._data, at + struct.unpack_from("<I", self._data, at)[0])
 

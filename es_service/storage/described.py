@@ -38,7 +38,7 @@ class Description:
 
 
 def describe(storage: RunStorage) -> Description:
-    """Return what a run's files say.
+    """Return a run's description from its files.
 
     Raises:
         RunNotFoundError: there is no such run.

@@ -46,13 +46,13 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")  # type names of pyarrow.fs
 _SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)  # names in a query
 _KNOWN_FAILURES = (OSError, pa.ArrowException, UnicodeError)  # the last of names that are not UTF-8
 _OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-_OF_THE_PLACE_REMOTELY = ("AWS Error ACCESS_DENIED",)  # what Arrow says where the storage has no errno
+_OF_THE_PLACE_REMOTELY = ("AWS Error ACCESS_DENIED",)  # Arrow's words where the storage has no errno
 _registered: dict[str, Callable[[], fs.FileSystem]] = {}
 
 
 @contextlib.contextmanager
 def storage_errors(doing: str, path: str) -> Iterator[None]:
-    """Turn an error of the filesystem into a StorageError that says what was tried, where, and what to change."""
+    """Turn an error of the filesystem into a StorageError that names the operation, the path, and what to change."""
     try:
         yield
     except FileNotFoundError as error:
@@ -65,7 +65,7 @@ def storage_errors(doing: str, path: str) -> Iterator[None]:
 
 
 def _is_place(error: BaseException) -> bool:
-    """Return whether a place refuses what is done there: no permission, read-only, no space. Arrow keeps the errno."""
+    """Return whether the error is of the place: no permission, read-only, no space. Arrow keeps the errno."""
     return getattr(error, "errno", None) in _OF_THE_PLACE or any(word in str(error) for word in _OF_THE_PLACE_REMOTELY)
 
 

@@ -118,7 +118,7 @@ class Journal:
     def mark(self) -> int:
         """Return the number of the newest record, up to which a snapshot will hold what the records did.
 
-        A journal that gave up keeps what comes from now on, to write it once `skip_to` says that the snapshot is there.
+        A journal that gave up keeps what comes from now on, to write it once `skip_to` confirms the snapshot.
         """
         with self._changed:
             if self._gave_up:

@@ -119,13 +119,13 @@ class Ownership:
             self._filesystem.delete_file(f"{self._run_path}/owner.json")
 
     def renew(self) -> None:
-        """Say that the owner is alive, from any thread; RunExistsError where another one has taken over."""
+        """Write the owner's heartbeat, from any thread; RunExistsError where another one has taken over."""
         with self._renewing:
             self._look()
             self._beat()
 
     def confirm(self) -> None:
-        """Say, behind a write, that it counts; RunExistsError where another one has taken over."""
+        """Confirm a write that was made; RunExistsError where another one has taken over."""
         with self._renewing:
             self._look()
 

@@ -72,7 +72,7 @@ class RunStorage:
         self._journals: dict[Shard, JournalFolder] = {}
 
     def exists(self) -> bool:
-        """Return whether a run of this name has begun."""
+        """Return whether a run of this name exists."""
         return files.is_file(self.filesystem, f"{self.path}/run.json")
 
     def begin(self, config: RunConfig, training: dict[str, Any] | None = None, *, search: str | None = None) -> None:
@@ -107,7 +107,7 @@ class RunStorage:
         return description
 
     def config(self) -> RunConfig:
-        """Return what the run is, as run.json says; RunNotFoundError where there is none."""
+        """Return the content of run.json; RunNotFoundError where there is none."""
         return config_from_dict(self.about().get("config", {}))
 
     def end_of_ids(self) -> int:
@@ -120,7 +120,7 @@ class RunStorage:
         return training if isinstance(training, dict) else None
 
     def search(self) -> str | None:
-        """Return the name of the search that the run is a trial of; None where it is none's."""
+        """Return the name of the search that the run is a trial of; else None."""
         search = self.about().get("search")
         return search if isinstance(search, str) else None
 

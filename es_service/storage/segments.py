@@ -44,7 +44,7 @@ class Record:
 
     Attributes:
         number: counts the shard's records from 1.
-        kind: says how to read the payload.
+        kind: format of the payload.
         payload: of the record.
     """
 
@@ -228,7 +228,7 @@ class JournalFolder:
     def base(self, finished_epochs: int) -> int | None:
         """Return the number of `write_base`, None where the journal did not start over at this snapshot.
 
-        As a segment, a base does not count where a later writer had begun before its number.
+        As a segment, a base does not count where a later writer started before its number.
         """
         infos = files.list_folder(self.filesystem, self.path)
         segments = _segments(infos)

@@ -199,7 +199,7 @@ class Snapshots:
     ) -> Files:
         """Write a shard's rows; return the file's entry in the manifest, which keeps the shard's note too.
 
-        It also says how the rows' columns spread, which goes into a file of its own.
+        It also returns the distributions of the rows' columns, which go into another file.
         """
         name = shard_file(shard.index)
         entry = write_table(self._filesystem, f"{folder}/{name}", records, shard)

@@ -65,7 +65,7 @@ class Term:
         self.check()
 
     def write(self, values: dict[str, Any]) -> None:
-        """Write what the claim's file says; its name is all that decides."""
+        """Write the claim's file, whose name alone decides."""
         files.write_json(self._filesystem, f"{self._folder}/{self.stamp}.json", sealed.seal(values))
 
     def check(self) -> None:

@@ -104,7 +104,7 @@ class SelectiveLoader:
         self.draw: Draw | None = None
         """The last draw: which ids the batch just yielded holds."""
         self.weight = 0
-        """How many samples the mean of losses·scale stands for: b, or all that were scored where the scale is unbiased.
+        """How many samples the mean of losses·scale represents: b, or all that were scored where the scale is unbiased.
 
         The weight of this rank's mean beside that of other ranks; see `step.rank_factor`.
         """
@@ -164,7 +164,7 @@ class SelectiveLoader:
             selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
 
     def finish_epoch(self) -> None:
-        """Score what the open epoch hid, and close it where it stands; nothing where it is closed already.
+        """Score what the open epoch hid, and close it at the current step; nothing where it is closed already.
 
         For loops that never ask for a batch behind the last one, and for an epoch that is cut short; see
         `Selector.finish_epoch`. Every rank calls it.

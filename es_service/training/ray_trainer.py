@@ -109,7 +109,7 @@ def _fit(spec: TrainingSpec) -> dict[str, Any]:
 
 
 def _cause(error: train.TrainingFailedError) -> errors.EsServiceError:
-    """Return our own error that ended a worker, a foreign one wrapped otherwise."""
+    """Return the error that ended a worker: as it is if from this package, else wrapped."""
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
     for failure in failures:
         while failure is not None:

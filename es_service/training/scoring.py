@@ -37,7 +37,7 @@ def score(
     """Return the loss of every sample of a batch, without gradient and without a trace in the model.
 
     Under DistributedDataParallel the module beneath it is called, so ranks need not score at the same time.
-    (FullyShardedDataParallel and SyncBatchNorm communicate within their own forward pass: there all ranks must score.)
+    (FullyShardedDataParallel and SyncBatchNorm communicate within the forward pass: there all ranks must score.)
 
     Args:
         model: bare, or wrapped in DistributedDataParallel. If it is in training mode, modules of it that were put in
@@ -145,7 +145,7 @@ def _same(now: dict[str, torch.Tensor | None], before: dict[str, torch.Tensor | 
 
 
 def _repeats(buffer: torch.Tensor) -> bool:
-    """Whether one memory cell stands for several entries (an expanded tensor): torch writes into no such buffer."""
+    """Whether several entries share one memory cell (an expanded tensor): torch writes into no such buffer."""
     return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 

@@ -54,7 +54,7 @@ class TrainingSpec:
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: continue a run of this name; otherwise the name must be new.
-        search: name of the search that the run is a trial of, None where it is none's.
+        search: name of the search that the run is a trial of, else None.
     """
 
     run: str

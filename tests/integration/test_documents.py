@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -134,7 +137,10 @@ IDIOM = re.compile(
 
 
 def texts() -> dict[str, str]:
-    """What users read: the documents, the help of every command, and the dashboard (of scripts, their sentences)."""
+    """What people read: the documents, the help of every command, the dashboard, and comments, docstrings and messages.
+
+    Of scripts and modules only their sentences: names in code are not read.
+    """
     found = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
     parser = build_parser()
     [commands_of] = [action for action in parser._actions if action.dest == "command"]
@@ -148,7 +154,16 @@ def texts() -> dict[str, str]:
         code = re.sub(r"^\s*(?://|/?\*).*$", "", path.read_text(), flags=re.MULTILINE)
         strings = [one for one in re.findall(r'"[^"\n]*"|`[^`\n]*`', code) if " " in one]
         found[str(path.relative_to(static))] = "\n".join(strings)
+    for path in sorted((ROOT / "es_service").rglob("*.py")):
+        found[str(path.relative_to(ROOT))] = "\n".join(sentences(path.read_text()))
     return found
+
+
+def sentences(source: str) -> list[str]:
+    """The comments and the strings of a module, docstrings among them, that hold more than one word."""
+    strings = [one.value for one in ast.walk(ast.parse(source)) if isinstance(one, ast.Constant)]
+    comments = [one.string for one in tokenize.generate_tokens(io.StringIO(source).readline) if one.string[:1] == "#"]
+    return [one for one in [*strings, *comments] if isinstance(one, str) and " " in one]
 
 
 @pytest.mark.parametrize(("name", "text"), texts().items(), ids=lambda value: value if len(value) < 60 else "")

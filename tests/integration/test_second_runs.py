@@ -50,7 +50,7 @@ def test_a_second_start_goes_on_where_the_first_ended(server: str, run: str, sto
     assert drawn == expected
     assert second.next_epoch == 3
 
-    with pytest.raises(es.RunExistsError, match=rf"resume='never', but run '{run}' has begun in .*another run name"):
+    with pytest.raises(es.RunExistsError, match=rf"resume='never', but run '{run}' was started in .*another run name"):
         connect(run, storage, resume="never")
     third = connect(run, storage)
     with pytest.warns(UserWarning, match="the run is finished: all its 3 epochs are made"):
@@ -64,7 +64,7 @@ def test_a_second_start_goes_on_where_the_first_ended(server: str, run: str, sto
 
 
 def test_a_run_that_has_to_exist_is_not_begun_by_looking_for_it(run: str, storage: str) -> None:
-    with pytest.raises(es.RunNotFoundError, match=f"resume='must', but no run '{run}' has begun in"):
+    with pytest.raises(es.RunNotFoundError, match=f"resume='must', but no run '{run}' was started in"):
         connect(run, storage, resume="must")
     assert not RunStorage(storage, run).exists()
     assert not launch.is_up(run)

@@ -351,7 +351,7 @@ def build_task(data=None):
         (("--objective", "front", "--early-stopping"), "--no-early-stopping"),
         (("--workers", 2), "--exchange leased"),
         (("--samples", 0), "samples must be an integer of at least 1"),
-        (("--method", "kakurenbo"), "say what to search"),
+        (("--method", "kakurenbo"), "has no default search space"),
         (("--resume",), "there is no search in"),
         (("--retry-failed",), "give --resume too"),
         (("--space", "nowhere.yaml"), "cannot read --space"),

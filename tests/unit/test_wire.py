@@ -200,7 +200,7 @@ def test_rows_come_out_as_they_went_in(seq: int, overlaps: int, num: int, num_co
 def test_requests_and_rows_cut_short_are_refused() -> None:
     request = wire.encode_request(Caller(1, "0f" * 16), 3, np.arange(2))
     for end in set(range(len(request))) - {len(request) - 8, len(request) - 16}:  # there it ends behind an id
-        with pytest.raises(errors.ShapeError, match="no request"):
+        with pytest.raises(errors.ShapeError, match="not a request"):
             wire.decode_request(request[:end])
     rows = wire.encode_rows(1, 0, {"s": np.ones(3, dtype=np.float32)})
     for end in range(len(rows)):

@@ -1,1 +1,1 @@
-"""What every request passes: hosts, tokens, rates, sizes; and errors as problem+json."""
+"""Checks of every request: hosts, tokens, rates, sizes; and errors as problem+json."""

@@ -1,4 +1,4 @@
-"""Who may read: a bearer token, or the session that the login form gave for it."""
+"""Authentication by a bearer token, or by the session that the login form gave for it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SESSION_S = 12 * 3600
 class Auth:
     """Checks what a request shows; nothing is kept, so that several processes with one token agree.
 
-    A session is "<expires>.<HMAC-SHA256 of it>", keyed by what follows from the token: it says nothing of the token,
+    A session is "<expires>.<HMAC-SHA256 of it>", keyed by what follows from the token: it reveals nothing of the token,
     and another token ends it.
 
     Args:
-        token: that readers must show; None lets everybody in.
+        token: that clients must send; None allows all clients.
         clock: seconds since 1970.
     """
 

@@ -1,4 +1,4 @@
-"""Request bodies, read whole before a request takes any place: a client that sends slowly holds up itself alone."""
+"""Request bodies, read whole before a request takes a slot: a client that sends slowly delays no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["read_whole", "too_large"]
 
 
 async def read_whole(receive: Receive, most_bytes: int, within_s: float) -> Receive:
-    """Return a `receive` that gives the whole body at once, and after it what the server has to say.
+    """Return a `receive` that gives the whole body at once, and then the server's messages.
 
     Args:
         receive: of the server.

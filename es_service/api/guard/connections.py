@@ -1,8 +1,8 @@
 """Connections of uvicorn that cannot be held open by sending or reading slowly.
 
-uvicorn by itself gives a client for ever to send a request's head, and as long to take an answer. Here a head must come
-within so many seconds, and after it the body, however often some bytes of them do; an answer must move on, too. Where
-as many connections are open as may be, a new one takes the place of the one that has waited longest for its request.
+uvicorn sets no timeout for sending a request's head or for reading an answer. Here head and body must each be complete
+within a time limit, and an answer must keep moving. At the limit of open connections, a new one replaces the one that
+has waited longest for its request.
 """
 
 from __future__ import annotations

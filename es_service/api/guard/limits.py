@@ -1,4 +1,4 @@
-"""How much a client may ask: a bucket of requests that fills again, and a count of those under way."""
+"""Rate limits of a client: a token bucket of requests, and a count of those under way."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every request passes before any route sees it, and every answer on its way out.
+"""Middleware around every route: checks of the request, security headers of the answer.
 
-In this order: the host it is addressed to, how much its client asks, the token, its body, which must come whole and in
-time, how much is under way. A request that fails gets a problem, and so does a WebSocket that passes: there are none
-here. Whatever happens, the answer carries the security headers, and no exception leaves as anything but a plain 500.
+In this order: the host it is addressed to, the client's rate limit, the token, the body, which must come whole and in
+time, the number of requests under way. A request that fails gets a problem, and so does every WebSocket: there are
+none here. Every answer has the security headers, and any exception leaves as a plain 500.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Guard:
         app: that it guards.
         settings: of the service.
         auth: who may read.
-        count: told of every answer: scope, status, seconds.
+        count: called for every answer: scope, status, seconds.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, auth: Auth, count: Count) -> None:
@@ -109,9 +109,9 @@ class Guard:
                 await problems.response(of_body)(scope, receive, send_guarded)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            if status != 0:  # it is under way: all that is left is to break it off
+            if status != 0:  # it is under way: it can only be broken off
                 raise
-            problem = Problem("internal", "the service failed to answer this", "its log says more")
+            problem = Problem("internal", "the service failed to answer this", "see its log")
             await problems.response(problem)(scope, receive, send_guarded)
         finally:
             self._count(scope, status, time.perf_counter() - begin)
@@ -154,8 +154,8 @@ class Guard:
     def _stranger(self, scope: Scope, headers: Headers, client: str) -> Response | None:
         """Return the answer to a client that may not read, None if it may.
 
-        A right token is accepted whatever else came from that address: clients behind a proxy share one, and whoever
-        guesses there must not lock the others out.
+        A right token is accepted whatever else came from that address: clients behind a proxy share one, and one
+        that guesses must not lock the others out.
         """
         if self._auth.accepts(headers):
             return None

@@ -1,4 +1,4 @@
-"""Errors as application/problem+json (RFC 9457), each with a hint what to change; never a stack trace."""
+"""Errors as application/problem+json (RFC 9457), each with a hint on what to change; never a stack trace."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STATUS = {slug: status for slug, (status, _) in TITLES.items()}
 
 
 class Problem(Exception):  # noqa: N818 - an answer rather than an accident
-    """A request that gets no answer, and why.
+    """An error answer to a request.
 
     Args:
         slug: one of `TITLES`.
@@ -87,7 +87,7 @@ def of_error(error: errors.EsServiceError) -> Problem:
     if isinstance(error, errors.DataError):
         return Problem("no-preview", str(error), "give the service the data where the run had them")
     if isinstance(error, errors.ConfigError):
-        return Problem("bad-query", str(error), "see /openapi.json for what may be asked")
+        return Problem("bad-query", str(error), "see /openapi.json for the valid parameters")
     return Problem("unavailable", str(error), "try again in a few seconds")
 
 
@@ -114,7 +114,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
     first = found[0] if found else {"where": "request", "message": "cannot be used"}
     detail = f"{first['where']}: {first['message']}"
-    return response(Problem("invalid-parameter", detail, "see /openapi.json for what may be asked", errors=found))
+    return response(Problem("invalid-parameter", detail, "see /openapi.json for the valid parameters", errors=found))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

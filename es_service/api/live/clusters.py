@@ -1,4 +1,4 @@
-"""Which Ray cluster to ask: that of RAY_ADDRESS, else the newest of one's own on this machine. Does not load Ray."""
+"""Which Ray cluster to ask: that of RAY_ADDRESS, else this user's newest on this machine. Does not load Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _newest_here() -> str | None:
     """Return the address that the newest raylet of this user was started with; None where there is no /proc, too."""
     found: list[tuple[int, str]] = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it ended while we looked, or is somebody else's
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it ended meanwhile, or belongs to another user
             if process.stat().st_uid != os.getuid():
                 continue
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")

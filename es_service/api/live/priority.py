@@ -1,4 +1,4 @@
-"""Standing back: what shows a training must not hold it up."""
+"""CPU priority: the dashboard must not slow training down."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _THREADS = "/proc/self/task"
 
 
 def stand_back(niceness: int) -> None:
-    """Let others on this machine go first: no thread of this process, nor what it starts, comes before this niceness.
+    """Raise the niceness of all threads of this process, and of what it starts, to at least this.
 
-    There is no way back, which takes a privilege.
+    It cannot be undone without privileges.
     """
     if not hasattr(os, "setpriority"):
         return

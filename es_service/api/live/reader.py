@@ -1,6 +1,6 @@
 """The process that asks score servers on behalf of the HTTP service: one JSON request a line in, one answer a line out.
 
-A process of its own, because Ray ends a process whose cluster goes away, and because a service that shows finished
+A separate process, because Ray ends a process whose cluster goes away, and because a service that shows finished
 runs should not have to load Ray.
 
     {"id": 1, "op": "runs"}                                -> {"id": 1, "runs": {run: stats or {"error": …}}}
@@ -36,7 +36,7 @@ def main() -> None:
         from es_service.actors.cluster import ensure_ray
 
         ensure_ray()
-    except Exception as error:  # whatever it was, the service says it and goes on without Ray
+    except Exception as error:  # of any kind: the service reports it and continues without Ray
         _say(answers, lock, {"failed": f"{type(error).__name__}: {error}"[:500]})
         return
     _say(answers, lock, {"ready": os.environ.get("RAY_ADDRESS", "")})
@@ -54,13 +54,13 @@ def _say(answers: TextIO, lock: threading.Lock, value: dict[str, Any]) -> None:
 def _handle(request: dict[str, Any], answers: TextIO, lock: threading.Lock) -> None:
     try:
         answer = _runs() if request["op"] == "runs" else _table(request["run"], request["path"])
-    except Exception as error:  # the asker is told, and asks again
+    except Exception as error:  # reported to the caller, which retries
         answer = {"error": f"{type(error).__name__}: {error}"[:500]}
     _say(answers, lock, {"id": request["id"], **answer})
 
 
 def _runs() -> dict[str, Any]:
-    """Return what every score server of the cluster says of itself."""
+    """Return the stats of every score server of the cluster."""
     import ray
 
     from es_service import errors

@@ -1,4 +1,4 @@
-"""The service's end of `live_reader`: starts the process, sends it questions, hands out its answers."""
+"""The service's end of `live_reader`: starts the process, sends it requests, returns its answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReaderProcess:
 
     Args:
         address: of the cluster.
-        auth_mode: RAY_AUTH_MODE to connect with, None for what the environment says.
+        auth_mode: RAY_AUTH_MODE to connect with, None for the environment's.
 
     Raises:
         ServerUnavailableError: it cannot connect.
@@ -65,7 +65,7 @@ class ReaderProcess:
         return self._process.poll() is None
 
     def ask(self, op: str, deadline_s: float, **values: Any) -> dict[str, Any]:
-        """Return the answer to a question, see `live_reader`.
+        """Return the answer to a request, see `live_reader`.
 
         Raises:
             ServerUnavailableError: none came in time, the process ended, or it could not answer.

@@ -1,8 +1,8 @@
-"""Live runs: what score servers say of themselves, and copies of their tables, as fresh as readers need and no fresher.
+"""Live runs: stats of their score servers and copies of their tables, as fresh as readers need and no fresher.
 
-However many readers there are, a server is asked where it stands at most once a second and for its table at most
-every `refresh_s`; nobody looking means nobody asking. Readers of a table a little older get it while the next is on
-its way; only one much older is waited for.
+For any number of readers, a server is asked for its stats at most once a second and for its table at most every
+`refresh_s`; without readers it is not asked. A slightly older table is returned while the next is on its way; readers
+wait only where it is much older.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WAITED_FOR = 2.5  # times refresh_s: a table older than that is not shown while
 
 @dataclasses.dataclass
 class LiveTable:
-    """A copy of a live run's table, and what its server said of itself then."""
+    """A copy of a live run's table, and its server's stats of that time."""
 
     table: pa.Table
     stats: dict[str, Any]
@@ -92,7 +92,7 @@ class LiveRuns:
         return {"state": "absent", "detail": self._failure}
 
     def connect(self, *, wait: bool = False) -> None:
-        """Look for a cluster, unless there is one or somebody looked a moment ago; in the background unless `wait`."""
+        """Look for a cluster, unless one is found or was looked for just now; in the background unless `wait`."""
         with self._lock:
             if not self._enabled or self._closed or self._connecting:
                 return
@@ -143,7 +143,7 @@ class LiveRuns:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Return what the servers said of themselves, by run, at most a second ago; empty where there are none."""
+        """Return the servers' stats by run, at most a second old; empty where there are no servers."""
         self.connect()
         process = self._process
         if process is None:
@@ -161,7 +161,7 @@ class LiveRuns:
                     self._heard_at[run] = now
                     self._count_restart(run, stats)
                 elif "error" in stats and now - self._heard_at.get(run, -_PATIENCE_S) < _PATIENCE_S:
-                    found[run] = self._stats.get(run, stats)  # busy or restarting: what it said last still holds
+                    found[run] = self._stats.get(run, stats)  # busy or restarting: its last stats still hold
             self._stats = {run: stats for run, stats in found.items() if self._is_ours(stats)}
             return self._stats
 
@@ -197,7 +197,7 @@ class LiveRuns:
         return self._tables.get(run)
 
     def _refresh_if_old(self, run: str) -> None:
-        """Refresh it unless somebody else has meanwhile; the caller holds the run's lock."""
+        """Refresh it unless another thread has meanwhile; the caller holds the run's lock."""
         held = self._tables.get(run)
         if held is None or time.monotonic() - held.checked_at > self._refresh_s:
             self._refresh(run)
@@ -226,7 +226,7 @@ class LiveRuns:
             answer = process.ask("table", _TABLE_DEADLINE_S, run=run, path=path)
             table = columns.map_table(path)
         finally:
-            with contextlib.suppress(OSError):  # what is mapped stays until nobody reads it any more
+            with contextlib.suppress(OSError):  # what is mapped stays until its last reader is gone
                 os.unlink(path)
         self._tables[run] = LiveTable(table, answer["stats"], _version(answer["stats"]), asked_at, time.monotonic())
 

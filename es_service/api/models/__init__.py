@@ -1,1 +1,1 @@
-"""The shapes of answers, for OpenAPI and for the tests that hold answers against them; units are in it."""
+"""Response models, for OpenAPI and for the tests that check answers against them; with units."""

@@ -1,4 +1,4 @@
-"""What all shapes of answers have in common."""
+"""The base of all response models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["Model"]
 
 
 class Model(BaseModel):
-    """A shape of an answer: just these fields, of just these types."""
+    """A response model: exactly these fields, of exactly these types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

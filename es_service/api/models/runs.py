@@ -1,4 +1,4 @@
-"""The shapes of answers about runs: lists of them, one, its ledger, two side by side."""
+"""Response models of runs: lists, one run, its ledger, two runs compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Saving(Model):
 
 
 class Run(Model):
-    """A run in a line."""
+    """Summary of a run."""
 
     run: str = Field(examples=["demo"])
     status: Literal["live", "finished", "stale", "unreadable"]
@@ -41,7 +41,7 @@ class Run(Model):
     saving: Saving | None
     seconds: float | None = Field(description="spent in steps so far, in seconds")
     begun_at: str | None = Field(description="ISO 8601, UTC", examples=["2026-03-01T10:00:00.000Z"])
-    updated_at: str | None = Field(description="last sign of life, ISO 8601, UTC")
+    updated_at: str | None = Field(description="last write to the run's files, or now for a live run; ISO 8601, UTC")
     age_s: float | None = Field(description="seconds since updated_at")
 
 
@@ -57,13 +57,13 @@ class RunList(Model):
 
     storage: str
     total: int = Field(description="runs that match, of which this page shows some")
-    pending: int = Field(description="runs that are not read yet and may match too: ask again; 0 once all are read")
+    pending: int = Field(description="runs not read yet, which may match too: retry; 0 once all are read")
     ray: RayState
     runs: list[Run]
 
 
 class Server(Model):
-    """What the score server says of itself; counts since its process began."""
+    """Stats of the score server; counts since its process began."""
 
     pid: int
     shards: int
@@ -77,7 +77,7 @@ class Server(Model):
 
 
 class RunDetail(Run):
-    """All there is to say of a run but its samples."""
+    """A run in detail, without its samples."""
 
     config: dict[str, Any]
     training: dict[str, Any] | None
@@ -122,7 +122,7 @@ class LedgerEpoch(Model):
 
 
 class Ledger(Model):
-    """Where the samples and the seconds of a run went."""
+    """Samples and seconds that a run spent."""
 
     run: str
     available: bool

@@ -1,4 +1,4 @@
-"""The shapes of answers about samples."""
+"""Response models of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sample(Model):
 
     id: int = Field(None, description="sample id")  # type: ignore[assignment]
     s: float | None = Field(None, description="score, the slow average of the loss")
-    w: float | None = Field(None, description="weight: what draws and pruning go by")
+    w: float | None = Field(None, description="weight used by draws and pruning")
     last_loss: float | None = Field(None, description="loss last observed; null before the first")
     loss_mean: float | None = Field(None, description="running mean of the observed losses")
     loss_std: float | None = Field(None, description="their population standard deviation")
@@ -45,7 +45,7 @@ class SamplePage(Model):
 
 
 class Rank(Model):
-    """Where a sample stands among all."""
+    """Rank of a sample among all."""
 
     position: int = Field(description="from 1, the highest")
     share: float = Field(description="position / n, 0..1")
@@ -84,7 +84,7 @@ class AtSnapshot(Model):
 
 
 class History(Model):
-    """What happened to a sample."""
+    """History of a sample."""
 
     run: str
     id: int

@@ -1,4 +1,4 @@
-"""The shapes of answers about the service itself, and of errors."""
+"""Response models of the service itself, and of errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ProblemBody(Model):
 
 
 class Health(Model):
-    """Whether the service lives, or can answer."""
+    """Liveness or readiness of the service."""
 
     status: Literal["ok", "ready"]
 
 
 class Session(Model):
-    """What the page has to know of the service."""
+    """What the dashboard needs to know of the service."""
 
     needs_token: bool
     logged_in: bool

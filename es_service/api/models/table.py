@@ -1,4 +1,4 @@
-"""The shapes of answers about a whole table."""
+"""Response models of a whole table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Table(Model):
 
 
 class Distribution(Model):
-    """How the values of a column spread."""
+    """Distribution of a column's values."""
 
     run: str
     table: Table
@@ -45,11 +45,11 @@ class Distribution(Model):
 
 
 class AtEpoch(Model):
-    """A column's spread at one epoch's end, or now."""
+    """A column's distribution at one epoch's end, or now."""
 
     epoch: int = Field(description="epochs finished")
     source: Literal["live", "storage", "summary"] = Field(
-        description="summary: about right, from what is kept of an epoch whose snapshot is gone"
+        description="summary: approximate, for an epoch whose snapshot was deleted"
     )
     counts: list[int]
     below: int
@@ -59,7 +59,7 @@ class AtEpoch(Model):
 
 
 class DistributionOverEpochs(Model):
-    """How a column's spread moved; all over the same edges."""
+    """A column's distribution over the epochs, with the same edges."""
 
     run: str
     column: str
@@ -117,7 +117,7 @@ class LabelCoverage(Model):
 
 
 class Coverage(Model):
-    """What was never seen and never picked."""
+    """Samples that were never observed or never picked."""
 
     run: str
     table: Table
@@ -149,7 +149,7 @@ class Staleness(Model):
 
 
 class EffectiveSampleSize(Model):
-    """How many equally weighted samples the weights are worth."""
+    """Effective sample size of the weights."""
 
     run: str
     table: Table

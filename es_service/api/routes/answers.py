@@ -1,4 +1,4 @@
-"""What routes share: parameters, what they may answer, and answers with an ETag."""
+"""What routes share: parameters, error responses, and answers with an ETag."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ Scale: TypeAlias = Annotated[
 
 
 def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of the problems a route may answer with; some every route may."""
+    """Return the OpenAPI description of a route's problems, with those of all routes."""
     found: dict[int | str, dict[str, Any]] = {}
     for status in sorted({*statuses, 401, 421, 422, 429, 500, 503}):
         slugs = [slug for slug, (of_slug, _) in problems.TITLES.items() if of_slug == status]
@@ -92,7 +92,7 @@ def answer(request: Request, payload: dict[str, Any], tag: str | None = None) ->
     Args:
         request: that is answered.
         payload: to be sent.
-        tag: names its state; None goes by the payload itself, but for ages.
+        tag: names its state; None derives it from the payload without ages.
     """
     content = json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
     if tag is None:

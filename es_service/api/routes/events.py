@@ -1,4 +1,4 @@
-"""Server-sent events of a run: its row whenever it changed, and word of it when nobody answers any more."""
+"""Server-sent events of a run: its row whenever it changed, and an event when its server stops answering."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def stream(look: Callable[[], dict[str, Any]], every_s: float) -> AsyncIte
             if state != last or was_away:
                 yield _event("run", detail)
                 last, was_away = state, False
-        await asyncio.sleep(every_s)  # polling: neither files nor servers tell by themselves
+        await asyncio.sleep(every_s)  # polling: neither files nor servers notify
 
 
 def _event(name: str, value: dict[str, Any]) -> ServerSentEvent:

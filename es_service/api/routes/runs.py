@@ -1,4 +1,4 @@
-"""Routes about runs: the list, one run, its ledger, two runs side by side."""
+"""Routes about runs: the list, one run, its ledger, two runs compared."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def list_of_runs(
     request: Request,
     q: Annotated[str, Query(max_length=100, description="part of the run's, task's, method's or search's name")] = "",
     status: Annotated[list[Literal["live", "finished", "stale", "unreadable"]], Query(max_length=4)] = [],  # noqa: B006
-    search: Annotated[str, Query(max_length=100, description="name of a search: its trials alone")] = "",
+    search: Annotated[str, Query(max_length=100, description="name of a search: return only its trials")] = "",
     order: Annotated[
         str, Query(pattern=rf"^-?({'|'.join(_ORDERS)})$", description="a field, - before it for descending")
     ] = ("-updated_at"),
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
-    """List the runs of the storage folder, live ones and others."""
+    """List the runs of the storage folder, live and stored."""
     catalogue = catalogue_of(request)
     page = catalogue.rows().page(
         RunQuery(
@@ -58,13 +58,13 @@ def list_of_runs(
 
 @router.get("/v1/runs/{run}", response_model=models.RunDetail, responses=errors_of(404))
 def one_run(request: Request, run: RunName) -> Response:
-    """Say all there is to say of a run but its samples."""
+    """Return a run in detail, without its samples."""
     return answer(request, catalogue_of(request).detail(run))
 
 
 @router.get("/v1/runs/{run}/ledger", response_model=models.Ledger, responses=errors_of(404))
 def ledger(request: Request, run: RunName) -> Response:
-    """Say where the samples and the seconds of a run went, so far and epoch by epoch."""
+    """Return the samples and seconds that a run spent, so far and per epoch."""
     return answer(request, catalogue_of(request).ledger(run))
 
 

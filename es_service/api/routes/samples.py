@@ -47,7 +47,7 @@ def samples(
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
     columns: Columns = None,
 ) -> Response:
-    """Return a page of the samples that meet conditions, in an order."""
+    """Return a page of the samples that meet the conditions, sorted."""
     view = catalogue_of(request).view(run)
     tag = of_table(request, view)
     if (unchanged := not_modified(request, tag)) is not None:
@@ -71,7 +71,7 @@ def samples(
 
 @router.get("/v1/runs/{run}/samples/{id}", response_model=models.SampleDetail, responses=errors_of(404, 409))
 def sample(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
-    """Return all columns of one sample, and where its weight stands among all."""
+    """Return all columns of one sample, and the rank of its weight among all."""
     catalogue = catalogue_of(request)
     view = catalogue.view(run)
     check_id(view, run, id)
@@ -100,7 +100,7 @@ def _rank(view: TableView, sample_id: int) -> dict[str, Any] | None:
 
 @router.get("/v1/runs/{run}/samples/{id}/history", response_model=models.History, responses=errors_of(404, 409))
 def sample_history(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
-    """Return a sample's observations as the journal has them, and its rows at the epochs' ends."""
+    """Return a sample's observations from the run's history, and its rows at the epochs' ends."""
     catalogue = catalogue_of(request)
     check_id(catalogue.view(run), run, id)
     return answer(request, history(catalogue, run, id))
@@ -118,7 +118,7 @@ def sample_history(request: Request, run: RunName, id: SampleId) -> Response:  #
     },
 )
 async def preview(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
-    """Show a sample as its task does."""
+    """Return the picture or text of a sample, as its task renders it."""
     catalogue = catalogue_of(request)
     previews: Previews = request.app.state.previews
 
@@ -149,7 +149,7 @@ def export(
     columns: Columns = None,
     where: Conditions = [],  # noqa: B006
 ) -> Response:
-    """Stream the samples that meet conditions as a file."""
+    """Stream the samples that meet the conditions as a file."""
     view = catalogue_of(request).view(run)
     names = filters.parse_columns(view, columns)
     mask = filters.select(view, where)

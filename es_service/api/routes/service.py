@@ -1,4 +1,4 @@
-"""Routes about the service itself: is it up, is it ready, what does it measure; events; the login; the pages."""
+"""Routes about the service itself: liveness, readiness, metrics; events; the login; the pages."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ pages = APIRouter(include_in_schema=False)
 
 @router.get("/-/healthz", tags=["service"], response_model=models.Health, responses=errors_of())
 async def healthz() -> Response:
-    """Say that the process lives; needs no token."""
+    """Liveness: 200 while the process runs; needs no token."""
     return Response('{"status": "ok"}', media_type="application/json")
 
 
 @router.get("/-/readyz", tags=["service"], response_model=models.Health, responses=errors_of())
 def readyz(request: Request) -> Response:
-    """Say that the storage can be read; 503 where it cannot."""
+    """Readiness: 200 if the storage can be read, else 503."""
     find_runs(catalogue_of(request).storage)
     return Response('{"status": "ready"}', media_type="application/json")
 
@@ -60,7 +60,7 @@ def prometheus(request: Request) -> Response:
 
 @router.get("/v1/session", tags=["service"], response_model=models.Session, responses=errors_of())
 def session(request: Request) -> Response:
-    """Say what the page has to know of the service."""
+    """Return what the dashboard needs to know of the service."""
     auth: Auth = request.app.state.auth
     return answer(
         request,
@@ -74,7 +74,7 @@ def session(request: Request) -> Response:
 
 
 def _known(request: Request, run: RunName, response: Response) -> None:
-    """Raise the Problem of a run that is not there, before a stream begins."""
+    """Raise the Problem of a missing run before a stream begins."""
     catalogue_of(request).row(run)
     response.headers["Cache-Control"] = "private"  # beside FastAPI's no-cache
 
@@ -98,13 +98,13 @@ async def run_events(request: Request, run: RunName) -> AsyncIterator[ServerSent
 
 @pages.get("/login")
 def login_form(request: Request) -> Response:
-    """Show the form."""
+    """Show the login form."""
     return _file(request, "login.html")
 
 
 @pages.post("/login")
 async def login(request: Request) -> Response:
-    """Give a session for the token."""
+    """Start a session in exchange for the token."""
     auth: Auth = request.app.state.auth
     client = request.client.host if request.client else ""
     if not _is_from_here(request):
@@ -151,7 +151,7 @@ def _is_from_here(request: Request) -> bool:
     origin = request.headers.get("origin")
     try:
         return origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    except ValueError:  # it is no address
+    except ValueError:  # it is not an address
         return False
 
 
@@ -166,7 +166,7 @@ def front_page(request: Request) -> Response:
 
 @pages.get("/runs/{run}")
 def run_page(request: Request, run: RunName) -> Response:  # noqa: ARG001 - the page reads its own address
-    """Show one run; of one that is not there the page says so."""
+    """Show one run; the page itself reports a missing one."""
     return _file(request, "run.html")
 
 

@@ -1,4 +1,4 @@
-"""Routes about the whole table: how columns spread, the data map, coverage, staleness, effective sample size."""
+"""Routes about the whole table: distributions, the data map, coverage, staleness, effective sample size."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def distribution(
 def distribution_over_epochs(
     request: Request, run: RunName, column: _Column = "w", bins: Bins = 50, scale: Scale = "linear"
 ) -> Response:
-    """Return how a column spread at the end of each epoch, and now; early epochs about, from what is kept of them."""
+    """Return a column's distribution at each epoch's end, and now; approximate where the snapshot was deleted."""
     catalogue = catalogue_of(request)
     now = catalogue.view(run)
     views = [catalogue.view_at(run, epoch) for epoch in catalogue.snapshots(run)]
@@ -110,7 +110,7 @@ def data_map(
 
 @router.get("/v1/runs/{run}/coverage", response_model=models.Coverage, responses=errors_of(404, 409))
 def coverage(request: Request, run: RunName) -> Response:
-    """Return what was never seen and never picked, overall and by label."""
+    """Return how many samples were never observed or never picked, overall and by label."""
     return _from_table(request, run, statistics.coverage)
 
 
@@ -126,5 +126,5 @@ def staleness(request: Request, run: RunName, bins: Bins = 50) -> Response:
     responses=errors_of(404, 409),
 )
 def effective_sample_size(request: Request, run: RunName) -> Response:
-    """Return how many equally weighted samples the weights are worth."""
+    """Return the effective sample size of the weights."""
     return _from_table(request, run, statistics.effective_sample_size)

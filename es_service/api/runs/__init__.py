@@ -1,1 +1,1 @@
-"""The runs there are, and what each says of itself."""
+"""The runs of a storage folder, and their descriptions."""

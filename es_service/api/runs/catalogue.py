@@ -1,4 +1,4 @@
-"""The runs there are and the tables to answer from, live ones and stored ones alike."""
+"""The runs of a storage folder and their tables, live and stored alike."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Catalogue:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def rows(self) -> Listing:
-        """Return the runs there are, to take rows from; StorageError where the folder cannot be listed."""
+        """Return the runs of the folder, to take rows from; StorageError where the folder cannot be listed."""
         return self._runs.now()
 
     def row(self, run: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Catalogue:
         return self._descriptions.opened(run)
 
     def detail(self, run: str) -> dict[str, Any]:
-        """Return all there is to say of a run but its samples."""
+        """Return a run in detail, without its samples."""
         described, stats = self._descriptions.get(run), self.live.runs().get(run)
         said = described.said
         try:
@@ -180,7 +180,7 @@ class Catalogue:
     def _keep_view(self, key: Any, view: TableView) -> TableView:
         with self._lock:
             view = self._views.setdefault(key, view)
-            if key[1] == "live":  # the one before is of no use to anybody else
+            if key[1] == "live":  # no reader needs the one before
                 for old in [one for one in self._views if one[:2] == key[:2] and one != key]:
                     del self._views[old]
             while len(self._views) > _MOST_VIEWS or (

@@ -1,4 +1,4 @@
-"""What the runs' files say, read again only where one of them has changed."""
+"""Descriptions of runs from their files, read again only where one of them has changed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Descriptions:
         self._known: dict[str, _Known] = {}
 
     def get(self, run: str) -> Described:
-        """Return what a run's files say, as they were at most 0.2 s ago.
+        """Return a run's description from its files, at most 0.2 s old.
 
         Raises:
             RunNotFoundError, RunNameError, StorageError: there is no such run, or it cannot be read.
@@ -79,7 +79,7 @@ class Descriptions:
         known = self._known.get(check_run_name(run))
         if known is None or time.monotonic() - known.checked_at >= _FILES_EVERY_S:
             return self.read(run, self.look(run))
-        return _told(known)
+        return _result_of(known)
 
     def look(self, run: str) -> Signs:
         """Return when a run's files were written; StorageError where its folder cannot be looked into."""
@@ -97,7 +97,7 @@ class Descriptions:
         return known is not None and known.signs.times == signs.times
 
     def read(self, run: str, signs: Signs) -> Described:
-        """Return what a run's files say, given when they were written; raises as `get` does."""
+        """Return a run's description from its files, given when they were written; raises as `get` does."""
         checked_at, known = time.monotonic(), self._known.get(run)
         if known is not None and known.signs.times == signs.times and known.holds_at(checked_at):
             known = dataclasses.replace(known, signs=signs, checked_at=checked_at)
@@ -107,7 +107,7 @@ class Descriptions:
             except errors.EsServiceError as error:
                 known = _Known(signs, error, checked_at, checked_at)
         self._known[run] = known
-        return _told(known)
+        return _result_of(known)
 
     def opened(self, run: str) -> RunStorage:
         """Return a run's storage to read tables from; StorageError where something in it must not be followed."""
@@ -121,7 +121,7 @@ class Descriptions:
             self._known.pop(gone, None)
 
 
-def _told(known: _Known) -> Described:
+def _result_of(known: _Known) -> Described:
     if isinstance(known.said, errors.EsServiceError):
         raise known.said.with_traceback(None)
     return Described(known.signs, known.said)

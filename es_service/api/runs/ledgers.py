@@ -1,4 +1,4 @@
-"""A run's ledger as its result says it, or while there is none, as it last published it."""
+"""A run's ledger from its result, or until it has one, as last published."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _HISTORY = (
 
 
 def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return where the samples and seconds of a run went, per epoch and so far; null for what it did not tell."""
-    told = result or progress or {}
-    epochs = told.get("history")
+    """Return where the samples and seconds of a run went, per epoch and so far; null for what it did not report."""
+    found = result or progress or {}
+    epochs = found.get("history")
     history = [_epoch(one) for one in epochs if isinstance(one, Mapping)] if isinstance(epochs, list) else []
-    seconds = _numbers(told.get("seconds"), _SECONDS)
+    seconds = _numbers(found.get("seconds"), _SECONDS)
     if seconds is None and history:
         seconds = {**dict.fromkeys(_SECONDS), "total": history[-1]["seconds"]}
     return {
-        "available": bool(told),
-        "samples": _numbers(told.get("samples"), _SAMPLES),
+        "available": bool(found),
+        "samples": _numbers(found.get("samples"), _SAMPLES),
         "seconds": seconds,
-        "saving": _numbers(told.get("saving"), _SAVING),
+        "saving": _numbers(found.get("saving"), _SAVING),
         "history": history,
     }
 
@@ -48,12 +48,12 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
     }
 
 
-def _epoch(told: Mapping[str, Any]) -> dict[str, Any]:
+def _epoch(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **{name: number(told.get(name)) for name in _HISTORY},
-        "saving": _numbers(told.get("saving"), _SAVING),
+        **{name: number(found.get(name)) for name in _HISTORY},
+        "saving": _numbers(found.get("saving"), _SAVING),
     }
 
 
-def _numbers(told: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
-    return {name: number(told.get(name)) for name in names} if isinstance(told, Mapping) else None
+def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
+    return {name: number(found.get(name)) for name in names} if isinstance(found, Mapping) else None

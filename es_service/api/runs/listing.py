@@ -1,8 +1,8 @@
-"""The list of runs. What is asked for comes first, however many there are; the rest follows.
+"""The list of runs. Those on the requested page are read first, the rest follow.
 
 Runs are looked at in the background, newest first: when their files were written takes no reading. Where that and the
 names decide which runs are on a page, those of the page are all that is read. A search, or another order, needs every
-run: they are read in the background, too. An answer waits a moment for either, and says how many runs are left.
+run: they are read in the background, too. An answer waits a moment for either, and has the number of runs not read yet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Page:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Entry:
-    """A run in the folder; without signs where it cannot be looked into, and a problem that says why."""
+    """A run in the folder; without signs where it cannot be looked into, and the problem, if any."""
 
     name: str
     begun_ns: int

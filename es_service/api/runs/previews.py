@@ -1,7 +1,7 @@
-"""A sample as a person sees it: the picture or the text that its task makes of it.
+"""Previews of samples: the picture or the text that a task makes of one.
 
-The task is built where the first preview of its runs is asked for, which loads torch; runs that nobody looks into cost
-nothing. A task of the user's own is code: it is imported only where the service was told so.
+The task is built at the first preview of its runs, which loads torch; runs without previews cost nothing. A user's
+task is code: it is imported only with `--own-tasks`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Previews:
         """
         name = training.get("task")
         if not isinstance(name, str):
-            raise Problem("no-preview", f"run {run!r} does not say which task it trains", None)
+            raise Problem("no-preview", f"run {run!r} did not record which task it trains", None)
         if ":" in name and not self._own_tasks:
             raise Problem(
                 "no-preview",

@@ -1,4 +1,4 @@
-"""Runs, a row each: what a run says of itself in a line, and how lists of them are asked for."""
+"""Rows of runs, one each, and how lists of them are filtered and sorted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from es_service.storage.plain import count, number, text
 
 __all__ = ["FIELDS", "RunQuery", "aged", "row_of", "unreadable"]
 
-_SIGN_OF_LIFE_S = 120.0  # files of a run that changed this recently: somebody trains it
+_SIGN_OF_LIFE_S = 120.0  # a run whose files changed this recently is being trained
 FIELDS = (
     "run", "status", "detail", "task", "method", "search", "num_samples", "epoch", "epochs", "done", "workers",
     "exchange", "accuracy", "saving", "seconds", "begun_at", "updated_at", "age_s",
@@ -70,7 +70,7 @@ class RunQuery:
 
 
 def row_of(run: str, described: Described, stats: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a run's row; `stats` is what its score server says of itself, None where there is none to be seen."""
+    """Return a run's row; `stats` are those of its score server, None where none is found."""
     signs, said = described.signs, described.said
     config, training, progress = said.config, said.training, said.progress or {}
     updated = signs.updated_ns / 1e9
@@ -86,7 +86,7 @@ def row_of(run: str, described: Described, stats: dict[str, Any] | None) -> dict
         status = "finished"
     else:
         status = "live" if stats is not None or time.time() - updated < _SIGN_OF_LIFE_S else "stale"
-    told = sum(number(progress.get(key)) or 0 for key in ("epoch", "done")) / config.num_epochs
+    reported = sum(number(progress.get(key)) or 0 for key in ("epoch", "done")) / config.num_epochs
     return {
         "run": run,
         "status": status,
@@ -97,7 +97,7 @@ def row_of(run: str, described: Described, stats: dict[str, Any] | None) -> dict
         "num_samples": config.num_samples,
         "epoch": epoch,
         "epochs": config.num_epochs,
-        "done": 1.0 if is_done else round(min(1.0, max(told, epoch / config.num_epochs)), 4),
+        "done": 1.0 if is_done else round(min(1.0, max(reported, epoch / config.num_epochs)), 4),
         "workers": (stats or {}).get("world_size") or count(training.get("workers")),
         "exchange": text(training.get("exchange")),
         "accuracy": ledger["accuracy"],
@@ -110,7 +110,7 @@ def row_of(run: str, described: Described, stats: dict[str, Any] | None) -> dict
 
 
 def unreadable(run: str, why: str, begun_ns: int = 0, updated_ns: int = 0) -> dict[str, Any]:
-    """Return the row of a run that cannot be read; its times where the folder tells them."""
+    """Return the row of a run that cannot be read; its times where the folder has them."""
     return {
         **dict.fromkeys(FIELDS),
         "run": run,

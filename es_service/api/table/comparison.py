@@ -1,4 +1,4 @@
-"""Two runs over the same samples: do they agree on which matter, and where do they differ most?"""
+"""Two runs over the same samples: rank correlation, and the samples that they rank most differently."""
 
 from __future__ import annotations
 

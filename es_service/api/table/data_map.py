@@ -1,4 +1,4 @@
-"""The data map: mean loss against variability of the loss, in bins, so that a page never gets more than it can draw.
+"""The data map: mean loss against variability of the loss, in bins, so that the size of an answer is bounded.
 
 Reference: Swayamdipta et al., *Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics*, arXiv
 2009.10795, which has confidence and its variability where this has the loss.
@@ -21,7 +21,7 @@ __all__ = ["data_map"]
 
 F64 = NDArray[np.float64]
 _CLIP = 0.999
-_ENOUGH = 1 << 20  # values that say well enough where that is
+_ENOUGH = 1 << 20  # values suffice for the quantile
 _AXES = ("loss_mean", "loss_std")
 
 

@@ -1,4 +1,4 @@
-"""A table as a stream of bytes, a block of rows at a time: what is held is one block, whatever the table's size."""
+"""A table as a stream of bytes, a block of rows at a time: memory holds one block, whatever the table's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which samples, in which order, and which page of them."""
+"""Filtering, sorting and paging of samples."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def parse_order(view: TableView, text: str) -> Order:
 
 
 def parse_columns(view: TableView, text: str | None) -> tuple[str, ...]:
-    """Return the columns that a query names, all for None; ConfigError where one is none or stands twice."""
+    """Return the columns that a query names, all for None; ConfigError where one is unknown or repeated."""
     if text is None:
         return view.columns
     names = tuple(view.check_column(name.strip()) for name in text.split(","))
@@ -122,7 +122,7 @@ def _number(condition: str, word: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise errors.ConfigError(f"where={condition!r}: {word!r} is no number")
+        raise errors.ConfigError(f"where={condition!r}: {word!r} is not a number")
     if abs(value) > 3e38:
         raise errors.ConfigError(f"where={condition!r}: {word!r} is larger than any value of the table")
     return value

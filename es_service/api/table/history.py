@@ -1,4 +1,4 @@
-"""What happened to one sample: from the run's journal where it keeps one, and from the snapshots it still has."""
+"""History of one sample: from the run's history where it keeps one, and from the snapshots it still has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The epochs whose snapshots are gone: how a column spread then, from what the run keeps of each epoch."""
+"""Epochs whose snapshots were deleted: distributions of a column, from the summary that a run keeps of each epoch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ends(spreads: Sequence[Spread], *, is_log: bool) -> list[float]:
 
 
 def rows(spreads: dict[int, Spread], edges: Sequence[float], *, is_log: bool) -> list[dict[str, Any]]:
-    """Return each as the route says it: counts between these edges, and quantiles, both about right."""
+    """Return each as the route's answer: counts between these edges, and quantiles, both approximate."""
     return [
         {
             "epoch": epoch,

@@ -1,4 +1,4 @@
-"""Figures of a whole table: how values spread, what was never seen or picked, what the weights are worth."""
+"""Statistics of a whole table: distributions, coverage, staleness, effective sample size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A table to answer from: columns as they lie in the Arrow file, those derived from them, and what was worked out once.
+"""A table to answer from: the columns of the Arrow file, those derived from them, and cached results.
 
-One object stands for one state of a run's table; the next state is another object. What costs a look at all n rows is
-kept in it, so that it is paid once a state, however many ask.
+One object is one state of a run's table; the next state is another object. Results that need a pass over all n rows
+are cached in it, so that each is computed once per state.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class TableView:
         as_of: when it was like this, seconds since 1970.
         epoch_starts: the run step at which each epoch begins, where that is known.
         open_epoch: epoch under way, None for none.
-        labels: of the samples, None where nobody says.
+        labels: of the samples, None where unknown.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class TableView:
     # -- what was worked out once -------------------------------------------------------------------------------------
 
     def once(self, key: Any, work: Callable[[], T], *, beside: TableView | None = None) -> T:
-        """Return what `work` returns, worked out by whoever asks first; those who ask meanwhile wait for it.
+        """Return what `work` returns, computed by the first caller; others wait for it meanwhile.
 
-        A place (see `looking`) comes before the key: whoever has a key has all the places it needs, and who waits for
-        a key of others gives back the place taken here. So a key that is waited for never waits for a place.
+        A place (see `looking`) is taken before the key: a caller with a key has all the places it needs, and one that
+        waits for a key gives back the place taken here. So a key that is waited for never waits for a place.
 
         Args:
             key: names the value.
@@ -278,7 +278,7 @@ class TableView:
     # -- for answers --------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return what the table is, as every answer says it."""
+        """Return the table's version and age, as part of every answer."""
         return {
             "source": self.source,
             "version": self.version,

@@ -19,7 +19,7 @@ __all__ = ["compare"]
 
 
 def compare(comparison: Comparison, folder: CompareFolder, slots: Slots, progress: Progress) -> dict[str, Any]:
-    """Run what is missing of a comparison, write its tables and reports, and return what results.json holds.
+    """Run the missing runs of a comparison, write its tables and reports, and return what results.json holds.
 
     First the methods run, then the full runs that are as long as each of them took.
 

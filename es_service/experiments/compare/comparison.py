@@ -1,4 +1,4 @@
-"""What is compared: methods as they are written on the command line, and the runs of a comparison."""
+"""The methods of a comparison, as written on the command line, and its runs."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def _candidate(label: str) -> Candidate:
         raise errors.ConfigError(f"--methods holds {label!r}, which names no method: write name or name:key=value")
     if name == SHORT_FULL:
         raise errors.ConfigError(
-            f"{label!r}: short_full gets its epochs from the methods it is compared with; a full run of your own "
-            "choice is written full:epochs=5"
+            f"{label!r}: short_full gets its epochs from the methods it is compared with; a full run of other "
+            "length is written full:epochs=5"
         )
     settings: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or not key:
-            raise errors.ConfigError(f"method {label!r}: {part!r} is no setting; write key=value, e.g. ratio=0.5")
+            raise errors.ConfigError(f"method {label!r}: {part!r} is not a setting; write key=value, e.g. ratio=0.5")
         settings[key] = parse_value(value)
     own = {key: settings.pop(key) for key in _OF_THE_JOB if key in settings}
     return Candidate(label=label, name=name, settings=settings, **own)

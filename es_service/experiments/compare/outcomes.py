@@ -1,4 +1,4 @@
-"""What came of a run, read back from its folder."""
+"""The outcome of a run, read back from its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a comparison is: a bar on a terminal, a line per finished run elsewhere."""
+"""Progress of a comparison: a bar on a terminal, a line per finished run elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def seconds_left(waiting: Sequence[TrainingSpec], finished: Sequence[Outcome], j
 
 
 class Progress(Bar):
-    """Tells how far the runs are.
+    """Shows the progress of the runs.
 
     Args:
         stream: where to.

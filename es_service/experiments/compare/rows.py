@@ -1,4 +1,4 @@
-"""The rows of a comparison: from the outcomes of its runs to what results.json says of each method."""
+"""The rows of a comparison: from the outcomes of its runs to each method's entry in results.json."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def results(
 
 
 def _metric(comparison: Comparison, measured: Sequence[Measured]) -> str:
-    """Return what methods are compared by: on a long tail, accuracy says little of the rare classes."""
+    """Return what methods are compared by: on a long tail, accuracy hardly reflects the rare classes."""
     balanced = bool(measured) and all(one.balanced_accuracy is not None for one in measured)
     return "balanced_accuracy" if balanced and comparison.derived.get("long_tail") is not None else "accuracy"
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, several at a time, each on cores of its own.
+"""Runs in separate processes, several at a time, each on its own cores.
 
 Lifecycle of a run      spec.json written → process started → outcome.json written → process ended
 Invariant               a run has outcome.json if and only if it ended by itself; every other one starts over
@@ -50,7 +50,7 @@ class Slots:
 
 
 def run_all(
-    specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, tell: Callable[[Outcome], None]
+    specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, report: Callable[[Outcome], None]
 ) -> dict[str, Outcome]:
     """Run these, in this order, and return their outcomes by the run's name.
 
@@ -58,9 +58,9 @@ def run_all(
         specs: the runs; what an interrupted one of the same name left is dropped.
         folder: of the comparison.
         slots: where they run.
-        tell: called with each outcome as it comes.
+        report: called with each outcome as it comes.
 
-    An exception, of a signal say, ends the processes and leaves through here; finished runs stay.
+    An exception, e.g. of a signal, ends the processes and is raised; finished runs stay.
     """
     outcomes: dict[str, Outcome] = {}
     waiting = list(reversed(specs))
@@ -72,7 +72,7 @@ def run_all(
                     spec, process = running.pop(slot)
                     _close(process)
                     outcomes[spec.run] = folder.outcome(spec) or _failed(spec, process, folder)
-                    tell(outcomes[spec.run])
+                    report(outcomes[spec.run])
                 if slot not in running and waiting:
                     spec = waiting.pop()
                     running[slot] = (spec, _start(spec, folder, cores, alone=len(slots.cores) == 1))

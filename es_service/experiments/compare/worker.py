@@ -1,7 +1,7 @@
 """`python -m es_service.experiments.compare.worker RUNS RUN CORES ALONE`: one run of a comparison, in its own process.
 
-It reads RUNS/RUN/spec.json, writes RUNS/RUN/outcome.json at the end, and ends early where its stdin closes: nobody is
-waiting for it any more.
+It reads RUNS/RUN/spec.json, writes RUNS/RUN/outcome.json at the end, and ends early where its stdin closes: its parent
+has ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_WAITED = 0.05
 def seconds_waited() -> float | None:
     """Return for how long the thread of this process that waited most was ready to run while others had the core.
 
-    None where the system does not tell.
+    None where the system does not report it.
 
     Reference: run-queue wait in /proc/<pid>/task/<tid>/schedstat, see the kernel's Documentation/scheduler/sched-stats.
     """

@@ -1,6 +1,6 @@
-"""What one setting may be in a search: `uniform(0, 0.5)`, `choice(race, systematic)`, `grid(0.7, 0.8, 0.9)`, …
+"""The domain of a setting in a search: `uniform(0, 0.5)`, `choice(race, systematic)`, `grid(0.7, 0.8, 0.9)`, …
 
-The names and what they mean are Ray Tune's: `randint` leaves its upper end out, those with a step leave nothing out.
+Names and meanings are Ray Tune's: `randint` leaves its upper end out, those with a step leave nothing out.
 """
 
 from __future__ import annotations
@@ -175,19 +175,19 @@ class Domain:
         return self._num_steps() + 1
 
     def places(self) -> tuple[Any, Any]:
-        """Return the ends of what stands for its values in a search: their numbers where they are listed or stepped."""
+        """Return the range of its places in a search: the values' numbers where they are listed or stepped."""
         if self.listed is None and self.step is None:
             return self.extremes()[0], self.last
         return 0, int(self.num_values) - 1
 
     def place(self, value: Any) -> Any:
-        """Return what stands for a value, between `places`."""
+        """Return the place of a value, between `places`."""
         if self.listed is not None:
             return self.listed.index(value)
         return value if self.step is None else round((value - self._ends()[0]) / self.step)
 
     def value(self, place: Any) -> Any:
-        """Return the value that a place stands for."""
+        """Return the value at a place."""
         if self.listed is not None:
             return self.listed[int(place)]
         return self.tidy(place if self.step is None else self._ends()[0] + int(place) * self.step)
@@ -204,7 +204,7 @@ def parse_domain(text: str) -> Domain:
     """Return the domain that a text like "uniform(0, 0.5)" describes; a word needs no quotation marks.
 
     Raises:
-        ConfigError: it is no such text, or see `Domain`.
+        ConfigError: it is not such a text, or see `Domain`.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -212,7 +212,7 @@ def parse_domain(text: str) -> Domain:
             raise ValueError("no call")
         name, words = tree.func.id, [_value(one) for one in tree.args]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
-        raise errors.ConfigError(f"{text!r} is no search space: write one of {', '.join(KINDS.values())}") from error
+        raise errors.ConfigError(f"{text!r} is not a search space: write one of {', '.join(KINDS.values())}") from error
     return _domain(name, words)
 
 
@@ -230,7 +230,7 @@ def domain_of(value: Any) -> Domain | None:
         return parse_domain(value)
     if isinstance(value, Mapping):
         if len(value) != 1:
-            raise errors.ConfigError(f"{dict(value)!r} is no search space: write e.g. {{uniform: [0, 0.5]}}")
+            raise errors.ConfigError(f"{dict(value)!r} is not a search space: write e.g. {{uniform: [0, 0.5]}}")
         [(name, words)] = value.items()
         return _domain(str(name), words if isinstance(words, (list, tuple)) else [words])
     return None

@@ -95,7 +95,7 @@ class NoStopping(Live, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
 
     def get_state(self) -> dict[str, Any]:
-        """Return nothing to remember."""
+        """Return no state: it has none."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class Asha(Live, _InOrder, ASHAScheduler):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Id:
-    """Stands for a trial in what is kept."""
+    """Placeholder of a trial in saved state."""
 
     trial_id: str
 

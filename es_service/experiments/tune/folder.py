@@ -34,7 +34,7 @@ class SearchFolder(ExperimentFolder):
             raise errors.ConfigError(f"--resume: there is no search in {self.path}; leave --resume out to begin one")
         if self.is_begun and not resume:
             raise errors.ConfigError(
-                f"--out {self.path} holds a search already: go on with it by --resume, or name another folder"
+                f"--out {self.path} holds a search already: continue it with --resume, or name another folder"
             )
 
     def lengths(self) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""What a search is for: one number of a trial, or two, from its epochs."""
+"""Objectives of a search: one number of a trial, or two, from its epochs."""
 
 from __future__ import annotations
 

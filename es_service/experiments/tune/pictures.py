@@ -34,7 +34,7 @@ from es_service.experiments.tune.domains import parse_domain
 __all__ = ["PICTURES"]
 
 Results = Mapping[str, Any]
-_MAP = "cividis"  # reads the same to everybody, and in grey
+_MAP = "cividis"  # readable with colour blindness, and in grey
 
 
 def _heat_map(results: Results) -> Figure | None:
@@ -170,7 +170,7 @@ PICTURES: Mapping[str, Picture] = MappingProxyType(
         "importance": Picture(
             title="What mattered",
             caption="ω², what one setting explains while the others vary. A search tries more of what is good, and few "
-            "trials tell little: a share below a third of so many trials may be chance.",
+            "trials show little: a share below a third of so many trials may be chance.",
             draw=_importance,
         ),
     }
@@ -207,7 +207,7 @@ def _goodness(results: Results, values: Any) -> Any:
 
 
 def _heights(results: Results, name: str, own: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return where each value stands on its axis, in [0, 1], and the axis' ticks."""
+    """Return each value's position on its axis, in [0, 1], and the axis' ticks."""
     domain = parse_domain(results["space"]["domains"][name])
     if domain.listed is not None:
         step = 1 / max(1, len(domain.listed) - 1)

@@ -1,4 +1,4 @@
-"""How far a search is: a bar on a terminal, a line per trial elsewhere."""
+"""Progress of a search: a bar on a terminal, a line per trial elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Progress"]
 
 
 class Progress(Bar):
-    """Tells how far the trials are.
+    """Shows the progress of the trials.
 
     Args:
         stream: where to.

@@ -1,10 +1,10 @@
-"""`tune --from RUN`: a finished run's losses once more, through other settings, without training.
+"""`tune --from RUN`: replay a finished run's losses through other settings, without training.
 
     history of the run ── (step, rank): ids, losses ──► a table for each setting ──► whom it would have picked
                                                                                         │ compared with
                        ── the run's own settings ────► whom they pick ─────────────────┘
 
-What it cannot tell: the losses are those of a model that was trained on the run's own picks. With other picks the
+Its limit: the losses are those of a model that was trained on the run's own picks. With other picks the
 model, and so the losses after the first steps, would have been others.
 """
 
@@ -54,7 +54,7 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
     Args:
         storage: of a finished run.
         space: the method's own settings, draw, power and cap; a grid is taken whole.
-        samples: how many settings to draw from a space that is no grid.
+        samples: how many settings to draw from a space that is not a grid.
         seed: of what is drawn from it.
 
     Returns:
@@ -64,7 +64,7 @@ def replay(storage: RunStorage, space: Space, *, samples: int, seed: int = 0) ->
     Raises:
         ConfigError: a setting that a replay cannot vary, or a method that goes by what was not recorded.
         StorageError: the run has no history, or not of all its epochs.
-        RunNotFoundError: there is no such run.
+        RunNotFoundError: no such run.
     """
     points = space.grid() if space.is_grid else random_points(space, samples, seed)
     return _replayed(storage, space, points)[0]

@@ -1,4 +1,4 @@
-"""What came of a search: from its trials to what results.json says. Pure functions of plain values."""
+"""Results of a search: from its trials to results.json. Pure functions of plain values."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _references(references: Sequence[Trial]) -> list[dict[str, Any]]:
 def _above(line: Sequence[dict[str, Any]], cost: float, value: float, metric: str) -> float | None:
     """Return how far a value lies above what full training reaches at this cost, straight lines between its lengths.
 
-    None where full training was never run as short, or at all: beyond its ends the line says nothing, but that a run
+    None where full training was never run as short, or at all: beyond its ends the line is undefined, but that a run
     that costs more than full training has full training to beat.
     """
     points = sorted((row["cost"], row[metric]["mean"]) for row in line if row[metric] is not None)
@@ -197,7 +197,7 @@ def _cost_in_words(found: dict[str, Any], trials: Sequence[Trial]) -> str:
 
 
 _GROUPS = 3
-_LEAST = 6  # settings below which nothing is said
+_LEAST = 6  # settings below which no importance is reported
 
 
 def importance(space: Space, rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -225,7 +225,7 @@ def omega_squared(values: NDArray[np.float64], groups: NDArray[np.integer]) -> f
     """Return the share of the variance that lies between groups, corrected for what chance puts there, at least 0.
 
     ω² = (SS_between - (k-1)·MS_within) / (SS_total + MS_within). None with fewer than two groups, or where every group
-    has a single member: then chance cannot be told from effect.
+    has a single member: then effect and chance cannot be separated.
 
     Reference: Hays, *Statistics for Psychologists*, 1963.
     """

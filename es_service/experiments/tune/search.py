@@ -38,7 +38,7 @@ def search(
 
     Args:
         task: what to train, as `es-service train --task` names it.
-        space: a `Space`, or setting -> domain, "uniform(0, 0.5)" say; see `read_space`.
+        space: a `Space`, or setting -> domain, e.g. "uniform(0, 0.5)"; see `read_space`.
         out: folder for runs, tables and the report.
         method: of a space that is a mapping.
         resume: continue the search that is there.
@@ -102,7 +102,7 @@ def begin(
     What can be checked without the task is checked first: building it takes torch and the data.
 
     Args:
-        task: what to train; `data` says where its data are.
+        task: what to train; `data` is the path of its data.
         space: what to search.
         name: of the search.
         data: None for what comes with a package.
@@ -180,7 +180,7 @@ def _extremes(space: Space) -> list[dict[str, Any]]:
 
 
 def _trials(search_spec: SearchSpec, folder: SearchFolder, progress: Any, *, retry_failed: bool) -> list[Trial]:
-    """Run what is missing of the trials, and return all of them."""
+    """Run the missing trials, and return all of them."""
     from es_service.experiments.tune.early_stopping import scheduler_for
     from es_service.experiments.tune.suggestions import proposals
     from es_service.experiments.tune.tuner import cluster, end_run
@@ -194,7 +194,7 @@ def _trials(search_spec: SearchSpec, folder: SearchFolder, progress: Any, *, ret
 def _references(
     search_spec: SearchSpec, folder: SearchFolder, trials: Sequence[Trial], progress: Any, *, retry_failed: bool
 ) -> list[Trial]:
-    """Run what is missing of the full runs, and return them: full itself, and as short as trials of two costs."""
+    """Run the missing full runs, and return all of them: full itself, and as short as trials of two costs."""
     from es_service.experiments.tune.early_stopping import NoStopping
     from es_service.experiments.tune.suggestions import Listed
 
@@ -247,7 +247,7 @@ def _run(
         **asked,
     )
 
-    def begun() -> None:
+    def on_start() -> None:
         if progress is not None:
             ended = sum(one.status != RUNNING for one in trials.trials) - trials.num_to_retry
             progress.expect(asked["samples"] * len(search_spec.seeds), search_spec.objective, ended)
@@ -259,5 +259,5 @@ def _run(
         stop=folder.tune / "stop",
     )
     show = (lambda _: None) if progress is None else progress.show
-    tuner.run_trials(trials, scheduler, name=name, folder=folder.tune, job=job, begun=begun, show=show)
+    tuner.run_trials(trials, scheduler, name=name, folder=folder.tune, job=job, on_start=on_start, show=show)
     return trials.trials

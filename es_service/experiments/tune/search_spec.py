@@ -1,4 +1,4 @@
-"""What one search is, as plain values, and the runs it asks for."""
+"""One search as plain values, and its runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SearchSpec(ExperimentSpec):
     """A search on one task; samples may be added to one that is continued.
 
     Args:
-        name: what its runs say they belong to.
+        name: recorded in its runs.
         space: what is searched.
         objective: what for.
         algorithm: one of ALGORITHMS.

@@ -87,8 +87,8 @@ class Trials(Live, Searcher):
         self._waiting: list[tuple[int, int]] = []  # (setting, seed) to begin before further settings
         self._numbers: dict[str, int] = {}  # of the trials that Ray Tune knows, by its ids
         self._running: set[str] = set()  # their ids, but for those that wait at a rung
-        self._closed: set[int] = set()  # settings that the searcher has heard the end of
-        self._reported: dict[int, int] = {}  # setting -> epochs that it has heard of
+        self._closed: set[int] = set()  # settings whose end the searcher has received
+        self._reported: dict[int, int] = {}  # setting -> epochs that it has received
         self._random = np.random.RandomState(seed).get_state()
         self._to_retry: list[int] = []
         if seed_major:
@@ -96,7 +96,7 @@ class Trials(Live, Searcher):
             self._waiting = [(k, one) for one in seeds for k in range(samples)]
 
     def get_state(self) -> dict[str, Any]:
-        """Return what is to be remembered; the searcher's own state Ray Tune asks it for."""
+        """Return the state to save; Ray Tune asks the searcher for its own."""
         return {name: getattr(self, name) for name in _STATE}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ OF_THE_RUN = ("batch_size", "learning_rate")
 """Settings that may be searched and are the training's, not the selection's."""
 _MOST_CORNERS = 2048
 _NOT_SEARCHED: Mapping[str, str] = {
-    "seed": "it is no setting to prefer one value of: --seeds trains every setting with several",
+    "seed": "no value of it is better than another: --seeds trains every setting with several",
     "epochs": "all trials have the same, so that they can be compared: give it with --epochs",
     "method": "a search is over the settings of one method: give it with --method",
 }
@@ -99,7 +99,7 @@ class Space:
 
     @property
     def is_grid(self) -> bool:
-        """Whether every setting says by itself that all its values are to be tried."""
+        """Whether every setting is a grid, all of whose values are tried."""
         return all(domain.kind == "grid" for domain in self.domains.values())
 
     def grid(self) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ def read_space(method: str, entries: Mapping[str, Any], fixed: Mapping[str, Any]
 def first_points(space: Space, start: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is tried first: the preset's own settings where they lie in the space, then those of `start`.
 
-    With the preset's a search can say what it gained over them.
+    With the preset's, a search can report its gain over them.
     """
     usual = space.usual()
     return [*([] if usual is None else [usual]), *(one for one in start if one != usual)]
@@ -181,7 +181,7 @@ def random_points(space: Space, samples: int, seed: int, start: Sequence[dict[st
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Return the entries of `--search NAME=DOMAIN`; a value that is no domain is the same in all trials.
+    """Return the entries of `--search NAME=DOMAIN`; a value that is not a domain is the same in all trials.
 
     Raises:
         ConfigError: a word that is not NAME=…, or a name that comes twice.
@@ -199,7 +199,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
 
 
 def default_space(method: str, *, weighs_cost: bool) -> dict[str, str]:
-    """Return what is searched where nobody says: what users of a method ask about first.
+    """Return the default space of a method: the settings that users ask about first.
 
     Args:
         method: its name, see `preset`.
@@ -226,7 +226,6 @@ def default_space(method: str, *, weighs_cost: bool) -> dict[str, str]:
     }
     if method not in spaces:
         raise errors.ConfigError(
-            f"there is no usual search space for method {method!r}: say what to search, "
-            'e.g. --search "ratio=choice(0.25, 0.5)"'
+            f'method {method!r} has no default search space: name one, e.g. --search "ratio=choice(0.25, 0.5)"'
         )
     return spaces[method]

@@ -45,7 +45,7 @@ class Listed(Searcher):
         """Learn nothing."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Write an empty file: there is nothing to remember."""
+        """Write an empty file: it has no state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
@@ -58,7 +58,7 @@ def proposals(search: SearchSpec) -> dict[str, Any]:
     if search.algorithm in ("grid", "random"):
         is_grid = search.algorithm == "grid"
         points = space.grid() if is_grid else random_points(space, samples, seed, search.start)
-        # Elsewhere more samples may come, and what has begun stays first.
+        # Elsewhere more samples may come, and running trials stay first.
         return {"searcher": Listed(points), "space": None, "samples": samples, "seed_major": is_grid}
     first = first_points(space, search.start)
     found = {"space": space, "samples": samples, "seed_major": False}

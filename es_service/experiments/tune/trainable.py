@@ -1,4 +1,4 @@
-"""A trial, in the process that Ray Tune gives it: one real training, an epoch a step.
+"""A trial, in the process that Ray Tune gives it: one real training run, an epoch a step.
 
 Ray Tune ── setup, step, save, cleanup ──► TrialTrainable ── in a thread ──► training.driver.train ──► a run's folder
     ▲                                            │
@@ -70,12 +70,12 @@ def trainable(job: Job) -> type[tune.Trainable]:
             return self._training.step()
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002 - the contract's argument
-            """Return how far the trial is; the run's folder holds its checkpoint."""
-            return {"epochs": self._training.told}
+            """Return the trial's progress; the run's folder holds its checkpoint."""
+            return {"epochs": self._training.reported}
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Take back how far it was."""
-            self._training.told = checkpoint["epochs"]
+            """Restore its progress."""
+            self._training.reported = checkpoint["epochs"]
 
         def cleanup(self) -> None:
             """End a training that is under way; one in this process ends with it."""
@@ -85,7 +85,7 @@ def trainable(job: Job) -> type[tune.Trainable]:
 
 
 class Training:
-    """A training that stands still after each epoch, until the next one is asked for.
+    """A training run that waits after each epoch until the next one is requested.
 
     Args:
         job: of the search.
@@ -93,7 +93,7 @@ class Training:
     """
 
     def __init__(self, job: Job, spec: TrainingSpec) -> None:
-        self.told = 0  # epochs that were reported
+        self.reported = 0  # epochs
         self._job, self._spec, self._kept = job, spec, RunStorage(job.storage, spec.run)
         self._epochs = spec.epochs or 0
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -164,27 +164,27 @@ class Training:
             spec = dataclasses.replace(spec, storage=self._job.storage, resume=self._kept.exists())
             result = train(spec, self._watch)
         self._report(result["history"], last=self._epochs)
-        if self.told < self._epochs:
+        if self.reported < self._epochs:
             raise errors.TrainingError("its training returned before the last epoch")
 
     def _is_ours(self) -> bool:
-        """Return whether the run's folder is of these settings: a killed search may have begun others by this name."""
+        """Return whether the run's folder is of these settings: a killed search may have used the name for others."""
         begun = (self._kept.training() or {}) if self._kept.exists() else {}
         names = ("selection", "seed", "epochs", "batch_size", "learning_rate")
         now = self._spec.description()
         return all(begun.get(name) == now[name] for name in names)
 
     def _watch(self, stats: Mapping[str, Any]) -> None:
-        """Report what is known of a training, but for its last epoch: that waits for the result."""
+        """Report the known epochs but the last, which waits for the result."""
         if stats["progress"]:
             self._report(stats["progress"]["history"], last=self._epochs - 1)
 
     def _report(self, history: list[dict[str, Any]], last: int) -> None:
         """Report the epochs below `last` that are new, and wait after each."""
-        for entry in history[self.told : last]:
-            self.told += 1
-            is_last = self.told == self._epochs
-            self._results.put({**self._entry(entry), "epochs": self.told, "last": is_last, "done": is_last})
+        for entry in history[self.reported : last]:
+            self.reported += 1
+            is_last = self.reported == self._epochs
+            self._results.put({**self._entry(entry), "epochs": self.reported, "last": is_last, "done": is_last})
             self._go_on.acquire()
             if self._is_ending:
                 raise errors.StoppedError(f"run {self._spec.run!r} was asked to stop")

@@ -25,7 +25,7 @@ class Trial:
         settings: what is searched, with the values tried here.
         seed: of the training and the selection.
         run: name of its run in the search's storage.
-        status: RUNNING until it ends; of a stopped search, that is what is left to do.
+        status: RUNNING until it ends; of a stopped search, those remain to be done.
         epochs: of its run, see `objectives.Epochs`.
         error: why it failed.
         retries: how often it was trained again after a failure.

@@ -1,4 +1,4 @@
-"""Ray Tune's `Tuner` around a search: how it is begun, resumed and stopped, and what is kept of it.
+"""Ray Tune's `Tuner` around a search: how it is started, resumed and stopped, and what is kept of it.
 
 <folder>/<name>/        Ray Tune's folder of the experiment
 <folder>/<name>.tar.gz  its state as of a second ago, whole: Ray Tune copies its four files one by one and not
@@ -54,17 +54,17 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    trials: Trials, scheduler: Any, *, name: str, folder: Path, job: Job, begun: Callable[[], None], show: Show
+    trials: Trials, scheduler: Any, *, name: str, folder: Path, job: Job, on_start: Callable[[], None], show: Show
 ) -> None:
-    """Run what is left of a search's trials on the Ray that this process is connected to.
+    """Run the remaining trials of a search on the Ray that this process is connected to.
 
     Args:
-        trials: of the search; holds those of earlier commands when `begun` is called.
+        trials: of the search; holds those of earlier commands when `on_start` is called.
         scheduler: of `early_stopping`.
         name: of the experiment in the folder.
         folder: for Ray Tune.
         job: what the trials have in common.
-        begun: called once the state of earlier commands is known.
+        on_start: called once the state of earlier commands is known.
         show: called with a trial after each of its epochs, and when it has ended.
 
     Raises:
@@ -82,7 +82,7 @@ def run_trials(
         job.stop.unlink(missing_ok=True)
     state = _State(folder / f"{name}.tar.gz", folder / name)
     is_restored = state.unpack()
-    driver = _Driver(trials, scheduler, state, job, begun, show, expects_state=is_restored)
+    driver = _Driver(trials, scheduler, state, job, on_start, show, expects_state=is_restored)
     for one in (trials, scheduler, driver):
         one.enter()
     trained = tune.with_resources(trainable(job), _resources(places))
@@ -176,13 +176,13 @@ class _Driver(Live, tune.Callback):
         scheduler: Any,
         state: _State,
         job: Job,
-        begun: Callable[[], None],
+        on_start: Callable[[], None],
         show: Show,
         *,
         expects_state: bool,
     ) -> None:
         self._trials, self._scheduler, self._state, self._job = trials, scheduler, state, job
-        self._begun, self._show, self._expects_state = begun, show, expects_state
+        self._on_start, self._show, self._expects_state = on_start, show, expects_state
         self.signal: int | None = None
         self._give_up: float | None = None
         self._stopped: set[str] = set()  # ids of trials that have ended in order
@@ -197,13 +197,13 @@ class _Driver(Live, tune.Callback):
         self._scheduler.set_state(state["scheduler"])
 
     def setup(self, *_: Any, **__: Any) -> None:
-        """See that an earlier command's state was found: Ray Tune would begin anew without a word."""
+        """Check that an earlier command's state was found: Ray Tune would start over silently."""
         if self._expects_state:
             raise errors.StorageError(
                 f"Ray Tune cannot restore the search from {self._state._path}: it was written by another version of "
                 "Ray or of es_service perhaps; name another --out"
             )
-        self._begun()
+        self._on_start()
 
     def ask_to_stop(self, number: int) -> None:
         """Take the signal that asks for it."""

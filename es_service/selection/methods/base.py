@@ -24,7 +24,7 @@ class Method:
 
     A method is a value: frozen, picklable, equal to another with the same settings. It holds no data and no state;
     all state is the sample's row of the table. Subclasses implement `update`, some of them `weigh` or `plan`; the
-    class attributes say the rest.
+    class attributes define the rest.
 
         observation ── update ──► w, in the table ── weigh ──► weights of one meta-batch ──► draw
                                         └─────────── plan ──► ids of an epoch

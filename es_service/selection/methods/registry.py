@@ -114,7 +114,7 @@ def make(name: str, settings: Mapping[str, Any]) -> Method:
 
 
 def record(name: Any, settings: Any) -> Recorded:
-    """Return what stands for a method that is not imported; ConfigError where this cannot be a name and settings."""
+    """Return a placeholder for a method that is not imported; ConfigError unless this is a name and settings."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(settings, Mapping):
         raise errors.ConfigError(f"not a method's name and settings: {name!r}, {settings!r}")
     return Recorded(recorded_name=name, recorded_settings=json.dumps(dict(settings)))

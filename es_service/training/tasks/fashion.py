@@ -96,7 +96,7 @@ def build(data: str | None = None) -> Classification:
             installed: 60,000 to train on and 10,000 held out.
 
     Raises:
-        DataError: a folder or file is missing, damaged, or not what its name says.
+        DataError: a folder or file is missing, damaged, or of another format.
     """
     if data is not None:
         folder = _folder(data)

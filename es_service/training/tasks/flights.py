@@ -55,7 +55,7 @@ def build(data: str | None = None) -> Regression:
             packed or unpacked. None takes the installed package.
 
     Raises:
-        DataError: it is not there, damaged, or not what its name says.
+        DataError: it is not there, damaged, or of another format.
     """
     table = _parse(FILE.read(data))
     rows = shuffled(np.arange(table.num_rows))[:_NUM_USED]

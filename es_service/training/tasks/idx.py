@@ -34,7 +34,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
     Raises:
         DataError: the file is missing, unreadable, no IDX file of unsigned bytes, or shorter or longer than its
-            header says. The message names the file.
+            header states. The message names the file.
     """
     name = os.fspath(path)
     try:

@@ -24,7 +24,7 @@ from es_service.storage import files
 
 __all__ = ["PackagedFile"]
 
-_MOST_BYTES = 256 << 20  # of one file, packed or unpacked: what is larger is not what its name says
+_MOST_BYTES = 256 << 20  # of one file, packed or unpacked: a larger one is not the expected file
 _MOST_NESTED = 3
 _PATIENCE_S = 60.0  # without a byte of a download
 _DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError)  # the last: encrypted

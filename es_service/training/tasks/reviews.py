@@ -60,7 +60,7 @@ def build(data: str | None = None) -> Classification:
             looks beside the installed package.
 
     Raises:
-        DataError: it is not there, damaged, or not what its name says.
+        DataError: it is not there, damaged, or of another format.
     """
     ratings_n, texts = _parse(FILE.read(data))
     kept = np.flatnonzero(ratings_n)

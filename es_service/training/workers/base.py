@@ -40,5 +40,5 @@ class Workers(Protocol):
         ...
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:
-        """Open the folder of the last checkpoint, None where there is none."""
+        """Open the folder of the last checkpoint, None without one."""
         ...

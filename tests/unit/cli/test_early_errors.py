@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "compare: no seeds": ("compare --out S/c --seeds 0", 2, "seeds must be an integer of at least 1"),
     "compare: no jobs": ("compare --out S/c --jobs 0", 2, "jobs must be an integer of at least 1"),
     "compare: noise above 1": ("compare --out S/c --label-noise 2", 2, "label_noise is a share"),
-    "compare: a folder of others": ("compare --out S", 2, "holds files that are no comparison's"),
+    "compare: a folder of others": ("compare --out S", 2, "holds files that are not of a comparison"),
     "compare: another's folder": ("compare --out C --epochs 5", 2, "epochs there 4, here 5"),
     "compare: a file": ("compare --out S/there/run.json", 2, "run.json cannot be used"),
     "tune: an unknown task": ("tune --out S/t --task fashon", 2, "did you mean 'fashion'"),
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "tune: no target": ("tune --out S/t --objective cost", 2, "--target"),
     "tune: a front stopped early": ("tune --out S/t --objective front --early-stopping", 2, "--no-early-stopping"),
     "tune: nothing to resume": ("tune --out S/t --resume", 2, "there is no search in"),
-    "tune: a folder of others": ("tune --out S", 2, "holds files that are no search's"),
+    "tune: a folder of others": ("tune --out S", 2, "holds files that are not of a search"),
     "tune: no such space": ("tune --out S/t --space S/nowhere.yaml", 2, "cannot read --space"),
     "tune: a run that is not there": ("tune --out S/t --from absent --storage S", 1, "no run 'absent'"),
 }

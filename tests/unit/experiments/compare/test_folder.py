@@ -37,7 +37,7 @@ def test_methods_and_seeds_may_be_added_and_nothing_else_changed(make_comparison
 def test_a_folder_of_something_else_a_file_or_a_uri_is_refused(make_comparison: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with (
-        pytest.raises(errors.ConfigError, match="no comparison's"),
+        pytest.raises(errors.ConfigError, match="not of a comparison"),
         CompareFolder(str(tmp_path)).open(make_comparison()),
     ):
         pass

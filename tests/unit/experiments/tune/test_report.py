@@ -152,7 +152,7 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
     folder.check(resume=False)
     with folder.open(by_hand["search"]()):
         pass
-    with pytest.raises(errors.ConfigError, match="go on with it by --resume"):
+    with pytest.raises(errors.ConfigError, match="continue it with --resume"):
         folder.check(resume=False)
     folder.check(resume=True)
     with folder.open(by_hand["search"](samples=99)):
@@ -171,7 +171,7 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("")
     with (
-        pytest.raises(errors.ConfigError, match="no search's"),
+        pytest.raises(errors.ConfigError, match="not of a search"),
         SearchFolder(str(tmp_path / "thesis")).open(by_hand["search"]()),
     ):
         pass

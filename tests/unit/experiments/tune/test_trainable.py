@@ -61,7 +61,7 @@ def test_a_trial_that_was_ended_continues_and_one_that_has_ended_is_reported_aga
     mark = tmp_path / "parts" / "mark"
     mark.touch()
     second = training("parts")
-    second.told = 1  # a checkpoint of Ray Tune's says so
+    second.reported = 1  # a checkpoint of Ray Tune's says so
     assert [timeless(second.step()) for _ in range(2)] == entries[1:]
     second.end()
     assert mark.exists()
