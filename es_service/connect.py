@@ -80,8 +80,8 @@ def connect(
             several ranks were given by hand.
         deadline_s: seconds that any wait for the server, or for other ranks, may take. A server that dies and comes
             back within them is not noticed: it restores its state, and ranks resend what it had not written in time.
-        on_unavailable: what to do past that: "raise" ServerUnavailableError, "wait" (keep retrying, and log it), or
-            "continue" to train without it: from what this rank holds, else on uniform draws, with one loud warning.
+        on_unavailable: past that "raise" ServerUnavailableError, "wait" (retry, and log it), or "continue" without
+            it: train from what this rank holds, else on uniform draws, with one loud warning.
 
     Raises:
         RunNameError, ConfigError: an argument cannot be used; several processes without a group, or without one Ray.
