@@ -285,7 +285,7 @@ USAGE = {
     "unwritable": (("--out", "/proc/nowhere/out"), "--out /proc/nowhere/out cannot be used"),
     "label noise above 1": (("--label-noise", "1.2"), "label_noise is a share"),
     "no limit": (("--limit", "0"), "limit must be an integer of at least 1"),
-    "a URI": (("--out", "s3://bucket/x"), "no local folder"),
+    "a URI": (("--out", "s3://bucket/x"), "not a local folder"),
 }
 
 

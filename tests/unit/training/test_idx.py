@@ -66,9 +66,9 @@ def test_an_enormous_header_allocates_nothing(tmp_path: Path, shape: tuple[int, 
 @pytest.mark.parametrize(
     "content, problem",
     [
-        (b"", "no IDX file"),
-        (b"\0\0", "no IDX file"),
-        (b"\x89PNG\r\n", "no IDX file"),
+        (b"", "not an IDX file"),
+        (b"\0\0", "not an IDX file"),
+        (b"\x89PNG\r\n", "not an IDX file"),
         (idx_bytes((2,), b"abcdefgh", type_code=0x0D), "type 0x0d"),
         (b"\0\0\x08\0", "0 dimensions"),
         (b"\0\0\x08\x02\0\0\0\x01", "2 dimensions"),

@@ -47,7 +47,7 @@ def test_a_folder_of_something_else_a_file_or_a_uri_is_refused(make_comparison: 
         CompareFolder(str(tmp_path / "thesis.tex")).open(make_comparison()),
     ):
         pass
-    with pytest.raises(errors.ConfigError, match="no local folder"):
+    with pytest.raises(errors.ConfigError, match="not a local folder"):
         CompareFolder("s3://bucket/out")
 
 

@@ -175,7 +175,7 @@ def test_a_folder_is_one_searchs(by_hand: Hand, tmp_path: Path) -> None:
         SearchFolder(str(tmp_path / "thesis")).open(by_hand["search"]()),
     ):
         pass
-    with pytest.raises(errors.ConfigError, match="no local folder"):
+    with pytest.raises(errors.ConfigError, match="not a local folder"):
         SearchFolder("s3://bucket/out")
 
 
