@@ -25,11 +25,6 @@ __all__ = ["STATIC", "router"]
 
 STATIC = Path(__file__).parent.parent / "static"
 
-_EVENT = {
-    "type": "object",
-    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
-    "required": ["event", "data"],
-}
 router = APIRouter()
 pages = APIRouter(include_in_schema=False)
 
@@ -83,7 +78,7 @@ def _known(request: Request, run: RunName, response: Response) -> None:
     "/v1/runs/{run}/events",
     tags=["runs"],
     response_class=EventSourceResponse,
-    responses={**errors_of(404), 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
+    responses=errors_of(404),
     dependencies=[Depends(_known)],
 )
 async def run_events(request: Request, run: RunName) -> AsyncIterator[ServerSentEvent]:
