@@ -66,6 +66,7 @@ class Checkpoints:
                 )
             if ordinal <= self._epochs.num_rewinds:
                 self._epochs.rewinds[rank] = ordinal
+                self._epochs.outdated.discard(rank)
                 self._shard.state.write(*self._epochs.records())
                 return True
             if table is not None:
@@ -86,6 +87,7 @@ class Checkpoints:
                 return False
             self._shards.all("open_steps", range(0))
             self._epochs.num_rewinds = self._epochs.rewinds[rank] = ordinal
+            self._epochs.outdated = set(self._epochs.rewinds) - {rank}
             self._shard.state.write(*self._epochs.records())
             return True
 

@@ -133,11 +133,18 @@ class Coordinator:
         """Open an epoch; return the rank's share, or the ranks still in the epoch before.
 
         Raises:
-            EpochOrderError: see `Membership.open_epoch`.
+            EpochOrderError: see `Membership.open_epoch`; or another rank has taken the run back, and this one has not
+                followed yet. Its reports that are still under way would otherwise open the epoch for it.
         """
         self._shard.check_begun()
         with self._epochs.lock:
             caller = Caller(rank, generation)
+            self.membership.check(caller)
+            if rank in self._epochs.outdated:
+                raise errors.EpochOrderError(
+                    f"rank {rank} opens epoch {epoch}, but another rank has reset the run or loaded a state since: "
+                    "every rank must reset or load as often as the others"
+                )
             if self._epochs.is_repeated(caller, turn) and epoch == self.membership.open_epoch_number:
                 opened = self.membership.has_opened(rank)
                 if opened is not None:

@@ -33,11 +33,13 @@ class EpochState:
         self.turns: dict[int, str] = {}  # the last change that each rank asked for
         self.num_rewinds = 0  # done in this generation
         self.rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
+        self.outdated: set[int] = set()  # ranks that another one rewound the run under
         self._plan_read: Plan | None = None  # of the journal, for the membership that comes next
 
     def begin(self) -> None:
         """Forget what ranks asked for: a new generation begins."""
         self.rewinds.clear()
+        self.outdated.clear()
         self.turns.clear()
         self.num_rewinds = 0
 
