@@ -252,7 +252,7 @@ def test_nothing_is_sent_after_a_failure(server: Server) -> None:
 
 
 def test_close_ends_the_thread_and_drops_what_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("es_service.exchange.backlog._CLOSE_S", SHORT_S)
+    monkeypatch.setattr("es_service.exchange.send_queue._CLOSE_S", SHORT_S)
     server.go_on.clear()
     others = set(threading.enumerate())
     send_queue = SendQueue(server.send, lambda: Patience(SHORT_S))

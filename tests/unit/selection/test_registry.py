@@ -300,7 +300,7 @@ def test_a_comparison_and_a_search_take_a_factory(example: None) -> None:
         assert [one.selection(3) for one in found[-2:]] == [preset(name, at=0.4, seed=3), preset(name, seed=3)]
         space = read_space(name, {"at": "uniform(0, 1)"})
         assert space.selection({"at": 0.4}, 3) == preset(name, at=0.4, seed=3)
-        with pytest.raises(errors.ConfigError, match="there is no usual search space for method"):
+        with pytest.raises(errors.ConfigError, match="has no default search space"):
             default_space(name, weighs_cost=True)
     with pytest.raises(errors.ConfigError, match="unknown method 'margn'; did you mean 'margin'"):
         read_space("margn", {"at": "uniform(0, 1)"})
