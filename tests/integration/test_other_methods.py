@@ -87,6 +87,44 @@ def test_a_method_in_the_current_directory_is_named_by_its_factory(
     assert about["config"]["selection"]["method"] == "my_methods_of_today:Margin"
 
 
+@pytest.mark.parametrize("name", ["margin", "my_methods_of_today:margin"])
+def test_its_settings_are_searched(
+    few_images: Path, es_service: Any, example_method: Path, tmp_path: Path, name: str
+) -> None:
+    """Ray Tune's trials, each in a process of its own, make it from its name and settings."""
+    (tmp_path / "my_methods_of_today.py").write_text((example_method / "es_margin" / "__init__.py").read_text())
+    words = ("--data", few_images, "--limit", 128, "--epochs", 2, "--batch-size", 32, "--max-concurrent", 1, "--json")
+    words = (*words, "--no-references", "--search", "at=grid(0.3, 0.6)", "--search", "anneal=[0, 0]", "--out", "found")
+    results = json.loads(es_service("tune", "--method", name, *words, cwd=tmp_path).stdout)
+    assert [(trial["settings"], trial["status"]) for trial in results["trials"]] == [
+        ({"at": 0.3}, "finished"),
+        ({"at": 0.6}, "finished"),
+    ]
+    assert results["method"] == name
+    for trial in results["trials"]:
+        about = json.loads((tmp_path / "found" / "runs" / trial["run"] / "run.json").read_text())
+        assert about["config"]["selection"]["settings"] == {**trial["settings"], "beta": 0.5}
+    # A finished run of it is replayed with other settings of its own.
+    replay = ("tune", "--method", name, "--search", "at=grid(0.2, 0.9)", "--json")
+    words = ("--from", results["trials"][0]["run"], "--storage", "found/runs")
+    replayed = json.loads(es_service(*replay, *words, cwd=tmp_path).stdout)
+    assert [row["settings"]["at"] for row in replayed["rows"]]
+    assert replayed["reproduced"] == 1.0
+
+
+@pytest.mark.thorough  # a unit test parses the same words
+def test_a_factory_is_compared_with_the_others(
+    few_images: Path, es_service: Any, example_method: Path, tmp_path: Path
+) -> None:
+    """Each run has a process of its own, which finds the module where the command was started."""
+    (tmp_path / "my_methods_of_today.py").write_text((example_method / "es_margin" / "__init__.py").read_text())
+    label = "my_methods_of_today:margin:at=0.5"
+    words = ("--epochs", 2, "--batch-size", 32, "--seeds", 1, "--jobs", 1, "--json", "--out", "compared")
+    done = es_service("compare", "--data", few_images, "--methods", label, *words, cwd=tmp_path)
+    rows = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows[label]["samples"]["trained"] < rows["full"]["samples"]["trained"]
+
+
 @pytest.mark.thorough  # a unit test parses the same words
 def test_it_is_compared_with_the_others(few_images: Path, es_service: Any, tmp_path: Path) -> None:
     out = tmp_path / "compared"

@@ -10,7 +10,7 @@ from typing import Any
 from es_service import errors
 from es_service.experiments.begin import check_known, check_run, task_of
 from es_service.experiments.experiment_spec import ExperimentSpec
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 from es_service.training.spec import TrainingSpec
@@ -39,7 +39,7 @@ class Candidate:
 
     Args:
         label: what the command line and the report call it.
-        name: a name in PRESETS.
+        name: of the method, see `preset`.
         settings: of the method and of `Selection`, as far as they differ from the preset's.
         epochs, batch_size, learning_rate: of its runs, where they differ from the comparison's.
 
@@ -88,8 +88,8 @@ def short_full(epochs: int) -> Candidate:
 def parse_candidates(text: str) -> tuple[Candidate, ...]:
     """Return the methods of `name[:key=value…],…`, with full and random always in front; doubles are left out.
 
-    A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are the
-    run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
+    A name may be module:factory. A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are
+    the run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
 
     Raises:
         ConfigError: see `Candidate`; or a part that is not key=value.
@@ -107,7 +107,9 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
 
 def _candidate(label: str) -> Candidate:
     name, *parts = _split(label, ":")
-    if not name:
+    if parts and "=" not in parts[0] and name not in PRESETS:
+        name = f"{name}:{parts.pop(0)}"
+    if not name.strip(":"):
         raise errors.ConfigError(f"--methods holds {label!r}, which names no method: write name or name:key=value")
     if name == SHORT_FULL:
         raise errors.ConfigError(

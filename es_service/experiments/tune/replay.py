@@ -95,7 +95,7 @@ def _replayed(
     storage: RunStorage, space: Space, points: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
     """Return what `replay` does, and the share of other picks between any two settings, the run's own first."""
-    config = storage.config()
+    config = storage.config().loaded()
     own = config.selection
     _check(space, own)
     chosen = [space.selection(point, own.seed) for point in points]

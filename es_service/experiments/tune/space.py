@@ -14,8 +14,8 @@ import numpy as np
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of
 from es_service.selection import keys
-from es_service.selection.config import PRESETS, Selection, preset
-from es_service.selection.settings import as_integer, as_number, make_plain, parse_value, suggest
+from es_service.selection.config import Selection, preset
+from es_service.selection.settings import as_integer, as_number, make_plain, parse_value
 
 __all__ = ["OF_THE_RUN", "Space", "default_space", "first_points", "parse_flags", "random_points", "read_space"]
 
@@ -34,7 +34,7 @@ class Space:
     """Settings of one method, some of them with a domain to search.
 
     Args:
-        method: a name in PRESETS.
+        method: its name, see `preset`.
         domains: what is searched.
         fixed: what is the same in all trials, where it differs from the preset's.
 
@@ -49,8 +49,7 @@ class Space:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        if self.method not in PRESETS:
-            raise errors.ConfigError(f"unknown method {self.method!r}; {suggest(self.method, PRESETS)}")
+        preset(self.method)
         if not self.domains:
             raise errors.ConfigError(
                 "the search space is empty: name at least one setting and what it may be, "
@@ -133,7 +132,7 @@ def read_space(method: str, entries: Mapping[str, Any], fixed: Mapping[str, Any]
     """Return the space that a file or a program describes.
 
     Args:
-        method: a name in PRESETS.
+        method: its name, see `preset`.
         entries: setting -> a domain, see `domain_of`; a plain value is the same in all trials.
         fixed: further settings that are the same in all trials.
 
@@ -201,15 +200,14 @@ def default_space(method: str, *, weighs_cost: bool) -> dict[str, str]:
     """Return what is searched where nobody says: what users of a method ask about first.
 
     Args:
-        method: a name in PRESETS.
+        method: its name, see `preset`.
         weighs_cost: whether the objective looks at the cost. Where it does not, settings that buy accuracy with passes
             (ratio, prune_ratio) stay what they are: the search would only find that more is better.
 
     Raises:
         ConfigError: there is none for this method.
     """
-    if method not in PRESETS:
-        raise errors.ConfigError(f"unknown method {method!r}; {suggest(method, PRESETS)}")
+    preset(method)
     betas = {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0.5, 0.99)"}
     anneal = {"anneal": "choice([0, 0], [0.05, 0.05], [0.05, 0.2])"}
     draw = {"draw": "choice(race, systematic)"}

@@ -277,6 +277,51 @@ def test_a_comparison_takes_a_registered_method(example: None) -> None:
     assert found[-1].selection(3) == preset("margin", at=0.4, seed=3)
 
 
+def test_a_comparison_takes_a_factory(write: Write) -> None:
+    from es_service.experiments.compare.comparison import parse_candidates
+
+    name = f"{write(METHOD)}:mine"
+    plain, changed = parse_candidates(f"{name},{name}:at=0.4:anneal=[0,0]:epochs=3")[2:]
+    assert plain.selection(3) == preset(name, seed=3)
+    assert changed.selection(3) == preset(name, at=0.4, anneal=(0, 0), seed=3)
+    assert (changed.name, changed.label, changed.epochs) == (name, f"{name}:at=0.4:anneal=[0,0]:epochs=3", 3)
+    for text, message in (
+        (f"{name}s", "there is no function 'mines'"),
+        (f"{name}:at", "'at' is no setting; write key=value"),
+        ("no_such_thing:mine", "no module 'no_such_thing' is installed"),
+    ):
+        with pytest.raises(errors.ConfigError, match=message):
+            parse_candidates(text)
+
+
+def test_a_search_takes_a_registered_method_or_a_factory(example: None, write: Write) -> None:
+    from es_service.experiments.tune.space import default_space, read_space
+
+    for name in ("margin", f"{write(METHOD)}:mine"):
+        space = read_space(name, {"at": "uniform(0.1, 0.9)", "ratio": 0.5})
+        assert space.selection({"at": 0.4}, 3) == preset(name, at=0.4, ratio=0.5, seed=3)
+        assert space.to_dict()["method"] == name
+        with pytest.raises(errors.ConfigError, match="has no setting 'att'; did you mean 'at'"):
+            read_space(name, {"att": "uniform(0.1, 0.9)"})
+        with pytest.raises(errors.ConfigError, match=f"no usual search space for method '{name}'"):
+            default_space(name, weighs_cost=False)
+    for name, message in (
+        ("margins", "^unknown method 'margins'; did you mean 'margin'"),
+        ("no_such_thing:mine", "^method 'no_such_thing:mine': no module 'no_such_thing' is installed"),
+    ):
+        with pytest.raises(errors.ConfigError, match=message):
+            read_space(name, {"at": "uniform(0.1, 0.9)"})
+        with pytest.raises(errors.ConfigError, match=message):
+            default_space(name, weighs_cost=True)
+
+
+@pytest.mark.parametrize("name", [5, None, [], {}])
+def test_a_name_that_is_no_string_is_refused(name: Any) -> None:
+    for make in (preset, lambda name: Selection.from_dict({"method": name})):
+        with pytest.raises(errors.ConfigError, match="method must be a string, got"):
+            make(name)
+
+
 def test_the_command_line_shows_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words: list[Any] = ["train", "--exchange", "embedded", "--storage", str(tmp_path), "--method", "no_such_thing:mine"]
     assert main(words) == 2
