@@ -100,7 +100,7 @@ def test_its_settings_are_searched(
         ({"at": 0.3}, "finished"),
         ({"at": 0.6}, "finished"),
     ]
-    assert results["method"] == name
+    assert results["space"]["method"] == name
     for trial in results["trials"]:
         about = json.loads((tmp_path / "found" / "runs" / trial["run"] / "run.json").read_text())
         assert about["config"]["selection"]["settings"] == {**trial["settings"], "beta": 0.5}
