@@ -33,8 +33,8 @@ def add_parser(commands: Any) -> None:
         "--methods",
         default=DEFAULT_METHODS,
         metavar="M,…",
-        help="comma-separated, name or name:key=value:…, e.g. es:ratio=0.5, or your own my_module:my_method; full, "
-        "short_full and random are always compared (default: %(default)s)",
+        help="comma-separated, name or name:key=value:…, e.g. es:ratio=0.5; full, short_full and random are always "
+        "compared (default: %(default)s)",
     )
     flag(
         "--seeds",

@@ -1,19 +1,15 @@
-"""Flags that several commands have: the task, its data, what to make of its train set, and names of methods."""
+"""Flags that say what is trained on: the task, its data, and what to make of its train set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from es_service.selection.methods.presets import PRESETS
-
-__all__ = ["DEFAULT_TASK", "DERIVED", "METHODS", "add_task_flags", "derived_settings"]
+__all__ = ["DEFAULT_TASK", "DERIVED", "add_task_flags", "derived_settings"]
 
 DEFAULT_TASK = "fashion"
 DERIVED: Mapping[str, type] = {"label_noise": float, "long_tail": float, "shots": int, "limit": int}
 """Settings of `training.tasks.derived.Derived` that have a flag, and what they are."""
-
-METHODS = f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method"
 
 
 def add_task_flags(flag: Callable[..., Any]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
-from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, METHODS, add_task_flags, derived_settings
+from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
-from es_service.selection.config import preset
+from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.spec import TrainingSpec
@@ -45,7 +45,10 @@ def add_parser(commands: Any) -> None:
     )
     flag = parser.add_argument
     add_task_flags(flag)
-    flag("--method", help=f"{METHODS} (default: es)")
+    flag(
+        "--method",
+        help=f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method (default: es)",
+    )
     flag(
         "--ratio",
         type=float,

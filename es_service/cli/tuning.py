@@ -9,11 +9,12 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
-from es_service.cli.task_flags import DEFAULT_TASK, METHODS, add_task_flags, derived_settings
+from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
 from es_service.experiments.tune.domains import KINDS
 from es_service.experiments.tune.objectives import OBJECTIVES
 from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
+from es_service.selection.config import PRESETS
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
@@ -32,7 +33,11 @@ def add_parser(commands: Any) -> None:
     )
     flag = parser.add_argument
     add_task_flags(flag)
-    flag("--method", default="es", help=f"{METHODS} (default: es)")
+    flag(
+        "--method",
+        default="es",
+        help=f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method (default: es)",
+    )
     flag(
         "--search",
         action="append",

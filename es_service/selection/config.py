@@ -206,7 +206,7 @@ class Selection:
         try:
             own = {"anneal_by": "epochs", **values}
             name, settings = own.pop("method"), own.pop("settings", {})
-            if load or (isinstance(name, str) and name in methods.METHODS):
+            if load or name in methods.METHODS:
                 return cls(registry.make(name, settings), **own)
             return cls(registry.record(name, settings), **own)
         except (KeyError, TypeError, ValueError) as error:

@@ -53,11 +53,10 @@ def as_plain(value: Any) -> Any:
 
 
 def make_plain(settings: Any) -> None:
-    """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold.
+    """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold; check strings.
 
     Raises:
-        ConfigError: a float that is no number, an int that is no integer, a bool that is neither true nor false, a str
-            that is no string.
+        ConfigError: a float that is no number, an int that is no integer, a bool that is neither true nor false.
     """
     for field in dataclasses.fields(settings):
         value = as_plain(getattr(settings, field.name))

@@ -39,7 +39,7 @@ class Candidate:
 
     Args:
         label: what the command line and the report call it.
-        name: of the method, see `preset`.
+        name: of a method, see `preset`.
         settings: of the method and of `Selection`, as far as they differ from the preset's.
         epochs, batch_size, learning_rate: of its runs, where they differ from the comparison's.
 
@@ -88,8 +88,8 @@ def short_full(epochs: int) -> Candidate:
 def parse_candidates(text: str) -> tuple[Candidate, ...]:
     """Return the methods of `name[:key=value…],…`, with full and random always in front; doubles are left out.
 
-    A name may be module:factory. A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are
-    the run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
+    A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are the
+    run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
 
     Raises:
         ConfigError: see `Candidate`; or a part that is not key=value.
@@ -107,9 +107,9 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
 
 def _candidate(label: str) -> Candidate:
     name, *parts = _split(label, ":")
-    if parts and "=" not in parts[0] and name not in PRESETS:
-        name = f"{name}:{parts.pop(0)}"
-    if not name.strip(":"):
+    if name not in PRESETS and parts and "=" not in parts[0]:
+        name = f"{name}:{parts.pop(0)}"  # module:factory
+    if not name:
         raise errors.ConfigError(f"--methods holds {label!r}, which names no method: write name or name:key=value")
     if name == SHORT_FULL:
         raise errors.ConfigError(

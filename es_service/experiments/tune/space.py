@@ -14,7 +14,8 @@ import numpy as np
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of
 from es_service.selection import keys
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.methods import registry
 from es_service.selection.settings import as_integer, as_number, make_plain, parse_value
 
 __all__ = ["OF_THE_RUN", "Space", "default_space", "first_points", "parse_flags", "random_points", "read_space"]
@@ -49,7 +50,8 @@ class Space:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        preset(self.method)
+        if self.method not in PRESETS:
+            registry.find(self.method, PRESETS)
         if not self.domains:
             raise errors.ConfigError(
                 "the search space is empty: name at least one setting and what it may be, "
@@ -207,7 +209,8 @@ def default_space(method: str, *, weighs_cost: bool) -> dict[str, str]:
     Raises:
         ConfigError: there is none for this method.
     """
-    preset(method)
+    if method not in PRESETS:
+        registry.find(method, PRESETS)
     betas = {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0.5, 0.99)"}
     anneal = {"anneal": "choice([0, 0], [0.05, 0.05], [0.05, 0.2])"}
     draw = {"draw": "choice(race, systematic)"}

@@ -88,7 +88,8 @@ class Derived:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Derived:
         """Make it from `to_dict`'s values; ConfigError where one is no setting of it."""
-        check_names("a derived task", values, [field.name for field in dataclasses.fields(cls)])
+        known = [field.name for field in dataclasses.fields(cls)]
+        check_names("a derived task", values, known)
         return cls(**values)
 
 

@@ -196,6 +196,13 @@ def test_an_unknown_name_lists_what_packages_register(example: None) -> None:
         Selection.from_dict({"method": "q"})
 
 
+@pytest.mark.parametrize("name", [5, None, [], {}])
+def test_a_name_that_is_not_a_string_is_refused(name: Any) -> None:
+    for make in (preset, lambda name: Selection.from_dict({"method": name})):
+        with pytest.raises(errors.ConfigError, match="method must be a string, got"):
+            make(name)
+
+
 def test_an_entry_point_that_fails_names_its_package(write: Write) -> None:
     name = write("raise RuntimeError('no licence')", broken="mine", without="")
     with pytest.raises(
@@ -277,49 +284,21 @@ def test_a_comparison_takes_a_registered_method(example: None) -> None:
     assert found[-1].selection(3) == preset("margin", at=0.4, seed=3)
 
 
-def test_a_comparison_takes_a_factory(write: Write) -> None:
+def test_a_comparison_and_a_search_take_a_factory(example: None) -> None:
     from es_service.experiments.compare.comparison import parse_candidates
-
-    name = f"{write(METHOD)}:mine"
-    plain, changed = parse_candidates(f"{name},{name}:at=0.4:anneal=[0,0]:epochs=3")[2:]
-    assert plain.selection(3) == preset(name, seed=3)
-    assert changed.selection(3) == preset(name, at=0.4, anneal=(0, 0), seed=3)
-    assert (changed.name, changed.label, changed.epochs) == (name, f"{name}:at=0.4:anneal=[0,0]:epochs=3", 3)
-    for text, message in (
-        (f"{name}s", "there is no function 'mines'"),
-        (f"{name}:at", "'at' is no setting; write key=value"),
-        ("no_such_thing:mine", "no module 'no_such_thing' is installed"),
-    ):
-        with pytest.raises(errors.ConfigError, match=message):
-            parse_candidates(text)
-
-
-def test_a_search_takes_a_registered_method_or_a_factory(example: None, write: Write) -> None:
     from es_service.experiments.tune.space import default_space, read_space
 
-    for name in ("margin", f"{write(METHOD)}:mine"):
-        space = read_space(name, {"at": "uniform(0.1, 0.9)", "ratio": 0.5})
-        assert space.selection({"at": 0.4}, 3) == preset(name, at=0.4, ratio=0.5, seed=3)
-        assert space.to_dict()["method"] == name
-        with pytest.raises(errors.ConfigError, match="has no setting 'att'; did you mean 'at'"):
-            read_space(name, {"att": "uniform(0.1, 0.9)"})
-        with pytest.raises(errors.ConfigError, match=f"no usual search space for method '{name}'"):
-            default_space(name, weighs_cost=False)
-    for name, message in (
-        ("margins", "^unknown method 'margins'; did you mean 'margin'"),
-        ("no_such_thing:mine", "^method 'no_such_thing:mine': no module 'no_such_thing' is installed"),
-    ):
-        with pytest.raises(errors.ConfigError, match=message):
-            read_space(name, {"at": "uniform(0.1, 0.9)"})
-        with pytest.raises(errors.ConfigError, match=message):
+    for name in ("margin", "es_margin:margin"):
+        found = parse_candidates(f"{name}:at=0.4,{name}")
+        assert [one.selection(3) for one in found[-2:]] == [preset(name, at=0.4, seed=3), preset(name, seed=3)]
+        space = read_space(name, {"at": "uniform(0, 1)"})
+        assert space.selection({"at": 0.4}, 3) == preset(name, at=0.4, seed=3)
+        with pytest.raises(errors.ConfigError, match="there is no usual search space for method"):
             default_space(name, weighs_cost=True)
-
-
-@pytest.mark.parametrize("name", [5, None, [], {}])
-def test_a_name_that_is_no_string_is_refused(name: Any) -> None:
-    for make in (preset, lambda name: Selection.from_dict({"method": name})):
-        with pytest.raises(errors.ConfigError, match="method must be a string, got"):
-            make(name)
+    with pytest.raises(errors.ConfigError, match="unknown method 'margn'; did you mean 'margin'"):
+        read_space("margn", {"at": "uniform(0, 1)"})
+    with pytest.raises(errors.ConfigError, match="unknown method 'margn'; did you mean 'margin'"):
+        default_space("margn", weighs_cost=True)
 
 
 def test_the_command_line_shows_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
