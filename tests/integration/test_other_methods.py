@@ -87,7 +87,7 @@ def test_a_method_in_the_current_directory_is_named_by_its_factory(
     assert about["config"]["selection"]["method"] == "my_methods_of_today:Margin"
 
 
-@pytest.mark.parametrize("name", ["margin", "my_methods_of_today:margin"])
+@pytest.mark.parametrize("name", ["my_methods_of_today:margin", pytest.param("margin", marks=pytest.mark.thorough)])
 def test_its_settings_are_searched(
     few_images: Path, es_service: Any, example_method: Path, tmp_path: Path, name: str
 ) -> None:
