@@ -13,7 +13,7 @@ from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
 from es_service.cli.yaml_files import read_yaml
-from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.spec import TrainingSpec
@@ -152,10 +152,14 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
-    selection = Selection.from_dict(training.pop("selection")).to_dict()  # as it was meant when it was written
+    try:
+        known = TrainingSpec.from_dict({**training, "run": values["run"], "storage": "runs"}).description()
+    except errors.ConfigError as error:
+        raise errors.ConfigError(f"run {values['run']!r} cannot be resumed from its run.json: {error}") from error
+    selection = known["selection"]
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
-    known = {**training.get("derived", {}), **training}  # `derived` has a seed of its own: the training's wins
+    known = {**known["derived"], **known}  # `derived` has a seed of its own: the training's wins
     if values.get("exchange", known["exchange"]) != known["exchange"]:
         known.pop("every", None)  # belongs to the exchange
     if values.get("method", known["method"]) != known["method"]:

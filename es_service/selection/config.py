@@ -241,7 +241,7 @@ def preset(name: str, **settings: Any) -> Selection:
         >>> preset("eswp", beta1=0.1).to_dict()["settings"]
         {'beta1': 0.1, 'beta2': 0.8, 'prune_by': 'w'}
     """
-    if name in PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         registry.refuse_registered(name)
         method_name, defaults = PRESETS[name]
         make: Callable[..., methods.Method] = methods.METHODS[method_name]

@@ -10,7 +10,7 @@ import json
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "as_number",
     "as_plain",
     "ceil_share",
+    "check_names",
     "exact_share",
     "make_plain",
     "parse_value",
@@ -52,7 +53,7 @@ def as_plain(value: Any) -> Any:
 
 
 def make_plain(settings: Any) -> None:
-    """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold.
+    """Give the fields of a frozen dataclass the plain Python numbers that they are declared to hold; check strings.
 
     Raises:
         ConfigError: a float that is not a number, an int that is not an integer, a bool that is neither true nor false.
@@ -68,7 +69,18 @@ def make_plain(settings: Any) -> None:
             value = as_flag(field.name, value)
         elif kind == "int":
             value = as_integer(field.name, value)
+        elif kind == "str" and not isinstance(value, str):
+            raise errors.ConfigError(f"{field.name} must be a string, got {value!r}")
         object.__setattr__(settings, field.name, value)
+
+
+def check_names(what: str, values: Any, known: Collection[str]) -> None:
+    """Raise ConfigError unless `values` are settings by name, each name one of `known`; `what` has these settings."""
+    if not isinstance(values, Mapping):
+        raise errors.ConfigError(f"{what} must be settings by name, got {values!r}")
+    for name in values:
+        if name not in known:
+            raise errors.ConfigError(f"{what} has no setting {name!r}; {suggest(name, known)}")
 
 
 def as_flag(name: str, value: Any) -> bool:
@@ -126,7 +138,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: object, known: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known word, or all of them."""
-    near = difflib.get_close_matches(word, known := list(known), n=1)
+    near = difflib.get_close_matches(str(word), known := list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

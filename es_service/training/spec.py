@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from es_service import errors
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
-from es_service.selection.settings import as_integer, make_plain, suggest
+from es_service.selection.settings import as_integer, check_names, make_plain, suggest
 from es_service.storage.files import absolute, open_filesystem, storage_errors
 from es_service.storage.runs import RunStorage, check_run_name
 from es_service.training.settings import TrainSettings
@@ -82,7 +82,7 @@ class TrainingSpec:
         check_task_name(self.task)
         check_run_name(self.run)
         if self.exchange not in EXCHANGES:
-            raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, list(EXCHANGES))}")
+            raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, EXCHANGES)}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) is not None:
                 as_integer(name, getattr(self, name), least=1)
@@ -144,17 +144,15 @@ class TrainingSpec:
             ConfigError: a name that is not a field, a field that is missing, or a value outside its domain.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise errors.ConfigError(f"a training run has no {name!r}; {suggest(str(name), list(known))}")
+        check_names("a training run", values, known)
         for name, field in known.items():
             needed = field.default is field.default_factory is dataclasses.MISSING
             if needed and name not in values:
                 raise errors.ConfigError(f"a training run needs {name!r}, got {', '.join(map(str, values))}")
         given = dict(values)
-        if isinstance(given["selection"], Mapping):
+        if not isinstance(given["selection"], Selection):
             given["selection"] = Selection.from_dict(given["selection"])
-        if isinstance(given.get("derived"), Mapping):
+        if not isinstance(given.setdefault("derived", Derived()), Derived):
             given["derived"] = Derived.from_dict(given["derived"])
         return cls(**given)
 

@@ -50,6 +50,8 @@ def find(name: str, known: Iterable[str]) -> Callable[..., Method]:
     Raises:
         ConfigError: no such method, or its module or factory cannot be used.
     """
+    if not isinstance(name, str):
+        raise errors.ConfigError(f"method must be a string, got {name!r}")
     if ":" in name:
         return plugins.load(f"method {name!r}", name)
     found = plugins.registered(GROUP)
@@ -106,10 +108,8 @@ def build(name: str, factory: Callable[..., Any], /, **settings: Any) -> Method:
 
 def make(name: str, settings: Mapping[str, Any]) -> Method:
     """Return the method of a name in METHODS, of an entry point, or of module:factory; ConfigError for others."""
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name](**settings)
-    if not isinstance(name, str):
-        raise errors.ConfigError(f"the name of a method must be a string, got {name!r}")
     return build(name, find(name, METHODS), **settings)
 
 

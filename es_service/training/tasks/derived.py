@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.settings import as_integer, exact_share, make_plain, suggest
+from es_service.selection.settings import as_integer, check_names, exact_share, make_plain
 from es_service.training.tasks.splits import shuffled, stream_of, words
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class Derived:
     def from_dict(cls, values: Mapping[str, Any]) -> Derived:
         """Make it from `to_dict`'s values; ConfigError where one is not a setting of it."""
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise errors.ConfigError(f"a derived task has no setting {name!r}; {suggest(str(name), known)}")
+        check_names("a derived task", values, known)
         return cls(**values)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import es_service as es
+from es_service.cli import main
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 
@@ -61,6 +62,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "compare: a method's rate": ("compare --out S/c --methods es:learning_rate=0", 2, "learning_rate must be above 0"),
     "compare: a method's epochs": ("compare --out S/c --methods es:epochs=0", 2, "must be an integer of at least 1"),
     "compare: an unknown method": ("compare --out S/c --methods esw", 2, "did you mean 'eswp'"),
+    "compare: no module": ("compare --out S/c --methods no_such_module:mine:at=1", 2, "no module 'no_such_module'"),
     "compare: no seeds": ("compare --out S/c --seeds 0", 2, "seeds must be an integer of at least 1"),
     "compare: no jobs": ("compare --out S/c --jobs 0", 2, "jobs must be an integer of at least 1"),
     "compare: noise above 1": ("compare --out S/c --label-noise 2", 2, "label_noise is a share"),
@@ -68,6 +70,8 @@ CASES: dict[str, tuple[str, int, str]] = {
     "compare: another's folder": ("compare --out C --epochs 5", 2, "epochs there 4, here 5"),
     "compare: a file": ("compare --out S/there/run.json", 2, "run.json cannot be used"),
     "tune: an unknown task": ("tune --out S/t --task fashon", 2, "did you mean 'fashion'"),
+    "tune: an unknown method": ("tune --out S/t --method esw", 2, "did you mean 'eswp'"),
+    "tune: no module": ("tune --out S/t --method no_such_module:mine", 2, "no module 'no_such_module'"),
     "tune: no epochs": ("tune --out S/t --epochs 0", 2, "epochs must be an integer of at least 1, got 0"),
     "tune: an empty batch": ("tune --out S/t --batch-size 0", 2, "batch_size must be an integer of at least 1"),
     "tune: no learning rate": ("tune --out S/t --learning-rate 0", 2, "learning_rate must be above 0"),
@@ -126,3 +130,25 @@ def test_nothing_was_begun(folder: Path, answers: dict[str, Any]) -> None:
     assert answers
     assert sorted(path.name for path in folder.iterdir()) == ["C", "S"]
     assert [path.name for path in (folder / "S").iterdir()] == ["there"]
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("task", 5, "task must be a string, got 5"),
+    ("method", 5, "method must be a string, got 5"),
+    ("exchange", None, "unknown exchange None"),
+    ("derived", 5, "a derived task must be settings by name, got 5"),
+    ("epochs", "four", "epochs must be an integer, got 'four'"),
+    ("selection", 5, "not the settings of a selection"),
+    ("epoch", 4, "a training run has no setting 'epoch'; did you mean 'epochs'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), DAMAGE)
+def test_a_damaged_description_is_not_resumed(
+    name: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig(selection=es.Selection(es.methods.full()), num_samples=30, num_epochs=4, batch_size=10)
+    training = {"task": "fashion", "method": "full", "selection": config.selection.to_dict(), "exchange": "embedded"}
+    RunStorage(str(tmp_path), "there").begin(config, {**training, "epochs": 4, name: value})
+    assert main(["train", "--run", "there", "--resume", "--storage", str(tmp_path)]) == 2
+    assert f"run 'there' cannot be resumed from its run.json: {message}" in capsys.readouterr().err

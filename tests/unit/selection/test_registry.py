@@ -210,6 +210,13 @@ def test_an_unknown_name_lists_what_packages_register(example: None) -> None:
         Selection.from_dict({"method": "q"})
 
 
+@pytest.mark.parametrize("name", [5, None, [], {}])
+def test_a_name_that_is_not_a_string_is_refused(name: Any) -> None:
+    for make in (preset, lambda name: Selection.from_dict({"method": name})):
+        with pytest.raises(errors.ConfigError, match="method must be a string, got"):
+            make(name)
+
+
 def test_an_entry_point_that_fails_names_its_package(write: Write) -> None:
     name = write("raise RuntimeError('no licence')", broken="mine", without="")
     with pytest.raises(

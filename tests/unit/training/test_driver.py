@@ -40,7 +40,7 @@ def test_a_spec_crosses_to_another_process_as_plain_values() -> None:
     assert TrainingSpec.from_dict(values) == spec
     assert {**spec.description(), "run": "r", "storage": "s", "resume": False, "search": "s"} == spec.to_dict()
     for change, message in (
-        ({"batchsize": 3}, "no 'batchsize'; did you mean 'batch_size'"),
+        ({"batchsize": 3}, "no setting 'batchsize'; did you mean 'batch_size'"),
         ({"derived": {"limits": 3}}, "no setting 'limits'; did you mean 'limit'"),
         ({"selection": {"ratio": 0.5}}, "not the settings of a selection"),
         ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
@@ -50,6 +50,41 @@ def test_a_spec_crosses_to_another_process_as_plain_values() -> None:
     for name in ("run", "selection"):
         with pytest.raises(es.ConfigError, match=f"needs '{name}'"):
             TrainingSpec.from_dict({key: value for key, value in values.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": 5}, "run must be a string, got 5"),
+        ({"storage": 5}, "storage must be a string, got 5"),
+        ({"task": 5}, "task must be a string, got 5"),
+        ({"task": None}, "task must be a string, got None"),
+        ({"method": []}, r"method must be a string, got \[\]"),
+        ({"data": 5}, "data must be a string, got 5"),
+        ({"search": {}}, "search must be a string, got {}"),
+        ({"irreducible": 5}, "irreducible must be a string, got 5"),
+        ({"exchange": 5}, "unknown exchange 5; known: leased"),
+        ({"exchange": None}, "unknown exchange None; known: leased"),
+        ({"selection": 5}, "not the settings of a selection"),
+        ({"selection": "es"}, "not the settings of a selection"),
+        ({"selection": None}, "not the settings of a selection"),
+        ({"selection": {"method": []}}, r"method must be a string, got \[\]"),
+        ({"derived": 5}, "a derived task must be settings by name, got 5"),
+        ({"derived": None}, "a derived task must be settings by name, got None"),
+        ({"derived": {5: 1}}, "a derived task has no setting 5"),
+        ({5: 1}, "a training run has no setting 5"),
+    ],
+)
+def test_what_is_no_spec_is_refused(change: dict[Any, Any], message: str) -> None:
+    values = TrainingSpec(**WHAT).to_dict()
+    with pytest.raises(es.ConfigError, match=message):
+        TrainingSpec.from_dict({**values, **change})
+
+
+@pytest.mark.parametrize("values", [None, 5, "run", [("run", "r")]])
+def test_only_settings_by_name_are_a_spec(values: Any) -> None:
+    with pytest.raises(es.ConfigError, match="a training run must be settings by name, got"):
+        TrainingSpec.from_dict(values)
 
 
 def test_a_training_notes_the_labels_of_its_samples_and_how_they_are_shown(tmp_path: Path) -> None:
