@@ -77,6 +77,17 @@ export class SamplesPanel {
     }
   }
 
+  /** Add a page. It counts at once: else a live update would take the reader back while it is being loaded. */
+  async #more() {
+    this.pages += 1;
+    try {
+      await this.#load(this.next);
+    } catch (error) {
+      this.pages -= 1;
+      throw error;
+    }
+  }
+
   async #load(cursor) {
     let answer;
     try {
@@ -85,7 +96,7 @@ export class SamplesPanel {
       if (isAborted(error)) return;
       throw error;
     }
-    this.pages = cursor === null ? 1 : this.pages + 1;
+    if (cursor === null) this.pages = 1;
     this.samples = cursor === null ? answer.samples : [...this.samples, ...answer.samples];
     this.next = answer.next;
     this.matching = answer.matching;
@@ -121,7 +132,7 @@ export class SamplesPanel {
     show(
       this.below,
       h("span", { class: "muted small" }, `${format.count(this.samples.length)} of ${format.plural(this.matching, "sample")}`),
-      this.next !== null && h("button", { type: "button", onclick: () => this.#load(this.next) }, "Show more"),
+      this.next !== null && h("button", { type: "button", onclick: () => this.#more() }, "Show more"),
       moved && h("button", { type: "button", onclick: () => this.refresh(this.run) }, "The run has new data: reload"),
     );
   }
