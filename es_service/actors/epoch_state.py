@@ -59,6 +59,7 @@ class EpochState:
             "num_rewinds": self.num_rewinds,
             "rewinds": {str(rank): num for rank, num in self.rewinds.items()},
             "turns": {str(rank): turn for rank, turn in self.turns.items()},
+            "outdated": sorted(self.outdated),
         }
 
     def note(self) -> dict[str, Any]:
@@ -85,5 +86,6 @@ class EpochState:
             self.num_rewinds = int(values["num_rewinds"])
             self.rewinds = {int(rank): int(num) for rank, num in values["rewinds"].items()}
             self.turns = {int(rank): str(turn) for rank, turn in values["turns"].items()}
+            self.outdated = {int(rank) for rank in values.get("outdated", ())}  # of older journals: not recorded
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error

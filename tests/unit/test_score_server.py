@@ -714,6 +714,23 @@ def test_each_rewind_is_done_by_the_first_rank_and_only_once(
     assert table(server) != moved
 
 
+def test_a_restarted_server_knows_who_has_not_followed_a_rewind(
+    tmp_path: Path, make_config: MakeConfig, losses_of: Losses
+) -> None:
+    config = make_config()
+    first = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))
+    workers = [Worker(first, config, rank, world=2) for rank in range(2)]
+    for worker in workers:
+        worker.open(0)
+    assert first.rewind(0, FIRST, 1, 0, (0,), "", None) is True
+    first.settle(0, FIRST, 0)
+    second = ScoreServer(str(tmp_path), "mine", runs.config_to_dict(config))  # as Ray would after a SIGKILL
+    with pytest.raises(errors.EpochOrderError, match="rank 1 opens epoch 0, but another rank has reset the run"):
+        second.open_epoch(1, FIRST, 0)
+    assert second.rewind(1, FIRST, 1, 0, (0,), "", None) is True
+    second.open_epoch(1, FIRST, 0)
+
+
 @pytest.mark.parametrize("damage", ["table", "digest", "length"])
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
     tmp_path: Path, make_server: MakeServer, make_config: MakeConfig, config: RunConfig, losses_of: Losses, damage: str
