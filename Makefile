@@ -8,7 +8,7 @@ HASHED := $(PIP) --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit unit-library unit-service integration commands exchanges chaos dashboard docs test thorough check audit lock soak clean
+.PHONY: help setup demo data browser lint unit unit-library unit-service integration commands exchanges chaos frameworks dashboard docs test thorough check audit lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -80,6 +80,9 @@ exchanges: setup
 chaos: setup
 	$(QUICK) tests/chaos
 
+frameworks: setup
+	$(QUICK) tests/frameworks
+
 dashboard: setup browser
 	$(QUICK) tests/browser
 
@@ -91,7 +94,7 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
 	@# the longest first, and last what splits well: all jobs end at about the same time
-	$(MAKE) --jobs=3 --keep-going --output-sync=target integration exchanges commands chaos dashboard unit lint docs
+	$(MAKE) --jobs=3 --keep-going --output-sync=target integration exchanges commands chaos frameworks dashboard unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -6,6 +6,7 @@ where they are used.
 
 from __future__ import annotations
 
+import importlib as _importlib
 from typing import TYPE_CHECKING, Any
 
 from es_service.connect import connect
@@ -74,9 +75,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "SelectiveLoader":
-        from es_service.training.loader import SelectiveLoader
+_LAZY = {"SelectiveLoader": "es_service.training.loader"}  # name: the module that has it, imported when it is used
 
-        return SelectiveLoader
+
+def __getattr__(name: str) -> Any:
+    if name == "integrations":
+        return _importlib.import_module("es_service.integrations")
+    if name in _LAZY:
+        return getattr(_importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

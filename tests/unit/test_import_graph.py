@@ -32,6 +32,7 @@ FLOORS = {
     "streamed": 4,
     "training": 5,
     "experiments": 6,
+    "integrations": 6,
     "api": 6,
     "": 7,  # es_service/__init__.py, the front door
     "cli": 8,
