@@ -16,7 +16,7 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.selection.settings import as_integer
 
-__all__ = ["Whereabouts", "check_alone", "given", "whereabouts"]
+__all__ = ["Whereabouts", "check_alone", "given", "has_ray", "num_ranks", "whereabouts"]
 
 
 class Whereabouts(NamedTuple):
@@ -81,6 +81,22 @@ def check_alone() -> None:
             "each gets its part of an epoch; or give world_size=1 where all ranks are to train on the same samples, or "
             "one of them selects for all"
         )
+
+
+def num_ranks() -> int:
+    """Return how many ranks the group of this process has, by Ray Train or torch.distributed; 1 without one."""
+    found = _group()
+    return 1 if found is None else found[0].world_size
+
+
+def has_ray() -> bool:
+    """Return whether this process is connected to a Ray, or the environment names one."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            return True
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _group() -> tuple[Position, Callable[[str], str]] | None:

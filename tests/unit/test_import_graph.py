@@ -28,6 +28,7 @@ FLOORS = {
     "run_view": 4,
     "ledger": 4,
     "connect": 4,
+    "attach": 4,
     "whereabouts": 4,
     "streamed": 4,
     "training": 5,
