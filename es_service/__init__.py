@@ -1,7 +1,7 @@
 """Data selection for deep-learning training: train on the samples that still teach the model something.
 
-In-process this needs numpy and pyarrow only. `connect` needs Ray, `SelectiveLoader` needs torch; both are imported
-where they are used.
+In-process this needs numpy and pyarrow only. `connect` needs Ray; `wrap`, `stream` and `SelectiveLoader` need torch.
+Both are imported where they are used.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from es_service.selector import Selector
 
 if TYPE_CHECKING:
     from es_service.training.loader import SelectiveLoader
+    from es_service.training.wrapped import wrap
 
 __version__ = "0.1.0"
 
@@ -72,10 +73,14 @@ __all__ = [
     "__version__",
     "connect",
     "methods",
+    "wrap",
 ]
 
 
-_LAZY = {"SelectiveLoader": "es_service.training.loader"}  # name: the module that has it, imported when it is used
+_LAZY = {  # name: the module that has it, imported when it is used
+    "SelectiveLoader": "es_service.training.loader",
+    "wrap": "es_service.training.wrapped",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.utils import rnn
 from es_service import errors
 from es_service.training import trees
 
-__all__ = ["Positions", "batch_length", "check", "even_sizes", "split", "take", "to_device"]
+__all__ = ["Positions", "batch_length", "check", "even_sizes", "mapped", "split", "take", "to_device"]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
@@ -148,7 +148,12 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
         is_moved = isinstance(leaf, (torch.Tensor, rnn.PackedSequence))
         return leaf.to(target, non_blocking=target.type == "cuda") if is_moved else leaf
 
-    return _map(batch, move, None, None)
+    return mapped(batch, move)
+
+
+def mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Return the batch with a function applied to every leaf."""
+    return _map(batch, function, None, None)
 
 
 def _picked(leaf: Any, positions: Sequence[int]) -> Any:
@@ -182,17 +187,17 @@ def _map(
         is_meant = per_sample is None and trees.num_rows(node) is not None
     if children is None or (is_leaf and is_meant):
         return function(node) if is_meant else node
-    mapped = {
+    items = {
         name: _map(child, function, num, per_sample, trees.path_below(path, name)) for name, child in children.items()
     }
     if isinstance(node, Mapping):
-        return mapped if type(node) is dict else _like_mapping(node, mapped, function, num)
+        return items if type(node) is dict else _like_mapping(node, items, function, num)
     if isinstance(node, tuple) and hasattr(node, "_make"):
-        return node._make(mapped.values())
+        return node._make(items.values())
     if trees.is_sequence(node):
-        return _like(node, list(mapped.values()))
+        return _like(node, list(items.values()))
     same = copy.copy(node)
-    for name, value in mapped.items():
+    for name, value in items.items():
         object.__setattr__(same, name, value)
     return same
 

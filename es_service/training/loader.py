@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,57 +14,49 @@ from es_service import errors
 from es_service.selection.engine import Draw
 from es_service.selector import Selector
 from es_service.training import batches
+from es_service.training.fetching import Fetched, Fetcher, random_as_it_was
+from es_service.training.recollating import first_difference
+from es_service.training.selected import SelectedBatches
 
 __all__ = ["SelectiveLoader"]
 
 _NUM_TRIED = 2  # samples
 
 
-class _Fetched(NamedTuple):
-    """A batch, and the samples that it was collated from; None where they are not kept."""
+class SelectiveLoader(SelectedBatches):
+    """Fetch, score, draw; what comes out is the mini-batch to train on. `es.wrap` makes one of a torch DataLoader.
 
-    samples: Any
-    batch: Any
-
-
-class _Keeping:
-    """Collates samples and keeps them; at the top of the module, for processes that fetch ahead import it."""
-
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: Any) -> tuple[Any, Any]:
-        return samples, self._collate(samples)
-
-
-class SelectiveLoader:
-    """Fetch, score, draw; what comes out is the mini-batch to train on.
-
-        for batch, scale in loader.epoch(epoch):
+        for batch, scale in loader:                         # once per epoch
             losses = per_sample_loss(model(batch), ...)     # [b]
-            (losses * scale).mean().backward()
+            loader.mean(losses).backward()                  # of losses * scale
             ...
-            loader.observe(losses)                          # needed with reuse_losses=True, free otherwise
+
+    Instead of `mean`, multiply by the scale yourself, and call `loader.observe(losses)` where `reuse_losses=True`.
 
     Args:
         dataset: map-style, with `__getitems__` or `__getitem__`; item i is the sample of id i.
         selector: hands out the ids and draws.
         score: batch -> losses[B], or signals by name, without touching the model; `training.scoring.score` makes one.
-        reuse_losses: you call `observe` after every step; steps that draw without losses (annealing, `random`,
-            `full`) then take them from there instead of from a separate scoring pass.
+        reuse_losses: you call `mean` or `observe` after every step; steps that draw without losses (annealing,
+            `random`, `full`) then take them from there instead of from a separate scoring pass.
         collate_fn: list of samples -> batch, or what `__getitems__` returns -> batch; torch's default otherwise.
-        device: moves every batch there.
+        device: moves every batch there; of a module, to where its parameters are. From worker processes to a GPU they
+            go by way of pinned memory, asynchronously.
         num_workers: processes that fetch ahead; 0 fetches in this one, and then no more than is needed.
         per_sample: names of the leaves of a batch that have a row per sample, such as ["image", "targets.boxes"] or
             ["0", "1"], see `training.trees`; all others then go into every mini-batch as they are. None: every leaf
             with rows must have one for each sample, and a batch of two samples is fetched once to see that it has.
-        recollate: collate the drawn samples again instead of taking rows of the meta-batch: text padded to the longest
-            of B samples is then padded to the longest of b. `collate_fn` must not draw at random. Needed, too, for
-            batches that cannot be taken apart, graphs for example.
+        recollate: how a mini-batch is made of a meta-batch. None: its rows are taken; where `collate_fn` is your own
+            and the samples differ in length, they are collated again, so that text is padded to the longest of b
+            samples instead of B, as long as that changes nothing but padding. True: always collated again, which
+            batches need that cannot be taken apart, graphs for example; `collate_fn` must not draw at random then.
+            False: rows are always taken.
+        workers: further arguments of torch's DataLoader: `prefetch_factor`, `persistent_workers`, `timeout`,
+            `worker_init_fn`, `multiprocessing_context`, `generator`.
 
     Raises:
-        ConfigError: the data set has another length than the selector's n, or both `per_sample` and `recollate`
-            are given.
+        ConfigError: the data set has another length than the selector's n, both `per_sample` and `recollate` are
+            given, or a setting of the worker processes is refused.
     """
 
     def __init__(
@@ -75,39 +67,52 @@ class SelectiveLoader:
         *,
         reuse_losses: bool = False,
         collate_fn: Callable[[Any], Any] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | torch.nn.Module = "cpu",
         num_workers: int = 0,
         per_sample: Sequence[str] | None = None,
-        recollate: bool = False,
+        recollate: bool | None = None,
+        **workers: Any,
     ) -> None:
-        if len(dataset) != selector.config.num_samples:
-            raise errors.ConfigError(
-                f"the data set has {len(dataset):,} samples, the selector was made for "
-                f"num_samples={selector.config.num_samples:,}: ids would name the wrong samples"
-            )
+        super().__init__(selector, score, reuse_losses=reuse_losses, device=device)
         if per_sample is not None and (recollate or isinstance(per_sample, str)):
             raise errors.ConfigError(
                 f"per_sample={per_sample!r} must be a list of names, and left out with recollate=True, which takes no "
                 "rows"
             )
-        self._dataset = dataset
-        self._selector = selector
-        self._score = score
-        self._reuse_losses = reuse_losses
-        self._collate = collate_fn if collate_fn is not None else data.default_collate
-        self._device = torch.device(device)
-        self._num_workers = num_workers
+        self.dataset = dataset
+        self._check_length()
+        if recollate is None and (collate_fn in (None, data.default_collate) or per_sample is not None):
+            recollate = False  # rows of it are what collating them again would give
         self._per_sample = per_sample
         self._recollate = recollate
-        self._is_tried = per_sample is not None or recollate
-        self._observed = True
-        self.draw: Draw | None = None
-        """The last draw: which ids the batch just yielded holds."""
-        self.weight = 0
-        """How many samples the mean of losses·scale represents: b, or all that were scored where the scale is unbiased.
+        self._is_tried = per_sample is not None or recollate is True
+        self._fetcher = Fetcher(dataset, collate_fn or data.default_collate, recollate, num_workers, workers)
 
-        The weight of this rank's mean beside that of other ranks; see `step.rank_factor`.
+    def __len__(self) -> int:
+        """The number of steps of the epoch that is iterated, or else of the next one.
+
+        Exact once the epoch is open; for one to come as `total_steps`.
         """
+        return self.selector.steps(min(self._at_hand(), self.selector.config.num_epochs - 1))
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of all epochs together, for a learning-rate schedule; fewer where epochs are pruned.
+
+        The most there may be for methods that decide by the losses how much they prune (infobatch, kakurenbo).
+        """
+        config, world_size = self.selector.config, self.selector.exchange.position.world_size
+        return sum(config.num_steps(epoch, world_size) for epoch in range(config.num_epochs))
+
+    @property
+    def batch_size(self) -> int:
+        """B, the samples of a meta-batch."""
+        return self.selector.config.batch_size
+
+    @property
+    def sampler(self) -> SelectiveLoader:
+        """This loader: frameworks look here for `set_epoch`."""
+        return self
 
     def epoch(self, epoch: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield (batch of b samples, scale float32[b]) for every step of an epoch; then score what it hid.
@@ -115,52 +120,44 @@ class SelectiveLoader:
         Raises:
             ShapeError: a batch does not have a row for each sample; `observe` was promised for the step before and did
                 not come; or as `Selector.select` raises.
+            ConfigError: the data set has another length than before, or cannot be sent to worker processes.
         """
-        selector, timing = self._selector, self._selector.ledger.timing
-        ahead: Iterator[_Fetched] | None = None
+        self._check_length()
+        selector, timing = self.selector, self.selector.ledger.timing
+        ahead: Iterator[Fetched] | None = None
         self._observed = True
         for ids_B in selector.epoch(epoch):
-            if not self._observed:
-                raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
-            if self._num_workers > 0 and ahead is None:
+            is_blind = self._is_blind()
+            if self._fetcher.num_workers > 0 and ahead is None:
                 ahead = self._fetch_ahead(selector.batches())
             elif not self._is_tried:
-                with timing("data"), torch.random.fork_rng(devices=[]):
+                with timing("data"), random_as_it_was():
                     self._try(_few(ids_B), self._fetch)
-            blind = self._reuse_losses and not selector.wants_scores
-            skipped = selector.ledger.skipped
-            if blind:
-                draw = selector.select(ids_B)
+            if is_blind and ahead is None:  # no more is fetched than is drawn
+                draw = self._select(ids_B)
                 with timing("data"):
-                    batch = self._take(next(ahead), draw, ids_B) if ahead else self._fetch(draw.ids).batch
+                    batch = self.to_device(self._fetch(draw.ids).batch)
             else:
                 with timing("data"):
-                    whole = next(ahead) if ahead else self._fetch(ids_B)
-                with timing("score"):
-                    losses_B = self._score(whole.batch)
-                draw = selector.select(ids_B, losses_B)
+                    fetched = next(ahead) if ahead else self._fetch(ids_B)
+                    whole = fetched.batch if is_blind else self.to_device(fetched.batch)
+                draw = self._select(ids_B, None if is_blind else whole)
                 with timing("data"):
-                    batch = self._take(whole, draw, ids_B)
-            self.draw, self._observed = draw, not blind
-            num_scored = ids_B.size - (selector.ledger.skipped - skipped)
-            self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size
-            scale = torch.from_numpy(draw.scale).to(self._device)
-            with timing("train"):
-                yield batch, scale
-        if not self._observed:
-            raise errors.ShapeError("reuse_losses=True needs loader.observe(losses) after every step")
+                    batch = self.to_device(self._take(fetched, whole, draw, ids_B))
+            yield from self._yielded(batch)
+        self._check_observed()
         self._score_hidden()
 
     def _score_hidden(self) -> None:
-        selector, timing = self._selector, self._selector.ledger.timing
+        selector, timing = self.selector, self.selector.ledger.timing
         for hidden_B in selector.hidden_batches():
             scored_B = hidden_B
             if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
                 scored_B = np.append(hidden_B, self.draw.ids[:1])
             with timing("data"):
-                whole = self._fetch(scored_B)
+                whole = self.to_device(self._fetch(scored_B).batch)
             with timing("score"):
-                observed = self._score(whole.batch)
+                observed = self._score(whole)
             selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
 
     def finish_epoch(self) -> None:
@@ -170,34 +167,52 @@ class SelectiveLoader:
         `Selector.finish_epoch`. Every rank calls it.
         """
         self._score_hidden()
-        self._selector.finish_epoch()
+        super().finish_epoch()
 
-    def observe(self, losses: Any) -> None:
-        """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""
-        self._selector.observe(losses)
-        self._observed = True
+    # -- batches ----------------------------------------------------------------------------------------------------
 
-    def _take(self, whole: _Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
+    def _take(self, fetched: Fetched, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
+        """Return the drawn samples of what was fetched; `whole` is its batch, perhaps moved already."""
         if draw.positions.size == ids_B.size:
-            return whole.batch
-        if not self._recollate:
-            return batches.take(whole.batch, draw.positions, ids_B.size, self._per_sample)
-        if isinstance(whole.samples, list) and len(whole.samples) == ids_B.size:
-            return self._fetched([whole.samples[position] for position in draw.positions.tolist()], draw.ids).batch
-        return self._fetch(draw.ids).batch  # __getitems__ returned a batch
+            return whole
+        if self._recollate or (self._recollate is None and fetched.samples is not None):
+            again = self._collated_again(fetched, draw, ids_B)
+            if again is not None:
+                return again
+        return batches.take(whole, draw.positions, ids_B.size, self._per_sample)
 
-    def _fetch(self, ids: NDArray[np.int64]) -> _Fetched:
-        many = getattr(self._dataset, "__getitems__", None)
-        indices = ids.tolist()
-        return self._fetched(many(indices) if many is not None else [self._dataset[index] for index in indices], ids)
+    def _collated_again(self, fetched: Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
+        """Return the drawn samples, padded to the longest of them; None where more than padding would change."""
+        samples = fetched.samples
+        if samples is None or len(samples) != ids_B.size:
+            return self._fetch(draw.ids).batch  # __getitems__ returned a batch
+        with random_as_it_was():
+            again = self._fetcher.collate([samples[position] for position in draw.positions.tolist()]).batch
+        try:
+            rows = batches.take(fetched.batch, draw.positions, ids_B.size)
+        except errors.ShapeError:
+            if self._recollate:
+                return again  # cannot be taken apart, and so not compared
+            raise
+        path = first_difference(rows, again)
+        if path is None:
+            return again
+        if self._recollate:
+            raise errors.ShapeError(
+                f"recollate=True: the drawn samples, collated again, are not those that were scored; leaf {path!r} "
+                "differs by more than padding: collate_fn draws at random, or its rows depend on the other samples of "
+                "a batch. Leave recollate out, then rows of the scored batch are trained on"
+            )
+        self._recollate = self._fetcher.collate.keeps = False
+        return None
 
-    def _fetched(self, samples: Any, ids: NDArray[np.int64]) -> _Fetched:
-        return self._checked(_Fetched(samples, self._collate(samples)), ids)
+    def _fetch(self, ids: NDArray[np.int64]) -> Fetched:
+        return self._checked(self._fetcher.fetch(ids), ids)
 
-    def _checked(self, fetched: _Fetched, ids: NDArray[np.int64]) -> _Fetched:
+    def _checked(self, fetched: Fetched, ids: NDArray[np.int64]) -> Fetched:
         if not self._recollate:
             batches.check(fetched.batch, ids.size, self._per_sample)
-        return fetched._replace(batch=self.to_device(fetched.batch))
+        return fetched
 
     def _try(self, few: NDArray[np.int64], fetch: Callable[[NDArray[np.int64]], Any]) -> None:
         """Fetch a batch of another size: a leaf that has B rows by chance does not follow the number of samples."""
@@ -209,24 +224,21 @@ class SelectiveLoader:
             ) from error
         self._is_tried = True
 
-    def to_device(self, batch: Any) -> Any:
-        """Move a batch to where this loader's batches go."""
-        return batches.to_device(batch, self._device)
-
-    def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[_Fetched]:
+    def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[Fetched]:
         tried = [] if self._is_tried else [_few(meta_batches[0])]
-        loader = data.DataLoader(
-            self._dataset,
-            batch_sampler=[ids_B.tolist() for ids_B in [*tried, *meta_batches]],
-            num_workers=self._num_workers,
-            collate_fn=_Keeping(self._collate) if self._recollate else self._collate,
-            pin_memory=self._device.type == "cuda",
-        )
-        fetched = (_Fetched(*batch) if self._recollate else _Fetched(None, batch) for batch in loader)
+        fetched = self._fetcher.ahead([*tried, *meta_batches], pin=self.device.type == "cuda")
         for few in tried:
             self._try(few, lambda few: self._checked(next(fetched), few))
         for ids_B in meta_batches:
             yield self._checked(next(fetched), ids_B)
+
+    def _check_length(self) -> None:
+        num = self.selector.config.num_samples
+        if len(self.dataset) != num:
+            raise errors.ConfigError(
+                f"the data set has {len(self.dataset):,} samples, the selector was made for num_samples={num:,}: ids "
+                "would name the wrong samples"
+            )
 
 
 def _first(observed: Any, num: int) -> Any:

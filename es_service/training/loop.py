@@ -135,7 +135,7 @@ class _Training:
                 self.optimizer,
                 batch,
                 scale,
-                lambda model, part: self._signals(model(self.task.inputs(part)), part),
+                self._signals,
                 weight=self.loader.weight,
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
@@ -151,8 +151,9 @@ class _Training:
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
 
-    def _signals(self, outputs: Any, batch: Any) -> Signals:
+    def _signals(self, model: torch.nn.Module, batch: Any) -> Signals:
         """Return what the selection goes by: the losses, and where it asks for more, signals by name."""
+        outputs = model(self.task.inputs(batch))
         losses = self.task.losses(outputs, batch)
         if not self._further:
             return losses
@@ -164,8 +165,7 @@ class _Training:
         return scoring.score(
             self.model,
             batch,
-            inputs=self.task.inputs,
-            losses=self._signals,
+            self._signals,
             micro_batch_size=self.settings.micro_batch_size,
             autocast=self._autocast,
         )

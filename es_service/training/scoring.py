@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ __all__ = ["score", "untouched", "unwrap"]
 def score(
     model: torch.nn.Module,
     batch: Any,
+    forward_losses: Callable[[torch.nn.Module, Any], Signals] | None = None,
     *,
-    losses: Callable[[Any, Any], Signals],
+    losses: Callable[[Any, Any], Signals] | None = None,
     inputs: Callable[[Any], Any] | None = None,
     forward: Callable[[torch.nn.Module, Any], Any] | None = None,
     micro_batch_size: int | None = None,
@@ -36,19 +38,25 @@ def score(
 ) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
     """Return the loss of every sample of a batch, without gradient and without a trace in the model.
 
-    Under DistributedDataParallel the module beneath it is called, so ranks need not score at the same time.
-    (FullyShardedDataParallel and SyncBatchNorm communicate within the forward pass: there all ranks must score.)
+    Say what the losses are either by `forward_losses`, the same function that `step.train_step` takes, or by `losses`
+    and, unless the model takes the batch by keyword, `inputs` or `forward`. They run under the autocast that surrounds
+    the call.
+
+    Under DistributedDataParallel the module beneath it is called, so ranks need not score at the same time. With
+    `fully_shard` (FSDP2) and SyncBatchNorm ranks communicate within the forward pass: there all ranks must score, in
+    equally many passes.
 
     Args:
-        model: bare, or wrapped in DistributedDataParallel. If it is in training mode, modules of it that were put in
-            evaluation mode, e.g. a frozen BatchNorm, stay so; if it is in evaluation mode, all of it trains meanwhile.
+        model: bare, or wrapped in DistributedDataParallel or torch.compile. If it is in training mode, modules of it
+            that were put in evaluation mode, e.g. a frozen BatchNorm, stay so; if it is in evaluation mode, or all
+            layers with parameters in it are, all of it trains meanwhile.
         batch: of B samples, on the model's device; with `micro_batch_size` one that `training.batches` can take apart.
-        losses: (outputs, batch) -> losses[b], one per sample of that batch; or several such tensors by the name of the
-            signal, "loss" among them.
+        forward_losses: (model, batch) -> losses[b], one per sample of that batch; or several such tensors by the name
+            of the signal, "loss" among them. It must call the model that it is given, which is the one beneath DDP.
+        losses: (outputs, batch) -> the same.
         inputs: batch -> what goes into the model, as its only argument.
-        forward: (model, batch) -> outputs, for a model with other arguments: `lambda model, batch: model(**batch)`.
-            Either this or `inputs`. Do not wrap the model in another module instead: the wrapper would be in
-            training mode where the model evaluates.
+        forward: (model, batch) -> outputs. With neither this nor `inputs`, a batch that is a mapping goes into the
+            model by keyword: `model(**batch)`.
         micro_batch_size: most samples of one forward pass, None takes all at once. BatchNorm's statistics are those of
             the micro-batch.
         per_sample: names of the leaves that have a row per sample, where not all have; see `training.trees`.
@@ -60,19 +68,20 @@ def score(
 
     Raises:
         ShapeError: the losses are not one per sample, or a batch to be cut has no row for each sample.
-        ConfigError: micro_batch_size below 1; both `inputs` and `forward`, or neither.
+        ConfigError: micro_batch_size below 1; not one way to get the losses, but none or several.
     """
-    if (inputs is None) == (forward is None):
-        raise errors.ConfigError("score needs either inputs (batch -> argument) or forward ((model, batch) -> outputs)")
+    if forward_losses is None:
+        forward_losses = _in_two(losses, inputs, forward)
+    elif (losses, inputs, forward) != (None, None, None):
+        raise errors.ConfigError("score takes forward_losses, or losses with inputs or forward, but not both")
     bare = unwrap(model)
     parts: list[Signals] = []
     with torch.no_grad(), untouched(bare):
-        if not bare.training:
+        if not _trains(bare):
             bare.train()
         for part, length in _parts(batch, micro_batch_size, per_sample):
             with autocast(), _no_autocast_cache():
-                outputs = bare(inputs(part)) if inputs is not None else forward(bare, part)  # type: ignore[misc]
-                signals = losses(outputs, part)
+                signals = forward_losses(bare, part)
             for values in signals.values() if isinstance(signals, Mapping) else (signals,):
                 check_per_sample(values, length)
             parts.append(signals)
@@ -82,6 +91,39 @@ def score(
     if isinstance(seen, Mapping):
         return {name: values.cpu().numpy() for name, values in seen.items()}
     return seen.cpu().numpy()
+
+
+def _in_two(
+    losses: Callable[[Any, Any], Signals] | None,
+    inputs: Callable[[Any], Any] | None,
+    forward: Callable[[torch.nn.Module, Any], Any] | None,
+) -> Callable[[torch.nn.Module, Any], Signals]:
+    """Return (model, batch) -> losses, of a forward pass and what becomes of its outputs."""
+    if losses is None or not (inputs is None or forward is None):
+        raise errors.ConfigError(
+            "score needs either forward_losses ((model, batch) -> losses), or losses ((outputs, batch) -> losses) and "
+            "at most one of inputs (batch -> argument) and forward ((model, batch) -> outputs)"
+        )
+
+    def run(model: torch.nn.Module, batch: Any) -> Any:
+        if forward is not None:
+            return forward(model, batch)
+        if inputs is not None:
+            return model(inputs(batch))
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        raise errors.ConfigError(
+            f"score cannot tell what of a batch of type {type(batch).__name__} goes into the model: pass "
+            "forward_losses ((model, batch) -> losses), or with losses either inputs (batch -> argument) or forward "
+            "((model, batch) -> outputs)"
+        )
+
+    return lambda model, batch: losses(run(model, batch), batch)
+
+
+def _trains(model: torch.nn.Module) -> bool:
+    """Whether a model is in training mode, and any of its layers; a module put around one says nothing about it."""
+    return model.training and any(module.training for module in model.modules() if module._parameters)
 
 
 def _parts(
@@ -115,7 +157,8 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Put back, at the end and whatever happens, what forward passes change in a model and around it.
 
     That is: every buffer (its values, and which tensor it is, also where the pass replaced, added or removed it), the
-    mode of every module, and the states of torch's random generators on the CPU and on the model's devices.
+    mode of every module, the states of torch's random generators on the CPU and on the model's devices, and the
+    parameters that `fully_shard` gathered: each rank has its shards of them again.
 
     Parameters and gradients are not kept: use it under `torch.no_grad()`, where a forward pass changes neither.
     """
@@ -137,6 +180,15 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
                 torch._foreach_copy_(buffers, kept)
         for set_state, state in random_states:
             set_state(state)
+        for sharded in sharded_modules(model):
+            sharded.reshard()
+
+
+def sharded_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules of a model that `fully_shard` (FSDP2) took."""
+    library = sys.modules.get("torch.distributed.fsdp")  # it takes a while to import, and who shards has it
+    kind = getattr(library, "FSDPModule", ())
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def _same(now: dict[str, torch.Tensor | None], before: dict[str, torch.Tensor | None]) -> bool:

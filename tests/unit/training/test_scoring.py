@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
@@ -348,11 +350,169 @@ def test_a_model_may_take_its_inputs_by_name(micro_batch_size: int | None) -> No
     assert not model.training
 
 
-@pytest.mark.parametrize("settings", [{}, {"inputs": inputs, "forward": by_name}])
-def test_a_model_is_called_in_one_way(settings: dict[str, Any]) -> None:
+def of_class(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(outputs, batch["y"], reduction="none")
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_batch_that_is_a_mapping_goes_in_by_keyword(micro_batch_size: int | None) -> None:
+    class Whole(ByName):
+        def forward(self, *, x: torch.Tensor, mask: torch.Tensor, y: Any = None) -> torch.Tensor:
+            return super().forward(x=x, mask=mask)
+
+    torch.manual_seed(0)
+    model = Whole()
+    batch = UserDict(x=torch.randn(NUM, 4), mask=torch.ones(NUM, 4), y=torch.randint(0, 3, (NUM,)))
+    size = {"micro_batch_size": micro_batch_size}
+    found = scoring.score(model, batch, losses=of_class, **size)
+    np.testing.assert_array_equal(found, scoring.score(model, batch, forward=by_name, losses=of_class, **size))
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+@pytest.mark.parametrize("named", [False, True])
+def test_the_function_of_the_training_step_scores_too(named: bool, micro_batch_size: int | None) -> None:
     model, batch = make()
-    with pytest.raises(errors.ConfigError, match=r"either inputs .* or forward"):
-        scoring.score(model, batch, losses=losses, **settings)
+    expected: Any = score(model, batch, losses=signals if named else losses, micro_batch_size=micro_batch_size)
+    before = state(model)
+
+    def forward_losses(given: nn.Module, part: Batch) -> Any:
+        return (signals if named else losses)(given(part.x), part)
+
+    found: Any = scoring.score(model, batch, forward_losses, micro_batch_size=micro_batch_size)
+    assert state(model) == before
+    np.testing.assert_equal(found, expected)
+
+
+WAYS: list[tuple[dict[str, Any], str]] = [
+    ({}, "score needs either forward_losses"),
+    ({"inputs": inputs}, "score needs either forward_losses"),
+    ({"losses": losses, "inputs": inputs, "forward": by_name}, "at most one of inputs .* and forward"),
+    ({"losses": losses}, "a batch of type Batch goes into the model: pass forward_losses"),
+    *[
+        ({"forward_losses": by_name, **more}, "but not both")
+        for more in ({"losses": losses}, {"inputs": inputs}, {"forward": by_name})
+    ],
+]
+
+
+@pytest.mark.parametrize("settings, problem", WAYS)
+def test_a_model_is_called_in_one_way(settings: dict[str, Any], problem: str) -> None:
+    model, batch = make()
+    before = state(model)
+    with pytest.raises(errors.ConfigError, match=problem):
+        scoring.score(model, batch, **settings)
+    assert state(model) == before
+
+
+class Around(nn.Module):
+    """A user's module around a model: in training mode whatever the model's is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("wrap", [Around, lambda model: Around(nn.DataParallel(model)), nn.Sequential])
+def test_a_module_around_a_model_does_not_hide_that_it_evaluates(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, batch = make()
+    expected = score(model, batch)
+    model.eval()
+    before = state(model)
+    np.testing.assert_array_equal(score(wrap(model), batch), expected)
+    assert state(model) == before
+    model.train()
+    model.drop.eval()
+    model.norm.eval()
+    np.testing.assert_array_equal(score(wrap(model), batch), score(model, batch))  # what is frozen stays so
+
+
+# -- autocast and torch.compile -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_under_autocast_the_losses_are_those_of_the_training_step(around: bool) -> None:
+    def cast() -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    dtypes = []
+
+    def forward_losses(given: nn.Module, part: Batch) -> torch.Tensor:
+        outputs = given(part.x)
+        dtypes.append(outputs.dtype)
+        return losses(outputs, part)
+
+    model, batch = make()
+    with cast():
+        expected = losses(copy.deepcopy(model)(batch.x), batch).detach().float().numpy()
+    torch.manual_seed(3)
+    model, batch = make()
+    if around:
+        with cast():
+            found = scoring.score(model, batch, forward_losses)
+    else:
+        found = scoring.score(model, batch, forward_losses, autocast=cast)
+    np.testing.assert_array_equal(found, expected)
+    assert dtypes == [torch.bfloat16]
+    assert not np.array_equal(found, score(model, batch))  # which a pass in single precision does not give
+
+
+class Plain(nn.Module):
+    """BatchNorm and dropout, and nothing that a compiler would have to stop for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("wrap", ["around", "inside"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_model_scores_as_it_trains_and_keeps_no_trace(backend: str, wrap: str, training: bool) -> None:
+    torch.manual_seed(0)
+    inner, batch = Plain(), make()[1]
+    torch.manual_seed(1)
+    expected = score(inner, batch)
+    torch._dynamo.reset()
+    compiled: nn.Module = torch.compile(inner, backend=backend)  # type: ignore[assignment]
+    model = compiled if wrap == "around" else Around(compiled)
+    inner.train(training)
+    torch.manual_seed(1)
+    before = state(inner)
+    np.testing.assert_array_equal(score(model, batch), expected)
+    assert state(inner) == before
+    model.train()
+    np.testing.assert_array_equal(losses(model(batch.x), batch).detach().numpy(), expected)
+    torch._dynamo.reset()
+
+
+def test_changing_between_scoring_and_training_compiles_nothing_again() -> None:
+    """Once for each: with and without gradient; and for sizes, of B, b and a last batch, that are not known yet."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    inner = Plain()
+    model: nn.Module = torch.compile(inner, backend=counter)  # type: ignore[assignment]
+    counts = []
+    for _ in range(3):
+        for size in (16, 16, 16, 9):
+            x, y = torch.randn(size, 4), torch.randint(0, 3, (size,))
+            score(model, Batch(x, y))
+            part = Batch(x[: size // 4], y[: size // 4])
+            losses(model(part.x), part).mean().backward()  # type: ignore[no-untyped-call]
+        inner.eval()
+        with torch.no_grad():
+            model(torch.randn(32, 4))  # an evaluation between the epochs
+        inner.train()
+        counts.append(counter.frame_count)
+    assert counts[0] <= 5
+    assert counts == [counts[0]] * 3
+    torch._dynamo.reset()
 
 
 def test_micro_batches_need_a_row_per_sample_and_whole_batches_do_not() -> None:
