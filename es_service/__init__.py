@@ -40,6 +40,7 @@ from es_service.selector import Selector
 
 if TYPE_CHECKING:
     from es_service.training.loader import SelectiveLoader
+    from es_service.training.streaming import stream
     from es_service.training.wrapped import wrap
 
 __version__ = "0.1.0"
@@ -73,12 +74,14 @@ __all__ = [
     "__version__",
     "connect",
     "methods",
+    "stream",
     "wrap",
 ]
 
 
 _LAZY = {  # name: the module that has it, imported when it is used
     "SelectiveLoader": "es_service.training.loader",
+    "stream": "es_service.training.streaming",
     "wrap": "es_service.training.wrapped",
 }
 

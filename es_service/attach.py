@@ -19,6 +19,7 @@ def attach(
     num_samples: int | None,
     num_epochs: int,
     batch_size: int,
+    streamed: bool = False,
     run: str | None = None,
     exchange: ExchangeName | Literal["in-process"] | None = None,
     **options: Any,
@@ -31,6 +32,7 @@ def attach(
         num_samples: n; None for streams.
         num_epochs: E.
         batch_size: B, of each rank.
+        streamed: batches come from outside, though n may be known.
         run: names the run, which is then kept in the storage; several ranks need it.
         exchange: takes the decision over: "in-process", or one of `es.connect`.
         options: further arguments of `es.connect` or `es.Selector`.
@@ -42,7 +44,7 @@ def attach(
     world_size = num_ranks()
     if exchange is None:
         if run is not None and has_ray():
-            exchange = "leased" if num_samples is not None else "prefetch"
+            exchange = "prefetch" if streamed or num_samples is None else "leased"
         else:
             exchange = "collective" if world_size > 1 else "in-process"
     if exchange == "in-process":

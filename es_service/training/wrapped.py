@@ -19,7 +19,7 @@ from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals
 from es_service.whereabouts import num_ranks
 
-__all__ = ["scorer", "wrap"]
+__all__ = ["reuses", "scorer", "wrap"]
 
 
 def wrap(
@@ -100,7 +100,7 @@ def wrap(
         loader.dataset,
         selector,
         scorer(model, losses, micro_batch_size=micro_batch_size, per_sample=per_sample, autocast=autocast),
-        reuse_losses=selection.on_bad_loss == "raise" if reuse_losses is None else reuse_losses,
+        reuse_losses=reuses(selection, reuse_losses),
         collate_fn=loader.collate_fn,
         device=model,
         num_workers=loader.num_workers,
@@ -108,6 +108,11 @@ def wrap(
         recollate=recollate,
         **workers,
     )
+
+
+def reuses(selection: Selection, asked: bool | None) -> bool:
+    """Return whether losses of training are used again; bad ones that are to be skipped have to be known before."""
+    return selection.on_bad_loss == "raise" if asked is None else asked
 
 
 def scorer(
