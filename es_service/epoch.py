@@ -8,6 +8,7 @@ is reported, and nothing was hidden: loops that count steps never ask for what f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,10 +19,11 @@ from es_service import errors
 from es_service.cursor import Cursor
 from es_service.exchange.base import Exchange
 from es_service.ledger import Ledger
+from es_service.measures import Measures
 from es_service.selection import observations
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
-from es_service.selection.repeats import Repeats
+from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import RunConfig, Share
 
 __all__ = ["Epoch"]
@@ -56,7 +58,7 @@ class Epoch:
     ) -> None:
         self.config: RunConfig = exchange.config
         self._exchange, self._ledger, self._irreducible = exchange, ledger, irreducible
-        self.number, self.share, self.streamed = number, share, streamed
+        self.number, self.share, self.streamed, self.measures = number, share, streamed, Measures()
         self.num_steps = num_steps if streamed else len(self.batches())
         self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
         self.is_closed = False
@@ -81,10 +83,8 @@ class Epoch:
         selection = self.config.selection
         if self._cursor.step not in self._selecting:
             return num_ids
-        if (
-            selection.interrupt is not None
-            and (self.share.first_step + self._cursor.step + 1) % selection.interrupt == 0
-        ):
+        run_step = self.share.first_step + self._cursor.step
+        if selection.interrupt is not None and (run_step + 1) % selection.interrupt == 0:
             return num_ids
         return self.config.num_selected(num_ids, self.share.ratio)
 
@@ -115,7 +115,8 @@ class Epoch:
             ledger.trained -= self._cursor.unreported.positions.size
         if not self._cursor.is_done:
             return max(0, self._cursor.step)
-        self._count_step(ledger)
+        if not self._cursor.is_counted:
+            self._count_step(ledger)
         return self._cursor.step + 1
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -146,12 +147,13 @@ class Epoch:
         own_B, end = self._cursor.ids_B, self.config.end_of_ids
         return own_B if ids_B is own_B else observations.check_ids(ids_B, end, distinct=not self.streamed)
 
-    def _distinct(self, ids_B: I64) -> tuple[I64, Repeats | None]:
-        """Return the distinct ids of a batch, and how they repeat in it, where they do."""
-        if not self.streamed:
-            return ids_B, None
-        repeats = self._cursor.repeats if ids_B is self._cursor.ids_B else Repeats.of(ids_B)
-        return (ids_B, None) if repeats is None else (repeats.ids_u, repeats)
+    def _distinct(self, ids_B: I64, seen: Columns) -> tuple[I64, Columns, Repeats | None]:
+        """Return the distinct ids of a batch, the mean signals of each, and how they repeat in it, where they do."""
+        is_own = not self.streamed or ids_B is self._cursor.ids_B
+        repeats = self._cursor.repeats if is_own else Repeats.of(ids_B)
+        if repeats is None:
+            return ids_B, seen, None
+        return repeats.ids_u, {name: repeats.means(values_B) for name, values_B in seen.items()}, repeats
 
     def select(self, ids_B: I64, losses_B: Any) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
@@ -166,12 +168,13 @@ class Epoch:
         else:  # reported together with its losses, or alone if none come
             with self._ledger.timing("exchange"):
                 self._report_pending()
-                distinct, repeats = self._distinct(ids_B)
+                distinct, _, repeats = self._distinct(ids_B, {})
                 draw = self._cursor.unreported = self._exchange.draw(self._cursor.step, distinct, num, repeats)
         self._ledger.trained += draw.positions.size
         factors_b = self.share.factors(self._cursor.step, draw.ids, self.config.batch_size)
         if factors_b is not None:
-            draw = Draw(draw.positions, draw.ids, draw.scale * factors_b)
+            draw = dataclasses.replace(draw, scale=draw.scale * factors_b)
+        self.measures.add_draw(draw, self._cursor.step, ids_B.size, is_scored=self._cursor.is_scored)
         self._cursor.num_left -= ids_B.size
         self._advance()
         return draw
@@ -182,9 +185,10 @@ class Epoch:
         self._cursor.is_scored = True
         with self._ledger.timing("exchange"):
             self._report_pending()
-            distinct, repeats = self._distinct(ids)
-            draw = self._exchange.step(self._cursor.step, distinct, _means(seen, repeats), min(num, ids.size), repeats)
-        return draw if good is None else Draw(good[draw.positions], draw.ids, draw.scale)
+            distinct, seen, repeats = self._distinct(ids, seen)
+            draw = self._exchange.step(self._cursor.step, distinct, seen, min(num, ids.size), repeats)
+        self.measures.add_scored(seen["loss"], among_distinct(draw.positions, repeats))
+        return draw if good is None else dataclasses.replace(draw, positions=good[draw.positions])
 
     def _signals(self, ids_B: I64, observed: Any) -> tuple[I64, Columns, I64 | None]:
         """Return ids and signals; where samples are to be skipped those of the others, and the others' positions."""
@@ -211,16 +215,16 @@ class Epoch:
             if good is not None:
                 self._report_pending()  # all were trained on, only the good ones observed
             self._cursor.unreported = None
-            distinct, repeats = self._distinct(ids)
-            positions = np.arange(distinct.size if good is None else 0)
-            self._exchange.record(self._cursor.step, distinct, _means(seen, repeats), positions)
+            distinct, seen, _ = self._distinct(ids, seen)
+            self._exchange.record(self._cursor.step, distinct, seen, np.arange(distinct.size if good is None else 0))
+        self.measures.add_observed(seen["loss"], draw, by_scores=self.config.selection.method.needs_losses)
         self._advance()
 
     def _report_pending(self) -> None:
         """Count a blind draw whose losses never came."""
         draw, self._cursor.unreported = self._cursor.unreported, None
         if draw is not None:
-            ids, _ = self._distinct(draw.ids)
+            ids = self._distinct(draw.ids, {})[0]
             self._exchange.record(self._cursor.step, ids, None, np.arange(ids.size))
 
     # -- its end -----------------------------------------------------------------------------------------------------
@@ -268,6 +272,7 @@ class Epoch:
         with self._ledger.timing("exchange"):
             self._report_pending()
             self._exchange.refresh(len(self.batches()) - 1, good_ids, seen)
+        self.measures.num_seen += good_ids.size
 
     def _settle_step(self) -> None:
         """Report the rest of the last step, and count it if it was made."""
@@ -290,10 +295,6 @@ class Epoch:
             raise
         self.is_closed, self._cursor.touched = True, self._ledger.clock()
         if not self.streamed:
+            self._ledger.most_seen = max(self._ledger.most_seen, self.measures.num_seen)
             full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
             self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)
-
-
-def _means(seen: Columns, repeats: Repeats | None) -> Columns:
-    """Return the mean signals of the distinct ids."""
-    return seen if repeats is None else {name: repeats.means(values_B) for name, values_B in seen.items()}

@@ -32,6 +32,7 @@ class Ledger:
         warm_up_s: seconds in `total_s` up to the end of each process's first steps; no side of a saving counts them.
         warm_up_full_steps: steps in `full_steps` that a full run would have made meanwhile.
         warming: steps of this process that are still to warm up; not kept.
+        most_seen: samples that the epoch observed that observed most of those finished by this process; not kept.
         skipped: losses left out because they were not finite, or negative where they may not be.
     """
 
@@ -48,6 +49,7 @@ class Ledger:
     warm_up_s: float = 0.0
     warm_up_full_steps: float = 0.0
     warming: int = dataclasses.field(default=_WARM_UP_STEPS, repr=False, compare=False)
+    most_seen: int = dataclasses.field(default=0, repr=False, compare=False)
     _last: str = dataclasses.field(default="", init=False, repr=False, compare=False)  # what the last step counts as
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECTIONS, 0.0))
 
@@ -127,7 +129,7 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes an equal ledger."""
         values = dataclasses.asdict(dataclasses.replace(self, clock=time.perf_counter))
-        del values["clock"], values["warming"], values["_last"]
+        del values["clock"], values["warming"], values["most_seen"], values["_last"]
         return values
 
     def copy(self) -> Ledger:

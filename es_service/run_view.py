@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from es_service import errors
+from es_service import errors, metrics
 from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange
+from es_service.ledger import Ledger
 from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig
 
@@ -24,10 +25,11 @@ class RunView:
     Args:
         config: of the run.
         exchange: how to reach the score table.
+        ledger: of this rank.
     """
 
-    def __init__(self, config: RunConfig, exchange: Exchange) -> None:
-        self.config, self.exchange = config, exchange
+    def __init__(self, config: RunConfig, exchange: Exchange, ledger: Ledger) -> None:
+        self.config, self.exchange, self.ledger = config, exchange, ledger
         self._here: Epoch | None = None  # the epoch that was opened last
 
     def is_annealing(self, epoch: int) -> bool:
@@ -110,6 +112,15 @@ class RunView:
             ConfigError: no such column, or `bins` outside [1, 4096].
         """
         return self.exchange.distribution(column, bins)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what this rank knows of its selection, "selection/…": finite numbers, flat, for any logger.
+
+        `selection/loss_all` is the mean loss over whole meta-batches, which compares with a full run; the training loss
+        is of the selected samples, mostly hard ones. docs/reference/metrics.md lists all names; those that are not
+        known are left out. May be called in every step: it takes microseconds, and calls no server.
+        """
+        return metrics.collect(self.config, self.exchange.position, self._here, self.ledger)
 
     def publish(self, progress: dict[str, Any]) -> None:
         """Show progress (e.g. accuracy) to watchers of the run; plain values only."""

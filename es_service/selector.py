@@ -96,8 +96,7 @@ class Selector(RunView):
             exchange = Embedded(LocalRun(config), Position(rank=0, world_size=1))
         runs.check_same("of the exchange", exchange.config, config)
         idle.warn_if_idle(config, exchange.position.world_size)
-        super().__init__(config, exchange)
-        self.ledger = Ledger(clock=clock)
+        super().__init__(config, exchange, Ledger(clock=clock))
         self._irreducible = observations.check_known(irreducible_losses, num_samples)
         self._resume_step = 0
 

@@ -101,7 +101,11 @@ class Annealing:
 
     def is_scoring(self, epoch: int, score_every: int) -> bool:
         """Return whether this epoch scores its samples: the first that selects, and every `score_every`-th after it."""
-        return not self.is_whole(epoch) and (epoch - self.first_epoch) % score_every == 0
+        return not self.is_whole(epoch) and self.since_scoring(epoch, score_every) == 0
+
+    def since_scoring(self, epoch: int, score_every: int) -> int:
+        """Return how many epochs before this one, which selects, samples were scored last; 0 where it scores."""
+        return (epoch - self.first_epoch) % score_every
 
 
 def _within(share: Fraction) -> Fraction:

@@ -49,8 +49,10 @@ class CompiledStep:
         self._code.observe_averages(words_n, *observation)
         return weights_B
 
-    def race(self, words_n: Words, rows_B: I64, ids_B: I64, seen: Columns, num: int, run_step: int) -> draws.Drawn:
-        """Observe in place, and draw num < B by the new weights."""
+    def race(
+        self, words_n: Words, rows_B: I64, ids_B: I64, seen: Columns, num: int, run_step: int
+    ) -> tuple[draws.Drawn, F32]:
+        """Observe in place, and draw num < B by the new weights; return these, float32[B], too."""
         weights_B = np.empty(rows_B.size, dtype=np.float32)
         keys_B = np.empty(rows_B.size)
         observation = (rows_B, seen[self._signal], seen["loss"], self._betas, np.int32(run_step), weights_B)
@@ -59,7 +61,7 @@ class CompiledStep:
         np.log(keys_B, out=keys_B)
         if not self._code.arrivals(weights_B, draws.TINY, keys_B):
             draws.check_weights(weights_B, num)
-        return draws.first_arrivals(weights_B, keys_B, num)
+        return draws.first_arrivals(weights_B, keys_B, num), weights_B
 
     def add_selected(self, words_n: Words, rows_b: I64) -> None:
         """Count these rows as back-propagated once more."""

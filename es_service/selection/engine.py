@@ -38,11 +38,14 @@ class Draw:
         positions: int64[b] into the meta-batch, ascending.
         ids: int64[b], the sample ids at these positions.
         scale: float32[b]; multiply each drawn loss by it before taking their mean. Ones unless re-weighted.
+        weights: float[B], by which they were drawn, after `cap` and `power`; of the samples with usable losses, where
+            others are skipped. None where everything was taken.
     """
 
     positions: I64
     ids: I64
     scale: F32
+    weights: NDArray[np.floating] | None = None
 
     @classmethod
     def everything(cls, ids_B: I64) -> Draw:
@@ -50,11 +53,11 @@ class Draw:
         return cls(np.arange(ids_B.size), ids_B, np.ones(ids_B.size, dtype=np.float32))
 
     @classmethod
-    def of(cls, drawn: draws.Drawn, selection: Selection, ids_B: I64) -> Draw:
-        """Take what was drawn of the meta-batch, re-weighted as the selection requires."""
+    def of(cls, drawn: draws.Drawn, selection: Selection, ids_B: I64, weights_B: NDArray[np.floating]) -> Draw:
+        """Take what was drawn of the meta-batch by these weights, re-weighted as the selection requires."""
         positions_b = drawn.positions_b
         scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
-        return cls(positions_b, ids_B[positions_b], scale_b)
+        return cls(positions_b, ids_B[positions_b], scale_b, weights_B)
 
 
 def choose(
@@ -85,7 +88,7 @@ def choose(
         return Draw.everything(ids_B)
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, keys_B)
     weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
-    return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B)
+    return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B, weights)
 
 
 def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -163,8 +166,8 @@ class Engine:
             return draw
         words_n = self.table.words
         if self._compiled.races and num < ids_B.size and repeats is None:
-            drawn = self._compiled.race(words_n, rows_B, ids_B, seen, num, run_step)
-            draw = Draw.of(drawn, self.selection, ids_B)
+            drawn, weights_B = self._compiled.race(words_n, rows_B, ids_B, seen, num, run_step)
+            draw = Draw.of(drawn, self.selection, ids_B, weights_B)
         else:
             weights_B = self._compiled.observe(words_n, rows_B, seen, run_step)
             draw = choose(self.selection, ids_B, weights_B, num, run_step, recent_R, repeats)

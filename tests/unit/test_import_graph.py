@@ -27,6 +27,8 @@ FLOORS = {
     "cursor": 4,
     "run_view": 4,
     "ledger": 4,
+    "measures": 4,
+    "metrics": 4,
     "connect": 4,
     "attach": 4,
     "whereabouts": 4,
