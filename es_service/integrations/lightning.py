@@ -1,0 +1,474 @@
+"""Lightning: a data module that selects what a Trainer trains on.
+
+    class Classifier(L.LightningModule):
+        def losses(self, batch): ...                                  # float[b], one per sample
+        def training_step(self, batch, batch_idx):
+            return self.trainer.datamodule.mean(self.losses(batch))   # instead of self.losses(batch).mean()
+
+    data = SelectiveData(train_set, Classifier.losses, selection, batch_size=64, val=val_loader)
+    trainer.fit(module, data, ckpt_path="last")
+
+It is a data module and no callback, because Lightning asks a data module for batches, and keeps its state in every
+checkpoint. What a data module has no hooks for is in a callback that it brings along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, IterableDataset
+
+from es_service import errors
+from es_service.attach import attach
+from es_service.connect import ExchangeName
+from es_service.selection.config import Selection
+from es_service.selection.methods.base import Method
+from es_service.selector import Selector
+from es_service.training import scoring, step
+from es_service.training.loader import SelectiveLoader
+from es_service.training.losses import check_per_sample
+from es_service.training.observed import Signals, losses_in
+
+__all__ = ["SelectiveData"]
+
+
+class SelectiveData(LightningDataModule):
+    """Batches for `trainer.fit`: B samples are scored in each step, and the b drawn ones go to `training_step`.
+
+    Batches look as those of a DataLoader do. `training_step` returns `self.trainer.datamodule.mean(losses)`, which
+    weighs and observes; a module that optimizes manually calls it before its backward pass. Scoring happens in the
+    precision of training, after the module's own hooks for batches.
+
+    A fit of a new Trainer without a checkpoint is a new training with a new score table. A further fit of the same
+    Trainer, and one from a checkpoint, continues.
+
+    Args:
+        train_set: map-style data set; item i is the sample of id i.
+        losses: (module, batch) -> losses float[b], one per sample, or signals by name, "loss" among them. A method of
+            the LightningModule: `Classifier.losses`, or `module.losses`.
+        selection: what to select, and how.
+        batch_size: B, the meta-batch of each rank.
+        val, test, predict: loaders for these; Lightning takes none of the module's own where there is a data module.
+        epochs: E, which annealing counts from; by default the trainer's `max_epochs`.
+        num_workers, collate_fn, per_sample, recollate: as in `es.SelectiveLoader`.
+        micro_batch_size: most samples of one forward pass of scoring.
+        run: names the run; several ranks need it.
+        exchange: as in `es_service.attach.attach`.
+        options: further arguments of `es.connect` or `es.Selector`.
+
+    Raises:
+        ConfigError: the data set has no ids to go by. When fitting begins: the trainer's limits do not fit the
+            plan, or a setting of it contradicts selection; see docs/how-to/lightning.md.
+        RunMismatchError: a checkpoint of a run with other settings, other data or another number of ranks.
+        EpochOrderError: a checkpoint from the middle of an epoch of several ranks; or the trainer and the run are at
+            different epochs.
+    """
+
+    selector: Selector | None = None
+    """Of the training that was fitted last: its table, its ledger."""
+
+    def __init__(
+        self,
+        train_set: Any,
+        losses: Callable[[Any, Any], Signals],
+        selection: Selection,
+        *,
+        batch_size: int,
+        val: Any = None,
+        test: Any = None,
+        predict: Any = None,
+        epochs: int | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        per_sample: Sequence[str] | None = None,
+        recollate: bool = False,
+        micro_batch_size: int | None = None,
+        run: str | None = None,
+        exchange: ExchangeName | Literal["in-process"] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(train_set, (IterableDataset, DataLoader)) or not hasattr(train_set, "__len__"):
+            raise errors.ConfigError(
+                f"train_set must be a map-style data set, with a length and samples by number, got a "
+                f"{type(train_set).__name__}: of a DataLoader pass its .dataset; samples of an iterable data set have "
+                "no numbers, and `selector.stream` in a loop of your own is for them"
+            )
+        self.scale: torch.Tensor | None = None
+        """float32[b]: by what the losses of the batch at hand are multiplied; `mean` does it."""
+        self._train_set, self._selection, self._batch_size, self._epochs = train_set, selection, batch_size, epochs
+        self._losses = losses.__func__ if isinstance(getattr(losses, "__self__", None), LightningModule) else losses
+        self._loader_options = {
+            "num_workers": num_workers, "collate_fn": collate_fn, "per_sample": per_sample, "recollate": recollate,
+        }  # fmt: skip
+        self._score_options = {"micro_batch_size": micro_batch_size, "per_sample": per_sample}
+        self._run, self._options = run, {"exchange": exchange, **options}
+        for name, loaders in (("val", val), ("test", test), ("predict", predict)):
+            if loaders is not None:  # Lightning looks whether the method is there
+                setattr(self, f"{name}_dataloader", functools.partial(_itself, loaders))
+        self._watch = _Watch(self)
+        self._next: int | None = None  # epoch to open, or the open one
+        self._steps: Iterator[tuple[Any, torch.Tensor]] | None = None  # of the open epoch
+        self._first: tuple[Any, torch.Tensor] | None = None  # of these
+
+    # -- what Lightning calls ---------------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer that fits."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self._trainer = trainer
+        self._max_epochs = None if trainer is None else trainer.max_epochs  # soon Lightning makes 1,000 of None
+
+    def setup(self, stage: str) -> None:
+        """Make the selector; the process group of several ranks is there already."""
+        if stage != "fit":
+            return
+        trainer = self.trainer
+        num_epochs = self._check_epochs(trainer)
+        _check_trainer(trainer, has_val=is_overridden("val_dataloader", self))
+        if self.selector is None or not trainer.fit_loop.epoch_progress.current.processed:
+            self._attach(trainer, num_epochs)
+        self._finish()  # what an interrupted fit left
+        self._check_steps(trainer)
+        self._enter(trainer)
+
+    def _attach(self, trainer: Trainer, num_epochs: int) -> None:
+        """Begin a training: with a new table, or that of the run where it exists."""
+        if self.selector is not None:
+            self.selector.close()
+        selection, run, is_try = self._selection, self._run, bool(trainer.fast_dev_run)
+        if is_try:  # a few steps: all of them select, and the run is left alone
+            selection = dataclasses.replace(selection, anneal=(0, 0))
+            run = None if run is None else f"{run}-fast-dev-run"
+        self.selector = attach(
+            selection,
+            num_samples=len(self._train_set),
+            num_epochs=num_epochs,
+            batch_size=self._batch_size,
+            run=run,
+            **self._options,
+        )
+        if is_try and run is not None:
+            self.selector.reset()
+        self._loader = SelectiveLoader(
+            self._train_set,
+            self.selector,
+            self._score,
+            reuse_losses=selection.on_bad_loss == "raise",
+            **self._loader_options,
+        )
+        self._next = self._steps = None
+
+    def train_dataloader(self) -> _Batches:
+        """Return the loader of the epoch at hand."""
+        if self._is_pruned and self._watch.is_fitting:
+            self._open()  # only an open epoch knows its length
+        return _Batches(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; between two epochs all of it, and of a single rank at any step."""
+        if self.selector is None:
+            return {}
+        try:
+            state = self.selector.state_dict()
+        except errors.EpochOrderError:  # several ranks, inside an epoch: such a checkpoint still has the model
+            state = None
+        return {"selector": state, "epoch": self._epoch(), "world_size": self._world_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        if self.selector is None or self.trainer.state.fn != "fit":
+            return
+        if state_dict["world_size"] != self._world_size:
+            raise errors.RunMismatchError(
+                f"the checkpoint is of {state_dict['world_size']} rank(s), and now there are {self._world_size}: epochs "
+                "would have another number of steps than the schedule counts on. Continue with as many"
+            )
+        if state_dict["selector"] is None:
+            raise errors.EpochOrderError(
+                f"the checkpoint was written inside epoch {state_dict['epoch']}, where several ranks cannot continue: "
+                "take one from the end of an epoch, as ModelCheckpoint writes them by default"
+            )
+        self._next, self._steps = self.selector.load_state_dict(state_dict["selector"]), None
+
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was."""
+        self._leave()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        self._leave()
+
+    # -- what training_step calls -----------------------------------------------------------------------------------
+
+    def mean(self, losses: Signals) -> torch.Tensor:
+        """Return the mean of losses · scale, to call backward on, and observe the losses.
+
+        Args:
+            losses: float[b], one for each sample of the batch at hand, or signals by name, "loss" among them.
+
+        Raises:
+            ShapeError: it is something else, a mean for example.
+        """
+        assert self.scale is not None, "called in training_step"
+        each = losses_in(losses)
+        check_per_sample(each, self.scale.numel())
+        self.observe(losses)
+        mean = (each * self.scale.to(each.device)).mean()
+        if self._selection.on_bad_loss == "skip":  # ranks may have drawn different numbers
+            mean = mean * step.rank_factor(self.trainer.strategy.model, self._loader.weight, mean.device)
+        return mean
+
+    def observe(self, losses: Signals) -> None:
+        """Hand over the losses float[b], or signals, of the batch at hand; `mean` does it."""
+        if isinstance(losses, Mapping):
+            self._loader.observe({name: values.detach().float() for name, values in losses.items()})
+        else:
+            self._loader.observe(losses.detach().float())
+        self._watch.is_observed = True
+
+    @property
+    def total_steps(self) -> int:
+        """How often the optimizer steps in all epochs, for a learning-rate schedule; fewer where epochs are pruned.
+
+        `trainer.estimated_stepping_batches` is the same number. It is the most there may be for methods that decide by
+        the losses how much they prune (infobatch, kakurenbo).
+        """
+        total, max_steps = sum(self._updates()), self.trainer.max_steps
+        return total if max_steps == -1 else min(total, max_steps)
+
+    # -- an epoch ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self) -> int:
+        """Return the epoch that is open, or the next one."""
+        if self._next is None:
+            self._next = self.selector.next_epoch
+        return self._next
+
+    def _num_steps(self) -> int:
+        """Return how many meta-batches the epoch at hand has."""
+        return self.selector.steps(min(self._epoch(), self.selector.config.num_epochs - 1))
+
+    def _open(self) -> None:
+        """Open the next epoch, unless it is open, and fetch its first batch."""
+        if self._steps is None and self._epoch() < self.selector.config.num_epochs:
+            self._steps = self._loader.epoch(self._epoch())
+            self._first = next(self._steps)
+
+    def _iterate(self) -> Iterator[Any]:
+        if self._epoch() != self.trainer.current_epoch:
+            raise errors.EpochOrderError(
+                f"the trainer is at epoch {self.trainer.current_epoch}, the selector at epoch {self._epoch()}: continue "
+                "both from one checkpoint that was written with this data module (ckpt_path=...), or begin with a new "
+                "Trainer and, where a run is named, under a name that is new"
+            )
+        self._open()
+        for batch, scale in itertools.chain([self._first], self._steps):
+            self.scale, self._watch.is_observed = scale, False
+            yield batch
+
+    def _finish(self) -> None:
+        """Close the open epoch, behind its last step or where it is cut short; nothing where none is open."""
+        if self._steps is None:
+            return
+        if len(self.selector.batches()) == 1:
+            next(self._steps, None)  # behind the last step: Lightning does not ask for what follows
+        self._steps.close()
+        self._loader.finish_epoch()
+        self._steps, self._next = None, self._epoch() + 1
+
+    def _score(self, batch: Any) -> Any:
+        """Return the losses of a meta-batch, which is treated as Lightning treats one before training_step."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        return scoring.score(
+            module,
+            batch,
+            forward=self._losses,
+            losses=lambda losses, _: losses,
+            autocast=trainer.precision_plugin.forward_context,
+            **self._score_options,
+        )
+
+    # -- what the trainer is held against ---------------------------------------------------------------------------
+
+    @property
+    def _world_size(self) -> int:
+        return self.selector.exchange.position.world_size
+
+    @property
+    def _is_pruned(self) -> bool:
+        """Whether epochs may differ in length."""
+        selection = self._selection
+        return selection.prune_ratio > 0 or type(selection.method).plan is not Method.plan
+
+    def _updates(self) -> list[int]:
+        """Return how often the optimizer steps in each epoch."""
+        limit, config = self.trainer.limit_train_batches, self.selector.config
+        steps = [config.num_steps(epoch, self._world_size) for epoch in range(config.num_epochs)]
+        limited = [min(num, limit) if isinstance(limit, int) else int(num * limit) for num in steps]
+        return [math.ceil(num / self.trainer.accumulate_grad_batches) for num in limited]
+
+    def _check_epochs(self, trainer: Trainer) -> int:
+        """Return E, or raise ConfigError where there is none or the trainer goes beyond it."""
+        if trainer.fast_dev_run:
+            return 1
+        num_epochs = self._max_epochs if self._epochs is None else self._epochs
+        if num_epochs in (None, -1):
+            raise errors.ConfigError(
+                f"max_epochs={num_epochs}: annealing and plans count from the number of epochs, which has to be known: "
+                "Trainer(max_epochs=...), or SelectiveData(epochs=...) where max_steps ends the training"
+            )
+        if trainer.max_epochs > num_epochs or (trainer.max_epochs == -1 and trainer.max_steps == -1):
+            raise errors.ConfigError(
+                f"the trainer goes to max_epochs={trainer.max_epochs}, and the plan has {num_epochs} epochs: give the "
+                "trainer no more, or SelectiveData(epochs=...) as many as all fits together make"
+            )
+        return num_epochs
+
+    def _check_steps(self, trainer: Trainer) -> None:
+        """Raise ConfigError where max_steps is beyond the plan, or ends before its last epoch."""
+        updates, max_steps = self._updates(), trainer.max_steps
+        if self.selector.config.num_epochs < trainer.max_epochs:
+            raise errors.ConfigError(
+                f"the trainer goes to max_epochs={trainer.max_epochs}, and the plan was made for "
+                f"{self.selector.config.num_epochs} epochs: SelectiveData(epochs=...) takes as many as all fits make"
+            )
+        if max_steps == -1 or trainer.fast_dev_run:
+            return
+        if trainer.max_epochs == -1 and max_steps > sum(updates):
+            raise errors.ConfigError(
+                f"max_steps={max_steps} goes beyond the plan, whose {len(updates)} epochs make {sum(updates)} optimizer "
+                "steps: lower it, or raise epochs"
+            )
+        if self._epochs is None and max_steps <= sum(updates[:-1]):
+            raise errors.ConfigError(
+                f"max_steps={max_steps} ends before the last of max_epochs={len(updates)} epochs, which make "
+                f"{sum(updates)} optimizer steps: annealing would not come; lower max_epochs, or give "
+                "SelectiveData(epochs=...) if a later fit makes the rest"
+            )
+
+    def _enter(self, trainer: Trainer) -> None:
+        """Bring to the trainer what selection needs there."""
+        self._leave()
+        self._left = trainer.__class__, trainer.reload_dataloaders_every_n_epochs
+        if self._is_pruned and self._left[1] > 1:
+            raise errors.ConfigError(
+                f"reload_dataloaders_every_n_epochs={self._left[1]}: pruned epochs differ in length, and the trainer "
+                "has to count each: leave it out, or set it to 1"
+            )
+        trainer.__class__ = type(self._left[0].__name__, (_CountsPruned, self._left[0]), {})
+        if self._is_pruned:
+            trainer.reload_dataloaders_every_n_epochs = 1
+        trainer.callbacks.insert(0, self._watch)  # an epoch is closed before a checkpoint of its end is written
+
+    def _leave(self) -> None:
+        trainer = self.trainer
+        if trainer is not None and self._watch in trainer.callbacks:
+            trainer.callbacks.remove(self._watch)
+            trainer.__class__, trainer.reload_dataloaders_every_n_epochs = self._left
+        self._watch.is_fitting = False
+
+
+class _Batches:
+    """The loader as Lightning sees it: the rest of the epoch at hand; resumed with the data module."""
+
+    def __init__(self, data: SelectiveData) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data._num_steps()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._data._iterate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; that there is such a method tells Lightning that the loader can be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class _CountsPruned(Trainer):
+    """A trainer that counts the steps of all epochs, where Lightning takes them to be as long as the first."""
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """See `SelectiveData.total_steps`."""
+        return self.datamodule.total_steps
+
+
+class _Watch(Callback):
+    """What a data module has no hooks for."""
+
+    def __init__(self, data: SelectiveData) -> None:
+        self._data = data
+        self.is_fitting = False  # configure_optimizers is over
+        self.is_observed = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_fitting = True
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        if pl_module.automatic_optimization and not self.is_observed:
+            raise errors.ConfigError(
+                f"{type(pl_module).__name__}.training_step has to weigh and hand over the losses of its samples: return "
+                "self.trainer.datamodule.mean(losses) instead of losses.mean()"
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.is_last_batch:
+            self._data._finish()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._data._finish()  # where something else than a last batch ended the epoch
+        if not trainer.barebones:
+            pl_module.log_dict(_metrics(self._data.selector), rank_zero_only=trainer.world_size > 1)
+
+
+def _metrics(selector: Selector) -> dict[str, float]:
+    """Return what is logged at the end of an epoch."""
+    return selector.metrics() if hasattr(selector, "metrics") else {"selection/trained": float(selector.ledger.trained)}
+
+
+def _itself(loaders: Any) -> Any:
+    return loaders
+
+
+def _check_trainer(trainer: Trainer, *, has_val: bool) -> None:
+    """Raise ConfigError where a setting of the trainer, or its module, contradicts selection."""
+    strategy, module = trainer.strategy, trainer.lightning_module
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
+        strategy, (DeepSpeedStrategy, XLAStrategy)
+    ):
+        raise errors.ConfigError(
+            f"strategy {type(strategy).__name__}: the scoring pass runs the module itself, on each rank by itself, and a "
+            "module whose parameters are spread over the ranks cannot run that way; take 'ddp' or a single device"
+        )
+    if trainer.overfit_batches:
+        raise errors.ConfigError(
+            f"overfit_batches={trainer.overfit_batches}: epochs are shuffled and would not repeat the same batches; take "
+            "limit_train_batches, or a smaller train_set"
+        )
+    for name, is_ours in (("train", True), ("val", not has_val)):
+        if is_ours and is_overridden(f"{name}_dataloader", module):
+            raise errors.ConfigError(
+                f"{type(module).__name__} has a {name}_dataloader of its own, which Lightning ignores beside a data "
+                f"module: {'remove it' if name == 'train' else 'pass val=module.val_dataloader()'}"
+            )
