@@ -14,6 +14,7 @@ from es_service import errors
 from es_service.selection.engine import Draw
 from es_service.selector import Selector
 from es_service.training import batches
+from es_service.training.accumulation import check_accumulation
 
 __all__ = ["SelectiveLoader"]
 
@@ -90,8 +91,8 @@ class SelectiveLoader:
                 f"per_sample={per_sample!r} must be a list of names, and left out with recollate=True, which takes no "
                 "rows"
             )
-        self._dataset = dataset
-        self._selector = selector
+        self.dataset = dataset
+        self.selector = selector
         self._score = score
         self._reuse_losses = reuse_losses
         self._collate = collate_fn if collate_fn is not None else data.default_collate
@@ -109,14 +110,38 @@ class SelectiveLoader:
         The weight of this rank's mean beside that of other ranks; see `step.rank_factor`.
         """
 
+    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Yield (batch, scale) for every step of the next epoch, see `epoch`."""
+        self.finish_epoch()
+        yield from self.epoch(self.selector.next_epoch)
+
+    def __len__(self) -> int:
+        """The number of steps of the epoch that is iterated, or else of the next one."""
+        return self.selector.steps(min(self.selector.next_epoch, self.selector.config.num_epochs - 1))
+
+    @property
+    def sampler(self) -> SelectiveLoader:
+        """This loader: it decides on the order."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, see `Selector.state_dict`."""
+        return self.selector.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Continue from `state_dict`'s return, see `Selector.load_state_dict`."""
+        return self.selector.load_state_dict(state)
+
     def epoch(self, epoch: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield (batch of b samples, scale float32[b]) for every step of an epoch; then score what it hid.
 
         Raises:
             ShapeError: a batch does not have a row for each sample; `observe` was promised for the step before and did
                 not come; or as `Selector.select` raises.
+            ConfigError: Accelerate accumulates gradients, and the loader was not prepared for it.
         """
-        selector, timing = self._selector, self._selector.ledger.timing
+        check_accumulation()
+        selector, timing = self.selector, self.selector.ledger.timing
         ahead: Iterator[_Fetched] | None = None
         self._observed = True
         for ids_B in selector.epoch(epoch):
@@ -152,7 +177,7 @@ class SelectiveLoader:
         self._score_hidden()
 
     def _score_hidden(self) -> None:
-        selector, timing = self._selector, self._selector.ledger.timing
+        selector, timing = self.selector, self.selector.ledger.timing
         for hidden_B in selector.hidden_batches():
             scored_B = hidden_B
             if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
@@ -170,11 +195,11 @@ class SelectiveLoader:
         `Selector.finish_epoch`. Every rank calls it.
         """
         self._score_hidden()
-        self._selector.finish_epoch()
+        self.selector.finish_epoch()
 
     def observe(self, losses: Any) -> None:
         """Hand over the training losses [b], or signals, of the batch just yielded; ignored where it was scored."""
-        self._selector.observe(losses)
+        self.selector.observe(losses)
         self._observed = True
 
     def _take(self, whole: _Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
@@ -187,9 +212,9 @@ class SelectiveLoader:
         return self._fetch(draw.ids).batch  # __getitems__ returned a batch
 
     def _fetch(self, ids: NDArray[np.int64]) -> _Fetched:
-        many = getattr(self._dataset, "__getitems__", None)
+        many = getattr(self.dataset, "__getitems__", None)
         indices = ids.tolist()
-        return self._fetched(many(indices) if many is not None else [self._dataset[index] for index in indices], ids)
+        return self._fetched(many(indices) if many is not None else [self.dataset[index] for index in indices], ids)
 
     def _fetched(self, samples: Any, ids: NDArray[np.int64]) -> _Fetched:
         return self._checked(_Fetched(samples, self._collate(samples)), ids)
@@ -216,7 +241,7 @@ class SelectiveLoader:
     def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[_Fetched]:
         tried = [] if self._is_tried else [_few(meta_batches[0])]
         loader = data.DataLoader(
-            self._dataset,
+            self.dataset,
             batch_sampler=[ids_B.tolist() for ids_B in [*tried, *meta_batches]],
             num_workers=self._num_workers,
             collate_fn=_Keeping(self._collate) if self._recollate else self._collate,
