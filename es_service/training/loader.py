@@ -14,6 +14,7 @@ from es_service import errors
 from es_service.selection.engine import Draw
 from es_service.selector import Selector
 from es_service.training import batches
+from es_service.training.accumulation import check_accumulation
 from es_service.training.fetching import Fetched, Fetcher, random_as_it_was
 from es_service.training.recollating import first_difference
 from es_service.training.selected import SelectedBatches
@@ -120,8 +121,10 @@ class SelectiveLoader(SelectedBatches):
         Raises:
             ShapeError: a batch does not have a row for each sample; `observe` was promised for the step before and did
                 not come; or as `Selector.select` raises.
-            ConfigError: the data set has another length than before, or cannot be sent to worker processes.
+            ConfigError: the data set has another length than before, or cannot be sent to worker processes; or
+                Accelerate accumulates gradients, and the loader was not prepared for it.
         """
+        check_accumulation()
         self._check_length()
         selector, timing = self.selector, self.selector.ledger.timing
         ahead: Iterator[Fetched] | None = None
