@@ -178,7 +178,8 @@ def _remote(
     place = absolute(storage)
     if resume == "must" and not launch.is_up(run):  # else looking for it would begin it
         check_begun(resume, runs.RunStorage(place, run).exists(), run, storage)
-    server = launch.start(run, config, place, shards=shards)[0]
+    described = runs.by_user(config, exchange, position.world_size)
+    server = launch.start(run, config, place, shards=shards, training=described)[0]
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)

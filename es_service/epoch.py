@@ -9,6 +9,7 @@ is reported, and nothing was hidden: loops that count steps never ask for what f
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from es_service.selection.run import RunConfig, Share
 
 __all__ = ["Epoch"]
 
+_SHOW_EVERY_S = 0.5
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
@@ -65,6 +67,8 @@ class Epoch:
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._cursor = Cursor(share.ids[:0])
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
+        self._is_pruned = False  # the ledger has counted what was left out
+        self._shown_at = -math.inf
 
     # -- what there is to do -----------------------------------------------------------------------------------------
 
@@ -94,21 +98,6 @@ class Epoch:
             return False
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
 
-    def check_savable(self) -> None:
-        """Raise EpochOrderError where the epoch cannot be resumed from the point it is at."""
-        if self.is_closed:
-            return
-        if self.awaits_hidden:
-            raise errors.EpochOrderError(
-                f"what epoch {self.number} hid is being observed: take the state before the epoch's last step or "
-                "after selector.hidden_batches()"
-            )
-        if self.streamed:
-            raise errors.EpochOrderError(
-                f"epoch {self.number} is a stream, which cannot be continued in its middle: take the state between "
-                "epochs; after training on its last batch, call selector.finish_epoch() first"
-            )
-
     def position(self, ledger: Ledger) -> int:
         """Return the step to continue with after a restart, and bring a copy of the ledger to where it begins."""
         if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
@@ -132,11 +121,16 @@ class Epoch:
         """Count the step, whose training is over; return whether the epoch continues."""
         self.raise_held()
         since, self._cursor.touched = self._cursor.touched, self._ledger.clock()
+        is_due = self._cursor.touched - self._shown_at >= _SHOW_EVERY_S and self._exchange.position.rank == 0
         if self._cursor.is_counted:  # when the epoch was closed
             self._ledger.prolong_step(self._cursor.touched - since)
         else:
             self._count_step(self._ledger)
             self._cursor.is_counted = True
+        if is_due or self.is_closed:
+            self._shown_at = self._cursor.touched
+            done = 1.0 if self.is_closed else (self.step + 1) / self.num_steps if self.num_steps else 0.0
+            self._exchange.publish(self.number, done, self._ledger)
         return not self.is_closed
 
     def _count_step(self, ledger: Ledger) -> None:
@@ -287,14 +281,15 @@ class Epoch:
         if self.is_closed:
             return
         self._settle_step()
+        if not self.streamed and not self._is_pruned:
+            full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
+            self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)
+            self._ledger.most_seen = max(self._ledger.most_seen, self.measures.num_seen)
+            self._is_pruned = True
         try:
             with self._ledger.timing_overhead():
-                self._exchange.close_epoch(self.number, self._cursor.step + 1)
+                self._exchange.close_epoch(self.number, self._cursor.step + 1, self._ledger)
         except errors.StorageError:  # finished all the same, but for its snapshot
             self.is_closed = True
             raise
         self.is_closed, self._cursor.touched = True, self._ledger.clock()
-        if not self.streamed:
-            self._ledger.most_seen = max(self._ledger.most_seen, self.measures.num_seen)
-            full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
-            self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)

@@ -160,3 +160,13 @@ class Ledger:
             steps=max(one.steps for one in ledgers),
             seconds={key: sum(one.seconds[key] for one in ledgers) / num for key in SECTIONS},
         )
+
+    def share(self, rank: int, world_size: int) -> Ledger:
+        """Return what a rank counts on from, where this is the run's: `merge` of all shares is this ledger again."""
+        shared: dict[str, Any] = {
+            name: (getattr(self, name) + world_size - 1 - rank) // world_size
+            for name in ("scored", "trained", "full", "skipped", "measured_steps")
+        }
+        return dataclasses.replace(
+            self, **shared, measured_s=self.measured_s / world_size, seconds=dict(self.seconds), warming=_WARM_UP_STEPS
+        )

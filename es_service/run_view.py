@@ -15,6 +15,7 @@ from es_service.exchange.base import Exchange
 from es_service.ledger import Ledger
 from es_service.selection.queries import Distribution
 from es_service.selection.run import RunConfig
+from es_service.storage.progress import check_measured
 
 __all__ = ["RunView"]
 
@@ -122,9 +123,27 @@ class RunView:
         """
         return metrics.collect(self.config, self.exchange.position, self._here, self.ledger)
 
-    def publish(self, progress: dict[str, Any]) -> None:
-        """Show progress (e.g. accuracy) to watchers of the run; plain values only."""
-        self.exchange.publish(progress)
+    def log(self, **metrics: Any) -> None:
+        """Keep with the run what was measured in the epoch that is open, or was closed last; its dashboard shows it.
+
+        Rank 0 calls it; calls of other ranks do nothing. Later values of one epoch replace earlier ones.
+
+        Args:
+            metrics: finite numbers, or arrays and tensors with one element. accuracy, balanced_accuracy, loss (on held-
+                out samples) and train_loss have their place; any other name can be added.
+
+        Raises:
+            ConfigError: a name or a value that cannot be kept.
+            EpochOrderError: no epoch was opened yet.
+            ServerUnavailableError: the score server did not answer in time.
+        """
+        if self.exchange.position.rank:
+            return
+        measured = check_measured(metrics)
+        epoch = self.exchange.next_epoch() - 1 if self._here is None else self._here.number
+        if epoch < 0:
+            raise errors.EpochOrderError("log keeps what an epoch reached, and none was opened yet: call it afterwards")
+        self.exchange.log(epoch, measured)
 
     def close(self) -> None:
         """Let go of the exchange's threads; the table stays with its owner."""

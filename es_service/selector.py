@@ -22,15 +22,15 @@ from es_service import errors
 from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, Position
 from es_service.exchange.embedded import Embedded
+from es_service.exchange.resume import Resume, check_resume
 from es_service.ledger import Ledger
-from es_service.run_view import RunView
 from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
 from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer
-from es_service.selector_state import state_from_dict, state_to_dict
+from es_service.selector_state import Restorable
 from es_service.storage import runs
 from es_service.streamed import ids_of, num_batches
 from es_service.whereabouts import check_alone
@@ -41,7 +41,20 @@ T = TypeVar("T")
 _I64 = NDArray[np.int64]
 
 
-class Selector(RunView):
+def _in_process(config: RunConfig, run: str | None, storage: str | None, resume: Resume) -> Exchange:
+    """Return the exchange of a run in this process, kept where it has a name."""
+    check_resume(resume)
+    if run is not None:
+        return Embedded.kept(config, runs.RunStorage(storage or runs.DEFAULT_STORAGE, run), resume)
+    for name, value in {"storage": storage, "resume": None if resume == "auto" else resume}.items():
+        if value is not None:
+            raise errors.ConfigError(
+                f"{name}={value!r} is about a run that is kept: name it with run='…', or leave it out"
+            )
+    return Embedded(LocalRun(config), Position(rank=0, world_size=1))
+
+
+class Selector(Restorable):
     """Hands out meta-batches and draws mini-batches from them. One thread uses it.
 
     Args:
@@ -52,6 +65,10 @@ class Selector(RunView):
         batch_size: B, the meta-batch of this rank.
         irreducible_losses: float[n], one per sample, for the method `rho`; observations need not bring them then.
         exchange: how to reach the score table; by default it lives in this process. `es.connect` makes the others.
+        run: names the run, which is then kept in the storage: its table, its ledger, what `log` is given. None keeps
+            nothing.
+        storage: folder or URI that holds the runs; ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
+        resume: what to do with a run of this name that has finished an epoch, see `es.connect`.
         world_size: 1 lets a process that belongs to a group of several select by itself, in-process: one that selects
             for all, or ranks that train on the same samples (tensor parallel). None refuses that.
         clock: seconds, for the ledger.
@@ -60,6 +77,8 @@ class Selector(RunView):
         ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan; or an in-process selector
             under torch.distributed or Ray Train with several ranks, which would train all of them on the same samples.
         ShapeError, LossError: irreducible losses that are not one finite number per sample.
+        RunNameError, RunNotFoundError, RunExistsError, RunMismatchError: the run is not what `run` and `resume` say.
+        StorageError: the storage cannot be written.
 
     Example:
         >>> import numpy as np, es_service as es
@@ -80,6 +99,9 @@ class Selector(RunView):
         batch_size: int,
         irreducible_losses: Any = None,
         exchange: Exchange | None = None,
+        run: str | None = None,
+        storage: str | None = None,
+        resume: Resume = "auto",
         world_size: Literal[1] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -93,12 +115,11 @@ class Selector(RunView):
             check_alone()
         if exchange is None:
             config.check_world(1)
-            exchange = Embedded(LocalRun(config), Position(rank=0, world_size=1))
+            exchange = _in_process(config, run, storage, resume)
         runs.check_same("of the exchange", exchange.config, config)
         idle.warn_if_idle(config, exchange.position.world_size)
         super().__init__(config, exchange, Ledger(clock=clock))
         self._irreducible = observations.check_known(irreducible_losses, num_samples)
-        self._resume_step = 0
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +202,7 @@ class Selector(RunView):
         self.finish_epoch()
         with self.ledger.timing_overhead():
             share = self.exchange.open_epoch(number, streamed=streamed)
+        self._count_on_from(number)
         self._here = Epoch(
             self.exchange, self.ledger, self._irreducible, number, share, streamed=streamed, num_steps=num_steps
         )
@@ -253,47 +275,3 @@ class Selector(RunView):
         """
         if self._here is not None:
             self._here.observe(losses_b)
-
-    # -- state ------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
-
-        In-process at any step; over Ray between two epochs, when every rank has closed the last one. Behind an epoch's
-        last step it is at the next epoch, whether or not the loop asked for what follows.
-
-        Raises:
-            EpochOrderError: over Ray, inside an epoch; anywhere, while `hidden_batches` are under way.
-            StorageError, ServerError: the epoch could not be closed behind its last step.
-        """
-        here = self._here
-        if here is not None:
-            here.raise_held()
-            here.check_savable()
-        saved = self.exchange.save()
-        ledger = self.ledger.copy()
-        step = 0 if here is None or saved.share is None else here.position(ledger)
-        return state_to_dict(self.config, saved, step, ledger)
-
-    def load_state_dict(self, state: dict[str, Any]) -> int:
-        """Continue from `state_dict`'s return; every rank calls it. Return the epoch to continue with.
-
-        Raises:
-            RunMismatchError: the state is of a run with another config.
-            StorageError: it is damaged, or of another version.
-        """
-        saved, step, ledger = state_from_dict(state, self.config)
-        ledger.clock = self.ledger.clock
-        self.exchange.load(saved)
-        self._stand_before(ledger, step)
-        return saved.finished_epochs
-
-    def reset(self) -> None:
-        """Forget every observation and stand before epoch 0; every rank calls it."""
-        self.exchange.reset()
-        self._stand_before(Ledger(clock=self.ledger.clock), 0)
-
-    def _stand_before(self, ledger: Ledger, step: int) -> None:
-        """Stand before an epoch, or before a step of it."""
-        self.ledger, self._resume_step = ledger, step
-        self._here = None

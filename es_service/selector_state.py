@@ -12,16 +12,100 @@ from typing import Any
 import numpy as np
 
 from es_service import errors
-from es_service.exchange.base import SavedState
+from es_service.epoch import Epoch
+from es_service.exchange.base import Exchange, SavedState
 from es_service.ledger import Ledger
+from es_service.run_view import RunView
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import as_integer
 from es_service.storage import runs, sealed
 
-__all__ = ["FORMAT", "state_from_dict", "state_to_dict"]
+__all__ = ["FORMAT", "Restorable", "state_from_dict", "state_to_dict"]
 
 FORMAT = 3
 _READABLE = (2, 3)  # 2: without a digest
+
+
+class Restorable(RunView):
+    """A rank's place in its run, which a checkpoint can hold, and its ledger.
+
+    Args:
+        config: of the run.
+        exchange: how to reach the score table.
+        ledger: to count in.
+    """
+
+    def __init__(self, config: RunConfig, exchange: Exchange, ledger: Ledger) -> None:
+        super().__init__(config, exchange)
+        self.ledger = ledger
+        self._resume_step = 0  # of the epoch that is opened next
+        self._is_placed = False  # by a state that was loaded, or a reset
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: numbers, strings, lists and one bytes object with the table.
+
+        In-process at any step; over Ray between two epochs, when every rank has closed the last one. Behind an epoch's
+        last step it is at the next epoch, whether or not the loop asked for what follows.
+
+        Raises:
+            EpochOrderError: over Ray, inside an epoch; anywhere, while `hidden_batches` are under way.
+            StorageError, ServerError: the epoch could not be closed behind its last step.
+        """
+        here = self._here
+        if here is not None:
+            here.raise_held()
+            _check_savable(here)
+        saved = self.exchange.save()
+        ledger = self.ledger.copy()
+        step = 0 if here is None or saved.share is None else here.position(ledger)
+        return state_to_dict(self.config, saved, step, ledger)
+
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Continue from `state_dict`'s return; every rank calls it. Return the epoch to continue with.
+
+        Raises:
+            RunMismatchError: the state is of a run with another config.
+            StorageError: it is damaged, or of another version.
+        """
+        saved, step, ledger = state_from_dict(state, self.config)
+        ledger.clock = self.ledger.clock
+        self.exchange.load(saved)
+        self._stand_before(ledger, step)
+        return saved.finished_epochs
+
+    def reset(self) -> None:
+        """Forget every observation and stand before epoch 0; every rank calls it."""
+        self.exchange.reset()
+        self._stand_before(Ledger(clock=self.ledger.clock), 0)
+
+    def _stand_before(self, ledger: Ledger, step: int) -> None:
+        """Stand before an epoch, or before a step of it."""
+        self.ledger, self._resume_step, self._is_placed = ledger, step, True
+        self._here = None
+
+    def _count_on_from(self, epoch: int) -> None:
+        """Take over this rank's share of what the run spent before an epoch, where another process made that."""
+        if epoch and self._here is None and not self._is_placed:
+            spent, position = self.exchange.spent(epoch - 1), self.exchange.position
+            if spent is not None:
+                clock, self.ledger = self.ledger.clock, spent.share(position.rank, position.world_size)
+                self.ledger.clock = clock
+
+
+def _check_savable(here: Epoch) -> None:
+    """Raise EpochOrderError where an epoch cannot be resumed from the point it is at."""
+    if here.is_closed:
+        return
+    if here.awaits_hidden:
+        raise errors.EpochOrderError(
+            f"what epoch {here.number} hid is being observed: take the state before the epoch's last step or "
+            "after selector.hidden_batches()"
+        )
+    if here.streamed:
+        raise errors.EpochOrderError(
+            f"epoch {here.number} is a stream, which cannot be continued in its middle: take the state between "
+            "epochs; after training on its last batch, call selector.finish_epoch() first"
+        )
 
 
 def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledger) -> dict[str, Any]:

@@ -169,6 +169,7 @@ class Checkpoints:
         self._membership.go_to(finished_epochs, starts)
         self._behind = False
         self._shard.state.write(*self._epochs.records())  # it belongs to the rows, which are there already
+        self._storage.progress.drop_from(finished_epochs)
         with contextlib.suppress(errors.StorageError):  # going back on purpose drops it anyway
             self._storage.forget_history(finished_epochs)
 

@@ -17,9 +17,11 @@ from typing import Any
 from es_service import errors
 from es_service.actors.checkpoints import Checkpoints
 from es_service.actors.epoch_state import EpochState
+from es_service.actors.run_progress import RunProgress
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
+from es_service.ledger import Ledger
 from es_service.selection.membership import out_of_order
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller, Share
@@ -47,6 +49,7 @@ class Coordinator:
         self.snapshots = SnapshotWriter(run.storage, shards, run.check_write)
         self.checkpoints = Checkpoints(run, shards, epochs, self.snapshots)
         self._epoch_begun_at = time.monotonic()
+        self.progress = RunProgress(run, epochs)
 
     def _keep(self, *, plan: Plan | None = None) -> None:
         """Write the state of the epochs to the journal, see `ShardState.write`."""
@@ -161,7 +164,14 @@ class Coordinator:
             return share
 
     def close_epoch(
-        self, rank: int, generation: str, epoch: int, num_steps: int = 0, seqs: Sequence[int] = (), turn: str = ""
+        self,
+        rank: int,
+        generation: str,
+        epoch: int,
+        num_steps: int = 0,
+        seqs: Sequence[int] = (),
+        ledger: dict[str, Any] | None = None,
+        turn: str = "",
     ) -> bool:
         """Close an epoch for one rank; return whether it was the last one.
 
@@ -175,6 +185,7 @@ class Coordinator:
             epoch: the open one.
             num_steps: that this rank made.
             seqs: of its last report to each shard; for none it has not reported anything.
+            ledger: of the rank, `Ledger.to_dict`.
             turn: see the module's text.
 
         Raises:
@@ -195,13 +206,16 @@ class Coordinator:
                     self._reopen_steps()
                     raise
             before = self.membership.to_dict(), self.membership.plan
+            counted = None if ledger is None else Ledger.from_dict(ledger)
             if not self.membership.close_epoch(caller, epoch, num_steps):
                 self._epochs.turns[rank] = turn
+                self.progress.count(rank, epoch, counted)
                 self._keep()
                 return False
             turns, self._epochs.turns = self._epochs.turns, {**self._epochs.turns, rank: turn}
             try:
                 failure = self.snapshots.wait()
+                self.progress.count(rank, epoch, counted)
                 self._shards.all("open_steps", range(0))
                 copied = self.snapshots.copy(self.membership.epoch_starts)
             except errors.ServerError:  # a shard is away: the rank comes again
@@ -212,6 +226,7 @@ class Coordinator:
             finally:
                 self._keep()
             self.snapshots.begin(copied)
+            self.progress.finish_epoch()
             with contextlib.suppress(errors.ServerError):  # a shard that is away: the epoch is finished all the same
                 self._log_epoch(epoch)
             self._finish_run()

@@ -13,6 +13,7 @@ from es_service import errors
 from es_service.actors import shard_journal
 from es_service.actors.plan_codec import decode_plan, encode_plan
 from es_service.actors.served_run import ServedRun
+from es_service.ledger import Ledger
 from es_service.selection.membership import Membership
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller
@@ -34,6 +35,7 @@ class EpochState:
         self.num_rewinds = 0  # done in this generation
         self.rewinds: dict[int, int] = {}  # of those, how many each rank has asked for
         self.outdated: set[int] = set()  # ranks that another one rewound the run under
+        self.ledgers: dict[int, tuple[int, Ledger]] = {}  # of each rank, when it closed its last epoch, and that epoch
         self._plan_read: Plan | None = None  # of the journal, for the membership that comes next
 
     def begin(self) -> None:
@@ -41,6 +43,7 @@ class EpochState:
         self.rewinds.clear()
         self.outdated.clear()
         self.turns.clear()
+        self.ledgers.clear()
         self.num_rewinds = 0
 
     def is_repeated(self, caller: Caller, turn: str) -> bool:
@@ -60,6 +63,7 @@ class EpochState:
             "rewinds": {str(rank): num for rank, num in self.rewinds.items()},
             "turns": {str(rank): turn for rank, turn in self.turns.items()},
             "outdated": sorted(self.outdated),
+            "ledgers": {str(rank): [epoch, one.to_dict()] for rank, (epoch, one) in self.ledgers.items()},
         }
 
     def note(self) -> dict[str, Any]:
@@ -87,5 +91,9 @@ class EpochState:
             self.rewinds = {int(rank): int(num) for rank, num in values["rewinds"].items()}
             self.turns = {int(rank): str(turn) for rank, turn in values["turns"].items()}
             self.outdated = {int(rank) for rank in values.get("outdated", ())}  # of older journals: not recorded
+            self.ledgers = {
+                int(rank): (int(epoch), Ledger.from_dict(one))
+                for rank, (epoch, one) in values.get("ledgers", {}).items()
+            }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error

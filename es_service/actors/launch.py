@@ -91,8 +91,9 @@ class _Shard(ScoreShard):
 class _Server(ScoreServer):
     """A score server that finds its other shards on Ray."""
 
-    def __init__(self, storage: str, run: str, config: dict[str, Any], count: int) -> None:
-        super().__init__(storage, run, config, count, _asker(run), ray.get_runtime_context().get_actor_id())
+    def __init__(self, storage: str, run: str, config: dict[str, Any], count: int, training: Any = None) -> None:
+        actor = ray.get_runtime_context().get_actor_id()
+        super().__init__(storage, run, config, count, _asker(run), actor, training)
         _log_to_stderr()
 
 
@@ -148,7 +149,13 @@ def _identity(actor: Handle, deadline_s: float = _START_DEADLINE_S) -> tuple[err
 
 
 def start(
-    run: str, config: RunConfig, storage: str, *, shards: int | None = None, detached: bool = True
+    run: str,
+    config: RunConfig,
+    storage: str,
+    *,
+    shards: int | None = None,
+    training: dict[str, Any] | None = None,
+    detached: bool = True,
 ) -> list[Handle]:
     """Return the run's shards, the score server first, started if absent; many callers may do so at once.
 
@@ -157,6 +164,7 @@ def start(
         config: what the run is; the server refuses callers with another one when they join.
         storage: folder or URI for its snapshots, as seen from each shard's node; a path must be absolute.
         shards: S; None takes those that are up, else one. They are spread over the nodes.
+        training: how a run that begins is trained, see `RunStorage.begin`.
         detached: outlive the calling process, until `stop`; False ties it to the caller's life.
 
     Raises:
@@ -180,7 +188,7 @@ def start(
     nodes = sorted(node["NodeID"] for node in _nodes() if node["Alive"])
     place = _place(run, 0, nodes) if (shards or 1) > 1 else "DEFAULT"
     server = _ServerActor.options(name=actor_name(run), scheduling_strategy=place, **options)
-    actors = [server.remote(storage, run, described, shards or 1)]
+    actors = [server.remote(storage, run, described, shards or 1, training)]
     failure, place, count = _identity(actors[0])
     if failure is None:
         if place != storage:

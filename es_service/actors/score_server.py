@@ -16,6 +16,7 @@ from es_service.actors.checkpoints import Checkpoints
 from es_service.actors.coordinator import Coordinator
 from es_service.actors.delegation import passed_to
 from es_service.actors.epoch_state import EpochState
+from es_service.actors.run_progress import RunProgress
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
@@ -36,6 +37,7 @@ class ScoreServer:
         count: S, how many shards there are.
         ask: how the other shards are called, see `ShardGroup`; a server that is alone needs none.
         actor: names this server over restarts of its process, so that no two of them write a run; None does not look.
+        training: how the run is trained, see `RunStorage.begin`.
     """
 
     def __init__(
@@ -46,10 +48,10 @@ class ScoreServer:
         count: int = 1,
         ask: Callable[..., Callable[[], Any]] | None = None,
         actor: str | None = None,
+        training: dict[str, Any] | None = None,
     ) -> None:
         self._run = served = ServedRun(storage, run, config)
-        self._progress: dict[str, Any] = {}
-        served.begin(count, actor)
+        served.begin(count, actor, training)
         if served.failure is None:
             epochs = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts))
             self.shard = ScoreShard(served, 0, count, [epochs])
@@ -67,6 +69,9 @@ class ScoreServer:
 
     def _checkpoints(self) -> Checkpoints:
         return self._coordinator().checkpoints
+
+    def _progress(self) -> RunProgress:
+        return self._coordinator().progress
 
     # -- for ranks: its own rows ---------------------------------------------------------------------------------------
 
@@ -89,12 +94,11 @@ class ScoreServer:
     close_epoch = passed_to(_coordinator, Coordinator.close_epoch)
     settle = passed_to(_coordinator, Coordinator.settle)
     stored_epochs = passed_to(_coordinator, Coordinator.stored_epochs)
+    log = passed_to(_progress, RunProgress.log)
+    publish = passed_to(_progress, RunProgress.publish)
+    spent = passed_to(_progress, RunProgress.spent)
     rewind = passed_to(_checkpoints, Checkpoints.rewind)
     state = passed_to(_checkpoints, Checkpoints.state)
-
-    def publish(self, progress: dict[str, Any]) -> None:
-        """Keep the last progress of a training run (accuracy, ledger), for `stats` to show."""
-        self._progress = progress
 
     # -- for readers (group `read`) ------------------------------------------------------------------------------------
 
@@ -134,12 +138,13 @@ class ScoreServer:
             "storage_failure": next(filter(None, failures), None),
             "pid": self.pid(),
             "calls": calls,
-            "progress": self._progress,
+            "progress": self._run.storage.progress.to_dict(),
         }
 
     def finish(self) -> None:
         """See `ScoreShard.finish`; all shards do it, and the run has no owner afterwards."""
         if self._run.failure is None:
             self._leading.snapshots.close()
+            self._leading.progress.write()
         self.shard.finish()
         self._run.release()

@@ -43,16 +43,17 @@ class ServedRun:
         except errors.EsServiceError as error:
             self.failure = error
 
-    def begin(self, num_shards: int, actor: str | None) -> None:
+    def begin(self, num_shards: int, actor: str | None, training: dict[str, Any] | None) -> None:
         """Begin the run on storage, or take it over there.
 
         Args:
             num_shards: S.
             actor: names the owner over restarts of its process, so that no two write the run; None does not look.
+            training: see `RunStorage.begin`.
         """
         with self.failure_kept():
             self.check()
-            self.storage.begin(self.config)
+            self.storage.begin(self.config, training)
             if actor is not None:
                 self._ownership = self.storage.claim(actor)
             self.storage.begin_journals(num_shards)

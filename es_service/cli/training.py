@@ -152,6 +152,10 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     training = RunStorage(values.get("storage", DEFAULT_STORAGE), values["run"]).training()
     if training is None:
         return {}, {}
+    if training.get("task") is None:
+        raise errors.RunMismatchError(
+            f"run {values['run']!r} is trained by a loop of its user's own: continue it there"
+        )
     try:
         known = TrainingSpec.from_dict({**training, "run": values["run"], "storage": "runs"}).description()
     except errors.ConfigError as error:
@@ -213,22 +217,23 @@ class Progress:
         progress = stats["progress"]
         if not progress:
             return
+        evaluated = [one for one in progress["history"] if one["accuracy"] is not None]
         if self._stream.isatty():
-            self._move_bar(progress)
+            self._move_bar(progress, evaluated)
             return
-        for one in progress["history"][self._num_shown :]:
+        for one in evaluated[self._num_shown :]:
             line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
             print(line + text.saved_so_far(one["saving"]), file=self._stream, flush=True)
             self._num_shown += 1
 
-    def _move_bar(self, progress: dict[str, Any]) -> None:
+    def _move_bar(self, progress: dict[str, Any], evaluated: list[dict[str, Any]]) -> None:
         from tqdm import tqdm
 
         if self._bar is None:
             layout = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
             self._bar = tqdm(total=progress["num_epochs"], desc="training", bar_format=layout, file=self._stream)
         self._bar.n = progress["epoch"] + progress["done"]
-        accuracy = f"accuracy {progress['history'][-1]['accuracy']:.3f}, " if progress["history"] else ""
+        accuracy = f"accuracy {evaluated[-1]['accuracy']:.3f}, " if evaluated else ""
         samples, saving = progress["samples"], progress["saving"]
         net = "" if saving["seconds"] is None else f", net saving {text.percent(saving['seconds'])}"
         self._bar.set_postfix_str(f"{accuracy}scored {samples['scored']:,}, trained {samples['trained']:,}{net}")

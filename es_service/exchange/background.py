@@ -15,6 +15,7 @@ from es_service.exchange.base import I64, SavedState
 from es_service.exchange.packing import NO_IDS
 from es_service.exchange.remote import Remote
 from es_service.exchange.send_queue import SendQueue
+from es_service.ledger import Ledger
 from es_service.selection.methods.base import Columns
 
 __all__ = ["Background"]
@@ -55,11 +56,11 @@ class Background(Remote):
         """Return that of the reporting thread: it retries for as long as training continues without the server."""
         return Patience(self._patient_s, for_ever=self._on_unavailable != "raise")
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`; waits until the send_queue is empty."""
         for send_queue in self._send_queues or ():
             send_queue.flush()
-        super().close_epoch(epoch, num_steps)
+        super().close_epoch(epoch, num_steps, ledger)
 
     def _send_again(self, cause: errors.EsServiceError) -> None:
         for send_queue in self._send_queues or ():

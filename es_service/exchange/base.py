@@ -10,12 +10,14 @@ holds ids more than once, which only a stream has, they are the distinct ids, an
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from es_service.ledger import Ledger
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.queries import Distribution
@@ -99,8 +101,13 @@ class Exchange(Protocol):
         """Observe samples that the epoch left out."""
         self.record(step, ids_B, seen, ids_B[:0])
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """Return once all reports of this rank for the epoch are in the table; `num_steps`: that it made.
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
+        """Return once all reports of this rank for the epoch are in the table, and its ledger with those of the run.
+
+        Args:
+            epoch: the open one.
+            num_steps: that this rank made.
+            ledger: of this rank, from the run's beginning.
 
         Raises:
             StorageError: it cannot be written to storage, where there is one. The epoch is over all the same.
@@ -131,8 +138,20 @@ class Exchange(Protocol):
         """Forget every observation and return to epoch 0."""
         ...
 
-    def publish(self, progress: dict[str, Any]) -> None:
-        """Show progress to watchers of the run; plain values only. Returns at once, and may be lost."""
+    def spent(self, epoch: int) -> Ledger | None:
+        """Return the ledger of the whole run at the end of an epoch, None where it is not kept."""
+        del epoch
+        return None
+
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """Keep with the run what was measured in an epoch, see `storage.progress`; rank 0 calls it."""
+        ...
+
+    def publish(self, epoch: int, done: float, ledger: Ledger) -> None:
+        """Show watchers of the run how far this rank is; of an epoch that it has closed, the ledger now.
+
+        Rank 0 calls it inside an epoch, every rank behind one. Returns at once, and may be lost.
+        """
         ...
 
     def close(self) -> None:

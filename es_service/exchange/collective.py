@@ -18,10 +18,10 @@ epoch, about 20 bytes for each, until it is the epoch's history.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
-from typing import Any
+import json
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from es_service.exchange.kept import KeptRun
 from es_service.exchange.peers import Peers
 from es_service.exchange.rank_group import RankGroup
 from es_service.exchange.resume import Resume
+from es_service.ledger import Ledger
 from es_service.selection.engine import Draw
 from es_service.selection.local_run import LocalRun
 from es_service.selection.methods.base import Columns
@@ -98,8 +99,6 @@ class Collective(Exchange):
         self._next = self._every  # step before which the next all-gather comes
         self._reports: list[bytes] = []  # of this rank since the last one, and the rows as they were before them
         self._before: list[tuple[I64, NDArray[np.void]]] = []
-        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
-        self._writing: concurrent.futures.Future[None] | None = None
 
     # -- what all ranks do together ---------------------------------------------------------------------------------
 
@@ -204,18 +203,19 @@ class Collective(Exchange):
         elif self._kept is not None:
             self._kept.add(caller, run_step, observed, seen, selected_b)
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
-        """See `Exchange.close_epoch`; waits for every rank's last step. Rank 0 returns once the snapshot and history
-        are written.
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
+        """See `Exchange.close_epoch`; waits for every rank's last step. Rank 0 returns once the snapshot, history and
+        ledger are written.
         """
         assert self._share is not None, "the Selector closes what it opened"
         self._catch_up(-(-self._share.ids.size // self.config.batch_size) - 1)
         self._exchange(f"close epoch {epoch}")
+        ledgers = self._group.gather(f"count epoch {epoch}", json.dumps(ledger.to_dict()).encode())
         self._share = None
         for one in self._replica:
-            one.close_epoch(epoch, num_steps)
+            one.close_epoch(epoch, num_steps, ledger)
         if self._kept is not None:
-            self._kept.finish_epoch(self._keeper.state())
+            self._kept.finish_epoch(self._keeper.state(), [Ledger.from_dict(json.loads(one)) for one in ledgers])
 
     def table(self) -> pa.Table:
         """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""
@@ -259,17 +259,18 @@ class Collective(Exchange):
         if self._kept is not None:
             self._kept.go_to(self._keeper.state())
 
-    def publish(self, progress: dict[str, Any]) -> None:
-        """See `Exchange.publish`: rank 0 writes progress.json beside run.json, unless it still writes the last one."""
-        if self._storage is None or (self._writing is not None and not self._writing.done()):
-            return
-        if self._writer is None:
-            self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="es-service-progress")
-        self._writing = self._writer.submit(self._storage.write_note, "progress", progress)
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """See `Exchange.log`."""
+        if self._kept is not None:
+            self._kept.log(epoch, measured)
+
+    def publish(self, epoch: int, done: float, ledger: Ledger) -> None:
+        """See `Exchange.publish`: rank 0 writes it beside run.json."""
+        if self._kept is not None:
+            self._kept.publish(epoch, done, ledger.copy(), self.position.world_size)
 
     def close(self) -> None:
         """See `Exchange.close`; the table goes with the ranks, its last snapshot stays."""
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
+        if self._kept is not None:
+            self._kept.close()
         self._group.close()

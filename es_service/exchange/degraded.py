@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ import pyarrow as pa
 from es_service import errors
 from es_service.exchange.base import I64, Exchange, SavedState
 from es_service.exchange.remote import Remote
+from es_service.ledger import Ledger
 from es_service.selection import plans
 from es_service.selection.engine import Draw, choose
 from es_service.selection.methods.base import Columns
@@ -54,6 +56,8 @@ class DegradedExchange(Exchange):
         self._patient_s = inner.calls.deadline_s
         self._missed: list[int] = []  # epochs that the server knows nothing of
         self._unclosed: tuple[int, int] | None = None  # one that it knows of, but not that it is over, and its steps
+        self._ledgers: dict[int, Ledger] = {}  # at the end of those
+        self._measured: dict[int, dict[str, float]] = {}  # what it does not know of either
         self._alone = False  # the open epoch is one of them
         self._try_at = 0.0
         self._first_step = self._steps = 0
@@ -114,8 +118,17 @@ class DegradedExchange(Exchange):
             if self._unclosed is None:
                 share = self._inner.open_epoch(self._missed[0], streamed=streamed)
                 self._unclosed = self._missed.pop(0), self._num_steps(share)
-            self._inner.close_epoch(*self._unclosed)
+            epoch, num_steps = self._unclosed
+            self._inner.close_epoch(epoch, num_steps, self._ledgers[epoch])
             self._unclosed = None
+            del self._ledgers[epoch]
+        self._send_measured()
+
+    def _send_measured(self) -> None:
+        while self._measured:
+            epoch, measured = next(iter(self._measured.items()))
+            self._inner.log(epoch, measured)
+            del self._measured[epoch]
 
     def _num_steps(self, share: Share) -> int:
         return plans.num_steps(share.ids.size, self.config.batch_size)
@@ -178,19 +191,20 @@ class DegradedExchange(Exchange):
                 self._says(error)
         self.num_dropped += num
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`."""
         if self._alone:
+            self._ledgers[epoch] = ledger.copy()
             return
         deadline_s = self._inner.calls.deadline_s
         if self._is_unstored:  # it was waited for at the epoch's end before
             self._inner.calls.deadline_s = min(deadline_s, _SHORT_S)
         try:
-            self._inner.close_epoch(epoch, num_steps)
+            self._inner.close_epoch(epoch, num_steps, ledger)
             self._is_unstored = False
         except errors.ServerUnavailableError as error:
             self._says(error)
-            self._unclosed = epoch, num_steps
+            self._unclosed, self._ledgers[epoch] = (epoch, num_steps), ledger.copy()
         except errors.StorageError as error:
             if not self._is_unstored:
                 self._is_unstored = True
@@ -217,17 +231,35 @@ class DegradedExchange(Exchange):
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`."""
-        self._missed, self._unclosed, self._alone = [], None, False
+        self._missed, self._unclosed, self._alone, self._measured = [], None, False, {}
         self._inner.load(state)
 
     def reset(self) -> None:
         """See `Exchange.reset`."""
-        self._missed, self._unclosed, self._alone = [], None, False
+        self._missed, self._unclosed, self._alone, self._measured = [], None, False, {}
         self._inner.reset()
 
-    def publish(self, progress: dict[str, Any]) -> None:
+    def spent(self, epoch: int) -> Ledger | None:
+        """See `Exchange.spent`."""
+        try:
+            return self._inner.spent(epoch)
+        except _AWAY as error:
+            self._says(error)
+            return None
+
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """See `Exchange.log`; where the server is away it is sent later."""
+        self._measured[epoch] = {**self._measured.get(epoch, {}), **measured}
+        if self._may_ask():
+            try:
+                self._send_measured()
+            except _AWAY as error:
+                self._says(error)
+
+    def publish(self, epoch: int, done: float, ledger: Ledger) -> None:
         """See `Exchange.publish`."""
-        self._inner.publish(progress)
+        if self._may_ask():
+            self._inner.publish(epoch, done, ledger)
 
     def close(self) -> None:
         """See `Exchange.close`."""

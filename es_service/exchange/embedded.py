@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,8 @@ import pyarrow as pa
 from es_service import errors
 from es_service.exchange.base import I64, Exchange, Position, SavedState
 from es_service.exchange.kept import KeptRun
+from es_service.exchange.resume import Resume, check_begun
+from es_service.ledger import Ledger
 from es_service.selection import queries
 from es_service.selection.engine import Draw
 from es_service.selection.local_run import LocalRun
@@ -19,7 +21,7 @@ from es_service.selection.repeats import Repeats, among_distinct
 from es_service.selection.run import Caller, RunConfig, RunState, Share
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import table_files
-from es_service.storage.runs import RunStorage
+from es_service.storage.runs import RunStorage, by_user
 
 __all__ = ["Embedded"]
 
@@ -32,9 +34,9 @@ class Embedded(Exchange):
     Args:
         keeper: of the run; several ranks in one process (a simulation, a test) share one.
         position: this rank.
-        storage: where to write a snapshot and the history at each epoch's end, as a score server does; of a run of one
-            rank. None keeps it all in memory.
-        watch: called with what is published.
+        storage: where to keep a run of one rank, as a score server does: at each epoch's end a snapshot, the history
+            and the ledger. None keeps it all in memory.
+        watch: called with the progress of a run that is kept, see `storage.progress`.
 
     Raises:
         ConfigError: a storage, and several ranks: each would write a part of the history as if it were the whole.
@@ -57,6 +59,24 @@ class Embedded(Exchange):
         self._caller = Caller(position.rank, _GENERATION)
         self._share: Share | None = None
         keeper.join(self._caller, position.world_size)
+
+    @classmethod
+    def kept(cls, config: RunConfig, storage: RunStorage, resume: Resume) -> Embedded:
+        """Return the exchange of a run that is kept, at the end of the last epoch that the storage holds.
+
+        Raises:
+            RunNotFoundError, RunExistsError: the run is not as `resume` requires.
+            RunMismatchError: it has another config.
+            StorageError: the storage cannot be written, or what it holds cannot be read.
+        """
+        finished = storage.snapshots.newest()
+        check_begun(resume, bool(finished), storage.run, storage.storage)
+        storage.begin(config, by_user(config, "embedded", 1))
+        keeper = LocalRun(config)
+        if finished:
+            keeper.restore(storage.snapshots.read(finished))
+            storage.progress.drop_from(finished)
+        return cls(keeper, Position(rank=0, world_size=1), storage)
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""
@@ -92,12 +112,12 @@ class Embedded(Exchange):
         if self._kept is not None:
             self._kept.add(self._caller, self._run_step(step), ids_B, seen, ids_B[positions_b])
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`."""
         finished = self._keeper.close_epoch(self._caller, epoch, num_steps)
         self._share = None
         if finished and self._kept is not None:
-            self._kept.finish_epoch(self._keeper.state())
+            self._kept.finish_epoch(self._keeper.state(), [ledger.copy()])
 
     def table(self) -> pa.Table:
         """See `Exchange.table`."""
@@ -134,7 +154,27 @@ class Embedded(Exchange):
         if self._kept is not None:
             self._kept.go_to(self._keeper.state())
 
-    def publish(self, progress: dict[str, Any]) -> None:
+    def spent(self, epoch: int) -> Ledger | None:
+        """See `Exchange.spent`."""
+        return None if self._kept is None else self._kept.progress.spent(epoch)
+
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """See `Exchange.log`."""
+        if self._kept is not None:
+            self._kept.log(epoch, measured)
+            self._show()
+
+    def publish(self, epoch: int, done: float, ledger: Ledger) -> None:
         """See `Exchange.publish`."""
-        if self._watch is not None:
-            self._watch(progress)
+        if self._kept is not None:
+            self._kept.publish(epoch, done, ledger.copy(), self.position.world_size)
+            self._show()
+
+    def _show(self) -> None:
+        if self._watch is not None and self._kept is not None:
+            self._watch(self._kept.progress.to_dict())
+
+    def close(self) -> None:
+        """See `Exchange.close`; the table goes with the process, its last snapshot stays."""
+        if self._kept is not None:
+            self._kept.close()

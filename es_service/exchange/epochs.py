@@ -19,6 +19,7 @@ from typing import Any
 from es_service import errors
 from es_service.actors.calls import Patience
 from es_service.exchange.server_calls import ServerCalls
+from es_service.ledger import Ledger
 from es_service.selection.run import Share
 
 __all__ = ["Epochs", "LostError"]
@@ -39,12 +40,14 @@ class _Epoch:
         streamed: its ids come from outside.
         num_steps: that the rank made of it; where it is not over yet, 0.
         seqs: of the rank's last report to each shard when it ended; where it is not over yet, none.
+        ledger: of the rank when it ended, as plain values; where it is not over yet, None.
     """
 
     number: int
     streamed: bool
     num_steps: int = 0
     seqs: tuple[int, ...] = ()
+    ledger: dict[str, Any] | None = None
 
 
 class Epochs:
@@ -114,10 +117,11 @@ class Epochs:
             pause_s = min(2 * pause_s, _POLL_S[1])
         return answer
 
-    def ends(self, epoch: int, num_steps: int, seqs: Sequence[int]) -> None:
+    def ends(self, epoch: int, num_steps: int, seqs: Sequence[int], ledger: Ledger) -> None:
         """Note that the rank has sent all its reports of an epoch."""
         if self._current is not None and self._current.number == epoch:
-            self._over.append(dataclasses.replace(self._current, num_steps=num_steps, seqs=tuple(seqs)))
+            now = dataclasses.replace(self._current, num_steps=num_steps, seqs=tuple(seqs), ledger=ledger.to_dict())
+            self._over.append(now)
             self._current, self.num_closed = None, epoch + 1
 
     def close(self) -> None:
@@ -130,7 +134,7 @@ class Epochs:
         self._close(self._over[-1])
 
     def _close(self, epoch: _Epoch) -> None:
-        self._once("close_epoch", epoch.number, epoch.num_steps, epoch.seqs)
+        self._once("close_epoch", epoch.number, epoch.num_steps, epoch.seqs, epoch.ledger)
 
     def stored(self) -> None:
         """Forget what has ended: all of it is on storage."""

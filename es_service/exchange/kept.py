@@ -1,4 +1,4 @@
-"""What a run without a score server keeps on storage: at each epoch's end a snapshot, and the epoch's history.
+"""What a run without a score server keeps on storage: at each epoch's end a snapshot, the epoch's history, its ledger.
 
 Memory holds the reports of the open epoch, and no more: of an epoch with more than `history.most_rows` there
 is no history; that is logged.
@@ -6,12 +6,15 @@ is no history; that is logged.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
+from collections.abc import Mapping, Sequence
 
 from es_service import errors
 from es_service.actors.history_builder import history_of, num_rows_of
 from es_service.actors.wire import Report
 from es_service.exchange.base import I64
+from es_service.ledger import Ledger
 from es_service.selection.methods.base import Columns
 from es_service.selection.run import Caller, RunConfig, RunState
 from es_service.selection.shards import WHOLE
@@ -33,6 +36,11 @@ class KeptRun:
 
     def __init__(self, storage: RunStorage, config: RunConfig) -> None:
         self._storage, self._signals, self._most_rows = storage, config.selection.signals, most_rows(config.end_of_ids)
+        self.progress = storage.progress
+        self._ledgers: list[Ledger] = []  # of all ranks, at the end of the epoch that was closed last
+        self._closed: int | None = None  # that epoch
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        self._writing: concurrent.futures.Future[None] | None = None
         self._reports: list[Report] = []
         self._num_rows = 0
         self._is_whole = True  # nothing of the open epoch is missing
@@ -48,10 +56,10 @@ class KeptRun:
         if self._is_whole:
             self._reports.append(report)
 
-    def finish_epoch(self, state: RunState) -> None:
-        """Write the snapshot of an epoch's end, and the epoch's history.
+    def finish_epoch(self, state: RunState, ledgers: Sequence[Ledger]) -> None:
+        """Write the snapshot of an epoch's end, the epoch's history, and the run's ledger: merged from those of ranks.
 
-        Nothing needs the history: where it alone cannot be written, that is logged.
+        Nothing needs the latter two: where they alone cannot be written, that is logged.
 
         Raises:
             StorageError: the snapshot cannot be written.
@@ -59,7 +67,34 @@ class KeptRun:
         try:
             self._storage.write_snapshot(state)
         finally:
-            self._write_history(state.finished_epochs - 1)
+            epoch = self._closed = state.finished_epochs - 1
+            self._ledgers = list(ledgers)
+            self.progress.finish(epoch, ledgers)
+            self.progress.write()
+            self._write_history(epoch)
+
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """Keep what was measured in an epoch."""
+        self.progress.log(epoch, measured)
+        self.progress.write()
+
+    def publish(self, epoch: int, done: float, ledger: Ledger, world_size: int) -> None:
+        """Take how far rank 0 is; it is written in the background, unless the last one still is."""
+        if epoch == self._closed:
+            self.progress.finish(epoch, [ledger, *self._ledgers[1:]])
+        else:
+            self.progress.show(epoch, done, ledger, world_size)
+        if self._writing is not None and not self._writing.done():
+            return
+        if self._writer is None:
+            self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="es-service-progress")
+        self._writing = self._writer.submit(self.progress.write)
+
+    def close(self) -> None:
+        """Return once nothing is being written."""
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
 
     def _write_history(self, epoch: int) -> None:
         reports, is_whole, num_rows = self._reports, self._is_whole, self._num_rows
@@ -88,7 +123,7 @@ class KeptRun:
             StorageError: the storage cannot be written.
         """
         self._forget()
-        self._is_whole = not inside
+        self._is_whole, self._closed = not inside, None
         self._storage.forget_after(state.finished_epochs, state.records)
 
     def _forget(self) -> None:

@@ -10,7 +10,7 @@ from es_service.exchange.base import Position
 from es_service.exchange.peers import Peers
 from es_service.exchange.resume import Resume, check_begun
 from es_service.selection.run import RunConfig
-from es_service.storage.runs import RunStorage, flat
+from es_service.storage.runs import RunStorage, by_user, flat
 
 __all__ = ["RankGroup"]
 
@@ -57,7 +57,7 @@ class RankGroup:
             try:
                 outcome["stored"] = storage.snapshots.newest()
                 check_begun(resume, bool(outcome["stored"]), storage.run, storage.storage)
-                storage.begin(config)
+                storage.begin(config, by_user(config, "collective", self.position.world_size))
             except errors.EsServiceError as error:
                 outcome["failure"], outcome["kind"], failure = str(error), type(error).__name__, error
         of_rank_0 = json.loads(self.gather("begin the run", json.dumps(outcome).encode())[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from es_service.exchange.lease import Lease
 from es_service.exchange.packing import NO_IDS, Packer
 from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
+from es_service.ledger import Ledger
 from es_service.selection.engine import Draw, choose, leased_columns
 from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats, num_candidates
@@ -173,7 +174,7 @@ class Remote(Exchange):
         run_step = self._share.first_step + step
         return choose(self.config.selection, ids_B, weights_B, num, run_step, self._lease.recent(step), repeats)
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`; returns once this rank's reports of it are on storage.
 
         The last rank returns once every shard has a copy of its rows to write, too.
@@ -183,7 +184,7 @@ class Remote(Exchange):
                 the same; what is not on storage is kept, here and at the server.
             ServerRestartedError: the server went down with reports that are not kept here any more.
         """
-        self._epochs.ends(epoch, num_steps, self._packer.seqs)
+        self._epochs.ends(epoch, num_steps, self._packer.seqs, ledger)
         failure = self._over_restarts(lambda: self._closed(epoch))
         self._epochs.stored()
         if failure is not None and self._on_unavailable == "raise":
@@ -272,7 +273,18 @@ class Remote(Exchange):
         self._enter()
         return True
 
-    def publish(self, progress: dict[str, Any]) -> None:
+    def spent(self, epoch: int) -> Ledger | None:
+        """See `Exchange.spent`."""
+        found = self.calls.read("spent", epoch)
+        return None if found is None else Ledger.from_dict(found)
+
+    def log(self, epoch: int, measured: Mapping[str, float]) -> None:
+        """See `Exchange.log`; returns once the score server has written it, or has logged why it could not."""
+        self._join()
+        self.calls.call("log", epoch, dict(measured))
+
+    def publish(self, epoch: int, done: float, ledger: Ledger) -> None:
         """See `Exchange.publish`; does not wait."""
+        shown = (self._caller.rank, self._caller.generation, epoch, done, ledger.to_dict())
         with contextlib.suppress(errors.ServerUnavailableError):
-            self.connection.ask(0, "publish", progress, group=launch.READ_GROUP)
+            self.connection.ask(0, "publish", *shown, group=launch.READ_GROUP)

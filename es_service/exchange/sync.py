@@ -17,6 +17,7 @@ from es_service.exchange.base import I64
 from es_service.exchange.packing import NO_IDS
 from es_service.exchange.reliable_channel import Posted
 from es_service.exchange.remote import Remote
+from es_service.ledger import Ledger
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
 from es_service.selection.repeats import Repeats, among_distinct
@@ -56,10 +57,10 @@ class Sync(Remote):
         else:
             self._observe(step, ids_B, seen, ids_B[positions_b])
 
-    def close_epoch(self, epoch: int, num_steps: int) -> None:
+    def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`."""
         self._tell(0)
-        super().close_epoch(epoch, num_steps)
+        super().close_epoch(epoch, num_steps, ledger)
 
     def _observe(self, step: int, ids_B: I64, seen: Columns, selected_b: I64) -> NDArray[np.float32]:
         """Report and return the new weights float32[B]."""

@@ -2,7 +2,7 @@
 
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
-<storage>/<run>/progress.json  how far it is, where there is no score server to ask
+<storage>/<run>/progress.json  how far it is, see progress.py
 <storage>/<run>/owners/        which processes write here, see ownership.py
 <storage>/<run>/snapshots/     see snapshots.py
 <storage>/<run>/spreads/       see spreads.py
@@ -30,12 +30,13 @@ from es_service.storage.history import History
 from es_service.storage.listing import check_run_name, list_runs
 from es_service.storage.manifest import Files
 from es_service.storage.ownership import Ownership
+from es_service.storage.progress import Progress
 from es_service.storage.segments import JournalFolder
 from es_service.storage.snapshots import Snapshots
 from es_service.storage.spreads import SpreadFiles
 from es_service.storage.terms import Term
 
-__all__ = ["DEFAULT_STORAGE", "RunStorage", "check_run_name", "list_runs"]
+__all__ = ["DEFAULT_STORAGE", "RunStorage", "by_user", "check_run_name", "list_runs"]
 
 DEFAULT_STORAGE = os.environ.get("ES_SERVICE_STORAGE", "~/es_service_runs")
 FORMAT = 2
@@ -55,6 +56,7 @@ class RunStorage:
         snapshots: of the table, at the ends of epochs.
         spreads: how its columns spread then.
         history: what was observed, epoch by epoch.
+        progress: the ledger and what was measured, epoch by epoch.
 
     Raises:
         RunNameError, StorageError: the name or the place cannot be used.
@@ -68,6 +70,7 @@ class RunStorage:
         self.snapshots = Snapshots(self.filesystem, self.path)
         self.spreads = SpreadFiles(self.filesystem, self.path)
         self.history = History(self.filesystem, self.path, self.end_of_ids)
+        self.progress = Progress(self.filesystem, self.path, lambda: self.config().num_epochs)
         self._owner: Ownership | Term | None = None
         self._journals: dict[Shard, JournalFolder] = {}
 
@@ -80,7 +83,7 @@ class RunStorage:
 
         Args:
             config: what the run is.
-            training: how it is trained, as plain values, where this package trains it.
+            training: how it is trained, as plain values; `by_user` of a user's own loop.
             search: name of the search that it is a trial of, where it is one.
 
         Raises:
@@ -194,7 +197,7 @@ class RunStorage:
             raise errors.StorageError(str(error)) from error
 
     def forget_after(self, finished_epochs: int, records: NDArray[np.void] | None = None) -> None:
-        """Drop the snapshots, the spreads and the history of later epochs: the run went back to an earlier one.
+        """Drop snapshots, spreads, history and progress of later epochs: the run went back to an earlier one.
 
         Where records[n] are of another table than ended this epoch here, the history and spreads before it go too.
         """
@@ -202,6 +205,7 @@ class RunStorage:
         own = records is None or self.spreads.are_of(finished_epochs, records)
         self.forget_history(finished_epochs if own else 0)
         self.snapshots.drop_after(finished_epochs, self._stamped().stamp)
+        self.progress.drop_from(finished_epochs)
 
     def forget_history(self, finished_epochs: int) -> None:
         """Drop the history and the spreads of later epochs."""
@@ -232,6 +236,11 @@ class RunStorage:
             for info in files.list_folder(self.filesystem, f"{self.path}/journal"):
                 if not info.base_name.endswith(f"-of-{num_shards}"):
                     self.filesystem.delete_dir(info.path)
+
+
+def by_user(config: RunConfig, exchange: str, num_ranks: int) -> dict[str, Any]:
+    """Return how a run is trained that a user's own loop trains, for `RunStorage.begin`."""
+    return {"task": None, "method": config.selection.method.name, "exchange": exchange, "workers": num_ranks}
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from es_service import errors
 from es_service.ledger import Ledger
 from es_service.selector import Selector
+from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.evaluation import evaluate
@@ -25,7 +26,7 @@ from es_service.training.workers.base import Workers
 
 __all__ = ["TrainSettings", "fit", "fit_model"]
 
-_PUBLISH_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 _WARM_UP = 0.2  # share of the training in which the learning rate rises
 
 
@@ -85,7 +86,7 @@ class _Training:
             device=workers.device,
         )
         self.history: list[dict[str, Any]] = []
-        self._published_at = -math.inf
+        self._looked_at = -math.inf
         check_signals(task, selector.config.selection)
         self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
@@ -111,7 +112,7 @@ class _Training:
             )
             metrics = self._metrics(ledger)
             self.workers.report(metrics, self._save)
-            self._publish(epoch, 1.0)
+            self._log()
         return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
 
     def _merged_ledger(self) -> Ledger:
@@ -143,8 +144,9 @@ class _Training:
             self.loader.observe(signals)
             total += losses_in(signals).sum()
             num += scale.numel()
-            if time.monotonic() - self._published_at > _PUBLISH_EVERY_S:
-                self._publish(epoch, done)
+            if self.workers.rank == 0 and time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+                self._looked_at = time.monotonic()
+                self.workers.raise_if_stopped()
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
         return float(sum(totals) / sum(nums))
 
@@ -180,24 +182,12 @@ class _Training:
             "world_size": self.workers.world_size,
         }
 
-    def _publish(self, epoch: int, done: float) -> None:
-        """Show watchers how far rank 0 is: the others take the same steps over as many samples."""
-        self._published_at = time.monotonic()
-        if self.workers.rank == 0:
-            self.workers.raise_if_stopped()
-            ledger, world_size = self.selector.ledger, self.workers.world_size
-            counts = {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full}
-            self.selector.publish(
-                {
-                    "epoch": epoch,
-                    "done": done,
-                    "num_epochs": self.selector.config.num_epochs,
-                    "samples": {name: count * world_size for name, count in counts.items()},
-                    "seconds": {"total": ledger.total_s, **ledger.seconds},
-                    "saving": ledger.saving(),
-                    "history": self.history,
-                }
-            )
+    def _log(self) -> None:
+        """Show watchers what the last epoch reached."""
+        last = self.history[-1]
+        self.selector.log(
+            **{name: last[name] for name in SHOWN if last[name] is not None and math.isfinite(last[name])}
+        )
 
     def _save(self, folder: Path) -> None:
         write_checkpoint(
@@ -221,7 +211,10 @@ class _Training:
                 f"the checkpoint is of another model or optimiser than this task has: {error}"
             ) from error
         self.history = saved["history"]
-        return self.selector.load_state_dict(state)
+        epoch = self.selector.load_state_dict(state)
+        if self.history:  # its process may have ended before this
+            self._log()
+        return epoch
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

@@ -273,7 +273,7 @@ def train_on(storage: str, reset: bool) -> Any:
             with pytest.raises(es.EpochOrderError, match=f"epoch {epoch} is open"):
                 selector.state_dict()
             selector.select(ids, losses_of(ids, epoch))
-        selector.publish({"epoch": epoch, "rank": rank})
+        selector.log(accuracy=0.5 + rank, epochs_made=epoch + 1)
     table = encode_table(selector.table())
     selector.close()
     with pytest.raises(es.ServerUnavailableError, match="closed"):
@@ -289,7 +289,9 @@ def test_rank_0_keeps_snapshots_and_progress_and_the_next_life_has_to_say_what_i
     assert kept.snapshots.newest() == 2
     assert {*tables} == {encode_table(kept.table())}
     progress = json.loads((Path(storage) / "run" / "progress.json").read_text())
-    assert progress["rank"] == 0
+    assert [(one["epoch"], one["accuracy"]) for one in progress["history"]] == [(0, 0.5), (1, 0.5)]
+    assert [one["metrics"] for one in progress["history"]] == [{"epochs_made": 1.0}, {"epochs_made": 2.0}]
+    assert progress["samples"] == {"scored": 240, "trained": 120, "full": 240}  # of both ranks
     for error in ranks.run(train_on, storage, False, world_size=2):
         assert isinstance(error, es.EpochOrderError)
         assert "the storage holds 2 finished epoch(s)" in str(error)

@@ -15,6 +15,7 @@ ROOT = Path(es_service.__file__).parent
 FLOORS = {
     "errors": 0,
     "environment": 0,
+    "ledger": 0,
     "plugins": 0,
     "stopping": 0,
     "selection": 1,
@@ -26,7 +27,6 @@ FLOORS = {
     "epoch": 4,
     "cursor": 4,
     "run_view": 4,
-    "ledger": 4,
     "measures": 4,
     "metrics": 4,
     "connect": 4,

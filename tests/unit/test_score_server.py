@@ -22,6 +22,7 @@ from es_service.actors import score_server, wire
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
+from es_service.ledger import Ledger
 from es_service.selection import methods
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
@@ -173,12 +174,14 @@ def test_stats_count_what_came_in(make_server: MakeServer, config: RunConfig, lo
     worker.train(0, losses_of)
     ids = worker.open(1)[0][:6]
     server.report(worker.message([], None, 4, selected=ids[[0, 5]].tolist()))
-    server.publish({"accuracy": 0.5})
+    server.publish(0, FIRST, 1, 0.5, Ledger(scored=6, trained=3).to_dict())
     stats = server.stats()
     assert (stats["num_reports"], stats["num_observed"], stats["num_selected"]) == (6, 24, 4 * 3 + 2)
     assert (stats["finished_epochs"], stats["open_epoch"], stats["world_size"]) == (1, 1, 1)
     assert (stats["run"], stats["table_bytes"]) == ("mine", 24 * 32)
-    assert stats["progress"] == {"accuracy": 0.5}
+    progress = stats["progress"]
+    assert (progress["epoch"], progress["done"], progress["history"]) == (1, 0.5, [])
+    assert progress["samples"] == {"scored": 6, "trained": 3, "full": 0}
     assert runs.config_from_dict(stats["config"]) == config
 
 
@@ -945,10 +948,10 @@ def test_a_close_with_reports_that_are_not_here_is_refused(
     server.report(b"".join(messages[:3]))
     for _ in range(2):
         with pytest.raises(errors.ServerRestartedError, match="rank 0 has sent 4 reports, of which 3 are here"):
-            server.close_epoch(0, FIRST, 0, 4, (4,), "a turn")
+            server.close_epoch(0, FIRST, 0, 4, (4,), turn="a turn")
     assert server.whereabouts(0, FIRST) == (0, True)
     server.report(messages[3])
-    assert server.close_epoch(0, FIRST, 0, 4, (4,), "a turn") is True
+    assert server.close_epoch(0, FIRST, 0, 4, (4,), turn="a turn") is True
     assert server.whereabouts(0, FIRST) == (1, False)
 
 

@@ -680,9 +680,9 @@ def test_the_table_is_a_copy_with_the_columns_promised(losses_of: Losses) -> Non
     assert repr(table.to_pydict()) == before
 
 
-def test_closing_and_publishing_in_one_process_do_nothing(losses_of: Losses) -> None:
+def test_closing_and_logging_in_one_process_do_nothing(losses_of: Losses) -> None:
     selector = make()
-    selector.publish({"accuracy": 0.5})
     train(selector, range(1), losses_of)
+    selector.log(accuracy=0.5)
     selector.close()
     assert selector.table().num_rows == 60

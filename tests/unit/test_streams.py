@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.ledger import Ledger
 from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
 from es_service.selection.repeats import Repeats
@@ -132,7 +133,7 @@ def test_ranks_may_make_different_numbers_of_steps() -> None:
     ranks = [Embedded(keeper, Position(rank, 2)) for rank in range(2)]
     for rank, steps in zip(ranks, (3, 5), strict=True):
         assert rank.open_epoch(0, streamed=True).first_step == 0
-        rank.close_epoch(0, steps)
+        rank.close_epoch(0, steps, Ledger())
     assert ranks[0].open_epoch(1, streamed=True).first_step == 5
 
 

@@ -115,6 +115,7 @@ class LedgerEpoch(Model):
     balanced_accuracy: float | None
     held_out_loss: float | None
     train_loss: float | None
+    metrics: dict[str, float] = Field(description="what else the training loop measured", examples=[{"recall": 0.7}])
     scored: int | None
     trained: int | None
     seconds: float | None

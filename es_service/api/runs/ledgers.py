@@ -11,6 +11,7 @@ __all__ = ["ledger", "summary"]
 
 _SECONDS = ("total", "score", "train", "exchange", "data", "wall")
 _SAMPLES = ("scored", "trained", "full")
+_MOST_CHARACTERS = 100
 _SAVING = ("samples", "cost", "seconds")
 _HISTORY = (
     "epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss", "scored", "trained", "seconds",
@@ -26,7 +27,7 @@ def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None)
     if seconds is None and history:
         seconds = {**dict.fromkeys(_SECONDS), "total": history[-1]["seconds"]}
     return {
-        "available": bool(found),
+        "available": result is not None or found.get("samples") is not None,
         "samples": _numbers(found.get("samples"), _SAMPLES),
         "seconds": seconds,
         "saving": _numbers(found.get("saving"), _SAVING),
@@ -40,7 +41,7 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
     history = found["history"]
     accuracy = number((result or {}).get("accuracy"))
     if accuracy is None and history:
-        accuracy = history[-1]["accuracy"]
+        accuracy = next((one["accuracy"] for one in reversed(history) if one["accuracy"] is not None), None)
     return {
         "accuracy": accuracy,
         "saving": found["saving"],
@@ -51,8 +52,15 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
 def _epoch(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: number(found.get(name)) for name in _HISTORY},
+        "metrics": _metrics(found.get("metrics")),
         "saving": _numbers(found.get("saving"), _SAVING),
     }
+
+
+def _metrics(found: Any) -> dict[str, float | int]:
+    """Return what the user measured beyond the fields."""
+    values = found.items() if isinstance(found, Mapping) else ()
+    return {name[:_MOST_CHARACTERS]: value for name, one in values if (value := number(one)) is not None}
 
 
 def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, Any] | None:

@@ -177,7 +177,8 @@ class Training:
     def _watch(self, stats: Mapping[str, Any]) -> None:
         """Report the known epochs but the last, which waits for the result."""
         if stats["progress"]:
-            self._report(stats["progress"]["history"], last=self._epochs - 1)
+            evaluated = [one for one in stats["progress"]["history"] if one["accuracy"] is not None]
+            self._report(evaluated, last=self._epochs - 1)
 
     def _report(self, history: list[dict[str, Any]], last: int) -> None:
         """Report the epochs below `last` that are new, and wait after each."""
