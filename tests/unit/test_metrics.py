@@ -216,6 +216,19 @@ def test_ranks_count_for_each_other() -> None:
     assert [metrics(selector)["step"] for selector in ranks] == [2, 2]
 
 
+def test_seconds_are_those_of_the_steps_that_are_over() -> None:
+    selector = make(anneal=(0.25, 0.0), sizes={**SIZES, "num_samples": 200})
+    for ids in selector.epoch(0):
+        step(selector, ids)
+    ids = next(selector.epoch(1))
+    before = metrics(selector)
+    step(selector, ids)
+    found = metrics(selector)  # what the step at hand trains on is still to take its time
+    assert found["seconds_total"] == before["seconds_total"] == selector.ledger.total_s
+    assert found["saved_ratio_seconds"] == selector.ledger.saving()["seconds"]
+    assert found["saved_ratio_samples"] == close(1 - (200 + 5) / 220)
+
+
 def test_a_restart_measures_from_where_it_begins() -> None:
     selector = make()
     for ids in itertools.islice(selector.epoch(0), 2):
