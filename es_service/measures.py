@@ -29,7 +29,7 @@ class Mean:
     def add(self, values_m: NDArray[np.float32]) -> None:
         """Take in the values of a step, float32[m]."""
         if values_m.size:
-            total = float(values_m.sum())
+            total = float(np.add.reduce(values_m))
             self.total, self.num, self.last = self.total + total, self.num + values_m.size, total / values_m.size
 
     def value(self) -> float | None:
@@ -67,7 +67,7 @@ class Measures:
         """Count a scored step: the losses of its samples, float32[u], and the positions of the drawn among them."""
         self.num_seen += losses_u.size
         self.all_losses.add(losses_u)
-        self.selected_losses.add(losses_u[drawn_v])
+        self.selected_losses.add(losses_u.take(drawn_v))
 
     def add_observed(self, losses_v: NDArray[np.float32], draw: Draw, *, by_scores: bool) -> None:
         """Count the losses, float32[v], of a draw that was made without any; one by scores does not stand for all."""

@@ -216,6 +216,21 @@ def test_ranks_count_for_each_other() -> None:
     assert [metrics(selector)["step"] for selector in ranks] == [2, 2]
 
 
+def test_seconds_are_those_of_the_steps_that_are_over() -> None:
+    selector = make(anneal=(0.25, 0.0), sizes={**SIZES, "num_samples": 200})
+    for ids in selector.epoch(0):
+        step(selector, ids)
+    batches = selector.epoch(1)
+    step(selector, next(batches))
+    ids = next(batches)
+    before = metrics(selector)
+    step(selector, ids)
+    found = metrics(selector)  # what the step at hand trains on is still to take its time
+    assert found["seconds_total"] == before["seconds_total"] == selector.ledger.total_s
+    assert found["saved_ratio_seconds"] == selector.ledger.saving()["seconds"]
+    assert found["saved_ratio_samples"] == close(1 - (200 + 10) / 240)
+
+
 def test_a_restart_measures_from_where_it_begins() -> None:
     selector = make()
     for ids in itertools.islice(selector.epoch(0), 2):
@@ -244,7 +259,7 @@ def test_no_table_and_no_server_is_asked() -> None:
     selector = make()
     step(selector, next(selector.epoch(0)))
     before = metrics(selector)
-    selector.exchange = Silent()  # type: ignore[assignment]
+    selector.exchange = Silent()
     assert metrics(selector) == before
 
 
