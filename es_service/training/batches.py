@@ -19,7 +19,7 @@ from torch.nn.utils import rnn
 from es_service import errors
 from es_service.training import trees
 
-__all__ = ["Positions", "batch_length", "check", "even_sizes", "mapped", "split", "take", "to_device"]
+__all__ = ["Positions", "batch_length", "check", "even_sizes", "in_pieces", "mapped", "split", "take", "to_device"]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
@@ -133,7 +133,11 @@ def even_sizes(length: int, most: int | None) -> list[int]:
         raise errors.ConfigError(f"a micro-batch must hold at least 1 sample, got {most}")
     if length == 0:
         return []
-    num = 1 if most is None else math.ceil(length / most)
+    return in_pieces(length, 1 if most is None else math.ceil(length / most))
+
+
+def in_pieces(length: int, num: int) -> list[int]:
+    """Return the sizes of `num` pieces, as equal as may be."""
     return [(length + index) // num for index in range(num)]
 
 

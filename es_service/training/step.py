@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from es_service import errors
-from es_service.training import batches
+from es_service.training import batches, scoring
 from es_service.training.observed import Signals, joined, losses_in
 
 __all__ = ["autocast_for", "rank_factor", "train_step"]
@@ -36,11 +36,12 @@ def train_step(
 ) -> Signals:
     """Minimise mean(losses·scale) of a mini-batch by one step: ⌈b/b_micro⌉ forward and backward passes.
 
-    With a DistributedDataParallel model it is the mean over the mini-batches of all ranks, also where they differ in
-    size.
+    With a model in DistributedDataParallel or `fully_shard` (FSDP2) it is the mean over the mini-batches of all ranks,
+    also where they differ in size. All ranks call it.
 
     Args:
-        model: in training mode; gradients of a DistributedDataParallel model are averaged once, in the last pass.
+        model: in training mode; gradients of a DistributedDataParallel model are averaged once, in the last pass, those
+            of FSDP2 in each, and there all ranks make as many passes as the one with the largest mini-batch.
         optimizer: its gradients are cleared before.
         batch: of b samples.
         scale: float32[b].
@@ -55,12 +56,13 @@ def train_step(
 
     Raises:
         ShapeError: the losses are not one per sample.
+        ConfigError: with FSDP2, a rank has fewer samples than another needs passes; all ranks raise it.
     """
     num = scale.numel()
     factor = rank_factor(model, num if weight is None else weight, scale.device)
     optimizer.zero_grad(set_to_none=True)
     observed = []
-    sizes = batches.even_sizes(num, micro_batch_size)
+    sizes = _sizes(model, num, micro_batch_size, scale.device)
     parts, scales = batches.split(batch, sizes, per_sample), torch.split(scale, sizes)
     for index, (part, part_scale) in enumerate(zip(parts, scales, strict=True)):
         is_last = index == len(scales) - 1
@@ -82,21 +84,54 @@ def train_step(
 def rank_factor(model: torch.nn.Module, weight: float, device: torch.device) -> torch.Tensor | float:
     """Return what to multiply a rank's mean loss by, so that the ranks' average counts each by its weight.
 
-    DistributedDataParallel averages the gradients of its ranks, W of them, as if all had as many samples. With the
-    factor W·weight/Σweight, of weights that are numbers of samples, it becomes the mean over the samples of all ranks.
-    It is 1 where all weights are equal, and for any other model. All ranks call it, once a step.
+    DistributedDataParallel and `fully_shard` (FSDP2) average the gradients of their ranks, W of them, as if all had as
+    many samples. With the factor W·weight/Σweight, of weights that are numbers of samples, it becomes the mean over the
+    samples of all ranks. It is 1 where all weights are equal, and for any other model. All ranks call it, once a step.
 
     Args:
         model: that takes the step.
         weight: this rank's, above 0.
         device: where the factor is wanted, that of the model.
     """
+    total, num_ranks = torch.tensor(float(weight), device=device), 1
+    for group in _averaging(model):
+        torch.distributed.all_reduce(total, group=group)
+        num_ranks *= torch.distributed.get_world_size(group)
+    return 1.0 if num_ranks == 1 else weight * num_ranks / total
+
+
+def _averaging(model: torch.nn.Module) -> list[Any]:
+    """Return the process groups over which a model's gradients are averaged, one after the other."""
     parallel = _parallel(model)
-    if parallel is None:
-        return 1.0
-    total = torch.tensor(float(weight), device=device)
-    torch.distributed.all_reduce(total, group=parallel.process_group)
-    return weight * torch.distributed.get_world_size(parallel.process_group) / total
+    if parallel is not None:
+        return [parallel.process_group]
+    sharded = scoring.sharded_modules(model)
+    if sharded and not _meshes(model):  # all is gathered, by an evaluation perhaps: the mesh is one of the shards
+        for module in sharded:
+            module.reshard()
+    return list(_meshes(model)[0].get_all_groups()) if sharded else []
+
+
+def _meshes(model: torch.nn.Module) -> list[Any]:
+    """Return the mesh of each sharded parameter. Ranks of tensor parallelism in it have the same samples each."""
+    return [parameter.device_mesh for parameter in model.parameters() if hasattr(parameter, "device_mesh")]
+
+
+def _sizes(model: torch.nn.Module, num: int, most: int | None, device: torch.device) -> list[int]:
+    """Return the sizes of the micro-batches; with FSDP2, whose passes all ranks make together, as many on each."""
+    sizes = batches.even_sizes(num, most)
+    if most is None or not scoring.sharded_modules(model):
+        return sizes
+    extremes = torch.tensor([len(sizes), -num], device=device)
+    for group in _averaging(model):
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=group)
+    passes, fewest = int(extremes[0]), -int(extremes[1])
+    if fewest < passes:
+        raise errors.ConfigError(
+            f"micro_batch_size={most} makes {passes} passes for one rank's mini-batch, while another has only {fewest} "
+            "sample(s), and with fully_shard all ranks make the same number of passes: take a larger one"
+        )
+    return batches.in_pieces(num, passes)
 
 
 def _without_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
