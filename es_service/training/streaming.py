@@ -58,7 +58,7 @@ def stream(
     and no pruning, and an epoch cannot be continued in its middle.
 
     Args:
-        batches: what gives the batches of every epoch anew when it is iterated: Ray Data's `iter_torch_batches(...)`, a
+        batches: what can be iterated once per epoch: Ray Data's `iter_torch_batches(...)`, a
             DataLoader. Or a function: epoch -> batches of that epoch.
         selection: what to select, and how.
         epochs: E, how many the loop makes.
@@ -150,7 +150,7 @@ class SelectedStream(SelectedBatches):
         self._check_observed()
         if step < 0:
             raise errors.DataError(
-                f"epoch {epoch} of the stream has no batch: give what can be iterated anew for every epoch, or a "
+                f"epoch {epoch} of the stream has no batch: give what can be iterated once per epoch, or a "
                 "function, epoch -> its batches"
             )
 
