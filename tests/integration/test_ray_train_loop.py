@@ -1,0 +1,217 @@
+"""A training function of one's own on Ray Train: it ends as if no worker had died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import data
+
+import es_service as es
+from es_service.actors import launch
+from es_service.selector import Selector
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, about itself
+
+NUM, SIZE, EPOCHS = 120, 10, 3
+
+
+def selector_of(run: str, config: dict[str, Any], **settings: Any) -> Selector:
+    selection = es.Selection(es.methods.evolved(), **{"ratio": 0.5, "anneal": (0, 0), "seed": 3, **settings})
+    shape: dict[str, Any] = {"num_samples": NUM, "num_epochs": EPOCHS, "batch_size": SIZE}
+    return es.connect(
+        run,
+        selection,
+        **shape,
+        exchange=config["exchange"],
+        storage=config["storage"],
+        deadline_s=config.get("deadline_s", 60),
+    )
+
+
+def losses_of(model: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def train_all(run: str, config: dict[str, Any], *, is_disturbed: bool) -> dict[str, Any]:
+    """The loop of a user; where it is disturbed, rank 1 dies in the middle of epoch 1, once."""
+    from ray import train
+    from ray.train import torch as ray_torch
+
+    from es_service.integrations.ray import resume_or_reset, save
+    from es_service.training import scoring
+
+    rank, died = train.get_context().get_world_rank(), Path(config["folder"]) / "died"
+    torch.manual_seed(5)
+    inputs = torch.randn(NUM, 6)
+    train_set = data.TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
+    model = ray_torch.prepare_model(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    selector = selector_of(run, config)
+
+    def score(batch: Any) -> Any:
+        return scoring.score(model, batch, forward=losses_of, losses=lambda losses, _: losses)
+
+    loader = es.SelectiveLoader(train_set, selector, score)
+    with pytest.raises(AttributeError):  # it is for other loaders
+        ray_torch.prepare_data_loader(loader)
+    checkpoint = train.get_checkpoint() if is_disturbed else None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            saved = torch.load(f"{folder}/model.pt", weights_only=True)
+        model.module.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    if rank == 1:
+        time.sleep(config.get("late_s", 0))
+    first = resume_or_reset(selector, checkpoint)
+    for epoch in range(first, EPOCHS):
+        for step, (batch, scale) in enumerate(loader.epoch(epoch)):
+            if is_disturbed and (rank, epoch, step) == (1, 1, 3) and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            optimizer.zero_grad()
+            (losses_of(model, batch) * scale).mean().backward()
+            optimizer.step()
+        if rank == 1:
+            time.sleep(config.get("late_s", 0))
+        with tempfile.TemporaryDirectory() as folder:
+            save(selector, folder)
+            if is_disturbed:
+                if rank == 0:
+                    torch.save(
+                        {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}, f"{folder}/model.pt"
+                    )
+                train.report({}, checkpoint=train.Checkpoint.from_directory(folder) if rank == 0 else None)
+    weights = {name: value.double().tolist() for name, value in model.module.state_dict().items()}
+    found = {"weights": weights, "table": selector.table().to_pydict(), "first": first}
+    selector.close()
+    return found
+
+
+def worker(config: dict[str, Any]) -> None:
+    from ray import train
+
+    found = {"disturbed": train_all(config["run"], config, is_disturbed=True)}
+    if config["is_compared"]:
+        found["whole"] = train_all(f"{config['run']}-whole", config, is_disturbed=False)
+    Path(config["folder"], f"{train.get_context().get_world_rank()}.json").write_text(json.dumps(found))
+
+
+def fit(function: Any, folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
+    """Run it on two workers; return what each wrote."""
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    TorchTrainer(
+        function,
+        train_loop_config={"folder": str(folder), "storage": str(folder / "runs"), **config},
+        scaling_config=train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=train.RunConfig(storage_path=str(folder / "train"), **settings),
+    ).fit()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("exchange", ["leased", pytest.param("collective", marks=pytest.mark.thorough)])
+def test_a_run_whose_worker_is_killed_ends_as_the_undisturbed_one(run: str, tmp_path: Path, exchange: str) -> None:
+    from ray import train
+
+    config = {"run": run, "exchange": exchange, "is_compared": True}
+    try:
+        ranks = fit(worker, tmp_path, config, failure_config=train.FailureConfig(max_failures=1))
+    finally:
+        with contextlib.suppress(es.RunNotFoundError):
+            launch.stop(f"{run}-whole")
+    assert (tmp_path / "died").exists()
+    for found in ranks:
+        assert found["disturbed"].pop("first") == 1
+        assert found["whole"].pop("first") == 0
+        assert found["disturbed"] == found["whole"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("exchange", ["leased", "collective"])
+def test_ranks_wait_for_a_late_one_longer_than_the_deadline(run: str, tmp_path: Path, exchange: str) -> None:
+    (tmp_path / "died").touch()
+    config = {"run": run, "exchange": exchange, "is_compared": False, "deadline_s": 4, "late_s": 6}
+    assert [found["disturbed"]["first"] for found in fit(worker, tmp_path, config)] == [0, 0]
+
+
+def refusals(config: dict[str, Any]) -> None:
+    """Try checkpoints that are not of this run, and folders that cannot be written."""
+    from ray import train
+    from ray.train.collective import barrier
+
+    from es_service.integrations.ray import resume_or_reset, save
+
+    selector = selector_of(config["run"], config)
+    resume_or_reset(selector, None)
+    found = {}
+
+    def attempt(name: str, checkpoint: Any, other: Selector = selector) -> None:
+        try:
+            resume_or_reset(other, checkpoint)
+        except es.EsServiceError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    with tempfile.TemporaryDirectory() as folder:
+        attempt("no_checkpoint", folder)
+        attempt("no_state", train.Checkpoint(folder))
+        save(selector, folder)
+        if train.get_context().get_world_rank() == 0:
+            checkpoint = train.Checkpoint(folder)
+            attempt("other_run", checkpoint, selector_of(f"{config['run']}-other", config, seed=4))
+            scores = Path(folder, "es_service", "scores.arrow")
+            scores.write_bytes(scores.read_bytes()[:-1])
+            attempt("damaged", checkpoint)
+            Path(folder, "file").touch()
+            try:
+                save(selector, f"{folder}/file")
+            except es.StorageError as error:
+                found["no_folder"] = str(error)
+        else:
+            save(selector, folder)
+        barrier()
+    next(selector.epoch(0))
+    try:
+        save(selector, config["folder"])
+    except es.EsServiceError as error:
+        found["inside"] = f"{type(error).__name__}: {error}"
+    selector.close()
+    Path(config["folder"], f"{train.get_context().get_world_rank()}.json").write_text(json.dumps(found))
+
+
+def test_checkpoints_that_cannot_be_used_are_refused_before_the_first_step(run: str, tmp_path: Path) -> None:
+    try:
+        first, second = fit(refusals, tmp_path, {"run": run, "exchange": "leased"})
+    finally:
+        with contextlib.suppress(es.RunNotFoundError):
+            launch.stop(f"{run}-other")
+    for found in (first, second):
+        assert found["no_checkpoint"].startswith("ConfigError: checkpoint must be what train.get_checkpoint() returns")
+        assert found["no_state"].startswith("StorageError: ")
+        assert "es.integrations.ray.save(selector, folder)" in found["no_state"]
+    assert first["other_run"].startswith("RunMismatchError: ")
+    assert "seed" in first["other_run"]
+    assert first["damaged"].startswith("StorageError: ")
+    assert "scores.arrow is not what was written" in first["damaged"]
+    assert "check the free space" in first["no_folder"]
+    assert first["inside"].startswith("EpochOrderError: epoch 0 is open")
+
+
+def test_outside_of_ray_train_it_says_what_to_use(tmp_path: Path) -> None:
+    from es_service.integrations.ray import resume_or_reset, save
+
+    selector = es.Selector(es.Selection(es.methods.evolved()), num_samples=NUM, num_epochs=4, batch_size=SIZE)
+    with pytest.raises(es.ConfigError, match=r"training functions of Ray Train.*selector\.state_dict"):
+        resume_or_reset(selector, None)
+    with pytest.raises(es.ConfigError, match=r"training functions of Ray Train.*selector\.state_dict"):
+        save(selector, tmp_path)
