@@ -19,6 +19,7 @@ from es_service.selection.reductions import Agreed
 from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import ScoreTable
+from es_service.selection.updates import observed
 
 __all__ = ["NOTHING", "Draw", "Engine", "choose", "known_weights", "leased_columns", "observed_weights"]
 
@@ -26,7 +27,6 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 _FREE_GROWTH, _MAX_GROWTH = 1 << 24, 64  # rows that are always let come, and growth by how much beyond them
-_TINY = np.finfo(np.float64).tiny
 NOTHING: F32 = np.empty(0, dtype=np.float32)
 
 
@@ -87,18 +87,8 @@ def choose(
     if num >= ids_B.size:
         return Draw.everything(ids_B)
     uniforms_B = keys.uniforms(selection.seed, keys.Purpose.DRAW, run_step, keys_B)
-    weights = _transformed(selection, selection.method.weigh(weights_B, recent_R))
+    weights = draws.sharpened(selection.method.weigh(weights_B, recent_R), selection.cap, selection.power)
     return Draw.of(draws.DRAWS[selection.draw](weights, num, uniforms_B), selection, ids_B, weights)
-
-
-def _transformed(selection: Selection, weights_B: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the weights capped at a quantile of theirs, and raised to a power."""
-    if selection.cap < 1.0:
-        weights_B = np.minimum(weights_B, np.quantile(weights_B, selection.cap))
-    if selection.power != 1.0:
-        # As shares of the largest: draws do not mind, and no power of them overflows.
-        weights_B = np.power(weights_B.astype(np.float64) / max(weights_B.max(), _TINY), selection.power)
-    return weights_B
 
 
 def observed_weights(columns: Columns) -> F32:
@@ -159,7 +149,7 @@ class Engine:
         """Observe these signals, draw `num` of the B by the new weights, and count the drawn; `repeats` as `choose`."""
         rows_B = self.shard.rows(ids_B)
         if self._compiled is None:
-            records_B = self._observed(rows_B, seen, run_step)
+            records_B = observed(self.selection, self.table.gather(rows_B), seen, run_step)
             draw = choose(self.selection, ids_B, records_B["w"], num, run_step, recent_R, repeats)
             records_B["selected"][among_distinct(draw.positions, repeats)] += np.uint32(1)
             self.table.scatter(rows_B, records_B)
@@ -200,7 +190,7 @@ class Engine:
         if seen is not None:
             rows_B = self.shard.rows(ids_B)
             if self._compiled is None:
-                records_B = self._observed(rows_B, seen, run_step)
+                records_B = observed(self.selection, self.table.gather(rows_B), seen, run_step)
                 self.table.scatter(rows_B, records_B)
                 weights_B = np.ascontiguousarray(records_B["w"])
             else:
@@ -271,30 +261,6 @@ class Engine:
         """Return copies of `leased_columns` at these ids, [m] each."""
         rows_m = self.shard.rows(ids_m)
         return {name: self.table.values(name, rows_m) for name in leased_columns(self.selection)}
-
-    def _observed(self, rows_B: I64, seen: Columns, run_step: int) -> NDArray[np.void]:
-        """Return copies of the rows as they are after this observation."""
-        method, losses_B = self.selection.method, seen["loss"]
-        records = self.table.gather(rows_B)
-        old = {name: np.ascontiguousarray(records[name]) for name in method.reads}
-        for name, values_B in method.update(old, seen[self.selection.signal], seen).items():
-            records[name] = values_B
-        for name in method.columns:
-            if name in seen:
-                records[name] = seen[name]
-        visits, mean, variance = records["visits"], records["loss_mean"], records["loss_var"]  # views
-        visits += np.uint32(1)
-        share = np.reciprocal(visits.astype(np.float32))
-        # Welford: var_t = var_{t-1} + ((ℓ - mean_{t-1})·(ℓ - mean_t) - var_{t-1}) / t
-        surprise = losses_B - mean
-        mean += surprise * share
-        surprise *= losses_B - mean
-        surprise -= variance
-        surprise *= share
-        variance += surprise
-        records["last_loss"] = losses_B
-        records["last_step"] = run_step
-        return records
 
     def check_records(self, records: NDArray[np.void]) -> None:
         """Raise StorageError unless these could be the table's own."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from es_service import errors
 from es_service.selection import plans
 from es_service.selection.plans import Plan
@@ -164,30 +162,13 @@ class Membership:
 
     def _deal(self, epoch: int, plan: Plan | None) -> list[Share]:
         """Return every rank's share of a plan, or of a stream, and note the step that the next epoch begins at."""
-        config, world_size, first_step = self.config, self.world_size, self._starts[epoch]
-        if plan is None:
-            del self._starts[epoch + 1 :]
-            return [Share(ids=np.empty(0, dtype=np.int64), first_step=first_step)] * world_size
-        share = config.rank_share(plan.ids.size, world_size)
-        end = first_step + plans.num_steps(share, config.batch_size)
+        first_step = self._starts[epoch]
+        shares = self.config.shares(plan, epoch, first_step, self.world_size)
+        end = first_step + plans.num_steps(shares[0].ids.size, self.config.batch_size)
         if end > _MAX_STEPS:
             raise errors.ConfigError(f"the run would pass {_MAX_STEPS:,} steps: use a larger batch_size")
-        order = plans.shuffle(plan.ids, seed=config.selection.seed, epoch=epoch)
-        parts = plans.split(order, world_size=world_size, num_samples=config.num_samples, epoch=epoch, share=share)
-        hidden = plans.shuffle(plan.hidden, seed=config.selection.seed, epoch=epoch)  # batches of all kinds, like steps
-        del self._starts[epoch + 1 :]
-        self._starts.append(end)
-        return [
-            Share(
-                ids=ids,
-                first_step=first_step,
-                scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
-                ratio=plan.ratio,
-                hidden=hidden[rank::world_size],
-                learning_rate_factor=plan.learning_rate_factor,
-            )
-            for rank, ids in enumerate(parts)
-        ]
+        self._starts[epoch + 1 :] = [] if plan is None else [end]
+        return shares
 
     def close_epoch(self, caller: Caller, epoch: int, num_steps: int = 0) -> bool:
         """Close an epoch for one rank; return True for the last one, with which the epoch is finished.

@@ -132,6 +132,31 @@ class RunConfig:
         """Return how many ids of a plan each rank gets, see `plans.rank_share`."""
         return plans.rank_share(num_ids, world_size, self.batch_size, drop_last=self.selection.drop_last)
 
+    def shares(self, plan: plans.Plan | None, epoch: int, first_step: int, world_size: int) -> list[Share]:
+        """Return every rank's share of an epoch's plan, equally many ids each; of a stream, which has none, no ids."""
+        if plan is None:
+            return [Share(ids=np.empty(0, dtype=np.int64), first_step=first_step)] * world_size
+        seed = self.selection.seed
+        parts = plans.split(
+            plans.shuffle(plan.ids, seed=seed, epoch=epoch),
+            world_size=world_size,
+            num_samples=self.num_samples,
+            epoch=epoch,
+            share=self.rank_share(plan.ids.size, world_size),
+        )
+        hidden = plans.shuffle(plan.hidden, seed=seed, epoch=epoch)  # batches of all kinds, like steps
+        return [
+            Share(
+                ids=ids,
+                first_step=first_step,
+                scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
+                ratio=plan.ratio,
+                hidden=hidden[rank::world_size],
+                learning_rate_factor=plan.learning_rate_factor,
+            )
+            for rank, ids in enumerate(parts)
+        ]
+
     def num_selected(self, num_ids: int, ratio: float | None = None) -> int:
         """Return b = ⌈ratio·B⌉ for a meta-batch of B = num_ids, outside annealing; a plan may name another ratio.
 

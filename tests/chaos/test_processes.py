@@ -62,21 +62,25 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
     selection = driving.selection_of("eswp", seed=2)
     selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=2.0, on_unavailable="wait")
 
+    retries = threading.Event()
+    thawing = threading.Thread(target=_thaw_when_said, args=(caplog, frozen, retries))
+
     def disturb(epoch: int, step: int) -> None:
         if (epoch, step) == (1, 3):
             freeze(run, frozen)
-            waited = threading.Thread(target=_thaw_when_said, args=(caplog, frozen))
-            waited.start()
+            thawing.start()
 
     drawn = driving.train(selectors, hook=disturb)
-    assert "Still retrying (on_unavailable='wait')" in caplog.text
+    thawing.join()
+    assert retries.is_set()
     assert driving.outcome(selectors, drawn) == driving.undisturbed(selection)
 
 
-def _thaw_when_said(caplog: pytest.LogCaptureFixture, stopped: list[int]) -> None:
-    for _ in range(6000):
-        if "Waiting on" in caplog.text:
-            break
+def _thaw_when_said(caplog: pytest.LogCaptureFixture, stopped: list[int], retries: threading.Event) -> None:
+    give_up = time.monotonic() + 60
+    while not retries.is_set() and time.monotonic() < give_up:
+        if "Still retrying (on_unavailable='wait')" in caplog.text:
+            retries.set()
         time.sleep(0.01)  # polling a log
     thaw(stopped)
 

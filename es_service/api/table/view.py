@@ -1,4 +1,4 @@
-"""A table to answer from: the columns of the Arrow file, those derived from them, and cached results.
+"""A table to answer from: the columns of the Arrow file, and those derived from them.
 
 One object is one state of a run's table; the next state is another object. Results that need a pass over all n rows
 are cached in it, so that each is computed once per state.
@@ -6,24 +6,20 @@ are cached in it, so that each is computed once per state.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.api.table.results import Results
 from es_service.selection.settings import suggest
 from es_service.selection.table import FURTHER_COLUMNS
 
 __all__ = ["COLUMNS", "Labels", "TableView", "floats", "present", "timestamp"]
-
-T = TypeVar("T")
 
 _STORED = ("id", "s", "w", "last_loss", "visits", "selected", "last_step")
 _DERIVED = ("loss_mean", "loss_std", "picked_share", "age", "suspicion")
@@ -34,11 +30,7 @@ COLUMNS = (
 """Every column that a sample may have here, in the order they are shown."""
 
 _WHOLE_NUMBERS = ("id", "visits", "selected", "last_step", "age")
-_MOST_KEPT = 64
-_MOST_KEPT_BYTES = 512 << 20  # of one table
 _BLOCK = 1 << 18  # rows
-_LARGE = 1_000_000  # rows, from which on only a few looks at all of them may be under way
-_large_looks, _held = threading.BoundedSemaphore(4), threading.local()
 
 
 class Labels:
@@ -63,7 +55,7 @@ class Labels:
         raise errors.ConfigError(f"no label {word!r}; {suggest(word, known)}")
 
 
-class TableView:
+class TableView(Results):
     """A run's table at one moment.
 
     Args:
@@ -92,7 +84,7 @@ class TableView:
         self._shards = tuple(shards)
         self.version, self.source, self.epoch, self.as_of = version, source, epoch, as_of
         self.epoch_starts, self.open_epoch = epoch_starts, open_epoch
-        self.num_rows = sum(shard.num_rows for shard in shards)
+        super().__init__(sum(shard.num_rows for shard in shards))
         self.labels = labels if labels is not None and labels.codes_n.size == self.num_rows else None
         further = [name for name in FURTHER_COLUMNS if name in self._shards[0].schema.names]
         self._own = {*_STORED, *further}
@@ -101,67 +93,6 @@ class TableView:
             for name in COLUMNS
             if name in self._own or name in _DERIVED or (name == "label" and self.labels is not None)
         )
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-        self._kept_bytes = 0
-        self._lock = threading.Lock()
-        self._under_way: dict[Any, threading.Event] = {}  # by key: set when it is worked out
-
-    # -- what was worked out once -------------------------------------------------------------------------------------
-
-    def once(self, key: Any, work: Callable[[], T], *, beside: TableView | None = None) -> T:
-        """Return what `work` returns, computed by the first caller; others wait for it meanwhile.
-
-        A place (see `looking`) is taken before the key: a caller with a key has all the places it needs, and one that
-        waits for a key gives back the place taken here. So a key that is waited for never waits for a place.
-
-        Args:
-            key: names the value.
-            work: of it; may ask for other keys, of this table and of `beside`, that do not themselves need this one.
-            beside: another table that the work looks at.
-        """
-        while True:
-            with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]  # type: ignore[no-any-return]
-            with self.looking(), (beside or self).looking():
-                with self._lock:
-                    others = self._under_way.get(key)
-                    is_mine = others is None and key not in self._kept
-                    if is_mine:
-                        self._under_way[key] = threading.Event()
-                if is_mine:
-                    return self._worked_out(key, work)
-            if others is not None:
-                others.wait()
-
-    def _worked_out(self, key: Any, work: Callable[[], T]) -> T:
-        """Work a value out and keep it; whether that goes well or not, those who wait for the key look again."""
-        try:
-            value = work()
-            with self._lock:
-                self._kept[key] = value
-                self._kept_bytes += _size(value)
-                while len(self._kept) > _MOST_KEPT or (self._kept_bytes > _MOST_KEPT_BYTES and len(self._kept) > 1):
-                    self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
-            return value
-        finally:
-            with self._lock:
-                done = self._under_way.pop(key)
-            done.set()
-
-    @contextlib.contextmanager
-    def looking(self) -> Iterator[None]:
-        """Hold one of a few places for a look at all rows of a large table: each takes memory in proportion to them."""
-        if self.num_rows < _LARGE or getattr(_held, "is_looking", False):
-            yield
-            return
-        with _large_looks:
-            _held.is_looking = True
-            try:
-                yield
-            finally:
-                _held.is_looking = False
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -298,11 +229,6 @@ def present(name: str, values: NDArray[Any]) -> NDArray[np.bool_] | None:
         found: NDArray[np.bool_] = values >= 0
         return found
     return np.isfinite(values) if values.dtype.kind == "f" else None
-
-
-def _size(value: Any) -> int:
-    """Return the bytes that keeping a value costs: a view of the mapped file costs none."""
-    return int(value.nbytes) if isinstance(value, np.ndarray) and value.flags.owndata else 0
 
 
 def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:

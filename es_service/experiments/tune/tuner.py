@@ -1,23 +1,17 @@
-"""Ray Tune's `Tuner` around a search: how it is started, resumed and stopped, and what is kept of it.
+"""Ray Tune's `Tuner` around a search: how it is started, resumed and stopped.
 
 <folder>/<name>/        Ray Tune's folder of the experiment
-<folder>/<name>.tar.gz  its state as of a second ago, whole: Ray Tune copies its four files one by one and not
-                        atomically, so a killed command would leave them torn, or of different moments
+<folder>/<name>.tar.gz  its state, see `SearchState`
 <folder>/stop           there once the search is to stop: trials look for it
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import logging
 import os
-import shutil
 import signal
-import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +23,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from es_service import errors
 from es_service.experiments.tune.search_spec import Places
+from es_service.experiments.tune.search_state import SearchState
 from es_service.experiments.tune.searcher import Generator, Trials
 from es_service.experiments.tune.trainable import Job, drop_checkpoints, trainable
 from es_service.experiments.tune.trials import RUNNING, Live, Trial
@@ -38,7 +33,6 @@ from es_service.storage import files
 __all__ = ["Show", "cluster", "end_run", "run_trials"]
 
 Show = Callable[[Trial], None]
-_LOCAL, _MOST_BYTES = fs.LocalFileSystem(), 256 << 20
 _PATIENCE_S = 30.0  # for trials to end in order once the search was asked to stop
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -77,10 +71,10 @@ def run_trials(
         raise errors.ConfigError(
             f"--cpus-per-trial {places.cpus:g}: this Ray has {cluster('CPU'):g} CPUs, so no trial could ever start"
         )
-    files.make_folder(_LOCAL, str(folder))
+    files.make_folder(fs.LocalFileSystem(), str(folder))
     with files.storage_errors("use", str(folder)):
         job.stop.unlink(missing_ok=True)
-    state = _State(folder / f"{name}.tar.gz", folder / name)
+    state = SearchState(folder / f"{name}.tar.gz", folder / name)
     is_restored = state.unpack()
     driver = _Driver(trials, scheduler, state, job, on_start, show, expects_state=is_restored)
     for one in (trials, scheduler, driver):
@@ -114,59 +108,6 @@ def run_trials(
         raise Stopped(driver.signal)
 
 
-class _State:
-    """Ray Tune's state of an experiment in one file, written whole.
-
-    Args:
-        path: of the file.
-        experiment: Ray Tune's folder.
-    """
-
-    def __init__(self, path: Path, experiment: Path) -> None:
-        self._path, self._experiment, self._newest = path, experiment, 0
-
-    def unpack(self) -> bool:
-        """Put the last state kept into Ray Tune's folder; return whether there was one.
-
-        Raises:
-            StorageError: it is damaged.
-        """
-        if not self._path.exists():
-            shutil.rmtree(self._experiment, ignore_errors=True)
-            return False
-        data = files.read_bytes(_LOCAL, str(self._path), _MOST_BYTES)
-        try:
-            with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data)), mode="r:") as archive:
-                found = {one.name: archive.extractfile(one).read() for one in archive.getmembers()}  # type: ignore[union-attr]
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise errors.StorageError(f"{self._path} is damaged: {error}; name another --out") from error
-        # Where the Ray of the last command still runs, so does its folder, with states that were never kept.
-        shutil.rmtree(found.pop("staging").decode(), ignore_errors=True)
-        self._experiment.mkdir(exist_ok=True)
-        for old in [*self._experiment.glob("*.json"), *self._experiment.glob("*.pkl")]:
-            old.unlink()
-        for name, content in found.items():
-            (self._experiment / name).write_bytes(content)
-        return True
-
-    def keep(self, staging: Path) -> bool:
-        """Keep what Ray Tune wrote to its folder on this machine; return whether there was anything new."""
-        newest = max(staging.glob("experiment_state-*.json"), default=None)
-        if newest is None or newest.stat().st_mtime_ns == self._newest:
-            return False
-        self._newest = newest.stat().st_mtime_ns
-        session = newest.stem.partition("-")[2]
-        data = io.BytesIO()
-        with tarfile.open(fileobj=data, mode="w:") as archive:
-            contents = {one.name: one.read_bytes() for one in sorted(staging.glob(f"[!.]*-{session}.*"))}
-            for name, content in {**contents, "staging": str(staging).encode()}.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        files.write_atomically(_LOCAL, str(self._path), gzip.compress(data.getvalue(), compresslevel=1))
-        return True
-
-
 class _Driver(Live, tune.Callback):
     """Shows the trials, keeps the state, and stops Ray Tune in order."""
 
@@ -174,7 +115,7 @@ class _Driver(Live, tune.Callback):
         self,
         trials: Trials,
         scheduler: Any,
-        state: _State,
+        state: SearchState,
         job: Job,
         on_start: Callable[[], None],
         show: Show,
@@ -200,7 +141,7 @@ class _Driver(Live, tune.Callback):
         """Check that an earlier command's state was found: Ray Tune would start over silently."""
         if self._expects_state:
             raise errors.StorageError(
-                f"Ray Tune cannot restore the search from {self._state._path}: it was written by another version of "
+                f"Ray Tune cannot restore the search from {self._state.path}: it was written by another version of "
                 "Ray or of es_service perhaps; name another --out"
             )
         self._on_start()

@@ -24,7 +24,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from es_service.selection.draws.base import F64, TINY, Drawn, check_weights, inclusion_targets
+from es_service.selection.draws.base import F64, TINY, Drawn, check_weights, inclusion_targets, sharpened
 from es_service.selection.draws.exact import conditional_poisson, pivotal, systematic
 from es_service.selection.draws.keyed import first_arrivals, priority, race, race_keys, topk
 from es_service.selection.draws.with_replacement import replacement
@@ -43,6 +43,7 @@ __all__ = [
     "race",
     "race_keys",
     "replacement",
+    "sharpened",
     "systematic",
     "topk",
 ]

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.selection import compiled
 
-__all__ = ["Drawn", "check_weights", "inclusion_targets", "shuffled"]
+__all__ = ["Drawn", "check_weights", "inclusion_targets", "sharpened", "shuffled"]
 
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
 I64: TypeAlias = NDArray[np.int64]
+_TINY = np.finfo(np.float64).tiny
 _MOST = float(np.finfo(np.float64).max)
 TINY = 1e-300  # stands in for a weight of 0: races behind every weight a float32 can hold, yet in random order
 
@@ -98,6 +99,16 @@ def check_weights(weights_B: NDArray[np.floating], num: int, *, any_sign: bool =
             f"weights must be finite{'' if any_sign else ' and at least 0'}"
         )
     return weights
+
+
+def sharpened(weights_B: NDArray[np.floating], cap: float, power: float) -> NDArray[np.floating]:
+    """Return the weights capped at a quantile of theirs, and raised to a power; 1 leaves either out."""
+    if cap < 1.0:
+        weights_B = np.minimum(weights_B, np.quantile(weights_B, cap))
+    if power != 1.0:
+        # As shares of the largest: draws do not mind, and no power of them overflows.
+        weights_B = np.power(weights_B.astype(np.float64) / max(weights_B.max(), _TINY), power)
+    return weights_B
 
 
 def inclusion_targets(weights_B: NDArray[np.floating], num: int) -> F64:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from es_service.api.table import comparison, view
+from es_service.api.table import comparison, results
 from es_service.api.table.view import TableView
 
 MakeView = Callable[..., TableView]
@@ -47,8 +47,8 @@ def waits_in(thread: threading.Thread, function: str) -> bool:
 @pytest.fixture
 def few_places(monkeypatch: pytest.MonkeyPatch) -> int:
     """Every table counts as large, and the places are new: what hangs here is not in the way of other tests."""
-    monkeypatch.setattr(view, "_LARGE", 1)
-    monkeypatch.setattr(view, "_large_looks", threading.BoundedSemaphore(4))
+    monkeypatch.setattr(results, "_LARGE", 1)
+    monkeypatch.setattr(results, "_large_looks", threading.BoundedSemaphore(4))
     return 4
 
 

@@ -148,7 +148,7 @@ def damaged(data: bytes) -> list[bytes]:
 
 
 def test_what_is_kept_of_a_search_is_whole_or_refused(tmp_path: Path) -> None:
-    from es_service.experiments.tune.tuner import _State
+    from es_service.experiments.tune.search_state import SearchState
 
     staging, path = tmp_path / "staging", tmp_path / "search.tar.gz"
     staging.mkdir()
@@ -159,7 +159,7 @@ def test_what_is_kept_of_a_search_is_whole_or_refused(tmp_path: Path) -> None:
         "experiment_state-1.json",
     ):
         (staging / name).write_text(json.dumps({"number": [name] * 50}))
-    state = _State(path, tmp_path / "search")
+    state = SearchState(path, tmp_path / "search")
     assert not state.unpack()
     assert state.keep(staging)
     assert not state.keep(staging)  # nothing new
