@@ -454,6 +454,7 @@ class _Watch(Callback):
         """
         loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         if loop.restarted_mid_epoch and batches.restarted_on_train_batch_end and trainer.is_last_batch:
+            batches.batch_progress.increment_completed()
             batches._batches_that_stepped += 1
             batches.restarting = False
             batches.reset_restart_stage()
@@ -473,7 +474,8 @@ class _Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._data._finish()  # where something else than a last batch ended the epoch
         if not trainer.barebones:
-            pl_module.log_dict(_metrics(self._data.selector), rank_zero_only=trainer.world_size > 1)
+            several = trainer.world_size > 1  # sync_dist says no more than that this is meant
+            pl_module.log_dict(_metrics(self._data.selector), sync_dist=several, rank_zero_only=several)
 
 
 def _metrics(selector: Selector) -> dict[str, float]:

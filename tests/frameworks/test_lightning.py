@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no.*"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from.*"),
     pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*"),
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
 ]
@@ -58,6 +59,7 @@ class Tiny(L.LightningModule):
             )  # fmt: skip
         self.ids: list[list[int]] = []
         self.rates: list[float] = []
+        self.counts: list[Any] = []
 
     def losses(self, batch: Any) -> torch.Tensor:
         return F.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
@@ -67,14 +69,15 @@ class Tiny(L.LightningModule):
         return self.trainer.datamodule.mean(self.losses(batch))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.losses(batch).mean())
+        self.log("val_loss", self.losses(batch).mean(), sync_dist=True)
 
     def optimizers_for(self, num_updates: int) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_updates)
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.optimizers_for(self.trainer.estimated_stepping_batches)
+        self.counts.append(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimizers_for(self.counts[-1])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -188,30 +191,145 @@ def checkpoints(folder: Path, **settings: Any) -> list[Any]:
     return [ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **settings)]
 
 
+def fitted_with(when: str, selection: es.Selection, folder: Path, ckpt_path: Path | None = None) -> tuple[Any, Any]:
+    """Return (module, data) of a fit that writes checkpoints at each epoch's end, behind validations, or at steps."""
+    saving: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": when == "epochs"}
+    if when == "steps":
+        saving = {"every_n_train_steps": 1}
+    # half an epoch is an odd number of steps: Lightning loses gradients that are accumulated at that point
+    settings = {"val_check_interval": 0.5} if when == "half_epochs" else {"accumulate_grad_batches": 2}
+    data = data_of(selection, **({} if when == "epochs" else {"val": DataLoader(DATA, 64)}))
+    saver = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **saving)
+    return fitted(data, callbacks=[saver], num_sanity_val_steps=0, ckpt_path=ckpt_path, **settings), data
+
+
+def check_resumes(when: str, selection: es.Selection, folder: Path) -> list[Path]:
+    module, data = fitted_with(when, selection, folder / "first")
+    found = sorted((folder / "first").glob("*.ckpt"))
+    for path in found:
+        resumed, again = fitted_with(when, selection, folder / path.stem, path)
+        assert_same(resumed, again, module, data.selector.table())
+        assert resumed.counts == module.counts[-1:] * len(resumed.counts)
+    return found
+
+
+@pytest.mark.parametrize(("when", "selection"), [("epochs", EVOLVED), ("validations", PRUNED), ("steps", INFOBATCH)])
+def test_a_resumed_fit_ends_as_an_undisturbed_one(when: str, selection: es.Selection, tmp_path: Path) -> None:
+    found = check_resumes(when, selection, tmp_path)
+    assert len(found) == {"epochs": EPOCHS, "validations": EPOCHS, "steps": 10}[when]
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["epochs", "validations", "steps", "half_epochs"])
 @pytest.mark.parametrize("selection", [EVOLVED, PRUNED, INFOBATCH], ids=["evolved", "pruned", "infobatch"])
-def test_a_resumed_fit_ends_as_an_undisturbed_one(selection: es.Selection, when: str, tmp_path: Path) -> None:
-    saving = {
-        "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
-        "validations": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
-        "half_epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
-        "steps": {"every_n_train_steps": 1},
-    }[when]
-    settings = {
-        "epochs": {},
-        "validations": {"val": DataLoader(DATA, 64)},
-        "half_epochs": {"val": DataLoader(DATA, 64)},
-        "steps": {"val": DataLoader(DATA, 64)},
-    }[when]
-    limits = {"val_check_interval": 0.5} if when == "half_epochs" else {"accumulate_grad_batches": 2}
-    data = data_of(selection, **settings)
-    module = fitted(data, callbacks=checkpoints(tmp_path, **saving), num_sanity_val_steps=0, **limits)
+def test_a_fit_may_be_resumed_anywhere_and_again(selection: es.Selection, when: str, tmp_path: Path) -> None:
+    module, data = fitted_with(when, selection, tmp_path / "first")
+    for path in check_resumes(when, selection, tmp_path):
+        for later in sorted((tmp_path / path.stem).glob("*.ckpt")):
+            resumed, again = fitted_with(when, selection, tmp_path / "unread", later)
+            assert_same(resumed, again, module, data.selector.table())
+
+
+# -- what the trainer counts -----------------------------------------------------------------------------------------
+
+
+def test_every_epoch_is_validated_once_and_logged(tmp_path: Path) -> None:
+    module = Tiny()
+    data = data_of(INFOBATCH, val=DataLoader(DATA, 64))
+    logger = CSVLogger(tmp_path, name="")
+    trainer = trainer_of(logger=logger, log_every_n_steps=1)
+    trainer.fit(module, data)
+    rows = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()
+    names, values = rows[0].split(","), [row.split(",") for row in rows[1:]]
+    for name in ("val_loss", "selection/trained"):
+        assert sum(row[names.index(name)] != "" for row in values) == EPOCHS
+    assert "selection/trained" in trainer.callback_metrics  # for callbacks that monitor
+
+
+def test_fast_dev_run_scores_and_leaves_no_trace() -> None:
+    data = data_of(val=DataLoader(DATA, 64))
+    module = fitted(data, fast_dev_run=2)
+    assert [len(ids) for ids in module.ids] == [8, 8]
+    module = fitted(data)  # of a new trainer: from the start
+    assert_same(module, data, *by_hand(EVOLVED))
+
+
+def test_several_fits_of_one_trainer_are_one_training() -> None:
+    data, module, trainer = data_of(PRUNED, epochs=EPOCHS), Tiny(), trainer_of(max_epochs=1)
+    trainer.fit(module, data)
     assert data.selector is not None
     table = data.selector.table()
-    found = sorted(tmp_path.glob("*.ckpt"))
-    print(len(found))
-    for path in found:
-        again = data_of(selection, **settings)
-        resumed = fitted(again, ckpt_path=path, num_sanity_val_steps=0, **limits)
-        print('ckpt', len(resumed.ids), len(module.ids), path.name)
-        assert_same(resumed, again, module, table)
+    trainer.fit_loop.max_epochs = EPOCHS
+    trainer.fit(module, data)
+    assert data.selector.next_epoch == EPOCHS
+    _, expected = by_hand(PRUNED)
+    assert module.ids[:5] == by_hand(PRUNED)[0].ids[:5]
+    assert data.selector.table().num_rows == expected.num_rows and data.selector.table() is not table
+    assert type(trainer) is L.Trainer and trainer.reload_dataloaders_every_n_epochs == 0 and len(trainer.callbacks) == 0
+
+
+def test_early_stopping_closes_the_epoch() -> None:
+    data = data_of(val=DataLoader(DATA, 64))
+    fitted(data, callbacks=[EarlyStopping("val_loss", mode="max", patience=1)])
+    assert data.selector is not None
+    assert 0 < data.selector.next_epoch < EPOCHS
+    with pytest.raises(es.EpochOrderError, match="no epoch is open"):
+        data.selector.select([0, 1], [0.5, 0.5])
+
+
+def test_max_steps_ends_the_plan() -> None:
+    data = data_of(PRUNED, epochs=EPOCHS)
+    num = 5 + 3 * 3
+    module = fitted(data, max_epochs=-1, max_steps=num)
+    assert_same(module, data, *by_hand(PRUNED))
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def as_rank(rank: int, port: int, folder: Path, function: Callable[..., Any], *args: Any) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none",
+    }  # fmt: skip
+    torch.save(function(*args), folder / f"{rank}.pt")
+
+
+def on_two_ranks(folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Return what a function returns on each of two gloo ranks, which are forks: nothing is imported again."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=as_rank, args=(rank, port, folder, function, *args)) for rank in range(2)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(60)
+    assert [one.exitcode for one in ranks] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def fit_on_a_rank(folder: Path, saving: dict[str, Any], ckpt_path: Path | None = None) -> Any:
+    data = data_of(PRUNED, batch_size=16, run="ranks", storage=str(folder), val=DataLoader(DATA, 64), num_workers=0)
+    saver = ModelCheckpoint(folder / "ckpt", save_top_k=-1, filename="{epoch}-{step}", **saving)
+    module = fitted(data, strategy="ddp", devices=2, callbacks=[saver], ckpt_path=ckpt_path, num_sanity_val_steps=0)
+    assert data.selector is not None
+    return module.ids, module.state_dict(), data.selector.table().to_pydict(), module.rates
+
+
+def test_ranks_share_a_table_and_get_different_samples(tmp_path: Path) -> None:
+    saving = {"every_n_epochs": 1}
+    ranks = on_two_ranks(tmp_path / "a", fit_on_a_rank, tmp_path / "whole", saving)
+    (ids, weights, table, rates), (other_ids, other_weights, other_table, _) = ranks
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights if "running" not in name)
+    assert repr(table) == repr(other_table) and rates == [0.0]
+    for mine, theirs in zip(ids, other_ids, strict=True):
+        assert len(mine) == len(theirs) and not set(mine) & set(theirs)
+    path = next((tmp_path / "whole" / "ckpt").glob("epoch=1*.ckpt"))
+    [resumed, _] = on_two_ranks(tmp_path / "b", fit_on_a_rank, tmp_path / "resumed", saving, path)
+    assert resumed[0] == ids[-len(resumed[0]) :] and repr(resumed[2]) == repr(table)
+    assert all(torch.equal(weights[name], resumed[1][name]) for name in weights)
+    with pytest.raises(es.RunMismatchError, match="of 2 rank"):
+        fitted(data_of(PRUNED, batch_size=16), ckpt_path=path)
