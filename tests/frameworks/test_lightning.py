@@ -333,3 +333,133 @@ def test_ranks_share_a_table_and_get_different_samples(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], resumed[1][name]) for name in weights)
     with pytest.raises(es.RunMismatchError, match="of 2 rank"):
         fitted(data_of(PRUNED, batch_size=16), ckpt_path=path)
+
+
+def test_a_checkpoint_inside_an_epoch_of_ranks_has_the_model_and_is_not_continued(tmp_path: Path) -> None:
+    saving = {"every_n_train_steps": 3}
+    on_two_ranks(tmp_path / "a", fit_on_a_rank, tmp_path / "whole", saving)
+    path = next((tmp_path / "whole" / "ckpt").glob("*step=3.ckpt"))
+    kept = torch.load(path)
+    assert kept["SelectiveData"]["selector"] is None and "net.0.weight" in kept["state_dict"]
+    data = data_of(PRUNED, batch_size=16)
+    data.trainer = trainer_of()
+    kept["SelectiveData"]["world_size"] = 1
+    torch.save(kept, path)
+    with pytest.raises(es.EpochOrderError, match="written inside epoch 0"):
+        fitted(data, ckpt_path=path)
+
+
+# -- refused before the first step -----------------------------------------------------------------------------------
+
+
+class OwnLoaders(Tiny):
+    def train_dataloader(self) -> Any:
+        return DataLoader(DATA, 8)
+
+
+class OwnValidation(Tiny):
+    def val_dataloader(self) -> Any:
+        return DataLoader(DATA, 8)
+
+
+class OwnMean(Tiny):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.losses(batch).mean()
+
+
+class MeanLosses(Tiny):
+    def losses(self, batch: Any) -> torch.Tensor:
+        return super().losses(batch).mean()
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from DATA
+
+
+@pytest.mark.parametrize(
+    ("expected", "trainer", "data", "module"),
+    [
+        ("max_epochs=None", {"max_epochs": None}, {}, Tiny),
+        ("max_epochs=-1", {"max_epochs": -1}, {}, Tiny),
+        ("max_epochs=1000, and the plan has 3", {"max_epochs": None}, {"epochs": 3}, Tiny),
+        ("max_epochs=4, and the plan has 3", {}, {"epochs": 3}, Tiny),
+        ("max_steps=21 goes beyond .* 20 optimizer steps", {"max_epochs": -1, "max_steps": 21}, {"epochs": 4}, Tiny),
+        ("max_steps=15 ends before the last of max_epochs=4", {"max_steps": 15}, {}, Tiny),
+        ("overfit_batches=2", {"overfit_batches": 2}, {}, Tiny),
+        ("reload_dataloaders_every_n_epochs=2", {"reload_dataloaders_every_n_epochs": 2}, {"selection": PRUNED}, Tiny),
+        ("OwnLoaders has a train_dataloader", {}, {}, OwnLoaders),
+        ("OwnValidation has a val_dataloader", {}, {}, OwnValidation),
+        ("OwnMean.training_step has to weigh", {}, {}, OwnMean),
+        ("reduction='none'", {}, {"losses": MeanLosses.losses}, MeanLosses),
+        ("batch_size=200 is larger", {}, {"batch_size": 200}, Tiny),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
+def test_settings_that_contradict_selection_are_refused(
+    expected: str, trainer: dict[str, Any], data: dict[str, Any], module: type[Tiny]
+) -> None:
+    settings = {"losses": Tiny.losses, "selection": EVOLVED, "batch_size": BATCH, **data}
+    one = module()
+    before = copy.deepcopy(one.state_dict())
+    fitting = trainer_of(**trainer)
+    with pytest.raises((es.ConfigError, es.ShapeError), match=expected):
+        fitting.fit(one, SelectiveData(DATA, **settings))
+    assert all(torch.equal(before[name], one.state_dict()[name]) for name in before if "net.1" not in name)
+    assert type(fitting) is L.Trainer and fitting.callbacks == []
+
+
+@pytest.mark.parametrize("train_set", [Endless(), DataLoader(DATA, 8), iter(DATA)])
+def test_data_without_numbers_are_refused(train_set: Any) -> None:
+    with pytest.raises(es.ConfigError, match="train_set must be a map-style data set"):
+        SelectiveData(train_set, Tiny.losses, EVOLVED, batch_size=BATCH)
+
+
+def test_other_data_or_epochs_cannot_continue_a_checkpoint(tmp_path: Path) -> None:
+    _, data = fitted_with("epochs", EVOLVED, tmp_path)
+    path = next(tmp_path.glob("epoch=1*.ckpt"))
+    smaller = torch.utils.data.Subset(DATA, range(NUM - 1))
+    with pytest.raises(es.RunMismatchError, match="num_samples: run 130, yours 129"):
+        fitted(SelectiveData(smaller, Tiny.losses, EVOLVED, batch_size=BATCH), ckpt_path=path)
+    with pytest.raises(es.RunMismatchError, match="num_epochs: run 4, yours 5"):
+        fitted(data_of(), max_epochs=5, ckpt_path=path)
+    trainer_of().validate(Tiny(), data_of(val=DataLoader(DATA, 64)), ckpt_path=path)  # needs none of it
+
+
+def test_a_checkpoint_of_a_plain_fit_is_not_continued(tmp_path: Path) -> None:
+    class Plain(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.losses(batch).mean()
+
+    trainer = trainer_of(max_epochs=2)
+    trainer.fit(Plain(), DataLoader(DATA, BATCH))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(es.EpochOrderError, match="trainer is at epoch 2, the selector at epoch 0"):
+        fitted(data_of(), ckpt_path=tmp_path / "plain.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use .*sync_dist=True")
+def test_a_named_run_is_not_begun_twice_by_mistake(tmp_path: Path) -> None:
+    named = {"run": "named", "exchange": "collective", "storage": str(tmp_path)}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fitted(data_of(**named), max_epochs=2)
+        with pytest.warns(UserWarning, match="finished"), pytest.raises(es.EpochOrderError, match="selector at epoch 2"):
+            fitted(data_of(**named), max_epochs=2)
+        fitted(data_of(**named), max_epochs=2, fast_dev_run=True)
+        fitted(data_of(**named), max_epochs=2, fast_dev_run=True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_strategies_that_spread_the_parameters_are_refused() -> None:
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    from es_service.integrations.lightning import _check_trainer
+
+    trainer = trainer_of()
+    trainer.strategy._lightning_module = Tiny()
+    _check_trainer(trainer, has_val=False)
+    trainer._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(es.ConfigError, match="FSDPStrategy"):
+        _check_trainer(trainer, has_val=False)
