@@ -117,6 +117,7 @@ class SelectiveData(LightningDataModule):
                 setattr(self, f"{name}_dataloader", functools.partial(_itself, loaders))
         self._watch = _Watch(self)
         self._next: int | None = None  # epoch to open, or the open one
+        self._finished_steps = 0  # of the epoch before it
         self._steps: Iterator[tuple[Any, torch.Tensor]] | None = None  # of the open epoch
         self._first: tuple[Any, torch.Tensor] | None = None  # of these
 
@@ -139,7 +140,7 @@ class SelectiveData(LightningDataModule):
         trainer = self.trainer
         num_epochs = self._check_epochs(trainer)
         _check_trainer(trainer, has_val=is_overridden("val_dataloader", self))
-        if self.selector is None or not trainer.fit_loop.epoch_progress.current.processed:
+        if self.selector is None or not self._trainer_epoch():
             self._attach(trainer, num_epochs)
         self._finish()  # what an interrupted fit left
         self._check_steps(trainer)
@@ -174,8 +175,10 @@ class SelectiveData(LightningDataModule):
 
     def train_dataloader(self) -> _Batches:
         """Return the loader of the epoch at hand."""
-        if self._is_pruned and self._watch.is_fitting:
-            self._open()  # only an open epoch knows its length
+        if self._watch.is_fitting:
+            self._check_epoch(self._trainer_epoch(), is_exact=self._finished_steps == 0)
+            if self._is_pruned and not self._is_over():
+                self._open()  # only an open epoch knows its length
         return _Batches(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,7 +189,12 @@ class SelectiveData(LightningDataModule):
             state = self.selector.state_dict()
         except errors.EpochOrderError:  # several ranks, inside an epoch: such a checkpoint still has the model
             state = None
-        return {"selector": state, "epoch": self._epoch(), "world_size": self._world_size}
+        return {
+            "selector": state,
+            "epoch": self._epoch(),
+            "finished_steps": self._finished_steps,
+            "world_size": self._world_size,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -203,6 +211,7 @@ class SelectiveData(LightningDataModule):
                 "take one from the end of an epoch, as ModelCheckpoint writes them by default"
             )
         self._next, self._steps = self.selector.load_state_dict(state_dict["selector"]), None
+        self._finished_steps = state_dict["finished_steps"]
 
     def teardown(self, stage: str) -> None:
         """Leave the trainer as it was."""
@@ -259,22 +268,34 @@ class SelectiveData(LightningDataModule):
         return self._next
 
     def _num_steps(self) -> int:
-        """Return how many meta-batches the epoch at hand has."""
-        return self.selector.steps(min(self._epoch(), self.selector.config.num_epochs - 1))
+        """Return how many meta-batches the trainer's epoch has."""
+        return self._finished_steps if self._is_over() else self.selector.steps(self._epoch())
+
+    def _is_over(self) -> bool:
+        """Return whether the trainer still is in the epoch that was finished last: validation, hooks, checkpoints."""
+        return self._trainer_epoch() < self._epoch() or self._epoch() == self.selector.config.num_epochs
+
+    def _trainer_epoch(self) -> int:
+        """Return how many epochs the trainer has made; its own `current_epoch` is restored later."""
+        return self.trainer.fit_loop.epoch_progress.current.processed
+
+    def _check_epoch(self, trainers: int, *, is_exact: bool = True) -> None:
+        """Raise EpochOrderError unless the trainer is at the selector's epoch, or still at the end of the one before."""
+        if self._epoch() != trainers and (is_exact or self._epoch() != trainers + 1):
+            raise errors.EpochOrderError(
+                f"the trainer is at epoch {trainers}, the selector at epoch {self._epoch()}: continue both from one "
+                "checkpoint that was written with this data module (ckpt_path=...), or begin with a new Trainer and, "
+                "where a run is named, under a name that is new"
+            )
 
     def _open(self) -> None:
         """Open the next epoch, unless it is open, and fetch its first batch."""
-        if self._steps is None and self._epoch() < self.selector.config.num_epochs:
+        if self._steps is None:
             self._steps = self._loader.epoch(self._epoch())
             self._first = next(self._steps)
 
     def _iterate(self) -> Iterator[Any]:
-        if self._epoch() != self.trainer.current_epoch:
-            raise errors.EpochOrderError(
-                f"the trainer is at epoch {self.trainer.current_epoch}, the selector at epoch {self._epoch()}: continue "
-                "both from one checkpoint that was written with this data module (ckpt_path=...), or begin with a new "
-                "Trainer and, where a run is named, under a name that is new"
-            )
+        self._check_epoch(self.trainer.current_epoch)
         self._open()
         for batch, scale in itertools.chain([self._first], self._steps):
             self.scale, self._watch.is_observed = scale, False
@@ -287,6 +308,7 @@ class SelectiveData(LightningDataModule):
         if len(self.selector.batches()) == 1:
             next(self._steps, None)  # behind the last step: Lightning does not ask for what follows
         self._steps.close()
+        self._finished_steps = self.selector.steps(self._epoch())
         self._loader.finish_epoch()
         self._steps, self._next = None, self._epoch() + 1
 
@@ -425,6 +447,19 @@ class _Watch(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_fitting = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next epoch as any other where a checkpoint was written behind the last batch of one.
+
+        Lightning would, too, if all epochs were as long: else it takes the batches of the old one for some of the new.
+        """
+        loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        if loop.restarted_mid_epoch and batches.restarted_on_train_batch_end and trainer.is_last_batch:
+            batches.batch_progress.increment_completed()
+            batches._batches_that_stepped += 1
+            batches.restarting = False
+            batches.reset_restart_stage()
+            loop.reset_restart_stage()
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if pl_module.automatic_optimization and not self.is_observed:
             raise errors.ConfigError(
@@ -439,7 +474,8 @@ class _Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._data._finish()  # where something else than a last batch ended the epoch
         if not trainer.barebones:
-            pl_module.log_dict(_metrics(self._data.selector), rank_zero_only=trainer.world_size > 1)
+            several = trainer.world_size > 1  # sync_dist says no more than that this is meant
+            pl_module.log_dict(_metrics(self._data.selector), sync_dist=several, rank_zero_only=several)
 
 
 def _metrics(selector: Selector) -> dict[str, float]:
