@@ -48,7 +48,7 @@ def attach(
         else:
             exchange = "collective" if world_size > 1 else "in-process"
     if exchange == "in-process":
-        return Selector(selection, **shape, **options)
+        return Selector(selection, **shape, run=run, **options)
     if run is None:
         raise errors.ConfigError(
             f"exchange {exchange!r} shares one score table among {world_size} rank(s), under the name of a run: pass "

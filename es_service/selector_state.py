@@ -36,8 +36,7 @@ class Restorable(RunView):
     """
 
     def __init__(self, config: RunConfig, exchange: Exchange, ledger: Ledger) -> None:
-        super().__init__(config, exchange)
-        self.ledger = ledger
+        super().__init__(config, exchange, ledger)
         self._resume_step = 0  # of the epoch that is opened next
         self._is_placed = False  # by a state that was loaded, or a reset
 
