@@ -27,6 +27,7 @@ FLOORS = {
     "epoch": 4,
     "cursor": 4,
     "run_view": 4,
+    "kept_samples": 4,
     "connect": 4,
     "attach": 4,
     "whereabouts": 4,
