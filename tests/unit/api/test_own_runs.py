@@ -29,7 +29,7 @@ from es_service.training.tasks.derived import Derived
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0.34, 0), seed=1)
 SHAPE: dict[str, Any] = {"num_samples": 96, "num_epochs": 3, "batch_size": 16}
 RUNS = ("of-train", "own")
-PAGES = ("", "/ledger", "/samples?limit=96", "/samples/5", "/samples/5/history", "/distribution?column=w", "/labels")
+PAGES = ("", "/ledger", "/samples?limit=96", "/samples/5", "/samples/5/history", "/distribution?column=w", "/coverage")
 
 
 def own_loop(task: Any, storage: str) -> None:
