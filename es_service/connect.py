@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from es_service import errors
 from es_service.exchange.base import Exchange, OnUnavailable, Position
 from es_service.exchange.resume import Resume, check_begun, check_resume
+from es_service.kept_samples import Preview
 from es_service.selection.config import Selection
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, as_number, suggest
@@ -35,8 +37,11 @@ def connect(
     exchange: ExchangeName = "leased",
     shards: int | None = None,
     every: int = 1,
-    storage: str = runs.DEFAULT_STORAGE,
+    storage: str | None = None,
     resume: Resume = "auto",
+    labels: Any = None,
+    label_names: Sequence[str] | None = None,
+    preview: Preview | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     generation: str | None = None,
@@ -74,6 +79,8 @@ def connect(
         resume: what to do with a run of this name that was started. "auto": it is continued, from the end of its last
             finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
             it must be new. A run is started once an epoch of it was opened, and is new again after `selector.reset()`.
+        labels, label_names, preview: of the samples, for the run's dashboard, see `Selector`; rank 0 writes them, where
+            it has to see the storage.
         rank: this rank, where nothing else determines it.
         world_size: number of ranks, likewise.
         generation: any text that all ranks of one start of the group share and a restarted group does not; needed where
@@ -103,13 +110,13 @@ def connect(
     config = RunConfig.of(selection, num_samples, num_epochs, batch_size)
     if config.grows and exchange not in ("sync", "prefetch"):
         raise errors.ConfigError(f"exchange {exchange!r} needs ids known beforehand: take 'prefetch' or 'sync'")
-    claimed = given(rank, world_size)
+    claimed, place = given(rank, world_size), absolute(runs.DEFAULT_STORAGE if storage is None else storage)
     connected: Exchange
     if exchange == "collective":
-        connected = _collective(run, config, every, storage, resume, claimed, deadline_s)
+        connected = _collective(run, config, every, place, resume, claimed, deadline_s)
     else:
         connected = _remote(
-            run, config, exchange, shards, storage, resume, claimed, generation, deadline_s, on_unavailable
+            run, config, exchange, shards, place, resume, claimed, generation, deadline_s, on_unavailable
         )
     return Selector(
         selection,
@@ -118,6 +125,11 @@ def connect(
         batch_size=batch_size,
         irreducible_losses=irreducible_losses,
         exchange=connected,
+        run=run,
+        storage=place,
+        labels=labels,
+        label_names=label_names,
+        preview=preview,
     )
 
 
@@ -175,11 +187,10 @@ def _remote(
     if position.world_size > 1 and (in_group or position.rank > 0):  # rank 0 of ranks in one process may start theirs
         check_shared(position.rank, position.world_size)
     ensure_ray()
-    place = absolute(storage)
     if resume == "must" and not launch.is_up(run):  # else looking for it would begin it
-        check_begun(resume, runs.RunStorage(place, run).exists(), run, storage)
+        check_begun(resume, runs.RunStorage(storage, run).exists(), run, storage)
     described = runs.by_user(config, exchange, position.world_size)
-    server = launch.start(run, config, place, shards=shards, training=described)[0]
+    server = launch.start(run, config, storage, shards=shards, training=described)[0]
     ask = server.stats.options(concurrency_group=launch.READ_GROUP)
     stats = call_patiently(ask.remote, deadline_s, "ask what the run is")
     runs.check_same(run, runs.config_from_dict(stats["config"]), config)

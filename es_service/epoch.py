@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Epoch:
         share: the rank's part of it.
         streamed: ids come from outside.
         num_steps: how many steps a stream has, None where that shows at its end only.
+        closed: called when it is.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Epoch:
         *,
         streamed: bool,
         num_steps: int | None = None,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.config: RunConfig = exchange.config
         self._exchange, self._ledger, self._irreducible = exchange, ledger, irreducible
         self.number, self.share, self.streamed, self.measures = number, share, streamed, Measures()
         self.num_steps = num_steps if streamed else len(self.batches())
         self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
-        self.is_closed = False
+        self.is_closed, self._closed = False, closed
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._cursor = Cursor(share.ids[:0])
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
@@ -292,4 +294,6 @@ class Epoch:
         except errors.StorageError:  # finished all the same, but for its snapshot
             self.is_closed = True
             raise
-        self.is_closed, self._cursor.touched = True, self._ledger.clock()
+        self.is_closed = True
+        self._closed()
+        self._cursor.touched = self._ledger.clock()

@@ -12,7 +12,7 @@ Shapes: B ids in a meta-batch, b drawn from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.epoch import Epoch
-from es_service.exchange.base import Exchange, Position
+from es_service.exchange.base import Exchange
 from es_service.exchange.embedded import Embedded
-from es_service.exchange.resume import Resume, check_resume
+from es_service.exchange.resume import Resume
+from es_service.kept_samples import KeptSamples, Preview
 from es_service.ledger import Ledger
 from es_service.selection import idle, observations
 from es_service.selection.config import Selection
 from es_service.selection.engine import Draw
-from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer
 from es_service.selector_state import Restorable
@@ -39,19 +39,6 @@ __all__ = ["Selector"]
 
 T = TypeVar("T")
 _I64 = NDArray[np.int64]
-
-
-def _in_process(config: RunConfig, run: str | None, storage: str | None, resume: Resume) -> Exchange:
-    """Return the exchange of a run in this process, kept where it has a name."""
-    check_resume(resume)
-    if run is not None:
-        return Embedded.kept(config, runs.RunStorage(storage or runs.DEFAULT_STORAGE, run), resume)
-    for name, value in {"storage": storage, "resume": None if resume == "auto" else resume}.items():
-        if value is not None:
-            raise errors.ConfigError(
-                f"{name}={value!r} is about a run that is kept: name it with run='…', or leave it out"
-            )
-    return Embedded(LocalRun(config), Position(rank=0, world_size=1))
 
 
 class Selector(Restorable):
@@ -69,6 +56,11 @@ class Selector(Restorable):
             nothing.
         storage: folder or URI that holds the runs; ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
         resume: what to do with a run of this name that has finished an epoch, see `es.connect`.
+        labels: integers [n] from 0, the class of each sample, for the run's dashboard.
+        label_names: what they mean, in their order.
+        preview: what the dashboard shows of a sample: a function id -> PNG file as bytes, text, PIL image, or array
+            uint8[h, w] or [h, w, 3]; or (data set, name of its column). Rank 0 calls it at the ends of epochs for
+            0.2 to 2 s, and the run keeps 64 MiB of them: those that the dashboard lists first, then all if they fit.
         world_size: 1 lets a process that belongs to a group of several select by itself, in-process: one that selects
             for all, or ranks that train on the same samples (tensor parallel). None refuses that.
         clock: seconds, for the ledger.
@@ -102,6 +94,9 @@ class Selector(Restorable):
         run: str | None = None,
         storage: str | None = None,
         resume: Resume = "auto",
+        labels: Any = None,
+        label_names: Sequence[str] | None = None,
+        preview: Preview | None = None,
         world_size: Literal[1] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -115,11 +110,15 @@ class Selector(Restorable):
             check_alone()
         if exchange is None:
             config.check_world(1)
-            exchange = _in_process(config, run, storage, resume)
+            exchange = Embedded.start(config, run, storage, resume)
         runs.check_same("of the exchange", exchange.config, config)
         idle.warn_if_idle(config, exchange.position.world_size)
         super().__init__(config, exchange, Ledger(clock=clock))
         self._irreducible = observations.check_known(irreducible_losses, num_samples)
+        self._closed: Callable[[], None] = lambda: None  # what is done behind each epoch
+        if any(one is not None for one in (labels, label_names, preview)) and exchange.position.rank == 0:
+            kept = runs.RunStorage.named(run, storage)
+            self._closed = KeptSamples(kept, exchange, labels, label_names, preview).refresh
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +203,14 @@ class Selector(Restorable):
             share = self.exchange.open_epoch(number, streamed=streamed)
         self._count_on_from(number)
         self._here = Epoch(
-            self.exchange, self.ledger, self._irreducible, number, share, streamed=streamed, num_steps=num_steps
+            self.exchange,
+            self.ledger,
+            self._irreducible,
+            number,
+            share,
+            streamed=streamed,
+            num_steps=num_steps,
+            closed=self._closed,
         )
         return self._here
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from es_service import errors
 from es_service.exchange.base import I64, Exchange, Position, SavedState
 from es_service.exchange.kept import KeptRun
-from es_service.exchange.resume import Resume, check_begun
+from es_service.exchange.resume import Resume, check_begun, check_resume
 from es_service.ledger import Ledger
 from es_service.selection import queries
 from es_service.selection.engine import Draw
@@ -61,22 +61,27 @@ class Embedded(Exchange):
         keeper.join(self._caller, position.world_size)
 
     @classmethod
-    def kept(cls, config: RunConfig, storage: RunStorage, resume: Resume) -> Embedded:
-        """Return the exchange of a run that is kept, at the end of the last epoch that the storage holds.
+    def start(cls, config: RunConfig, run: str | None, storage: str | None, resume: Resume) -> Embedded:
+        """Return the exchange of a run of one rank; of one with a name, at the end of the last epoch that was kept.
 
         Raises:
+            ConfigError: a storage or `resume` without a name.
             RunNotFoundError, RunExistsError: the run is not as `resume` requires.
             RunMismatchError: it has another config.
             StorageError: the storage cannot be written, or what it holds cannot be read.
         """
-        finished = storage.snapshots.newest()
-        check_begun(resume, bool(finished), storage.run, storage.storage)
-        storage.begin(config, by_user(config, "embedded", 1))
-        keeper = LocalRun(config)
+        check_resume(resume)
+        keeper, position = LocalRun(config), Position(rank=0, world_size=1)
+        if run is None and storage is None and resume == "auto":
+            return cls(keeper, position)
+        kept = RunStorage.named(run, storage)
+        finished = kept.snapshots.newest()
+        check_begun(resume, bool(finished), kept.run, kept.storage)
+        kept.begin(config, by_user(config, "embedded", 1))
         if finished:
-            keeper.restore(storage.snapshots.read(finished))
-            storage.progress.drop_from(finished)
-        return cls(keeper, Position(rank=0, world_size=1), storage)
+            keeper.restore(kept.snapshots.read(finished))
+            kept.progress.drop_from(finished)
+        return cls(keeper, position, kept)
 
     def next_epoch(self) -> int:
         """See `Exchange.next_epoch`."""

@@ -72,7 +72,7 @@ class Progress:
         self._filesystem, self._path, self._num_epochs = filesystem, f"{run_path}/progress.json", num_epochs
         self._lock = threading.RLock()
         self._is_read = False
-        self._ledgers: dict[int, Ledger] = {}  # of the whole run, by epoch
+        self._ledgers: dict[int, dict[str, Any]] = {}  # of the whole run, by epoch, as the file has them
         self._measured: dict[int, dict[str, float]] = {}
         self._live: dict[str, Any] | None = None  # of the open epoch
 
@@ -89,7 +89,7 @@ class Progress:
 
     def _take_up(self, values: dict[str, Any]) -> None:
         entries = {int(one["epoch"]): one for one in values.get("history", ())}
-        ledgers = {epoch: Ledger.from_dict(one["ledger"]) for epoch, one in entries.items()}
+        ledgers = {epoch: _entry(Ledger.from_dict(one["ledger"])) for epoch, one in entries.items()}
         measured = {
             epoch: {**{name: one[name] for name in SHOWN if one[name] is not None}, **(one.get("metrics") or {})}
             for epoch, one in entries.items()
@@ -103,7 +103,7 @@ class Progress:
         """Take the ledgers of all ranks at an epoch's end, or later ones of the same end."""
         with self._lock:
             self._read()
-            self._ledgers[epoch] = Ledger.merge(list(ledgers))
+            self._ledgers[epoch] = _entry(Ledger.merge(list(ledgers)))
 
     def show(self, epoch: int, done: float, ledger: Ledger, world_size: int) -> None:
         """Take how far one rank is in the open epoch: the others make the same steps with as many samples."""
@@ -134,7 +134,7 @@ class Progress:
             try:
                 known = self.to_dict()
                 open_ones = {str(epoch): one for epoch, one in self._measured.items() if epoch not in self._ledgers}
-                files.write_json(self._filesystem, self._path, {**known, "measured": open_ones})
+                files.write_json(self._filesystem, self._path, {**known, "measured": open_ones}, indent=None)
             except errors.StorageError as error:
                 _log.warning("the ledger of the run is not on storage: %s", error)
 
@@ -144,7 +144,7 @@ class Progress:
         """Return the run's ledger at the end of an epoch, None where it is not known."""
         with self._lock:
             self._read()
-            return self._ledgers.get(epoch)
+            return Ledger.from_dict(self._ledgers[epoch]["ledger"]) if epoch in self._ledgers else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, see the module's text; {} where nothing is known."""
@@ -154,22 +154,27 @@ class Progress:
             if now is None or now["epoch"] <= last:
                 if last < 0:
                     return {}
-                now = {"epoch": last, "done": 1.0, **_figures(self._ledgers[last])}
-            history = [self._entry(epoch) for epoch in sorted(self._ledgers)]
+                now = {"epoch": last, "done": 1.0, **_figures(Ledger.from_dict(self._ledgers[last]["ledger"]))}
+            history = [
+                {"epoch": epoch, **_places(self._measured.get(epoch, {})), **self._ledgers[epoch]}
+                for epoch in sorted(self._ledgers)
+            ]
             return {**now, "num_epochs": self._num_epochs(), "history": history}
 
-    def _entry(self, epoch: int) -> dict[str, Any]:
-        ledger, measured = self._ledgers[epoch], self._measured.get(epoch, {})
-        return {
-            "epoch": epoch,
-            **{name: measured.get(name) for name in SHOWN},
-            "metrics": {name: value for name, value in measured.items() if name not in SHOWN},
-            "scored": ledger.scored,
-            "trained": ledger.trained,
-            "seconds": ledger.total_s,
-            "saving": ledger.saving(),
-            "ledger": ledger.to_dict(),
-        }
+
+def _places(measured: Mapping[str, float]) -> dict[str, Any]:
+    further = {name: value for name, value in measured.items() if name not in SHOWN}
+    return {**{name: measured.get(name) for name in SHOWN}, "metrics": further}
+
+
+def _entry(ledger: Ledger) -> dict[str, Any]:
+    return {
+        "scored": ledger.scored,
+        "trained": ledger.trained,
+        "seconds": ledger.total_s,
+        "saving": ledger.saving(),
+        "ledger": ledger.to_dict(),
+    }
 
 
 def _figures(ledger: Ledger) -> dict[str, Any]:

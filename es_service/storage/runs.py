@@ -3,6 +3,7 @@
 <storage>/<run>/run.json       what the run is (its config); written once, when the run begins
 <storage>/<run>/result.json    what came of it; written when training ends
 <storage>/<run>/progress.json  how far it is, see progress.py
+<storage>/<run>/previews/      see previews.py; what is known of samples besides, see labels.py
 <storage>/<run>/owners/        which processes write here, see ownership.py
 <storage>/<run>/snapshots/     see snapshots.py
 <storage>/<run>/spreads/       see spreads.py
@@ -30,6 +31,7 @@ from es_service.storage.history import History
 from es_service.storage.listing import check_run_name, list_runs
 from es_service.storage.manifest import Files
 from es_service.storage.ownership import Ownership
+from es_service.storage.previews import PreviewFiles
 from es_service.storage.progress import Progress
 from es_service.storage.segments import JournalFolder
 from es_service.storage.snapshots import Snapshots
@@ -57,6 +59,7 @@ class RunStorage:
         spreads: how its columns spread then.
         history: what was observed, epoch by epoch.
         progress: the ledger and what was measured, epoch by epoch.
+        previews: of its samples.
 
     Raises:
         RunNameError, StorageError: the name or the place cannot be used.
@@ -71,8 +74,19 @@ class RunStorage:
         self.spreads = SpreadFiles(self.filesystem, self.path)
         self.history = History(self.filesystem, self.path, self.end_of_ids)
         self.progress = Progress(self.filesystem, self.path, lambda: self.config().num_epochs)
+        self.previews = PreviewFiles(self.filesystem, self.path)
         self._owner: Ownership | Term | None = None
         self._journals: dict[Shard, JournalFolder] = {}
+
+    @classmethod
+    def named(cls, run: str | None, storage: str | None) -> RunStorage:
+        """Return the folder of a run as a user names it, None for the usual storage; ConfigError without a name."""
+        if run is None:
+            raise errors.ConfigError(
+                "storage, resume, labels, label_names and preview are of a run that is kept: name it with run='…', or "
+                "leave them out"
+            )
+        return cls(DEFAULT_STORAGE if storage is None else storage, run)
 
     def exists(self) -> bool:
         """Return whether a run of this name exists."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+
+import es_service as es
 
 MOST_POINTS = 5000
 
@@ -243,3 +247,31 @@ def test_the_table_can_be_taken_along(page: Any, server: Any) -> None:
     assert set(links) == {"Parquet", "Arrow", "CSV"}
     with urllib.request.urlopen(links["Parquet"], timeout=30) as answer:
         assert parquet.read_table(io.BytesIO(answer.read())).num_rows == 1200
+
+
+def test_a_loop_of_ones_own_has_a_page_as_any_other(
+    open_page: Callable[[Any], Any], serve: Any, tmp_path: Path
+) -> None:
+    """Its ledger, accuracy and other metrics, labels and previews; nothing is said to be missing."""
+    selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=1)
+    selector = es.Selector(
+        selection, num_samples=60, num_epochs=3, batch_size=10, run="own", storage=str(tmp_path),
+        labels=np.arange(60) % 2, label_names=["hat", "shoe"],
+        preview=lambda sample_id: np.full((8, 8), 4 * sample_id, dtype=np.uint8),
+    )  # fmt: skip
+    for epoch in range(3):
+        for ids in selector.epoch(epoch):
+            selector.select(ids, (1 + ids % 13).astype(np.float32))
+        selector.log(accuracy=0.5 + epoch / 8, loss=0.25, recall=0.625)
+    selector.close()
+    page = open_page(serve(tmp_path)).open("/runs/own")
+    assert figures(page)["Accuracy"] == "0.7500"
+    page.one("#ledger svg")
+    assert len(page.all("#ledger .hit")) == len(page.all("#accuracy .dot")) == 3
+    assert page.texts("#accuracy .measured li") == ["epoch 3:", "held-out loss 0.25", "recall 0.625"]
+    assert "No " not in " ".join(page.texts(".empty h3"))
+    page.scroll_to("#samples img")
+    script = (
+        "return [...document.querySelectorAll('#samples img')].some((one) => one.complete && one.naturalWidth === 8)"
+    )
+    page.until(lambda: page.driver.execute_script(script), "a preview")

@@ -29,6 +29,7 @@ FLOORS = {
     "run_view": 4,
     "measures": 4,
     "metrics": 4,
+    "kept_samples": 4,
     "connect": 4,
     "attach": 4,
     "whereabouts": 4,

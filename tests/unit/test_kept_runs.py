@@ -181,7 +181,9 @@ def test_another_run_of_the_name_is_refused(make: Callable[..., es.Selector]) ->
         make(num_epochs=5)
 
 
-@pytest.mark.parametrize("option", [{"storage": "here"}, {"resume": "must"}])
+@pytest.mark.parametrize(
+    "option", [{"storage": "here"}, {"resume": "must"}, {"labels": np.zeros(60, dtype=int)}, {"preview": str}]
+)
 def test_what_is_about_a_kept_run_needs_its_name(option: dict[str, Any]) -> None:
     with pytest.raises(es.ConfigError, match="name it with run="):
         es.Selector(SELECTION, **SHAPE, **option)

@@ -118,13 +118,16 @@ def sample_history(request: Request, run: RunName, id: SampleId) -> Response:  #
     },
 )
 async def preview(request: Request, run: RunName, id: SampleId) -> Response:  # noqa: A002 - the path's own word
-    """Return the picture or text of a sample, as its task renders it."""
+    """Return the picture or text of a sample, as its task renders it or its run kept it."""
     catalogue = catalogue_of(request)
     previews: Previews = request.app.state.previews
 
     def show() -> Shown:
         check_id(catalogue.view(run), run, id)
-        return previews.show(run, catalogue.training(run)[0], id)
+        training, notes = catalogue.training(run)
+        if training.get("task") is None and notes.preview is not None:
+            return previews.kept(catalogue.opened(run), id)
+        return previews.show(run, training, id)
 
     media_type, content = await anyio.to_thread.run_sync(show, limiter=previews.threads)
     headers = {"Cache-Control": "private, max-age=3600"}  # a sample of an id is always the same

@@ -1,4 +1,4 @@
-"""Previews of samples: the picture or the text that a task makes of one.
+"""Previews of samples: the picture or the text that a task makes of one, or that the run of a user's own loop kept.
 
 The task is built at the first preview of its runs, which loads torch; runs without previews cost nothing. A user's
 task is code: it is imported only with `--own-tasks`.
@@ -14,14 +14,14 @@ import anyio
 
 from es_service import errors
 from es_service.api.guard.problems import Problem
+from es_service.storage.previews import MOST_CHARACTERS, PNG, Index
+from es_service.storage.runs import RunStorage
 
 __all__ = ["Previews", "Shown"]
 
-_MOST_TASKS = 3
+_MOST_TASKS, _MOST_INDICES = 3, 16
 _THREADS = 4
-_MOST_CHARACTERS = 4000
 _MOST_BYTES = 4 << 20
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 Shown = tuple[str, bytes]
 """Media type and content."""
@@ -42,6 +42,28 @@ class Previews:
         self.threads = anyio.CapacityLimiter(_THREADS)
         self._lock = threading.Lock()  # held while a task is built, which may take long: nothing else is taken under it
         self._tasks: OrderedDict[str, Any] = OrderedDict()
+        self._indices: OrderedDict[str, Index] = OrderedDict()  # of the previews that runs kept
+
+    def kept(self, storage: RunStorage, sample_id: int) -> Shown:
+        """Return a sample's preview from the run's folder.
+
+        Raises:
+            Problem: the run kept none of it.
+            StorageError: its file is damaged.
+        """
+        index = storage.previews.index(self._indices.get(storage.path))
+        self._indices[storage.path] = index
+        while len(self._indices) > _MOST_INDICES:
+            self._indices.popitem(last=False)
+        found = storage.previews.find(sample_id, index)
+        if found is None:
+            raise Problem(
+                "no-preview",
+                f"run {storage.run!r} has no preview of sample {sample_id}: it keeps {sum(map(len, index.values())):,}",
+                "give es.Selector or es.connect a preview=, see docs/how-to/training.md",
+            )
+        is_picture = found.startswith(PNG)
+        return _checked(f"run {storage.run!r}", found if is_picture else found.decode(errors="replace"))
 
     def show(self, run: str, training: dict[str, Any], sample_id: int) -> Shown:
         """Return a sample as its task shows it.
@@ -68,7 +90,7 @@ class Previews:
         preview = getattr(shown, "preview", None)
         if not callable(preview):
             raise Problem("no-preview", f"the task {name!r} has no preview(sample_id)", "see docs/how-to/own_task.md")
-        return _checked(name, preview(sample_id))
+        return _checked(f"the task {name!r}", preview(sample_id))
 
     def _task(self, name: str, training: dict[str, Any]) -> Any:
         key = repr((name, training.get("data"), training.get("derived")))
@@ -93,13 +115,11 @@ class Previews:
             return task
 
 
-def _checked(name: str, shown: Any) -> Shown:
+def _checked(whose: str, shown: Any) -> Shown:
     """Return what a task showed, once it was found to be a picture or a text of a size that a page can take."""
     if isinstance(shown, str):
-        return "text/plain; charset=utf-8", shown[:_MOST_CHARACTERS].encode()
-    if isinstance(shown, bytes) and shown.startswith(_PNG) and len(shown) <= _MOST_BYTES:
+        return "text/plain; charset=utf-8", shown[:MOST_CHARACTERS].encode()
+    if isinstance(shown, bytes) and shown.startswith(PNG) and len(shown) <= _MOST_BYTES:
         return "image/png", shown
     what = f"{len(shown):,} bytes" if isinstance(shown, bytes) else type(shown).__name__
-    raise Problem(
-        "no-preview", f"preview() of the task {name!r} gave {what}", "let it return a PNG of at most 4 MiB, or a str"
-    )
+    raise Problem("no-preview", f"preview() of {whose} gave {what}", "let it return a PNG of at most 4 MiB, or a str")

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.storage.png import encode_png
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.idx import read_idx
-from es_service.training.tasks.png import encode_png
 from es_service.training.tasks.resnet import SmallResNet
 from es_service.training.tasks.splits import stratified_split
 from es_service.training.tasks.supervised import Batch, Classification

@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from es_service import errors
 from es_service.api.guard.problems import Problem
 from es_service.api.runs.previews import Previews
+from es_service.storage.png import encode_png
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
-from es_service.training.tasks.png import encode_png
 
 
 def decoded(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -31,7 +31,7 @@ export class LedgerPanel {
     const epochs = byEpoch(this.ledger, this.numSamples);
     this.table.update(epochs.map(cells));
     if (!this.ledger.seconds) {
-      show(this.chart, empty("No ledger yet", "The ledger appears after the first epoch. A loop of your own does not report one: use selector.ledger there."));
+      show(this.chart, empty("No ledger yet", "The ledger appears after the first epoch. The run of a loop of your own has one if it is kept: es.connect, or es.Selector with run=."));
       return;
     }
     const drawnEpochs = epochs.map((one) => ({
@@ -55,13 +55,21 @@ export class LedgerPanel {
       .filter((one) => one.accuracy !== null)
       .map((one) => ({ x: one.epoch + 1, y: one.accuracy, picked: true, text: `epoch ${one.epoch + 1}: ${one.accuracy.toFixed(4)}` }));
     if (points.length === 0) {
-      show(place, empty("No accuracy yet", "It is measured at the end of each epoch. A loop of your own does not report it."));
+      show(place, measured(this.ledger), empty("No accuracy yet", "It is measured at the end of each epoch. A loop of your own reports it with selector.log(accuracy=…)."));
       return;
     }
     const last = points.at(-1);
     const title = `Accuracy over ${points.length} epochs: from ${points[0].y.toFixed(4)} to ${last.y.toFixed(4)}`;
-    show(place, h("div", { class: "chart" }, lineChart(width, points, { title, tick: (value) => value.toFixed(2), height: 360 })));
+    show(place, h("div", { class: "chart" }, lineChart(width, points, { title, tick: (value) => value.toFixed(2), height: 360 })), measured(this.ledger));
   }
+}
+
+/** What else was measured in the last epoch that has something, as a list; null for nothing. */
+function measured({ history }) {
+  const of = (one) => Object.entries({ "held-out loss": one.held_out_loss, "train loss": one.train_loss, ...one.metrics }).filter(([, value]) => value !== null);
+  const last = history.findLast((one) => of(one).length > 0);
+  if (last === undefined) return null;
+  return h("ul", { class: "legend measured" }, h("li", {}, `epoch ${last.epoch + 1}:`), of(last).map(([name, value]) => h("li", {}, `${name} ${Number(value.toPrecision(4))}`)));
 }
 
 /** What each epoch alone took: the history counts from the run's beginning. In full, all would take the same. */
