@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -27,6 +28,7 @@ import es_service as es
 from es_service.training import losses, scoring, step
 
 NUM, SIZE, EPOCHS = 80, 10, 2
+WHOLE = state_dict.StateDictOptions(full_state_dict=True)
 X = torch.randn(NUM, 4, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(dim=1) > 0).long() + (X[:, 0] > 1)
 
@@ -109,8 +111,8 @@ def killed(parallel: str, run: str, dies: bool) -> dict[str, Any]:
     start = 0
     if saved.exists():
         state = torch.load(saved)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        loaded = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        state_dict.set_state_dict(model, optimizer, options=WHOLE, **loaded)
         start = selector.load_state_dict(state["selector"])
     for epoch in range(start, EPOCHS):
         torch.manual_seed(2 * epoch + rank)
@@ -118,7 +120,8 @@ def killed(parallel: str, run: str, dies: bool) -> dict[str, Any]:
             if dies and rank == 1 and epoch == EPOCHS - 1 and index == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             step.train_step(model, optimizer, batch, scale, losses_of, weight=loader.weight)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "selector": selector.state_dict()}
+        weights, moments = state_dict.get_state_dict(model, optimizer, options=WHOLE)
+        state = {"model": weights, "optimizer": moments, "selector": selector.state_dict()}
         if rank == 0:
             torch.save(state, saved)
         torch.distributed.barrier()
@@ -171,14 +174,14 @@ def too_few() -> None:
 
 CALLS: dict[str, tuple[Any, ...]] = {
     **{kind: ("train", kind, kind.replace(" ", "-"), 0, None) for kind in PARALLEL},
-    "ddp, unequal": ("train", "ddp", "ddp-unequal", 6, 2),
-    "fsdp, unequal": ("train", "fsdp", "fsdp-unequal", 6, 2),
     **{f"trace, {root_only}": ("trace", root_only) for root_only in (False, True)},
     **{
         f"factors, {shape}, {late}": ("factors", shape, late)
         for shape in ((2,), (2, 1), (1, 2))
         for late in (False, True)
     },
+    "ddp, unequal": ("train", "ddp", "ddp-unequal", 6, 2),
+    "fsdp, unequal": ("train", "fsdp", "fsdp-unequal", 6, 2),
     "too few": ("too_few",),
 }
 
@@ -270,11 +273,12 @@ def test_a_rank_with_fewer_samples_than_passes_is_refused_on_all(answers: dict[s
 
 
 @pytest.mark.thorough
-def test_a_killed_rank_and_a_new_start_of_all_change_nothing(tmp_path: Path) -> None:
-    [undisturbed] = torchrun(tmp_path, [("killed", "ddp", "whole", False)])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_rank_and_a_new_start_of_all_change_nothing(parallel: str, tmp_path: Path) -> None:
+    [undisturbed] = torchrun(tmp_path, [("killed", parallel, "whole", False)])
     with pytest.raises(AssertionError, match="SIGKILL"):
-        torchrun(tmp_path, [("killed", "ddp", "broken", True)])
-    [continued] = torchrun(tmp_path, [("killed", "ddp", "broken", False)])
+        torchrun(tmp_path, [("killed", parallel, "broken", True)])
+    [continued] = torchrun(tmp_path, [("killed", parallel, "broken", False)])
     for one, other in zip(continued, undisturbed, strict=True):
         assert (one["start"], other["start"]) == (EPOCHS - 1, 0)
         assert same(one, other)
