@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -27,6 +28,7 @@ import es_service as es
 from es_service.training import losses, scoring, step
 
 NUM, SIZE, EPOCHS = 80, 10, 2
+WHOLE = state_dict.StateDictOptions(full_state_dict=True)
 X = torch.randn(NUM, 4, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(dim=1) > 0).long() + (X[:, 0] > 1)
 
@@ -95,7 +97,7 @@ def train(parallel: str, run: str, num_bad: int, most: int | None) -> dict[str, 
 
 
 def killed(parallel: str, run: str, dies: bool) -> dict[str, Any]:
-    """Train with a checkpoint after each epoch; rank 1 is killed once, inside the last one, and torchrun restarts."""
+    """Train from the last checkpoint, with one after each epoch; rank 1 may die inside the last epoch."""
     rank, saved = torch.distributed.get_rank(), Path(f"{run}.pt")
     model = PARALLEL[parallel](net())
     selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=3)
@@ -106,19 +108,20 @@ def killed(parallel: str, run: str, dies: bool) -> dict[str, Any]:
     loader = es.SelectiveLoader(
         data.TensorDataset(X, Y), selector, lambda batch: scoring.score(model, batch, losses_of)
     )
-    start, is_first = 0, not saved.exists()
-    if not is_first:
+    start = 0
+    if saved.exists():
         state = torch.load(saved)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        loaded = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        state_dict.set_state_dict(model, optimizer, options=WHOLE, **loaded)
         start = selector.load_state_dict(state["selector"])
     for epoch in range(start, EPOCHS):
         torch.manual_seed(2 * epoch + rank)
         for index, (batch, scale) in enumerate(loader.epoch(epoch)):
-            if dies and is_first and rank == 1 and epoch == EPOCHS - 1 and index == 2:
+            if dies and rank == 1 and epoch == EPOCHS - 1 and index == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             step.train_step(model, optimizer, batch, scale, losses_of, weight=loader.weight)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "selector": selector.state_dict()}
+        weights, moments = state_dict.get_state_dict(model, optimizer, options=WHOLE)
+        state = {"model": weights, "optimizer": moments, "selector": selector.state_dict()}
         if rank == 0:
             torch.save(state, saved)
         torch.distributed.barrier()
@@ -171,25 +174,31 @@ def too_few() -> None:
 
 CALLS: dict[str, tuple[Any, ...]] = {
     **{kind: ("train", kind, kind.replace(" ", "-"), 0, None) for kind in PARALLEL},
-    "ddp, unequal": ("train", "ddp", "ddp-unequal", 6, 2),
-    "fsdp, unequal": ("train", "fsdp", "fsdp-unequal", 6, 2),
     **{f"trace, {root_only}": ("trace", root_only) for root_only in (False, True)},
     **{
         f"factors, {shape}, {late}": ("factors", shape, late)
         for shape in ((2,), (2, 1), (1, 2))
         for late in (False, True)
     },
+    "ddp, unequal": ("train", "ddp", "ddp-unequal", 6, 2),
+    "fsdp, unequal": ("train", "fsdp", "fsdp-unequal", 6, 2),
     "too few": ("too_few",),
 }
 
 
-def torchrun(folder: Path, calls: list[tuple[Any, ...]], *words: str) -> list[list[Any]]:
+def torchrun(folder: Path, calls: list[tuple[Any, ...]]) -> list[list[Any]]:
     """Call functions of this file on two ranks; return what each call returned or raised, by rank."""
     (folder / "calls.pickle").write_bytes(pickle.dumps(calls))
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *words]
-    script = str(Path(__file__).with_name("torchrun_rank.py"))
     done = subprocess.run(
-        [*program, script, __file__, str(folder)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+            *(str(Path(__file__).with_name("torchrun_rank.py")), __file__, str(folder)),
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     answers = [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(2)]
@@ -264,9 +273,12 @@ def test_a_rank_with_fewer_samples_than_passes_is_refused_on_all(answers: dict[s
 
 
 @pytest.mark.thorough
-def test_a_killed_rank_and_a_restart_by_torchrun_change_nothing(tmp_path: Path) -> None:
-    [undisturbed] = torchrun(tmp_path, [("killed", "ddp", "whole", False)])
-    [restarted] = torchrun(tmp_path, [("killed", "ddp", "broken", True)], "--max-restarts=1")
-    for one, other in zip(restarted, undisturbed, strict=True):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_rank_and_a_new_start_of_all_change_nothing(parallel: str, tmp_path: Path) -> None:
+    [undisturbed] = torchrun(tmp_path, [("killed", parallel, "whole", False)])
+    with pytest.raises(AssertionError, match="SIGKILL"):
+        torchrun(tmp_path, [("killed", parallel, "broken", True)])
+    [continued] = torchrun(tmp_path, [("killed", parallel, "broken", False)])
+    for one, other in zip(continued, undisturbed, strict=True):
         assert (one["start"], other["start"]) == (EPOCHS - 1, 0)
         assert same(one, other)

@@ -97,7 +97,7 @@ def _packing(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         row = int((~zeros[:, 0]).nonzero()[0])
         raise errors.DataError(
             f"row {row} of position_ids starts at {int(position_ids[row, 0])}, not at 0: it holds a part of a sequence "
-            "whose start is in another row, so that losses cannot be told apart by sequence. Pack whole sequences"
+            "whose start is in another row, so its losses cannot be split by sequence. Pack whole sequences"
         )
     alone = zeros & F.pad(zeros, (0, 1), value=True)[:, 1:]  # a sequence of one token
     is_padding = alone.flip(1).cumprod(dim=1).flip(1).bool()
