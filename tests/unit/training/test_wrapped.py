@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -457,6 +458,43 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], message: str) ->
         wrap(**settings)
 
 
+@contextlib.contextmanager
+def group(rank: int, world_size: int) -> Iterator[None]:
+    """A group of torch.distributed, of whose ranks this process is one and the others are not there."""
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_several_ranks_share_a_run_and_so_need_its_name() -> None:
+    with group(0, 2):
+        plain = data.DataLoader(make_set(), SIZE, sampler=data.DistributedSampler(make_set()))
+        with pytest.raises(errors.ConfigError, match=r"among 2 rank.*pass run="):
+            wrap(plain)
+        assert len(wrap(plain, exchange="in-process", world_size=1)) == 5  # each by itself, as tensor-parallel ranks do
+        with pytest.raises(errors.ConfigError, match="DistributedSampler for 4 ranks, and this process is one of 2"):
+            wrap(data.DataLoader(make_set(), SIZE, sampler=data.DistributedSampler(make_set(), num_replicas=4)))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"prefetch": 3}, "unknown setting 'prefetch': .* prefetch_factor"),
+        ({"persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
+        ({"num_workers": -1}, "num_workers option should be non-negative"),
+    ],
+)
+def test_settings_of_workers_are_refused_when_the_loader_is_made(settings: dict[str, Any], message: str) -> None:
+    selector = es.Selector(SELECTION, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+    with pytest.raises(errors.ConfigError, match=message):
+        es.SelectiveLoader(make_set(), selector, lambda batch: batch, **settings)
+
+
 def test_epochs_beyond_the_plan_are_refused() -> None:
     training = Training(epochs=1)
     with pytest.raises(errors.ConfigError, match=r"epoch.*\b1\b"):
@@ -500,6 +538,8 @@ def test_mean_is_for_a_batch() -> None:
     next(iter(loader))
     with pytest.raises(errors.ShapeError, match=r"\(4,\) for 10 samples"):
         loader.mean(torch.ones(4))
+    with pytest.raises(errors.ShapeError, match="signals 'correct', and no 'loss'"):
+        loader.mean({"correct": torch.ones(10)})
 
 
 def test_a_promised_observe_that_does_not_come_is_named() -> None:
