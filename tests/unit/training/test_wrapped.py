@@ -17,6 +17,7 @@ import es_service as es
 from es_service import errors
 from es_service.training import losses as per_sample_losses
 from es_service.training import scoring
+from es_service.training.fetching import Fetcher
 
 NUM, SIZE, EPOCHS = 46, 10, 4  # the last meta-batch of an epoch has 6
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.3, anneal=(0.25, 0), seed=5)
@@ -338,6 +339,31 @@ def test_texts_are_padded_to_the_longest_that_was_drawn(make: Any, collate: Any,
     settings = {"losses": of_names, "reuse_losses": False, "selection": es.Selection(es.methods.loss(), anneal=(0, 0))}
     assert max(widths(wrap(plain, **settings))) == 0
     assert max(widths(wrap(plain, **settings, recollate=False))) > 0
+
+
+def as_lists(samples: list[Any]) -> Any:
+    return tuple(zip(*samples, strict=True))
+
+
+def padded_images(samples: list[Any]) -> Any:
+    width = max(image.shape[2] for image, _ in samples)
+    images = [torch.nn.functional.pad(image, (0, width - image.shape[2])) for image, _ in samples]
+    return torch.stack(images), torch.tensor([index for _, index in samples])
+
+
+@pytest.mark.parametrize(
+    "collate, samples, is_kept",
+    [
+        (pad, [Texts(list)[index] for index in range(4)], True),
+        (pad, [Texts(list)[3]] * 4, False),  # none is longer
+        (as_lists, [(torch.ones(index + 1), index) for index in range(4)], False),  # nothing is padded
+        (padded_images, [(torch.ones(3, 4, index + 1), index) for index in range(4)], False),
+    ],
+)
+def test_samples_are_kept_only_where_sequences_were_padded(collate: Any, samples: list[Any], is_kept: bool) -> None:
+    """What is kept, worker processes send twice."""
+    kept = Fetcher(samples, collate, None, 0, {}).fetch(np.arange(4)).samples
+    assert kept == (samples if is_kept else None)
 
 
 @no_fork_warning
