@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ class Fetcher:
     Args:
         dataset: with `__getitems__` or `__getitem__`.
         collate: samples -> batch.
-        keeps: which samples to keep beside their batch: True for all, None for those that differ in length.
+        keeps: which samples to keep beside their batch: True for all, None for sequences that are padded.
         num_workers: processes that fetch ahead.
         options: further arguments of torch's DataLoader, about these processes.
 
@@ -116,24 +117,31 @@ class _Keeping:
         self._collate, self.keeps = collate, keeps
 
     def __call__(self, samples: Any) -> Fetched:
-        is_kept = isinstance(samples, list) and (_differ_in_length(samples) if self.keeps is None else self.keeps)
-        return Fetched(samples if is_kept else None, self._collate(samples))
+        batch = self._collate(samples)
+        is_kept = isinstance(samples, list) and (_are_padded(samples, batch) if self.keeps is None else self.keeps)
+        return Fetched(samples if is_kept else None, batch)
 
 
-def _differ_in_length(samples: list[Any]) -> bool:
-    """Whether samples hold tensors, arrays or lists of different shapes, which collating has to pad."""
-    first = _shapes(samples[0])
-    return any(_shapes(sample) != first for sample in samples[1:])
+def _are_padded(samples: list[Any], batch: Any) -> bool:
+    """Whether samples are sequences of different lengths, and grew on being collated.
+
+    Those with leaves of three dimensions and more, images, are not kept: to send them twice takes too long.
+    """
+    shapes = [_shapes(sample) for sample in samples]
+    if all(one == shapes[0] for one in shapes):
+        return False
+    each = [shape for one in shapes for shape in one]
+    return max(map(len, each)) <= 2 and sum(map(math.prod, each)) < sum(map(math.prod, _shapes(batch)))
 
 
-def _shapes(sample: Any) -> list[tuple[int, ...] | None]:
-    return [_shape(leaf) for _, leaf in trees.leaves_of(sample)]
+def _shapes(node: Any) -> list[tuple[int, ...]]:
+    return [_shape(leaf) for _, leaf in trees.leaves_of(node)]
 
 
-def _shape(leaf: Any) -> tuple[int, ...] | None:
+def _shape(leaf: Any) -> tuple[int, ...]:
     if isinstance(leaf, (torch.Tensor, np.ndarray)) and not trees.is_nested(leaf):
         return tuple(leaf.shape)
-    return (len(leaf),) if isinstance(leaf, (list, tuple)) else None
+    return (len(leaf),) if isinstance(leaf, (list, tuple)) else ()
 
 
 class _Packing:

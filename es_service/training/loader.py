@@ -47,9 +47,9 @@ class SelectiveLoader(SelectedBatches):
         per_sample: names of the leaves of a batch that have a row per sample, such as ["image", "targets.boxes"] or
             ["0", "1"], see `training.trees`; all others then go into every mini-batch as they are. None: every leaf
             with rows must have one for each sample, and a batch of two samples is fetched once to see that it has.
-        recollate: how a mini-batch is made of a meta-batch. None: its rows are taken; where `collate_fn` is your own
-            and the samples differ in length, they are collated again, so that text is padded to the longest of b
-            samples instead of B, as long as that changes nothing but padding. True: always collated again, which
+        recollate: how a mini-batch is made of a meta-batch. None: its rows are taken; but where a `collate_fn` of your
+            own pads sequences of different lengths, they are collated again, so that text is padded to the longest of
+            b samples instead of B, as long as that changes nothing but padding. True: always collated again, which
             batches need that cannot be taken apart, graphs for example; `collate_fn` must not draw at random then.
             False: rows are always taken.
         workers: further arguments of torch's DataLoader: `prefetch_factor`, `persistent_workers`, `timeout`,

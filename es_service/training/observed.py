@@ -7,14 +7,20 @@ from typing import TypeAlias
 
 import torch
 
+from es_service import errors
+
 __all__ = ["Signals", "joined", "losses_in"]
 
 Signals: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]
 
 
 def losses_in(signals: Signals) -> torch.Tensor:
-    """Return the losses, differentiable if they were."""
-    return signals["loss"] if isinstance(signals, Mapping) else signals
+    """Return the losses, differentiable if they were; ShapeError if there are none among the signals."""
+    if not isinstance(signals, Mapping):
+        return signals
+    if "loss" not in signals:
+        raise errors.ShapeError(f"there are the signals {', '.join(map(repr, signals))}, and no 'loss'")
+    return signals["loss"]
 
 
 def joined(parts: Sequence[Signals]) -> Signals:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import api, draws, peers, service, service_kernel
+from benchmarks import api, draws, loader, peers, service, service_kernel
 from benchmarks.figures import Figure
 
 
@@ -16,6 +16,14 @@ def test_the_kernel_is_timed() -> None:
     assert measured["kernel"]["p50_ms"] > 0
     assert measured["to_bare"] > 0
     assert measured["bytes_per_sample"] == 32
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_loops_over_jpeg_files_are_timed() -> None:
+    found = loader.measure(128, 1, pixels=32)
+    assert set(found["ms"]) == {"plain", "full", "selective"}
+    assert all(clock > 0 and cpu > 0 for [(clock, cpu)] in found["ms"].values())
+    assert [figure["target"] for figure in found["figures"]] == [1.05, 1.05]
 
 
 def test_a_table_that_does_not_fit_is_named() -> None:

@@ -126,6 +126,20 @@ def test_ids_may_be_computed_and_their_number_known() -> None:
     assert (weights, table) == by_hand(SELECTION, NUM)
 
 
+def test_a_sampler_of_one_s_own_is_honoured() -> None:
+    """It draws with replacement, so that a batch may hold a sample twice."""
+    samples = list(Records())
+    torch.manual_seed(4)
+    sampler = data.WeightedRandomSampler([1.0, 9.0] * (NUM // 2), NUM)
+    batches = list(data.DataLoader(samples, SIZE, sampler=sampler))  # type: ignore[arg-type]
+    found = train(batches, es.Selection(es.methods.loss(), ratio=0.3, anneal=(0, 0)), epochs=2, batch_size=SIZE)[2]
+    ids = torch.cat([batch["id"] for batch in batches]).tolist()
+    assert len(set(ids)) < len(ids)
+    assert found.selector.ledger.scored == 2 * len(ids)
+    visited = {index for index, visits in enumerate(found.selector.table()["visits"].to_pylist()) if visits}
+    assert visited == set(ids)
+
+
 def test_an_iterator_serves_one_epoch() -> None:
     found = train(iter(list(loader_of())), es.Selection(es.methods.loss(), anneal=(0, 0)), epochs=1, batch_size=SIZE)[2]
     assert found.selector.ledger.steps == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import es_service as es
 from es_service import errors
 from es_service.training import losses as per_sample_losses
 from es_service.training import scoring
+from es_service.training.fetching import Fetcher
 
 NUM, SIZE, EPOCHS = 46, 10, 4  # the last meta-batch of an epoch has 6
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.3, anneal=(0.25, 0), seed=5)
@@ -339,6 +341,31 @@ def test_texts_are_padded_to_the_longest_that_was_drawn(make: Any, collate: Any,
     assert max(widths(wrap(plain, **settings, recollate=False))) > 0
 
 
+def as_lists(samples: list[Any]) -> Any:
+    return tuple(zip(*samples, strict=True))
+
+
+def padded_images(samples: list[Any]) -> Any:
+    width = max(image.shape[2] for image, _ in samples)
+    images = [torch.nn.functional.pad(image, (0, width - image.shape[2])) for image, _ in samples]
+    return torch.stack(images), torch.tensor([index for _, index in samples])
+
+
+@pytest.mark.parametrize(
+    "collate, samples, is_kept",
+    [
+        (pad, [Texts(list)[index] for index in range(4)], True),
+        (pad, [Texts(list)[3]] * 4, False),  # none is longer
+        (as_lists, [(torch.ones(index + 1), index) for index in range(4)], False),  # nothing is padded
+        (padded_images, [(torch.ones(3, 4, index + 1), index) for index in range(4)], False),
+    ],
+)
+def test_samples_are_kept_only_where_sequences_were_padded(collate: Any, samples: list[Any], is_kept: bool) -> None:
+    """What is kept, worker processes send twice."""
+    kept = Fetcher(samples, collate, None, 0, {}).fetch(np.arange(4)).samples
+    assert kept == (samples if is_kept else None)
+
+
 @no_fork_warning
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_was_masked_at_random_is_trained_on_as_it_was_scored(num_workers: int) -> None:
@@ -457,6 +484,43 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], message: str) ->
         wrap(**settings)
 
 
+@contextlib.contextmanager
+def group(rank: int, world_size: int) -> Iterator[None]:
+    """A group of torch.distributed, of whose ranks this process is one and the others are not there."""
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_several_ranks_share_a_run_and_so_need_its_name() -> None:
+    with group(0, 2):
+        plain = data.DataLoader(make_set(), SIZE, sampler=data.DistributedSampler(make_set()))
+        with pytest.raises(errors.ConfigError, match=r"among 2 rank.*pass run="):
+            wrap(plain)
+        assert len(wrap(plain, exchange="in-process", world_size=1)) == 5  # each by itself, as tensor-parallel ranks do
+        with pytest.raises(errors.ConfigError, match="DistributedSampler for 4 ranks, and this process is one of 2"):
+            wrap(data.DataLoader(make_set(), SIZE, sampler=data.DistributedSampler(make_set(), num_replicas=4)))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"prefetch": 3}, "unknown setting 'prefetch': .* prefetch_factor"),
+        ({"persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
+        ({"num_workers": -1}, "num_workers option should be non-negative"),
+    ],
+)
+def test_settings_of_workers_are_refused_when_the_loader_is_made(settings: dict[str, Any], message: str) -> None:
+    selector = es.Selector(SELECTION, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+    with pytest.raises(errors.ConfigError, match=message):
+        es.SelectiveLoader(make_set(), selector, lambda batch: batch, **settings)
+
+
 def test_epochs_beyond_the_plan_are_refused() -> None:
     training = Training(epochs=1)
     with pytest.raises(errors.ConfigError, match=r"epoch.*\b1\b"):
@@ -500,6 +564,8 @@ def test_mean_is_for_a_batch() -> None:
     next(iter(loader))
     with pytest.raises(errors.ShapeError, match=r"\(4,\) for 10 samples"):
         loader.mean(torch.ones(4))
+    with pytest.raises(errors.ShapeError, match="signals 'correct', and no 'loss'"):
+        loader.mean({"correct": torch.ones(10)})
 
 
 def test_a_promised_observe_that_does_not_come_is_named() -> None:
