@@ -103,6 +103,7 @@ def select(
         weighs=weighs,
         reuses_losses=args.gradient_accumulation_steps == 1 and (weighs or is_plain),
         micro_batch_size=micro_batch_size,
+        run=run,
         planned=transformers_trainer.planned(args),
     )
     transformers_trainer.adopt(trainer)

@@ -53,10 +53,10 @@ def _pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def _causal(seed: int = 0) -> LlamaForCausalLM:
+def _causal(seed: int = 0, dropout: float = 0.2) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, attention_dropout=0.2, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, attention_dropout=dropout, **sizes))
 
 
 def _labelled(num: int = _N) -> datasets.Dataset:
@@ -240,6 +240,11 @@ def test_blind_steps_take_the_losses_that_training_computes() -> None:
     assert np.isfinite(table["last_loss"].to_numpy()).all()
 
 
+class _Stops(transformers.TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("remove", [True, False])
 def test_evaluates_every_epoch_and_keeps_or_removes_columns(remove: bool) -> None:
     seen: list[set[str]] = []
@@ -258,7 +263,14 @@ def test_evaluates_every_epoch_and_keeps_or_removes_columns(remove: bool) -> Non
     assert trainer.evaluate()["eval_loss"] == evaluated[-1]["eval_loss"]
     assert trainer.selector.config.selection.drop_last
     assert trainer.selector.ledger.trained == 2 * (_N // _B) * _B // 2
-    trainer.train()  # again: from the first epoch
+    for stop in (True, False):  # again, and again after a stop: from the first epoch
+        if stop:
+            trainer.callback_handler.callbacks.append(stopper := _Stops())
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+            trainer.callback_handler.callbacks.remove(stopper)
+        else:
+            trainer.train()
     assert trainer.selector.ledger.trained == 2 * (_N // _B) * _B // 2
 
 
