@@ -103,6 +103,7 @@ def select(
         weighs=weighs,
         reuses_losses=args.gradient_accumulation_steps == 1 and (weighs or is_plain),
         micro_batch_size=micro_batch_size,
+        run=run,
         planned=transformers_trainer.planned(args),
     )
     transformers_trainer.adopt(trainer)
@@ -117,7 +118,7 @@ def _num_epochs(selection: Selection, num_samples: int, args: Any) -> int:
     if args.max_steps <= 0:
         return config.num_epochs
     most_steps = math.ceil(config.rank_share(num_samples, args.world_size) / config.batch_size)
-    num_epochs = math.ceil(int(args.max_steps) / math.ceil(most_steps / args.gradient_accumulation_steps))
+    num_epochs: int = math.ceil(args.max_steps / math.ceil(most_steps / args.gradient_accumulation_steps))
     while True:  # longer, where epochs are pruned
         config = RunConfig.of(*shape, num_epochs, args.per_device_train_batch_size)
         if sum(transformers_trainer.num_updates(config, epoch, args) for epoch in range(num_epochs)) >= args.max_steps:

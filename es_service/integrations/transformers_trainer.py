@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from es_service import errors
-from es_service.exchange.embedded import Embedded
 from es_service.integrations.transformers_losses import CountingCollate, LogitLosses, UsersLosses
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
@@ -37,6 +36,7 @@ class Settings:
         weighs: the loss to train on is mean(losses·scale), not the trainer's own.
         reuses_losses: steps that draw without losses take those that training computes.
         micro_batch_size: of scoring.
+        run: its name, None where it has none.
         planned: `planned(args)` when the number of epochs was decided.
     """
 
@@ -44,6 +44,7 @@ class Settings:
     weighs: bool
     reuses_losses: bool
     micro_batch_size: int | None
+    run: str | None
     planned: dict[str, Any]
 
 
@@ -227,13 +228,12 @@ class Selective(transformers.Trainer):
             state = _read(Path(resume), self.args)
             self._is_resumed = state["step"] > 0
             return self.selector.load_state_dict(state), 0
-        if begun := self.selector.next_epoch:
-            if not isinstance(self.selector.exchange, Embedded):
-                raise errors.RunExistsError(
-                    f"the run has {begun} finished epochs, and the model begins anew: pass resume_from_checkpoint, "
-                    "take another run name, or call trainer.selector.reset()"
-                )
-            self.selector.reset()
+        if self.selection_settings.run is not None and (begun := self.selector.next_epoch):
+            raise errors.RunExistsError(
+                f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model begins anew: pass "
+                "resume_from_checkpoint, take another run name, or call trainer.selector.reset() on every rank"
+            )
+        self.selector.reset()
         return 0, 0
 
     def _run_epoch(self, **kwargs: Any) -> None:

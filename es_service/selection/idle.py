@@ -22,7 +22,7 @@ def why_idle(config: RunConfig, world_size: int = 1) -> str | None:
     annealing = selection.annealing(config.num_epochs)
     planned = range(annealing.first_epoch, annealing.end_epoch)
     # Losses are known from the second epoch on; before, only chance leaves anything out.
-    by_chance = method.name == "random_subset" or (method.prunes and selection.prune_unobserved)
+    by_chance = not method.keeps_unobserved or (method.prunes and selection.prune_unobserved)
     if prunes and any(epoch > 0 or by_chance for epoch in planned[-1:]):
         return None
     if draws and any(

@@ -122,10 +122,13 @@ class RunConfig:
     def num_steps(self, epoch: int, world_size: int) -> int:
         """Return each rank's steps in this epoch, as far as they are known before it opens.
 
-        Exact where `Selection.prune_ratio` determines a plan's length, unless the samples never observed outnumber its
-        places; the most there may be for methods that decide it by the losses (infobatch, kakurenbo).
+        Exact where `Selection.prune_ratio` determines a plan's length, unless after the first epoch the samples never
+        observed outnumber its places; the most there may be for methods that decide it by the losses (infobatch,
+        kakurenbo).
         """
-        kept = self.num_samples if self.is_annealing(epoch) else self.selection.num_kept(self.num_samples)
+        selection = self.selection
+        all_stay = epoch == 0 and selection.method.keeps_unobserved and not selection.prune_unobserved
+        kept = self.num_samples if all_stay or self.is_annealing(epoch) else selection.num_kept(self.num_samples)
         return plans.num_steps(self.rank_share(kept, world_size), self.batch_size)
 
     def rank_share(self, num_ids: int, world_size: int) -> int:

@@ -37,6 +37,8 @@ class Method:
     """False: every step takes the whole meta-batch."""
     prunes: ClassVar[bool] = True
     """Epochs leave out `Selection.prune_ratio` of the set."""
+    keeps_unobserved: ClassVar[bool] = True
+    """Plans leave out no sample that was never observed, unless `Selection.prune_unobserved` lets them."""
     signed: ClassVar[bool] = False
     """Weights may be negative: only a draw by rank, topk, can go by them."""
     observes: ClassVar[tuple[str, ...]] = ()

@@ -51,6 +51,7 @@ class RandomSubset(_Uniform):
 
     name: ClassVar[str] = "random_subset"
     selects: ClassVar[bool] = False
+    keeps_unobserved: ClassVar[bool] = False
 
     def plan(self, prospect: Prospect) -> Agreed[Plan]:
         """Return `num_kept` ids, every set of them equally likely, whatever was trained on before."""

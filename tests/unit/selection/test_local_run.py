@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import es_service as es
 from es_service import errors
 from es_service.selection import methods
 from es_service.selection.config import Selection
@@ -93,6 +94,21 @@ def test_steps_of_a_pruned_epoch_and_of_an_annealing_one(make_config: MakeConfig
 
 
 # -- lifecycle ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_epoch_keeps_what_was_never_observed_and_its_steps_are_known_before() -> None:
+    for method, prunes_unobserved, steps in (
+        (es.methods.evolved(), False, [4, 2]),
+        (es.methods.evolved(), True, [2, 2]),
+        (es.methods.random_subset(), False, [2, 2]),
+    ):
+        selection = es.Selection(
+            method, prune_ratio=0.5, ratio=1.0, anneal=(0, 0), prune_unobserved=prunes_unobserved, seed=1
+        )
+        selector = es.Selector(selection, num_samples=40, num_epochs=2, batch_size=10)
+        assert [selector.steps(epoch) for epoch in range(2)] == steps
+        for epoch in range(2):
+            assert len([selector.select(ids_B, np.ones(10)) for ids_B in selector.epoch(epoch)]) == steps[epoch]
 
 
 def test_a_run_of_one_rank_from_its_first_epoch_to_its_last(make_config: MakeConfig, losses_of: Losses) -> None:
