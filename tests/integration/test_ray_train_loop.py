@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, about itself
 NUM, SIZE, EPOCHS = 120, 10, 3
 
 
-def selector_of(run: str, config: dict[str, Any], **settings: Any) -> Selector:
-    selection = es.Selection(es.methods.evolved(), **{"ratio": 0.5, "anneal": (0, 0), "seed": 3, **settings})
+def selector_of(run: str, config: dict[str, Any]) -> Selector:
+    selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=3)
     shape: dict[str, Any] = {"num_samples": NUM, "num_epochs": EPOCHS, "batch_size": SIZE}
     return es.connect(
         run,
@@ -75,6 +76,9 @@ def train_all(run: str, config: dict[str, Any], *, is_disturbed: bool) -> dict[s
     first = resume_or_reset(selector, checkpoint)
     for epoch in range(first, EPOCHS):
         for step, (batch, scale) in enumerate(loader.epoch(epoch)):
+            if (epoch, step, is_disturbed) == (0, 0, False):
+                with pytest.raises(es.EpochOrderError) if rank == 0 else contextlib.nullcontext():
+                    save(selector, config["folder"])
             if is_disturbed and (rank, epoch, step) == (1, 2, 3) and not died.exists():
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -106,13 +110,13 @@ def worker(config: dict[str, Any]) -> None:
     Path(config["folder"], f"{train.get_context().get_world_rank()}.json").write_text(json.dumps(found))
 
 
-def fit(function: Any, folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
-    """Run it on two workers; return what each wrote."""
+def fit(folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
+    """Run `worker` on two workers; return what each wrote."""
     from ray import train
     from ray.train.torch import TorchTrainer
 
     TorchTrainer(
-        function,
+        worker,
         train_loop_config={"folder": str(folder), "storage": str(folder / "runs"), **config},
         scaling_config=train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=train.RunConfig(storage_path=str(folder / "train"), **settings),
@@ -126,7 +130,7 @@ def test_a_run_whose_worker_is_killed_ends_as_the_undisturbed_one(run: str, tmp_
 
     config = {"run": run, "exchange": exchange, "is_compared": True}
     try:
-        ranks = fit(worker, tmp_path, config, failure_config=train.FailureConfig(max_failures=1))
+        ranks = fit(tmp_path, config, failure_config=train.FailureConfig(max_failures=1))
     finally:
         with contextlib.suppress(es.RunNotFoundError):
             launch.stop(f"{run}-whole")
@@ -142,73 +146,78 @@ def test_a_run_whose_worker_is_killed_ends_as_the_undisturbed_one(run: str, tmp_
 def test_ranks_wait_for_a_late_one_longer_than_the_deadline(run: str, tmp_path: Path, exchange: str) -> None:
     (tmp_path / "died").touch()
     config = {"run": run, "exchange": exchange, "is_compared": False, "deadline_s": 4, "late_s": 6}
-    assert [found["disturbed"]["first"] for found in fit(worker, tmp_path, config)] == [0, 0]
+    assert [found["disturbed"]["first"] for found in fit(tmp_path, config)] == [0, 0]
 
 
-def refusals(config: dict[str, Any]) -> None:
-    """Try checkpoints that are not of this run, and folders that cannot be written."""
+def alone(function: Callable[[dict[str, Any]], None]) -> None:
+    """Run it as the one worker of Ray Train's local mode, in this process."""
     from ray import train
-    from ray.train.collective import barrier
+    from ray.train.torch import TorchTrainer
+
+    TorchTrainer(function, train_loop_config={}, scaling_config=train.ScalingConfig(num_workers=0)).fit()
+
+
+def own_selector(**settings: Any) -> Selector:
+    selection = es.Selection(es.methods.evolved(), **{"ratio": 0.5, "anneal": (0, 0), "seed": 3, **settings})
+    return es.Selector(selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+
+
+def test_checkpoints_that_cannot_be_used_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    from ray import train
 
     from es_service.integrations.ray import resume_or_reset, save
 
-    selector = selector_of(config["run"], config)
-    resume_or_reset(selector, None)
-    found = {}
+    def loop(config: dict[str, Any]) -> None:
+        selector = own_selector()
+        with pytest.raises(es.ConfigError, match=r"what train\.get_checkpoint\(\) returns"):
+            resume_or_reset(selector, str(tmp_path))  # type: ignore[arg-type]
+        checkpoint = train.Checkpoint(str(tmp_path))
+        with pytest.raises(es.StorageError, match=r"has no state.*integrations\.ray\.save"):
+            resume_or_reset(selector, checkpoint)
+        save(selector, tmp_path)
+        assert resume_or_reset(selector, checkpoint) == 0
+        with pytest.raises(es.RunMismatchError, match="seed"):
+            resume_or_reset(own_selector(seed=4), checkpoint)
+        (tmp_path / "file").touch()
+        with pytest.raises(es.StorageError, match="check the free space"):
+            save(selector, tmp_path / "file")
+        scores = tmp_path / "es_service" / "scores.arrow"
+        scores.write_bytes(scores.read_bytes()[:-1])
+        with pytest.raises(es.StorageError, match=r"scores\.arrow is not what was written"):
+            resume_or_reset(selector, checkpoint)
 
-    def attempt(name: str, checkpoint: Any, other: Selector = selector) -> None:
-        try:
-            resume_or_reset(other, checkpoint)
-        except es.EsServiceError as error:
-            found[name] = f"{type(error).__name__}: {error}"
-
-    with tempfile.TemporaryDirectory() as folder:
-        attempt("no_checkpoint", folder)
-        attempt("no_state", train.Checkpoint(folder))
-        save(selector, folder)
-        if train.get_context().get_world_rank() == 0:
-            checkpoint = train.Checkpoint(folder)
-            attempt("other_run", checkpoint, selector_of(f"{config['run']}-other", config, seed=4))
-            scores = Path(folder, "es_service", "scores.arrow")
-            scores.write_bytes(scores.read_bytes()[:-1])
-            attempt("damaged", checkpoint)
-            Path(folder, "file").touch()
-            try:
-                save(selector, f"{folder}/file")
-            except es.StorageError as error:
-                found["no_folder"] = str(error)
-        else:
-            save(selector, folder)
-        barrier()
-    next(selector.epoch(0))
-    try:
-        save(selector, config["folder"])
-    except es.EsServiceError as error:
-        found["inside"] = f"{type(error).__name__}: {error}"
-    selector.close()
-    Path(config["folder"], f"{train.get_context().get_world_rank()}.json").write_text(json.dumps(found))
+    alone(loop)
 
 
-def test_checkpoints_that_cannot_be_used_are_refused_before_the_first_step(run: str, tmp_path: Path) -> None:
-    try:
-        first, second = fit(refusals, tmp_path, {"run": run, "exchange": "leased"})
-    finally:
-        with contextlib.suppress(es.RunNotFoundError):
-            launch.stop(f"{run}-other")
-    for found in (first, second):
-        assert found["no_checkpoint"].startswith("ConfigError: checkpoint must be what train.get_checkpoint() returns")
-        assert found["no_state"].startswith("StorageError: ")
-        assert "es.integrations.ray.save(selector, folder)" in found["no_state"]
-    assert first["other_run"].startswith("RunMismatchError: ")
-    assert "seed" in first["other_run"]
-    assert first["damaged"].startswith("StorageError: ")
-    assert "scores.arrow is not what was written" in first["damaged"]
-    assert "check the free space" in first["no_folder"]
-    assert first["inside"].startswith("EpochOrderError: epoch 0 is open")
+def test_one_worker_continues_inside_an_epoch_and_at_the_end(tmp_path: Path) -> None:
+    from ray import train
 
-
-def test_outside_of_ray_train_it_says_what_to_use(tmp_path: Path) -> None:
     from es_service.integrations.ray import resume_or_reset, save
+
+    def loop(config: dict[str, Any]) -> None:
+        selector, restored = own_selector(), own_selector()
+        for epoch in range(resume_or_reset(selector, None), EPOCHS):
+            for step, ids_B in enumerate(selector.epoch(epoch)):
+                selector.select(ids_B, ids_B.astype("f4"))
+                if (epoch, step) == (1, 4):
+                    save(selector, tmp_path / "inside")
+        save(selector, tmp_path / "over")
+        assert resume_or_reset(restored, train.Checkpoint(str(tmp_path / "over"))) == EPOCHS
+        assert resume_or_reset(restored, train.Checkpoint(str(tmp_path / "inside"))) == 1
+        for epoch, expected in ((1, 7), (2, 12)):
+            batches = [restored.select(ids_B, ids_B.astype("f4")) for ids_B in restored.epoch(epoch)]
+            assert len(batches) == expected
+        assert restored.table().equals(selector.table())
+
+    alone(loop)
+
+
+def test_outside_of_ray_train_it_says_what_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.execution import train_fn_utils
+
+    from es_service.integrations.ray import resume_or_reset, save
+
+    monkeypatch.setattr(train_fn_utils, "_train_fn_utils", None)  # which a local mode before leaves behind
 
     selector = es.Selector(es.Selection(es.methods.evolved()), num_samples=NUM, num_epochs=4, batch_size=SIZE)
     with pytest.raises(es.ConfigError, match=r"training functions of Ray Train.*selector\.state_dict"):
