@@ -240,8 +240,8 @@ def test_steps_of_the_schedule(settings: dict[str, Any], expected: int) -> None:
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     loader = prepare(accelerator, loader_of(selector_of(), model))
     assert loader.scheduler_steps == expected
-    for _ in range(EPOCHS):
-        for batch, scale in loader:
+    for epoch in range(EPOCHS):
+        for batch, scale in loader.epoch(epoch):
             with accelerator.accumulate(model):
                 losses = losses_of(model, batch)
                 accelerator.backward((losses * scale).mean())
@@ -303,9 +303,14 @@ def as_a_rank() -> dict[str, Any]:
     second = Training(lambda: connected("second"))
     second.accelerator.load_state("state")
     resumed = second.run()
+    forget()
+    synchronized = Training(lambda: connected("synchronized"), rng_types=["torch"])
+    torch.manual_seed(synchronized.accelerator.process_index)
+    next(iter(synchronized.loader))
+    random = torch.rand(()).item()
     model, optimizer, scheduler = build(24)
     expected = by_hand(connected("by-hand"), nn.parallel.DistributedDataParallel(model), optimizer, scheduler)
-    return {"expected": expected, "found": found, "resumed": resumed}
+    return {"expected": expected, "found": found, "resumed": resumed, "random": random}
 
 
 def test_two_processes_are_the_loop_written_by_hand_and_resume() -> None:
@@ -330,6 +335,7 @@ def test_two_processes_are_the_loop_written_by_hand_and_resume() -> None:
         for rank in ranks:
             rank.kill()
             rank.communicate()
+    assert first["random"] == second["random"]
     assert first["expected"]["table"] == second["expected"]["table"]
     for found in (first, second):
         assert found["found"] == found["resumed"] == found["expected"]
