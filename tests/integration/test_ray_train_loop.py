@@ -24,6 +24,7 @@ from es_service.selector import Selector
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, about itself
 
 NUM, SIZE, EPOCHS = 120, 10, 3
+DEADLINE_S, LATE_S = 8.0, 10.0
 
 
 def selector_of(run: str, config: dict[str, Any]) -> Selector:
@@ -35,7 +36,7 @@ def selector_of(run: str, config: dict[str, Any]) -> Selector:
         **shape,
         exchange=config["exchange"],
         storage=config["storage"],
-        deadline_s=config.get("deadline_s", 60),
+        deadline_s=config["deadline_s"],
     )
 
 
@@ -71,8 +72,6 @@ def train_all(run: str, config: dict[str, Any], *, is_disturbed: bool) -> dict[s
             saved = torch.load(f"{folder}/model.pt", weights_only=True)
         model.module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-    if rank == 1:
-        time.sleep(config.get("late_s", 0))
     first = resume_or_reset(selector, checkpoint)
     for epoch in range(first, EPOCHS):
         for step, (batch, scale) in enumerate(loader.epoch(epoch)):
@@ -85,8 +84,6 @@ def train_all(run: str, config: dict[str, Any], *, is_disturbed: bool) -> dict[s
             optimizer.zero_grad()
             (losses_of(model, batch) * scale).mean().backward()
             optimizer.step()
-        if (rank, epoch) == (1, 0):
-            time.sleep(config.get("late_s", 0))
         with tempfile.TemporaryDirectory() as folder:
             save(selector, folder)
             if is_disturbed:
@@ -104,19 +101,20 @@ def train_all(run: str, config: dict[str, Any], *, is_disturbed: bool) -> dict[s
 def worker(config: dict[str, Any]) -> None:
     from ray import train
 
-    found = {"disturbed": train_all(config["run"], config, is_disturbed=True)}
-    if config["is_compared"]:
-        found["whole"] = train_all(f"{config['run']}-whole", config, is_disturbed=False)
+    found = {
+        "disturbed": train_all(config["run"], config, is_disturbed=True),
+        "whole": train_all(f"{config['run']}-whole", config, is_disturbed=False),
+    }
     Path(config["folder"], f"{train.get_context().get_world_rank()}.json").write_text(json.dumps(found))
 
 
-def fit(folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
-    """Run `worker` on two workers; return what each wrote."""
+def fit(function: Callable[..., None], folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
+    """Run it on two workers; return what each wrote."""
     from ray import train
     from ray.train.torch import TorchTrainer
 
     TorchTrainer(
-        worker,
+        function,
         train_loop_config={"folder": str(folder), "storage": str(folder / "runs"), **config},
         scaling_config=train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=train.RunConfig(storage_path=str(folder / "train"), **settings),
@@ -128,9 +126,9 @@ def fit(folder: Path, config: dict[str, Any], **settings: Any) -> list[Any]:
 def test_a_run_whose_worker_is_killed_ends_as_the_undisturbed_one(run: str, tmp_path: Path, exchange: str) -> None:
     from ray import train
 
-    config = {"run": run, "exchange": exchange, "is_compared": True}
+    config = {"run": run, "exchange": exchange, "deadline_s": 60.0}
     try:
-        ranks = fit(tmp_path, config, failure_config=train.FailureConfig(max_failures=1))
+        ranks = fit(worker, tmp_path, config, failure_config=train.FailureConfig(max_failures=1))
     finally:
         with contextlib.suppress(es.RunNotFoundError):
             launch.stop(f"{run}-whole")
@@ -141,12 +139,34 @@ def test_a_run_whose_worker_is_killed_ends_as_the_undisturbed_one(run: str, tmp_
         assert found["disturbed"] == found["whole"]
 
 
+def late_worker(config: dict[str, Any]) -> None:
+    """Rank 1 is late at one place, by more than the deadline of the selectors."""
+    from ray import train
+
+    from es_service.integrations.ray import resume_or_reset, save
+
+    rank = train.get_context().get_world_rank()
+    selector = selector_of(config["run"], config)
+    if (rank, config["place"]) == (1, "start"):
+        time.sleep(LATE_S)
+    resume_or_reset(selector, None)
+    for step, ids_B in enumerate(selector.epoch(0)):
+        if (rank, step, config["place"]) == (1, 5, "epoch"):
+            time.sleep(LATE_S)
+        selector.select(ids_B, ids_B.astype("f4"))
+    save(selector, config["folder"])
+    selector.close()
+    Path(config["folder"], f"{rank}.json").write_text("1")
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("exchange", ["leased", "collective"])
-def test_ranks_wait_for_a_late_one_longer_than_the_deadline(run: str, tmp_path: Path, exchange: str) -> None:
-    (tmp_path / "died").touch()
-    config = {"run": run, "exchange": exchange, "is_compared": False, "deadline_s": 8, "late_s": 10}
-    assert [found["disturbed"]["first"] for found in fit(tmp_path, config)] == [0, 0]
+@pytest.mark.parametrize("exchange, place", [("collective", "start"), ("leased", "epoch")])
+def test_ranks_wait_for_a_late_one_longer_than_the_deadline(
+    run: str, tmp_path: Path, exchange: str, place: str
+) -> None:
+    config = {"run": run, "exchange": exchange, "place": place, "deadline_s": DEADLINE_S}
+    assert fit(late_worker, tmp_path, config) == [1, 1]
+    assert (tmp_path / "es_service" / "checkpoint.json").exists()
 
 
 def alone(function: Callable[[dict[str, Any]], None]) -> None:
