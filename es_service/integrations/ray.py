@@ -86,7 +86,8 @@ def save(selector: Selector, folder: str | os.PathLike[str]) -> None:
 
 def _rank() -> int:
     try:
-        return train.get_context().get_world_rank()
+        rank: int = train.get_context().get_world_rank()
+        return rank
     except (RuntimeError, DeprecationWarning) as error:
         raise errors.ConfigError(
             f"this is for training functions of Ray Train, which its workers run ({error}); elsewhere call "

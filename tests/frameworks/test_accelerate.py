@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,8 +240,8 @@ def test_steps_of_the_schedule(settings: dict[str, Any], expected: int) -> None:
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     loader = prepare(accelerator, loader_of(selector_of(), model))
     assert loader.scheduler_steps == expected
-    for _ in range(EPOCHS):
-        for batch, scale in loader:
+    for epoch in range(EPOCHS):
+        for batch, scale in loader.epoch(epoch):
             with accelerator.accumulate(model):
                 losses = losses_of(model, batch)
                 accelerator.backward((losses * scale).mean())
@@ -294,6 +293,8 @@ def as_a_rank() -> dict[str, Any]:
     found = whole.run()
     assert whole.loader.scheduler_steps == 2 * whole.updates == 2 * 12
     assert whole.rate == 0
+    with pytest.raises(es.ConfigError, match="several ranks continue from the end of an epoch"):
+        whole.loader.load_state_dict(torch.load("inside.pt", weights_only=False))
     forget()
     first = Training(lambda: connected("first"))
     first.run(stop=(1, 15))
@@ -302,12 +303,20 @@ def as_a_rank() -> dict[str, Any]:
     second = Training(lambda: connected("second"))
     second.accelerator.load_state("state")
     resumed = second.run()
+    forget()
+    synchronized = Training(lambda: connected("synchronized"), rng_types=["torch"])
+    torch.manual_seed(synchronized.accelerator.process_index)
+    next(iter(synchronized.loader))
+    random = torch.rand(()).item()
     model, optimizer, scheduler = build(24)
     expected = by_hand(connected("by-hand"), nn.parallel.DistributedDataParallel(model), optimizer, scheduler)
-    return {"expected": expected, "found": found, "resumed": resumed}
+    return {"expected": expected, "found": found, "resumed": resumed, "random": random}
 
 
-def test_two_processes_are_the_loop_written_by_hand_and_resume(tmp_path: Path) -> None:
+def test_two_processes_are_the_loop_written_by_hand_and_resume() -> None:
+    alone = Training(selector_of)
+    alone.run(stop=(1, 12))
+    torch.save(alone.loader.state_dict(), "inside.pt")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -320,10 +329,18 @@ def test_two_processes_are_the_loop_written_by_hand_and_resume(tmp_path: Path) -
         )
         for rank in range(2)
     ]
-    first, second = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    try:
+        first, second = [json.loads(rank.communicate(timeout=240)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert first["random"] == second["random"]
     assert first["expected"]["table"] == second["expected"]["table"]
     for found in (first, second):
         assert found["found"] == found["resumed"] == found["expected"]
+    of_two = torch.load("state/custom_checkpoint_0.pkl", weights_only=False)
+    assert alone.loader.load_state_dict(of_two) == alone.loader.next_epoch == 2
 
 
 if __name__ == "__main__":
