@@ -8,7 +8,7 @@ HASHED := $(PIP) --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit unit-library unit-service integration commands exchanges chaos frameworks dashboard docs test thorough check audit lock soak clean
+.PHONY: help setup demo data browser lint unit unit-library unit-service integration documents commands exchanges chaos frameworks dashboard docs test thorough check audit lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -65,11 +65,15 @@ unit-service: setup
 
 COMMANDS := $(wildcard tests/integration/test_*_command.py)
 EXCHANGES := $(addprefix tests/integration/test_,exchanges.py collective.py streams.py)
+DOCUMENTS := $(addprefix tests/integration/test_,documents.py site.py packaging.py benchmarks.py exchange_benchmark.py task_data.py)
 
 QUICK := $(BIN)/pytest -q -m 'not thorough'
 
 integration: setup
-	$(QUICK) tests/integration $(patsubst %,--ignore=%,$(COMMANDS) $(EXCHANGES))
+	$(QUICK) tests/integration $(patsubst %,--ignore=%,$(COMMANDS) $(EXCHANGES) $(DOCUMENTS))
+
+documents: setup
+	$(QUICK) $(DOCUMENTS)
 
 commands: setup
 	$(QUICK) $(COMMANDS)
@@ -93,8 +97,8 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 	$(MAKE) --jobs=3 --keep-going --output-sync=target unit lint
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
-	@# the longest first, and last what splits well: all jobs end at about the same time
-	$(MAKE) --jobs=3 --keep-going --output-sync=target integration exchanges commands chaos frameworks dashboard unit lint docs
+	@# First what waits for Ray as much as it works, four at a time; last what only works, in small parts.
+	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos documents frameworks dashboard unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

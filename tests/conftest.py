@@ -1,4 +1,4 @@
-"""What all tests share: numpy does the work unless ES_SERVICE_COMPILED=1 is set (numba takes its time), and an S3."""
+"""What all tests share: an S3, one thread, and numpy, unless ES_SERVICE_COMPILED=1 is set (numba takes its time)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+# Before torch and numpy are loaded: beside other processes, threads of theirs spend most of their time on each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import moto_s3

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from es_service import errors
+from es_service.actors.calls import AwayError
 from es_service.actors.shard_group import ShardGroup
 from es_service.storage.runs import RunStorage
 
@@ -75,9 +76,12 @@ class SnapshotWriter:
         return copied
 
     def begin(self, copied: Copied) -> None:
-        """Write what was copied, in the background."""
-        placed = self._placed = self._thread.submit(self._write, copied)
-        self._told = self._thread.submit(self._tell, copied, placed)
+        """Write what was copied, in the background; AwayError where `close` came first."""
+        try:
+            placed = self._placed = self._thread.submit(self._write, copied)
+            self._told = self._thread.submit(self._tell, copied, placed)
+        except RuntimeError as error:  # of an executor that was shut down
+            raise AwayError("cannot begin a snapshot: the score server is ending; ask the next one") from error
 
     def write(self, epoch_starts: tuple[int, ...]) -> errors.EsServiceError | None:
         """Write the rows as they are now; return as `wait` does. Raises as `copy` does."""

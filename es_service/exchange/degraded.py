@@ -62,7 +62,7 @@ class DegradedExchange(Exchange):
         self._try_at = 0.0
         self._first_step = self._steps = 0
         self._warned = self._is_unstored = False
-        self.num_made_up = self.num_dropped = 0
+        self.num_dropped = 0
         self.config, self.position = inner.config, inner.position
 
     def _says(self, error: errors.EsServiceError) -> None:
@@ -170,7 +170,6 @@ class DegradedExchange(Exchange):
         return self._uniform(step, ids_B, num, repeats)
 
     def _uniform(self, step: int, ids_B: I64, num: int, repeats: Repeats | None) -> Draw:
-        self.num_made_up += 1
         ones = np.ones(ids_B.size, dtype=np.float32)
         return choose(self.config.selection, ids_B, ones, num, self._first_step + step, repeats=repeats)
 

@@ -43,7 +43,8 @@ def ray_head() -> Iterator[subprocess.Popen[bytes]]:
         port = probe.getsockname()[1]
     ray = Path(sys.executable).with_name("ray")
     words = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    words += ["--no-monitor", "--include-dashboard=false", "--object-store-memory=104857600", "--disable-usage-stats"]
+    words += ["--no-monitor", "--include-dashboard=false", "--include-log-monitor=false", "--disable-usage-stats"]
+    words += ["--object-store-memory=104857600"]
     # A folder of its own (and with a short name: it holds sockets), or other Rays would take ours for theirs.
     with tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as folder:
         words.append(f"--temp-dir={folder}")

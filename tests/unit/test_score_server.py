@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import score_server, wire
+from es_service.actors.calls import AwayError
 from es_service.exchange.epochs import Epochs
 from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
@@ -628,6 +629,22 @@ def test_a_run_with_a_restart_ends_as_one_without(
 
 
 # -- going back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_close_that_meets_the_servers_end_is_made_again_with_the_next_server(
+    make_server: MakeServer, config: RunConfig, losses_of: Losses
+) -> None:
+    first = make_server()
+    worker = Worker(first, config)
+    worker.train(0, losses_of)
+    ids, step = worker.open(1)
+    first.report(worker.message(ids, losses_of(ids, step), step))
+    first.finish()
+    with pytest.raises(AwayError, match="the score server is ending"):
+        first.close_epoch(0, FIRST, 1)
+    second = make_server()
+    assert second.close_epoch(0, FIRST, 1) is True
+    assert second.stats()["finished_epochs"] == 2
 
 
 def checkpoints(worker: Worker, epochs: int, losses_of: Losses) -> list[tuple[bytes, int, tuple[int, ...]]]:

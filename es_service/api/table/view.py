@@ -105,7 +105,10 @@ class TableView(Results):
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column [n] to read from; a number without a value is NaN in floats and -1 in integers."""
-        return self.once(("column", name), lambda: self._whole(name) if name not in _DERIVED else self._derived(name))
+        return self.once(
+            ("column", name),
+            lambda: self._block(name, 0, self.num_rows) if name not in _DERIVED else self._derived(name),
+        )
 
     def _derived(self, name: str) -> NDArray[Any]:
         """Return a derived column, made a block at a time: what is worked out on the way stays small."""
@@ -147,9 +150,6 @@ class TableView(Results):
             assert self.labels is not None
             return [self.labels.codes_n]
         return self.once(("parts", name), lambda: [_numpy(shard.column(name)) for shard in self._shards])
-
-    def _whole(self, name: str) -> NDArray[Any]:
-        return self._block(name, 0, self.num_rows)
 
     def _block(self, name: str, start: int, stop: int) -> NDArray[Any]:
         parts = self._parts(name)

@@ -130,19 +130,18 @@ class Space:
         }
 
 
-def read_space(method: str, entries: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Space:
+def read_space(method: str, entries: Mapping[str, Any]) -> Space:
     """Return the space that a file or a program describes.
 
     Args:
         method: its name, see `preset`.
         entries: setting -> a domain, see `domain_of`; a plain value is the same in all trials.
-        fixed: further settings that are the same in all trials.
 
     Raises:
         ConfigError: see `Space` and `Domain`.
     """
     domains: dict[str, Domain] = {}
-    values: dict[str, Any] = dict(fixed or {})
+    values: dict[str, Any] = {}
     for name, entry in entries.items():
         if not isinstance(name, str):
             raise errors.ConfigError(f"a search space holds settings by name, got {name!r}")

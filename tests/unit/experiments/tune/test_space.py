@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of, parse_domain
-from es_service.experiments.tune.space import default_space, parse_flags, read_space
+from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
 from es_service.selection.config import PRESETS
 
 EXAMPLES = {
@@ -133,7 +133,7 @@ def test_a_value_beside_a_domain_is_the_same_in_all_trials() -> None:
     assert (selection.ratio, selection.method.settings()["beta1"], selection.seed) == (0.5, 0.3, 7)
     assert space.of_the_run(settings) == {"learning_rate": 0.1}
     with pytest.raises(errors.ConfigError, match="ratio is searched and given a value"):
-        read_space("es", {"ratio": "uniform(0.1, 0.5)"}, {"ratio": 0.5})
+        Space(method="es", domains=read_space("es", {"ratio": "uniform(0.1, 0.5)"}).domains, fixed={"ratio": 0.5})
 
 
 def test_a_grid_holds_every_combination() -> None:
