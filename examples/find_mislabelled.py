@@ -5,12 +5,12 @@ python examples/find_mislabelled.py      # then: es-service serve --storage runs
 
 import numpy as np
 import torch
+from es_service.training.tasks.png import encode_png
 from pytorch import build_model, load, losses
 from torch.utils.data import DataLoader, TensorDataset
 
 import es_service as es
 from es_service.training.tasks import fashion
-from es_service.training.tasks.png import encode_png
 
 EPOCHS, NUM_WRONG = 6, 400
 
@@ -47,7 +47,8 @@ def main():
     mean, variance = (table.column(name).to_numpy() for name in ("loss_mean", "loss_var"))
     suspects = np.argsort(-(mean - np.sqrt(variance)))[:200]  # the highest suspicion first
     found = np.isin(suspects, wrong).sum()
-    print(f"{found} of the 200 most suspicious labels are wrong; of 200 at random it would be {200 * NUM_WRONG // len(labels)}")
+    expected = 200 * NUM_WRONG // len(labels)
+    print(f"{found} of the 200 most suspicious labels are wrong; of 200 at random about {expected} would be")
     for sample_id in suspects[:3].tolist():
         print(f"  id {sample_id}: labelled {fashion.CLASSES[labels[sample_id]]!r}, mean loss {mean[sample_id]:.1f}")
 

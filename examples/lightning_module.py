@@ -19,22 +19,18 @@ EPOCHS = 4
 
 
 class Classifier(L.LightningModule):
-    """A small network for Fashion-MNIST."""
-
     def __init__(self):
         super().__init__()
         self.model = build_model()
 
     def losses(self, batch):
-        images, labels = batch
-        return cross_entropy(self.model(images), labels)  # float[b], one per image
+        return cross_entropy(self.model(batch[0]), batch[1])  # float[b], one per image
 
     def training_step(self, batch, batch_idx):
         return self.trainer.datamodule.mean(self.losses(batch))  # it was `self.losses(batch).mean()`
 
     def validation_step(self, batch, batch_idx):
-        images, labels = batch
-        self.log("accuracy", (self.model(images).argmax(dim=1) == labels).float().mean())
+        self.log("accuracy", (self.model(batch[0]).argmax(dim=1) == batch[1]).float().mean())
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -50,7 +46,9 @@ def main():
         batch_size=64,
         val=DataLoader(held_out, batch_size=500),
     )
-    trainer = L.Trainer(max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False, barebones=False)
+    trainer = L.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     trainer.fit(Classifier(), data)
     print(f"accuracy {trainer.callback_metrics['accuracy']:.3f}")
     print(f"saved {data.selector.ledger.saving()['samples']:.0%} of back-propagation")

@@ -1,4 +1,4 @@
-"""Plain PyTorch: a small network on Fashion-MNIST, which comes with es_service. Lines that selection adds or changes say so.
+"""Plain PyTorch: a small network on Fashion-MNIST, which comes with es_service. Comments mark what selection changes.
 
 python examples/pytorch.py
 """
@@ -15,28 +15,23 @@ EPOCHS = 6
 
 
 def load():
-    """Return 8,000 images to train on and 2,000 held out, each with its label."""
-    task = fashion.build()
+    task = fashion.build()  # 8,000 images to train on and 2,000 held out
     return [TensorDataset(*part.__getitems__(range(len(part)))) for part in (task.train_set, task.held_out)]
 
 
 def build_model():
-    """Return a small convolutional network."""
     first = nn.Sequential(nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.BatchNorm2d(32), nn.ReLU())
     second = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU())
     return nn.Sequential(first, second, nn.Flatten(), nn.Linear(64 * 49, 10))
 
 
 def losses(model, batch):
-    """Return the loss of each image, float[b]."""
-    images, labels = batch
-    return cross_entropy(model(images), labels)  # as torch's, with reduction="none"
+    return cross_entropy(model(batch[0]), batch[1])  # float[b], one per image
 
 
 def main():
     torch.manual_seed(0)
-    train_set, held_out = load()
-    model = build_model()
+    (train_set, held_out), model = load(), build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
 
     loader = DataLoader(train_set, batch_size=64, shuffle=True)
@@ -52,12 +47,13 @@ def main():
             schedule.step()
         model.eval()
         with torch.no_grad():
-            images, labels = held_out.tensors
-            accuracy = (model(images).argmax(dim=1) == labels).float().mean().item()
+            accuracy = (model(held_out.tensors[0]).argmax(dim=1) == held_out.tensors[1]).float().mean().item()
         model.train()
         print(f"epoch {epoch + 1}: accuracy {accuracy:.3f}")
-    saving = loader.selector.ledger.saving()
-    print(f"saved {saving['samples']:.0%} of back-propagation, {saving['cost']:.0%} of all passes, {saving['seconds']:.0%} of the time")
+    saved = {what: f"{share:.0%}" for what, share in loader.selector.ledger.saving().items()}
+    print(
+        f"saved {saved['samples']} of back-propagation, {saved['cost']} of all passes, {saved['seconds']} of the time"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python examples/ray_data.py
 import ray
 import torch
 from pytorch import build_model, load
+
 import es_service as es
 from es_service.training.losses import cross_entropy
 

@@ -20,8 +20,7 @@ EPOCHS = 4
 
 def work(config):
     torch.manual_seed(0)
-    train_set, held_out = load()
-    model = prepare_model(build_model())
+    (train_set, held_out), model = load(), prepare_model(build_model())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     loader = es.wrap(  # no prepare_data_loader: the selection gives each worker its share of an epoch
         DataLoader(train_set, batch_size=32, shuffle=True),
@@ -32,8 +31,7 @@ def work(config):
         run="ray-train",
         storage=config["storage"],
     )
-    checkpoint = train.get_checkpoint()
-    if checkpoint is not None:
+    if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             model.module.load_state_dict(torch.load(Path(folder) / "model.pt"))
     for epoch in range(resume_or_reset(loader.selector, checkpoint), EPOCHS):
@@ -57,8 +55,6 @@ if __name__ == "__main__":
         work,
         train_loop_config={"storage": str(Path("runs").resolve())},
         scaling_config=train.ScalingConfig(num_workers=2),
-        run_config=train.RunConfig(
-            storage_path=str(Path("ray_results").resolve()), failure_config=train.FailureConfig(max_failures=1)
-        ),
+        run_config=train.RunConfig(failure_config=train.FailureConfig(max_failures=1)),
     )
     print(f"accuracy {trainer.fit().metrics['accuracy']:.3f}")

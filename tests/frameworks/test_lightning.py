@@ -82,7 +82,12 @@ class Tiny(L.LightningModule):
 
 
 def trainer_of(**settings: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     if any(isinstance(one, ModelCheckpoint) for one in settings.get("callbacks", [])):
         del quiet["enable_checkpointing"]
     return L.Trainer(**{"accelerator": "cpu", "max_epochs": EPOCHS, **quiet, **settings})
@@ -444,7 +449,10 @@ def test_a_named_run_is_not_begun_twice_by_mistake(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         fitted(data_of(**named), max_epochs=2)
-        with pytest.warns(UserWarning, match="finished"), pytest.raises(es.EpochOrderError, match="selector at epoch 2"):
+        with (
+            pytest.warns(UserWarning, match="finished"),
+            pytest.raises(es.EpochOrderError, match="selector at epoch 2"),
+        ):
             fitted(data_of(**named), max_epochs=2)
         fitted(data_of(**named), max_epochs=2, fast_dev_run=True)
         fitted(data_of(**named), max_epochs=2, fast_dev_run=True)
