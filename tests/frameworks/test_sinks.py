@@ -98,6 +98,7 @@ def test_wandb_has_every_metric_of_every_step(tmp_path: Path) -> None:
             es.integrations.wandb.log(selector, *([run] if len(logged) % 2 else []))
             logged.append(selector.metrics())
         assert {name: run.summary[name] for name in logged[-1]} == logged[-1]
+    wandb.teardown()  # waits for its process, which writes the file
     [path] = tmp_path.rglob("*.wandb")
     rows, axes = [], []
     for record in wandb_records(path):
