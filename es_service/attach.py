@@ -33,7 +33,8 @@ def attach(
         batch_size: B, of each rank.
         run: names the run, which is then kept in the storage; several ranks need it.
         exchange: takes the decision over: "in-process", or one of `es.connect`.
-        options: further arguments of `es.connect` or `es.Selector`.
+        options: further arguments of `es.connect` or `es.Selector`; storage, resume, labels, label_names and preview
+            are of a run with a name.
 
     Raises:
         ConfigError: several ranks, and no run is named; or as `es.Selector` and `es.connect` raise.
@@ -46,7 +47,7 @@ def attach(
         else:
             exchange = "collective" if world_size > 1 else "in-process"
     if exchange == "in-process":
-        return Selector(selection, **shape, **options)
+        return Selector(selection, **shape, run=run, **options)
     if run is None:
         raise errors.ConfigError(
             f"exchange {exchange!r} shares one score table among {world_size} rank(s), under the name of a run: pass "
