@@ -115,6 +115,19 @@ def test_nothing_can_be_logged_before_the_first_epoch(make: Callable[..., es.Sel
         make().log(accuracy=0.5)
 
 
+def test_what_is_logged_in_the_first_epoch_is_progress_that_watchers_can_read(
+    make: Callable[..., es.Selector], tmp_path: Path
+) -> None:
+    selector = make()
+    next(selector.epoch(0))
+    selector.log(accuracy=0.5)
+    selector.close()
+    found = kept(tmp_path)
+    assert (found["epoch"], found["done"], found["history"]) == (0, 0.0, [])
+    selector.reset()
+    assert kept(tmp_path) == {}
+
+
 def test_a_second_process_continues_the_run_and_its_ledger(make: Callable[..., es.Selector], tmp_path: Path) -> None:
     whole = es.Selector(SELECTION, **SHAPE)
     train(whole, range(4))
