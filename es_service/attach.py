@@ -35,7 +35,8 @@ def attach(
         streamed: batches come from outside, though n may be known.
         run: names the run, which is then kept in the storage; several ranks need it.
         exchange: takes the decision over: "in-process", or one of `es.connect`.
-        options: further arguments of `es.connect` or `es.Selector`.
+        options: further arguments of `es.connect` or `es.Selector`; storage, resume, labels, label_names and preview
+            are of a run with a name.
 
     Raises:
         ConfigError: several ranks, and no run is named; or as `es.Selector` and `es.connect` raise.

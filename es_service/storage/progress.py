@@ -133,8 +133,11 @@ class Progress:
         with self._lock:  # while it is written, too: the last write has the last state
             try:
                 known = self.to_dict()
-                open_ones = {str(epoch): one for epoch, one in self._measured.items() if epoch not in self._ledgers}
-                files.write_json(self._filesystem, self._path, {**known, "measured": open_ones}, indent=None)
+                if known:
+                    known["measured"] = {
+                        str(epoch): one for epoch, one in self._measured.items() if epoch not in self._ledgers
+                    }
+                files.write_json(self._filesystem, self._path, known, indent=None)
             except errors.StorageError as error:
                 _log.warning("the ledger of the run is not on storage: %s", error)
 
@@ -151,10 +154,11 @@ class Progress:
         with self._lock:
             self._read()
             last, now = max(self._ledgers, default=-1), self._live
+            if not (self._ledgers or self._measured or now):
+                return {}
             if now is None or now["epoch"] <= last:
-                if last < 0:
-                    return {}
-                now = {"epoch": last, "done": 1.0, **_figures(Ledger.from_dict(self._ledgers[last]["ledger"]))}
+                ledger = Ledger() if last < 0 else Ledger.from_dict(self._ledgers[last]["ledger"])
+                now = {"epoch": max(0, last), "done": float(last >= 0), **_figures(ledger)}
             history = [
                 {"epoch": epoch, **_places(self._measured.get(epoch, {})), **self._ledgers[epoch]}
                 for epoch in sorted(self._ledgers)

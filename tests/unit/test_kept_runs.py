@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import pytest
 import torch
 
 import es_service as es
+from es_service.actors.score_server import ScoreServer
 from es_service.api.runs import ledgers
+from es_service.attach import attach
 from es_service.ledger import Ledger
+from es_service.selection.run import RunConfig
 from es_service.storage.progress import Progress
-from es_service.storage.runs import RunStorage
+from es_service.storage.runs import RunStorage, config_to_dict
 
 SHAPE: dict[str, Any] = {"num_samples": 60, "num_epochs": 4, "batch_size": 10}
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0.25, 0), seed=3)
@@ -110,6 +113,19 @@ def test_what_cannot_be_logged_is_named_and_changes_nothing(
 def test_nothing_can_be_logged_before_the_first_epoch(make: Callable[..., es.Selector]) -> None:
     with pytest.raises(es.EpochOrderError, match="none was opened yet"):
         make().log(accuracy=0.5)
+
+
+def test_what_is_logged_in_the_first_epoch_is_progress_that_watchers_can_read(
+    make: Callable[..., es.Selector], tmp_path: Path
+) -> None:
+    selector = make()
+    next(selector.epoch(0))
+    selector.log(accuracy=0.5)
+    selector.close()
+    found = kept(tmp_path)
+    assert (found["epoch"], found["done"], found["history"]) == (0, 0.0, [])
+    selector.reset()
+    assert kept(tmp_path) == {}
 
 
 def test_a_second_process_continues_the_run_and_its_ledger(make: Callable[..., es.Selector], tmp_path: Path) -> None:
@@ -233,3 +249,119 @@ def test_progress_of_the_open_epoch_gives_way_to_its_end(tmp_path: Path) -> None
     progress.finish(0, [Ledger(trained=5), Ledger(trained=6)])
     progress.show(0, 0.9, Ledger(trained=4), 2)  # it came late
     assert (progress.to_dict()["done"], progress.to_dict()["samples"]["trained"]) == (1.0, 11)
+
+
+def test_attach_keeps_a_run_that_has_a_name(tmp_path: Path) -> None:
+    where: dict[str, Any] = {"exchange": "in-process", "storage": str(tmp_path), "labels": [0, 1, 2] * 20}
+    train(attach(SELECTION, **SHAPE, run="own", **where), range(1))
+    assert len(kept(tmp_path)["history"]) == 1
+    with pytest.raises(es.RunExistsError):
+        attach(SELECTION, **SHAPE, run="own", **where, resume="never")
+    with pytest.raises(es.ConfigError, match="name it with run="):
+        attach(SELECTION, **SHAPE, **where)
+
+
+# -- by a score server, as a plain class -----------------------------------------------------------------------------
+
+FIRST, SECOND = "0a" * 16, "0b" * 16
+CONFIG = RunConfig(selection=SELECTION, **SHAPE)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[], ScoreServer]]:
+    """Starts the run's score server, or starts it again after it died."""
+    servers: list[ScoreServer] = []
+
+    def start() -> ScoreServer:
+        servers.append(ScoreServer(str(tmp_path), "own", config_to_dict(CONFIG), actor="the same"))
+        return servers[-1]
+
+    yield start
+    for server in reversed(servers):
+        server.finish()
+
+
+def close(server: ScoreServer, rank: int, epoch: int, trained: int) -> bool:
+    return server.close_epoch(rank, FIRST, epoch, 3, ledger=Ledger(trained=trained, full=60).to_dict())
+
+
+def history(server: ScoreServer) -> list[tuple[int, int, float | None]]:
+    entries = server.stats()["progress"].get("history", [])
+    return [(one["epoch"], one["trained"], one["accuracy"]) for one in entries]
+
+
+def begin(server: ScoreServer, epoch: int) -> None:
+    for rank in range(2):
+        server.join(rank, FIRST, 2, config_to_dict(CONFIG))
+        assert not isinstance(server.open_epoch(rank, FIRST, epoch), list)
+
+
+def test_a_server_that_restarts_between_two_closes_merges_both_ledgers(
+    serve: Callable[[], ScoreServer], tmp_path: Path
+) -> None:
+    server = serve()
+    begin(server, 0)
+    assert close(server, 0, 0, 5) is False
+    server.log(0, FIRST, 0, {"accuracy": 0.5})
+    assert history(server) == []
+    server = serve()
+    assert close(server, 1, 0, 7) is True
+    assert history(server) == [(0, 12, 0.5)]
+    assert history(serve()) == [(0, 12, 0.5)]
+    (tmp_path / "own" / "progress.json").unlink()  # as if it had died before this was written
+    server = serve()
+    assert history(server) == [(0, 12, None)]
+    begin(server, 1)
+    assert close(server, 0, 1, 10) is False
+    server.publish(1, FIRST, 0, 1.0, Ledger(trained=99).to_dict())  # late, when rank 0 has closed the next one
+    server.publish(0, FIRST, 1, 1.0, Ledger(trained=11).to_dict())  # with the training of the last step
+    assert close(server, 1, 1, 20) is True
+    assert history(server) == [(0, 12, None), (1, 31, None)]
+    server.publish(1, FIRST, 1, 1.0, Ledger(trained=21).to_dict())
+    assert history(server)[1] == (1, 32, None)
+
+
+def test_a_rank_that_is_fenced_logs_and_publishes_nothing(serve: Callable[[], ScoreServer]) -> None:
+    server = serve()
+    begin(server, 0)
+    for rank in range(2):
+        close(server, rank, 0, 5)
+    server.log(0, FIRST, 0, {"accuracy": 0.5})
+    server.join(0, SECOND, 1, config_to_dict(CONFIG))
+    server.publish(0, FIRST, 0, 1.0, Ledger(trained=99).to_dict())
+    server.publish(0, FIRST, 1, 0.5, Ledger(trained=99).to_dict())
+    with pytest.raises(es.EpochOrderError, match="fenced"):
+        server.log(0, FIRST, 0, {"accuracy": 0.75})
+    assert history(server) == [(0, 10, 0.5)]
+    assert server.stats()["progress"]["done"] == 1.0
+    assert server.spent(0) == Ledger(trained=10, full=120).to_dict()
+    assert server.spent(1) is None
+
+
+def test_a_rewind_drops_what_came_later_from_the_server_too(serve: Callable[[], ScoreServer], tmp_path: Path) -> None:
+    server = serve()
+    begin(server, 0)
+    for epoch in range(2):
+        for rank in range(2):
+            if epoch:
+                server.open_epoch(rank, FIRST, epoch)
+        for rank in range(2):
+            close(server, rank, epoch, 5 * (epoch + 1))
+    server.stored_epochs()
+    assert server.rewind(0, FIRST, 1, 0, (0,), "", None)
+    assert history(server) == []
+    assert kept(tmp_path).get("history", []) == []
+
+
+def test_a_storage_that_cannot_be_written_costs_no_training_and_no_ledger(
+    serve: Callable[[], ScoreServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    begin(server, 0)
+    (tmp_path / "own" / "progress.json").mkdir()  # what is in the way of the file
+    for rank in range(2):
+        close(server, rank, 0, 5)
+    assert "the ledger of the run is not on storage" in caplog.text
+    (tmp_path / "own" / "progress.json").rmdir()
+    server.log(0, FIRST, 0, {"accuracy": 0.5})
+    assert [one["trained"] for one in kept(tmp_path)["history"]] == [10]

@@ -132,7 +132,7 @@ def test_a_run_interrupted_long_ago_is_stale_and_a_damaged_one_hides_no_other(
     place = tmp_path / "runs"
     shutil.copytree(storage, place)
     old = time.time() - 1000
-    for path in [place / "half" / "run.json", *(place / "half").rglob("manifest.json")]:
+    for path in (place / "half").rglob("*.json"):
         os.utime(path, (old, old))
     (place / "other" / "run.json").write_text("{")
     rows = {row["run"]: row for row in get(make_client(place), "/v1/runs")["runs"]}
@@ -163,8 +163,11 @@ def test_the_ledger_is_the_results(client: TestClient) -> None:
     assert found["seconds"]["train"] == 1.2
     assert found["history"][0]["accuracy"] == 0.5
     assert found["history"][0]["train_loss"] is None
-    nothing = get(client, "/v1/runs/half/ledger")
+    nothing = get(client, "/v1/runs/fresh/ledger")
     assert (nothing["available"], nothing["samples"], nothing["history"]) == (False, None, [])
+    half = get(client, "/v1/runs/half/ledger")
+    assert half["available"]
+    assert [(one["epoch"], one["trained"], one["accuracy"]) for one in half["history"]] == [(0, 30, None)]
 
 
 # -- samples ------------------------------------------------------------------------------------------------------

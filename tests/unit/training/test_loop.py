@@ -24,6 +24,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
+from es_service.storage.runs import RunStorage
 from es_service.training.loop import TrainSettings, fit, learning_rate_at
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.workers.local import LocalWorkers
@@ -466,7 +467,9 @@ def test_watchers_are_told_where_the_seconds_go(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     selection = es.Selection(es.methods.evolved(), ratio=0.25, anneal=(0, 0))
     config = RunConfig(selection=selection, num_samples=NUM, num_epochs=2, batch_size=SIZE)
-    exchange = Embedded(LocalRun(config), Position(0, 1), watch=told.append)
+    storage = RunStorage(str(tmp_path), "watched")
+    storage.begin(config)
+    exchange = Embedded(LocalRun(config), Position(0, 1), storage, told.append)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=2, batch_size=SIZE, exchange=exchange)
     metrics = fit(PointsTask(), selector, TrainSettings(learning_rate=0.2), LocalWorkers(tmp_path))
     ledger = Ledger.from_dict(metrics["ledger"])
