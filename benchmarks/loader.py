@@ -1,11 +1,14 @@
 """What selection costs a loop that waits for its data: JPEG files decoded by worker processes, with and without it.
 
-    python -m benchmarks.loader [--json] [--quick]
+    python -m benchmarks.loader [--json] [--quick] [--wait MS]
 
 The packaged Fashion-MNIST images are written as JPEG files of 224 x 224 pixels. Three loops train a small convolutional
 network on the same meta-batches: a plain one over a torch DataLoader; one over `es.wrap` of it that draws everything
 and scores nothing ("full": the loader alone); and one that scores every meta-batch and trains on a quarter of it. All
 have workers that persist. In every round each loop makes an epoch, in turns. Needs pillow and torch.
+
+With --wait the workers sleep so many milliseconds per image instead of decoding it: where other work shares the
+processor, that shows better whether a loop keeps its workers busy.
 """
 
 from __future__ import annotations
@@ -42,9 +45,10 @@ SELECTIONS = {
 class Jpegs(data.Dataset[tuple[torch.Tensor, int]]):
     """Images uint8[3, pixels, pixels], decoded when asked for, and labels."""
 
-    def __init__(self, folder: Path, num: int, pixels: int) -> None:
+    def __init__(self, folder: Path, num: int, pixels: int, wait_s: float) -> None:
         source = fashion.build().train_set
         self.labels = source.targets_n[:num].tolist()
+        self.wait_s, self.blank = wait_s, torch.zeros(3, pixels, pixels, dtype=torch.uint8)
         self.paths = [folder / f"{index}.jpg" for index in range(num)]
         for path, image in zip(self.paths, source.images_n, strict=False):
             Image.fromarray(image).convert("RGB").resize((pixels, pixels), Image.Resampling.BICUBIC).save(path)
@@ -53,19 +57,22 @@ class Jpegs(data.Dataset[tuple[torch.Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.wait_s:
+            time.sleep(self.wait_s)
+            return self.blank, self.labels[index]
         with Image.open(self.paths[index]) as image:
             return torch.from_numpy(np.array(image)).permute(2, 0, 1), self.labels[index]
 
 
 class Small(torch.nn.Module):
-    """Two convolutions: decoding takes longer."""
+    """Two convolutions over every fourth pixel: cheap, as a model on a GPU is for the processor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 8, stride=8),
+            torch.nn.Conv2d(3, 16, 4, stride=4),
             torch.nn.ReLU(),
-            torch.nn.Conv2d(8, 16, 4, stride=4),
+            torch.nn.Conv2d(16, 32, 2, stride=2),
             torch.nn.ReLU(),
             torch.nn.Flatten(),
             torch.nn.LazyLinear(10),
@@ -73,7 +80,7 @@ class Small(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits float[B, 10]."""
-        logits: torch.Tensor = self.layers(images.float() / 255)
+        logits: torch.Tensor = self.layers(images[:, :, ::4, ::4].float() / 255)
         return logits
 
 
@@ -82,7 +89,7 @@ def losses_of(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return losses.cross_entropy(model(batch[0]), batch[1])
 
 
-def measure(num: int, rounds: int, pixels: int = PIXELS) -> dict[str, Any]:
+def measure(num: int, rounds: int, pixels: int = PIXELS, wait_s: float = 0.0) -> dict[str, Any]:
     """Return milliseconds per meta-batch of each loop by round, on the clock and of this process's CPU time.
 
     A first round warms up and is not counted.
@@ -94,7 +101,7 @@ def measure(num: int, rounds: int, pixels: int = PIXELS) -> dict[str, Any]:
     plan: list[list[int]] = []
     found: dict[str, list[tuple[float, float]]] = {"plain": [], **{name: [] for name in SELECTIONS}}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = Jpegs(Path(folder), num, pixels)
+        dataset = Jpegs(Path(folder), num, pixels, wait_s)
         settings: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": True}
         plain = data.DataLoader(dataset, batch_sampler=plan, **settings)
         loaders = {
@@ -140,9 +147,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="sizes at which the figures mean little")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="MS", help="sleep so long instead of decoding")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the other cores decode
-    found = measure(256, 1) if options.quick else measure(2048, 7)
+    found = measure(*((256, 1) if options.quick else (2048, 7)), wait_s=options.wait / 1e3)
     if options.json:
         print(json.dumps(found))
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,7 +70,7 @@ class SelectedBatches(abc.ABC):
 
         Raises:
             ConfigError: all epochs of the run are made.
-            Others as `epoch` raises them.
+            ShapeError, LossError, DataError: as `epoch` raises them.
         """
         self.finish_epoch()
         epoch, self._wanted = self._at_hand(), None
@@ -116,7 +117,7 @@ class SelectedBatches(abc.ABC):
         """Where batches go."""
         if isinstance(self._device, torch.device):
             return self._device
-        first = next(iter([*self._device.parameters(), *self._device.buffers()]), None)
+        first = next(itertools.chain(self._device.parameters(), self._device.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
     def to_device(self, batch: Any) -> Any:

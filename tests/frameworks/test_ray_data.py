@@ -15,6 +15,8 @@ from es_service.actors import launch
 
 NUM, SIZE = 200, 25
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
