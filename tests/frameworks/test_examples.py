@@ -1,0 +1,61 @@
+"""The examples run, and print what examples/README.md shows; each is short."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples"
+PAGE = (FOLDER / "README.md").read_text()
+COMMANDS = dict(re.findall(r"^```console\n\$ (.*?(\w+\.py).*?)\n", PAGE, flags=re.MULTILINE))
+SHOWN = {
+    file: output
+    for _, file, output in re.findall(r"^```console\n(\$ .*?(\w+\.py).*)\n((?:(?!```).*\n)*)```", PAGE, flags=re.MULTILINE)
+}
+SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {"texts.py"})
+
+
+def without_numbers(text: str) -> str:
+    """Other processors add in another order: figures differ in their last digits, and so do what they decide."""
+    return re.sub(r"[-+]?\d[\d.,]*", "#", text)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_prints_what_its_page_shows(name: str, tmp_path: Path) -> None:
+    [command] = [command for command, file in COMMANDS.items() if file == name]
+    words = command.replace("make data && ", "").replace("examples/", f"{FOLDER}/").split()
+    program = Path(sys.executable).with_name(words[0])
+    if (ROOT / "data").is_dir():
+        shutil.copytree(ROOT / "data", tmp_path / "data")
+    done = subprocess.run(
+        [str(program), *words[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "local"} if name.startswith("ray") else os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_numbers(done.stdout) == without_numbers(SHOWN[name])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(FOLDER / "hard_images.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2
