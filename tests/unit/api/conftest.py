@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,18 @@ def make_client() -> Iterator[Callable[..., TestClient]]:
 
 
 @pytest.fixture(scope="session")
-def client(storage: Path, make_client: Callable[..., TestClient]) -> TestClient:
+def one_client(storage: Path, make_client: Callable[..., TestClient]) -> TestClient:
     """A client that may read everything."""
     return make_client(storage)
+
+
+@pytest.fixture
+def client(storage: Path, one_client: TestClient) -> TestClient:
+    """The same, of runs that live: however long the tests before took, `half` and `fresh` changed a moment ago."""
+    for run in ("half", "fresh"):
+        if time.time() - (storage / run / "run.json").stat().st_mtime > 60:
+            os.utime(storage / run / "run.json")
+    return one_client
 
 
 @pytest.fixture
