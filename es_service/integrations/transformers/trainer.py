@@ -73,7 +73,6 @@ class Selective(transformers.Trainer):
     selection_settings: Settings
     _batches: Batches
     _drawn: Drawn | None = None
-    _is_resumed = False  # inside an epoch
 
     # -- data and loss -----------------------------------------------------------------------------------------------
 
@@ -90,10 +89,11 @@ class Selective(transformers.Trainer):
             num_workers=whole.num_workers,
             recollate=True,
         )
-        self._batches = Batches(loader, self.selector, whole.dataset)
+        self._batches = Batches(loader, self.selector, whole.dataset, has_workers=whole.num_workers > 0)
         return self._batches
 
     def _score(self, collated: tuple[Any, list[int] | None]) -> Any:
+        self._batches.put_back_random()
         batch, counts = collated
         settings = self.selection_settings
         if settings.micro_batch_size is not None:
@@ -157,11 +157,8 @@ class Selective(transformers.Trainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any
     ) -> tuple[int, int]:
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
-        self._is_resumed = False
         if resume is not None and self.state.global_step:
-            state = _read(Path(resume), self.args)
-            self._is_resumed = state["step"] > 0
-            return self.selector.load_state_dict(state), 0
+            return self.selector.load_state_dict(_read(Path(resume), self.args)), 0
         if self.selection_settings.run is not None and (begun := self.selector.next_epoch):
             raise errors.RunExistsError(
                 f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model begins anew: pass "
@@ -176,10 +173,9 @@ class Selective(transformers.Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        is_first = resume is not None and epoch == kwargs["epochs_trained"]
-        if is_first:
+        if resume is not None and epoch == kwargs["epochs_trained"]:
             self._load_rng_state(resume)
-        self._batches.open(epoch, is_resumed=is_first and self._is_resumed)
+        self._batches.open(epoch)
         pace = next(one for one in self.callback_handler.callbacks if isinstance(one, _Pace))
         pace.begin(epoch)
         num_left = self._batches.num_steps - self._batches.first_step
