@@ -15,7 +15,7 @@ from test_transformers import _B, _WORDS, _assert_same, _causal, _pad, _selectio
 
 import es_service as es
 from es_service import errors
-from es_service.integrations.transformers_losses import LogitLosses
+from es_service.integrations.transformers.losses import LogitLosses
 from es_service.training.losses import cross_entropy
 
 pytestmark = [

@@ -20,8 +20,8 @@ from torch.utils import data
 from es_service import errors
 from es_service.attach import attach
 from es_service.exchange.embedded import Embedded
-from es_service.integrations import transformers_trainer
-from es_service.integrations.transformers_losses import LogitLosses, UsersLosses
+from es_service.integrations.transformers import trainer as selective
+from es_service.integrations.transformers.losses import LogitLosses, UsersLosses
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
 from es_service.selection.run import RunConfig
@@ -90,7 +90,7 @@ def select(
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = getattr(model, "config", None)
     trainer.selector = selector
-    trainer.selection_settings = transformers_trainer.Settings(
+    trainer.selection_settings = selective.Settings(
         losses=UsersLosses(losses)
         if losses is not None
         else LogitLosses(
@@ -104,9 +104,9 @@ def select(
         reuses_losses=args.gradient_accumulation_steps == 1 and (weighs or is_plain),
         micro_batch_size=micro_batch_size,
         run=run,
-        planned=transformers_trainer.planned(args),
+        planned=selective.planned(args),
     )
-    transformers_trainer.adopt(trainer)
+    selective.adopt(trainer)
     return trainer
 
 
@@ -121,7 +121,7 @@ def _num_epochs(selection: Selection, num_samples: int, args: Any) -> int:
     num_epochs: int = math.ceil(args.max_steps / math.ceil(most_steps / args.gradient_accumulation_steps))
     while True:  # longer, where epochs are pruned
         config = RunConfig.of(*shape, num_epochs, args.per_device_train_batch_size)
-        if sum(transformers_trainer.num_updates(config, epoch, args) for epoch in range(num_epochs)) >= args.max_steps:
+        if sum(selective.num_updates(config, epoch, args) for epoch in range(num_epochs)) >= args.max_steps:
             return num_epochs
         num_epochs += 1
 
@@ -135,7 +135,7 @@ def _check(trainer: Any) -> None:
     """Raise ConfigError where this trainer cannot select."""
     if not isinstance(trainer, transformers.Trainer):
         raise errors.ConfigError(f"trainer must be a transformers.Trainer, got {type(trainer).__name__}")
-    if isinstance(trainer, transformers_trainer.Selective):
+    if isinstance(trainer, selective.Selective):
         raise errors.ConfigError("this trainer selects already: make another one for another selection")
     dataset, args = trainer.train_dataset, trainer.args
     if dataset is None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from es_service import errors
-from es_service.integrations.transformers_losses import CountingCollate, LogitLosses, UsersLosses
+from es_service.integrations.transformers.batches import Batches, CountingCollate, Drawn
+from es_service.integrations.transformers.losses import LogitLosses, UsersLosses
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 from es_service.training import checkpoints, scoring, step
@@ -68,78 +66,13 @@ def adopt(trainer: Any) -> None:
         trainer.loss_is_scaled_for_ga = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What belongs to a mini-batch: scale float32[b], its weight beside other ranks', the examples of each sample."""
-
-    scale: torch.Tensor
-    weight: int
-    counts: list[int] | None
-    is_scored: bool
-
-
-class _Batches:
-    """Mini-batches of one epoch after the other, as a Trainer iterates them.
-
-    Attributes:
-        drawn: of the batches that were handed out and are still to be trained on.
-        first_step, num_steps: of the open epoch; where it was resumed the first is not 0.
-    """
-
-    def __init__(self, loader: SelectiveLoader, selector: Selector, dataset: Any) -> None:
-        self._loader, self._selector, self.dataset = loader, selector, dataset
-        self.drawn: collections.deque[_Drawn] = collections.deque()
-        self.first_step, self.num_steps = 0, selector.config.num_steps(0, selector.exchange.position.world_size)
-        self._batches: Iterator[Any] = iter(())
-        self._first: list[Any] = []
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def open(self, epoch: int, *, is_resumed: bool) -> None:
-        """Open an epoch: its first batch is fetched and drawn, and its number of steps is known from here on."""
-        self.drawn.clear()
-        self._batches = self._with_drawn(epoch)
-        with torch.random.fork_rng(devices=[], enabled=is_resumed):  # processes that fetch ahead take a seed from it
-            self._first = list(itertools.islice(self._batches, 1))
-        self.num_steps = self._selector.steps(epoch)
-        self.first_step = self.num_steps - len(self._selector.batches())
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch, drawn in itertools.chain(self._first, self._batches):
-            self.drawn.append(drawn)
-            yield batch
-
-    def _with_drawn(self, epoch: int) -> Iterator[tuple[Any, _Drawn]]:
-        scored = self._selector.ledger.scored
-        for (batch, counts), scale in self._loader.epoch(epoch):
-            is_scored = self._selector.ledger.scored > scored
-            yield batch, _Drawn(scale, self._loader.weight, counts, is_scored)
-            scored = self._selector.ledger.scored
-
-    def observe(self, losses: Signals) -> None:
-        """Hand over the losses that training computed."""
-        self._loader.observe(losses)
-
-    def finish_steps(self) -> None:
-        """Let the epoch end behind its last step: what it hid is scored."""
-        for _ in self._batches:
-            raise AssertionError("an epoch has more steps than were planned")
-
-    def close(self) -> None:
-        """Close the epoch at the current step, where it was cut short."""
-        self._batches.close()  # type: ignore[attr-defined]
-        self._loader.finish_epoch()
-
-
 class Selective(transformers.Trainer):
     """A Trainer that selects; `adopt` puts it in front of a trainer's class."""
 
     selector: Selector
     selection_settings: Settings
-    _batches: _Batches
-    _drawn: _Drawn | None = None
-    _is_resumed = False  # inside an epoch
+    _batches: Batches
+    _drawn: Drawn | None = None
 
     # -- data and loss -----------------------------------------------------------------------------------------------
 
@@ -156,10 +89,11 @@ class Selective(transformers.Trainer):
             num_workers=whole.num_workers,
             recollate=True,
         )
-        self._batches = _Batches(loader, self.selector, whole.dataset)
+        self._batches = Batches(loader, self.selector, whole.dataset, has_workers=whole.num_workers > 0)
         return self._batches
 
     def _score(self, collated: tuple[Any, list[int] | None]) -> Any:
+        self._batches.put_back_random()
         batch, counts = collated
         settings = self.selection_settings
         if settings.micro_batch_size is not None:
@@ -223,11 +157,8 @@ class Selective(transformers.Trainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any
     ) -> tuple[int, int]:
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
-        self._is_resumed = False
         if resume is not None and self.state.global_step:
-            state = _read(Path(resume), self.args)
-            self._is_resumed = state["step"] > 0
-            return self.selector.load_state_dict(state), 0
+            return self.selector.load_state_dict(_read(Path(resume), self.args)), 0
         if self.selection_settings.run is not None and (begun := self.selector.next_epoch):
             raise errors.RunExistsError(
                 f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model begins anew: pass "
@@ -242,10 +173,9 @@ class Selective(transformers.Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        is_first = resume is not None and epoch == kwargs["epochs_trained"]
-        if is_first:
+        if resume is not None and epoch == kwargs["epochs_trained"]:
             self._load_rng_state(resume)
-        self._batches.open(epoch, is_resumed=is_first and self._is_resumed)
+        self._batches.open(epoch)
         pace = next(one for one in self.callback_handler.callbacks if isinstance(one, _Pace))
         pace.begin(epoch)
         num_left = self._batches.num_steps - self._batches.first_step

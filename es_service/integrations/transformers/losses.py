@@ -12,27 +12,7 @@ from es_service.training import losses, signals
 from es_service.training.losses import IGNORE_INDEX
 from es_service.training.observed import Signals
 
-__all__ = ["CountingCollate", "LogitLosses", "UsersLosses"]
-
-
-class CountingCollate:
-    """Collates samples, and counts the examples in each: several, where the data set was packed.
-
-    At the top of the module, since processes that fetch ahead import it.
-    """
-
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: Any) -> tuple[Any, list[int] | None]:
-        """Return the batch of these samples, and the number of examples in each; None where samples are no list."""
-        if not isinstance(samples, list):
-            return self._collate(samples), None
-        counts = [
-            len(one["seq_lengths"]) if isinstance(one, Mapping) and "seq_lengths" in one else 1 for one in samples
-        ]
-        # Copies, because drawn samples are collated again, and a collator may change them.
-        return self._collate([dict(one) if type(one) is dict else one for one in samples]), counts
+__all__ = ["LogitLosses", "UsersLosses"]
 
 
 class UsersLosses:
