@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,11 +31,12 @@ from es_service.connect import ExchangeName
 from es_service.integrations.lightning_trainer import Watch, check_epochs, check_steps, check_trainer, updates_of
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
+from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 from es_service.training import scoring, step
 from es_service.training.loader import SelectiveLoader
 from es_service.training.losses import check_per_sample
-from es_service.training.observed import Signals, losses_in
+from es_service.training.observed import Signals, joined, losses_in
 
 __all__ = ["SelectiveData"]
 
@@ -65,7 +66,7 @@ class SelectiveData(LightningDataModule):
         options: further arguments of `es.connect` or `es.Selector`.
 
     Raises:
-        ConfigError: the data set has no ids to go by. When fitting begins: the trainer's limits do not fit the
+        ConfigError: the data set has no ids to go by, or a setting is out of range. When fitting begins: the trainer's limits do not fit the
             plan, or a setting of it contradicts selection; see docs/how-to/lightning.md.
         RunMismatchError: a checkpoint of a run with other settings, other data or another number of ranks.
         EpochOrderError: a checkpoint from the middle of an epoch of several ranks, or on a score server; or the trainer
@@ -99,6 +100,11 @@ class SelectiveData(LightningDataModule):
                 f"{type(train_set).__name__}: of a DataLoader pass its .dataset; samples of an iterable data set have "
                 "no numbers, and `selector.stream` in a loop of your own is for them"
             )
+        if not callable(losses):
+            raise errors.ConfigError(
+                f"losses must be a function, (module, batch) -> one loss per sample, got {losses!r}"
+            )
+        RunConfig.of(selection, len(train_set), 1 if epochs is None else epochs, batch_size)  # raises now, not at fit
         self.scale: torch.Tensor | None = None
         """float32[b]: by what the losses of the batch at hand are multiplied; `mean` does it."""
         self._train_set, self._selection, self._batch_size, self._epochs = train_set, selection, batch_size, epochs
@@ -147,7 +153,9 @@ class SelectiveData(LightningDataModule):
         check_trainer(trainer, has_val=is_overridden("val_dataloader", self), is_pruned=self._is_pruned)
         if self._selector is None or not self._trainer_epoch():
             self._attach(trainer, num_epochs)
-        self.finish_epoch()  # what an interrupted fit left
+        if self._steps is not None:  # an interrupted fit left it: from here only a checkpoint continues
+            self.selector.finish_epoch()
+            self._steps, self._next = None, self._epoch() + 1
         check_steps(trainer, self._updates(), are_given=self._epochs is not None)
         self._watch.enter(trainer, is_pruned=self._is_pruned)
 
@@ -248,10 +256,7 @@ class SelectiveData(LightningDataModule):
 
     def observe(self, losses: Signals) -> None:
         """Hand over the losses float[b], or signals, of the batch at hand; `mean` does it."""
-        if isinstance(losses, Mapping):
-            self._loader.observe({name: values.detach().float() for name, values in losses.items()})
-        else:
-            self._loader.observe(losses.detach().float())
+        self._loader.observe(joined([losses]))
         self._watch.is_observed = True
 
     @property

@@ -159,7 +159,8 @@ class Watch(Callback):
     def leave(self) -> None:
         """Leave the trainer as it was."""
         if self._entered is not None:
-            trainer, trainer.__class__, trainer.reload_dataloaders_every_n_epochs = self._entered
+            trainer, kind, every = self._entered
+            trainer.__class__, trainer.reload_dataloaders_every_n_epochs = kind, every
             trainer.callbacks.remove(self)
         self._entered, self.is_fitting = None, False
 

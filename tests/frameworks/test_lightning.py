@@ -185,6 +185,36 @@ def test_hidden_samples_are_seen_and_signals_go_through() -> None:
     assert data.selector.ledger.scored > 0  # what it hid
 
 
+class Doubled(Tiny):
+    def losses(self, batch: Any) -> Any:
+        return super().losses((batch[0] * 2, batch[1]))
+
+
+class DoubledByHook(Tiny):
+    """Optimizes by itself, and has its batches changed on the device."""
+
+    automatic_optimization = False
+
+    def on_after_batch_transfer(self, batch: Any, _: int) -> Any:
+        return batch[0] * 2, *batch[1:]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer, mean = self.optimizers(), super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(mean)
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+def test_a_modules_own_hooks_and_optimization_are_kept() -> None:
+    module = DoubledByHook()
+    data = data_of(PRUNED, losses=module.losses, num_workers=1)
+    trainer = trainer_of()
+    trainer.fit(module, data)
+    module.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    assert_same(module, data, *by_hand(PRUNED, kind=Doubled))
+
+
 def test_scoring_runs_in_the_precision_of_training() -> None:
     def autocast() -> Any:
         return torch.autocast("cpu", dtype=torch.bfloat16)
@@ -253,6 +283,29 @@ def test_a_fit_may_be_resumed_anywhere_and_again(selection: es.Selection, when: 
         for later in sorted((tmp_path / path.stem).glob("*.ckpt")):
             resumed, again = fitted_with(when, selection, tmp_path / "unread", later)
             assert_same(resumed, again, module, data.selector.table())
+
+
+class FailsOnce(Tiny):
+    fails_at: int | None = 7  # batches
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if len(self.ids) == self.fails_at:
+            self.fails_at = None
+            raise OSError("the disk is gone")
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_interrupted_fit_continues_from_its_checkpoint_only(tmp_path: Path) -> None:
+    module, data = FailsOnce(), data_of(PRUNED)
+    trainer = trainer_of(callbacks=[ModelCheckpoint(tmp_path, every_n_epochs=1)])
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.fit(module, data)
+    with pytest.raises(es.EpochOrderError, match="trainer is at epoch 1, the selector at epoch 2"):
+        trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=next(tmp_path.glob("*.ckpt")))
+    module.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    del module.ids[5:7]  # are made again
+    assert_same(module, data, *by_hand(PRUNED))
 
 
 # -- what the trainer counts -----------------------------------------------------------------------------------------
@@ -420,6 +473,9 @@ class Endless(IterableDataset[Any]):
         ("OwnMean.training_step has to weigh", {}, {}, OwnMean),
         ("reduction='none'", {}, {"losses": MeanLosses.losses}, MeanLosses),
         ("batch_size=200 is larger", {}, {"batch_size": 200}, Tiny),
+        ("batch_size must be", {}, {"batch_size": 0}, Tiny),
+        ("selection must be an es.Selection", {}, {"selection": es.methods.evolved()}, Tiny),
+        ("losses must be a function", {}, {"losses": "losses"}, Tiny),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
