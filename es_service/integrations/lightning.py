@@ -17,26 +17,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
 from es_service import errors
 from es_service.attach import attach
 from es_service.connect import ExchangeName
+from es_service.integrations.lightning_trainer import Watch, check_epochs, check_steps, check_trainer, updates_of
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
+from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 from es_service.training import scoring, step
 from es_service.training.loader import SelectiveLoader
 from es_service.training.losses import check_per_sample
-from es_service.training.observed import Signals, losses_in
+from es_service.training.observed import Signals, joined, losses_in
 
 __all__ = ["SelectiveData"]
 
@@ -66,15 +66,12 @@ class SelectiveData(LightningDataModule):
         options: further arguments of `es.connect` or `es.Selector`.
 
     Raises:
-        ConfigError: the data set has no ids to go by. When fitting begins: the trainer's limits do not fit the
+        ConfigError: the data set has no ids to go by, or a setting is out of range. When fitting begins: the trainer's limits do not fit the
             plan, or a setting of it contradicts selection; see docs/how-to/lightning.md.
         RunMismatchError: a checkpoint of a run with other settings, other data or another number of ranks.
-        EpochOrderError: a checkpoint from the middle of an epoch of several ranks; or the trainer and the run are at
-            different epochs.
+        EpochOrderError: a checkpoint from the middle of an epoch of several ranks, or on a score server; or the trainer
+            and the run are at different epochs.
     """
-
-    selector: Selector | None = None
-    """Of the training that was fitted last: its table, its ledger."""
 
     def __init__(
         self,
@@ -103,23 +100,37 @@ class SelectiveData(LightningDataModule):
                 f"{type(train_set).__name__}: of a DataLoader pass its .dataset; samples of an iterable data set have "
                 "no numbers, and `selector.stream` in a loop of your own is for them"
             )
+        if not callable(losses):
+            raise errors.ConfigError(
+                f"losses must be a function, (module, batch) -> one loss per sample, got {losses!r}"
+            )
+        RunConfig.of(selection, len(train_set), 1 if epochs is None else epochs, batch_size)  # raises now, not at fit
         self.scale: torch.Tensor | None = None
         """float32[b]: by what the losses of the batch at hand are multiplied; `mean` does it."""
         self._train_set, self._selection, self._batch_size, self._epochs = train_set, selection, batch_size, epochs
-        self._losses = losses.__func__ if isinstance(getattr(losses, "__self__", None), LightningModule) else losses
-        self._loader_options = {
+        is_bound = isinstance(getattr(losses, "__self__", None), LightningModule)
+        self._losses = losses.__func__ if is_bound else losses  # type: ignore[attr-defined]
+        self._loader_options: dict[str, Any] = {
             "num_workers": num_workers, "collate_fn": collate_fn, "per_sample": per_sample, "recollate": recollate,
         }  # fmt: skip
-        self._score_options = {"micro_batch_size": micro_batch_size, "per_sample": per_sample}
+        self._score_options: dict[str, Any] = {"micro_batch_size": micro_batch_size, "per_sample": per_sample}
         self._run, self._options = run, {"exchange": exchange, **options}
         for name, loaders in (("val", val), ("test", test), ("predict", predict)):
             if loaders is not None:  # Lightning looks whether the method is there
                 setattr(self, f"{name}_dataloader", functools.partial(_itself, loaders))
-        self._watch = _Watch(self)
+        self._watch = Watch(self)
+        self._selector: Selector | None = None
         self._next: int | None = None  # epoch to open, or the open one
         self._finished_steps = 0  # of the epoch before it
-        self._steps: Iterator[tuple[Any, torch.Tensor]] | None = None  # of the open epoch
-        self._first: tuple[Any, torch.Tensor] | None = None  # of these
+        self._steps: Any = None  # of the open epoch, (batch, scale) each; None where none is open
+        self._first: Any = None  # of these
+
+    @property
+    def selector(self) -> Selector:
+        """Of the training that was fitted last: its table, its ledger."""
+        if self._selector is None:
+            raise errors.ConfigError("there is no selector before trainer.fit(module, data)")
+        return self._selector
 
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 
@@ -138,23 +149,25 @@ class SelectiveData(LightningDataModule):
         if stage != "fit":
             return
         trainer = self.trainer
-        num_epochs = self._check_epochs(trainer)
-        _check_trainer(trainer, has_val=is_overridden("val_dataloader", self))
-        if self.selector is None or not self._trainer_epoch():
+        num_epochs = check_epochs(trainer, self._max_epochs, self._epochs)
+        check_trainer(trainer, has_val=is_overridden("val_dataloader", self), is_pruned=self._is_pruned)
+        if self._selector is None or not self._trainer_epoch():
             self._attach(trainer, num_epochs)
-        self._finish()  # what an interrupted fit left
-        self._check_steps(trainer)
-        self._enter(trainer)
+        if self._steps is not None:  # an interrupted fit left it: from here only a checkpoint continues
+            self.selector.finish_epoch()
+            self._steps, self._next = None, self._epoch() + 1
+        check_steps(trainer, self._updates(), are_given=self._epochs is not None)
+        self._watch.enter(trainer, is_pruned=self._is_pruned)
 
     def _attach(self, trainer: Trainer, num_epochs: int) -> None:
         """Begin a training: with a new table, or that of the run where it exists."""
-        if self.selector is not None:
-            self.selector.close()
+        if self._selector is not None:
+            self._selector.close()
         selection, run, is_try = self._selection, self._run, bool(trainer.fast_dev_run)
         if is_try:  # a few steps: all of them select, and the run is left alone
             selection = dataclasses.replace(selection, anneal=(0, 0))
             run = None if run is None else f"{run}-fast-dev-run"
-        self.selector = attach(
+        self._selector = attach(
             selection,
             num_samples=len(self._train_set),
             num_epochs=num_epochs,
@@ -163,15 +176,15 @@ class SelectiveData(LightningDataModule):
             **self._options,
         )
         if is_try and run is not None:
-            self.selector.reset()
+            self._selector.reset()
         self._loader = SelectiveLoader(
             self._train_set,
-            self.selector,
+            self._selector,
             self._score,
             reuse_losses=selection.on_bad_loss == "raise",
             **self._loader_options,
         )
-        self._next = self._steps = None
+        self._next, self._steps, self._finished_steps = None, None, 0
 
     def train_dataloader(self) -> _Batches:
         """Return the loader of the epoch at hand."""
@@ -183,11 +196,11 @@ class SelectiveData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; between two epochs all of it, and of a single rank at any step."""
-        if self.selector is None:
+        if self._selector is None:
             return {}
         try:
             state = self.selector.state_dict()
-        except errors.EpochOrderError:  # several ranks, inside an epoch: such a checkpoint still has the model
+        except errors.EpochOrderError:  # inside an epoch of several ranks or a server: the model is still worth saving
             state = None
         return {
             "selector": state,
@@ -198,28 +211,28 @@ class SelectiveData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        if self.selector is None or self.trainer.state.fn != "fit":
+        if self._selector is None or self.trainer.state.fn != "fit":
             return
         if state_dict["world_size"] != self._world_size:
             raise errors.RunMismatchError(
-                f"the checkpoint is of {state_dict['world_size']} rank(s), and now there are {self._world_size}: epochs "
-                "would have another number of steps than the schedule counts on. Continue with as many"
+                f"the checkpoint is of {state_dict['world_size']} rank(s), and now there are {self._world_size}: "
+                "epochs would have another number of steps than the schedule counts on. Continue with as many"
             )
         if state_dict["selector"] is None:
             raise errors.EpochOrderError(
-                f"the checkpoint was written inside epoch {state_dict['epoch']}, where several ranks cannot continue: "
-                "take one from the end of an epoch, as ModelCheckpoint writes them by default"
+                f"the checkpoint was written inside epoch {state_dict['epoch']}, where neither several ranks nor a "
+                "score server can continue: take one from the end of an epoch, as ModelCheckpoint writes by default"
             )
         self._next, self._steps = self.selector.load_state_dict(state_dict["selector"]), None
         self._finished_steps = state_dict["finished_steps"]
 
-    def teardown(self, stage: str) -> None:
+    def teardown(self, **_: Any) -> None:
         """Leave the trainer as it was."""
-        self._leave()
+        self._watch.leave()
 
-    def on_exception(self, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Leave the trainer as it was."""
-        self._leave()
+        self._watch.leave()
 
     # -- what training_step calls -----------------------------------------------------------------------------------
 
@@ -243,10 +256,7 @@ class SelectiveData(LightningDataModule):
 
     def observe(self, losses: Signals) -> None:
         """Hand over the losses float[b], or signals, of the batch at hand; `mean` does it."""
-        if isinstance(losses, Mapping):
-            self._loader.observe({name: values.detach().float() for name, values in losses.items()})
-        else:
-            self._loader.observe(losses.detach().float())
+        self._loader.observe(joined([losses]))
         self._watch.is_observed = True
 
     @property
@@ -277,10 +287,10 @@ class SelectiveData(LightningDataModule):
 
     def _trainer_epoch(self) -> int:
         """Return how many epochs the trainer has made; its own `current_epoch` is restored later."""
-        return self.trainer.fit_loop.epoch_progress.current.processed
+        return int(self.trainer.fit_loop.epoch_progress.current.processed)
 
     def _check_epoch(self, trainers: int, *, is_exact: bool = True) -> None:
-        """Raise EpochOrderError unless the trainer is at the selector's epoch, or still at the end of the one before."""
+        """Raise EpochOrderError unless the trainer is at the selector's epoch; or at the end of the one before."""
         if self._epoch() != trainers and (is_exact or self._epoch() != trainers + 1):
             raise errors.EpochOrderError(
                 f"the trainer is at epoch {trainers}, the selector at epoch {self._epoch()}: continue both from one "
@@ -301,7 +311,7 @@ class SelectiveData(LightningDataModule):
             self.scale, self._watch.is_observed = scale, False
             yield batch
 
-    def _finish(self) -> None:
+    def finish_epoch(self) -> None:
         """Close the open epoch, behind its last step or where it is cut short; nothing where none is open."""
         if self._steps is None:
             return
@@ -327,8 +337,6 @@ class SelectiveData(LightningDataModule):
             **self._score_options,
         )
 
-    # -- what the trainer is held against ---------------------------------------------------------------------------
-
     @property
     def _world_size(self) -> int:
         return self.selector.exchange.position.world_size
@@ -341,70 +349,7 @@ class SelectiveData(LightningDataModule):
 
     def _updates(self) -> list[int]:
         """Return how often the optimizer steps in each epoch."""
-        limit, config = self.trainer.limit_train_batches, self.selector.config
-        steps = [config.num_steps(epoch, self._world_size) for epoch in range(config.num_epochs)]
-        limited = [min(num, limit) if isinstance(limit, int) else int(num * limit) for num in steps]
-        return [math.ceil(num / self.trainer.accumulate_grad_batches) for num in limited]
-
-    def _check_epochs(self, trainer: Trainer) -> int:
-        """Return E, or raise ConfigError where there is none or the trainer goes beyond it."""
-        if trainer.fast_dev_run:
-            return 1
-        num_epochs = self._max_epochs if self._epochs is None else self._epochs
-        if num_epochs in (None, -1):
-            raise errors.ConfigError(
-                f"max_epochs={num_epochs}: annealing and plans count from the number of epochs, which has to be known: "
-                "Trainer(max_epochs=...), or SelectiveData(epochs=...) where max_steps ends the training"
-            )
-        if trainer.max_epochs > num_epochs or (trainer.max_epochs == -1 and trainer.max_steps == -1):
-            raise errors.ConfigError(
-                f"the trainer goes to max_epochs={trainer.max_epochs}, and the plan has {num_epochs} epochs: give the "
-                "trainer no more, or SelectiveData(epochs=...) as many as all fits together make"
-            )
-        return num_epochs
-
-    def _check_steps(self, trainer: Trainer) -> None:
-        """Raise ConfigError where max_steps is beyond the plan, or ends before its last epoch."""
-        updates, max_steps = self._updates(), trainer.max_steps
-        if self.selector.config.num_epochs < trainer.max_epochs:
-            raise errors.ConfigError(
-                f"the trainer goes to max_epochs={trainer.max_epochs}, and the plan was made for "
-                f"{self.selector.config.num_epochs} epochs: SelectiveData(epochs=...) takes as many as all fits make"
-            )
-        if max_steps == -1 or trainer.fast_dev_run:
-            return
-        if trainer.max_epochs == -1 and max_steps > sum(updates):
-            raise errors.ConfigError(
-                f"max_steps={max_steps} goes beyond the plan, whose {len(updates)} epochs make {sum(updates)} optimizer "
-                "steps: lower it, or raise epochs"
-            )
-        if self._epochs is None and max_steps <= sum(updates[:-1]):
-            raise errors.ConfigError(
-                f"max_steps={max_steps} ends before the last of max_epochs={len(updates)} epochs, which make "
-                f"{sum(updates)} optimizer steps: annealing would not come; lower max_epochs, or give "
-                "SelectiveData(epochs=...) if a later fit makes the rest"
-            )
-
-    def _enter(self, trainer: Trainer) -> None:
-        """Bring to the trainer what selection needs there."""
-        self._leave()
-        self._left = trainer.__class__, trainer.reload_dataloaders_every_n_epochs
-        if self._is_pruned and self._left[1] > 1:
-            raise errors.ConfigError(
-                f"reload_dataloaders_every_n_epochs={self._left[1]}: pruned epochs differ in length, and the trainer "
-                "has to count each: leave it out, or set it to 1"
-            )
-        trainer.__class__ = type(self._left[0].__name__, (_CountsPruned, self._left[0]), {})
-        if self._is_pruned:
-            trainer.reload_dataloaders_every_n_epochs = 1
-        trainer.callbacks.insert(0, self._watch)  # an epoch is closed before a checkpoint of its end is written
-
-    def _leave(self) -> None:
-        trainer = self.trainer
-        if trainer is not None and self._watch in trainer.callbacks:
-            trainer.callbacks.remove(self._watch)
-            trainer.__class__, trainer.reload_dataloaders_every_n_epochs = self._left
-        self._watch.is_fitting = False
+        return updates_of(self.trainer, self.selector.config, self._world_size)
 
 
 class _Batches:
@@ -427,84 +372,5 @@ class _Batches:
         """Do nothing."""
 
 
-class _CountsPruned(Trainer):
-    """A trainer that counts the steps of all epochs, where Lightning takes them to be as long as the first."""
-
-    @property
-    def estimated_stepping_batches(self) -> int:
-        """See `SelectiveData.total_steps`."""
-        return self.datamodule.total_steps
-
-
-class _Watch(Callback):
-    """What a data module has no hooks for."""
-
-    def __init__(self, data: SelectiveData) -> None:
-        self._data = data
-        self.is_fitting = False  # configure_optimizers is over
-        self.is_observed = False
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.is_fitting = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the next epoch as any other where a checkpoint was written behind the last batch of one.
-
-        Lightning would, too, if all epochs were as long: else it takes the batches of the old one for some of the new.
-        """
-        loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        if loop.restarted_mid_epoch and batches.restarted_on_train_batch_end and trainer.is_last_batch:
-            batches.batch_progress.increment_completed()
-            batches._batches_that_stepped += 1
-            batches.restarting = False
-            batches.reset_restart_stage()
-            loop.reset_restart_stage()
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        if pl_module.automatic_optimization and not self.is_observed:
-            raise errors.ConfigError(
-                f"{type(pl_module).__name__}.training_step has to weigh and hand over the losses of its samples: return "
-                "self.trainer.datamodule.mean(losses) instead of losses.mean()"
-            )
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.is_last_batch:
-            self._data._finish()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._data._finish()  # where something else than a last batch ended the epoch
-        if not trainer.barebones:
-            several = trainer.world_size > 1  # sync_dist says no more than that this is meant
-            pl_module.log_dict(_metrics(self._data.selector), sync_dist=several, rank_zero_only=several)
-
-
-def _metrics(selector: Selector) -> dict[str, float]:
-    """Return what is logged at the end of an epoch."""
-    return selector.metrics() if hasattr(selector, "metrics") else {"selection/trained": float(selector.ledger.trained)}
-
-
 def _itself(loaders: Any) -> Any:
     return loaders
-
-
-def _check_trainer(trainer: Trainer, *, has_val: bool) -> None:
-    """Raise ConfigError where a setting of the trainer, or its module, contradicts selection."""
-    strategy, module = trainer.strategy, trainer.lightning_module
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
-        strategy, (DeepSpeedStrategy, XLAStrategy)
-    ):
-        raise errors.ConfigError(
-            f"strategy {type(strategy).__name__}: the scoring pass runs the module itself, on each rank by itself, and a "
-            "module whose parameters are spread over the ranks cannot run that way; take 'ddp' or a single device"
-        )
-    if trainer.overfit_batches:
-        raise errors.ConfigError(
-            f"overfit_batches={trainer.overfit_batches}: epochs are shuffled and would not repeat the same batches; take "
-            "limit_train_batches, or a smaller train_set"
-        )
-    for name, is_ours in (("train", True), ("val", not has_val)):
-        if is_ours and is_overridden(f"{name}_dataloader", module):
-            raise errors.ConfigError(
-                f"{type(module).__name__} has a {name}_dataloader of its own, which Lightning ignores beside a data "
-                f"module: {'remove it' if name == 'train' else 'pass val=module.val_dataloader()'}"
-            )

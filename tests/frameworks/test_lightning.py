@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ import lightning as L
 import pyarrow as pa
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import es_service as es
 from es_service.integrations.lightning import SelectiveData
 from es_service.training import scoring
+from es_service.training.observed import joined, losses_in
+from es_service.training.signals import confidence
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -46,6 +47,9 @@ PRUNED = es.Selection(es.methods.evolved(), ratio=0.5, prune_ratio=0.4, reweight
 INFOBATCH = es.Selection(es.methods.infobatch(), anneal=(0, 0.25), seed=3)
 
 
+KAKURENBO = es.Selection(es.methods.kakurenbo(), anneal=(0, 0.25), seed=3)
+
+
 class Tiny(L.LightningModule):
     """A classifier whose rate falls to 0 by the last update; it notes which samples it trained on."""
 
@@ -61,7 +65,7 @@ class Tiny(L.LightningModule):
         self.rates: list[float] = []
         self.counts: list[Any] = []
 
-    def losses(self, batch: Any) -> torch.Tensor:
+    def losses(self, batch: Any) -> Any:
         return F.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -81,6 +85,13 @@ class Tiny(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class WithSignals(Tiny):
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        logits = self.net(batch[0])
+        seen = {"correct": (logits.argmax(1) == batch[1]).float(), "confidence": confidence(logits)}
+        return {"loss": F.cross_entropy(logits, batch[1], reduction="none"), **seen}
+
+
 def trainer_of(**settings: Any) -> L.Trainer:
     quiet = {
         "logger": False,
@@ -94,11 +105,13 @@ def trainer_of(**settings: Any) -> L.Trainer:
 
 
 def data_of(selection: es.Selection = EVOLVED, **settings: Any) -> SelectiveData:
-    return SelectiveData(DATA, Tiny.losses, selection, **{"batch_size": BATCH, **settings})
+    return SelectiveData(DATA, selection=selection, **{"losses": Tiny.losses, "batch_size": BATCH, **settings})
 
 
-def fitted(data: SelectiveData, *, dropout: float = 0.0, ckpt_path: Any = None, **settings: Any) -> Tiny:
-    module, trainer = Tiny(dropout), trainer_of(**settings)
+def fitted(
+    data: SelectiveData, *, kind: type[Tiny] = Tiny, dropout: float = 0.0, ckpt_path: Any = None, **settings: Any
+) -> Tiny:
+    module, trainer = kind(dropout), trainer_of(**settings)
     torch.manual_seed(7)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     module.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -108,17 +121,18 @@ def fitted(data: SelectiveData, *, dropout: float = 0.0, ckpt_path: Any = None, 
 def by_hand(
     selection: es.Selection,
     *,
+    kind: type[Tiny] = Tiny,
     dropout: float = 0.0,
     accumulate: int = 1,
     limit: Callable[[int], int] = lambda num: num,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> tuple[Tiny, pa.Table]:
     """Return what the loop in docs/how-to/training.md makes of the same settings."""
-    model = Tiny(dropout)
+    model = kind(dropout)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=BATCH)
 
     def score(batch: Any) -> Any:
-        return scoring.score(model, batch, forward=Tiny.losses, losses=lambda losses, _: losses, autocast=autocast)
+        return scoring.score(model, batch, forward=kind.losses, losses=lambda losses, _: losses, autocast=autocast)
 
     loader = es.SelectiveLoader(DATA, selector, score, reuse_losses=True)
     steps = [limit(selector.steps(epoch)) for epoch in range(EPOCHS)]
@@ -130,8 +144,8 @@ def by_hand(
             is_last = index == limit(selector.steps(epoch))
             with autocast():
                 losses = model.losses(batch)
-                mean = (losses * scale).mean()
-            loader.observe(losses.detach())
+                mean = (losses_in(losses) * scale).mean()
+            loader.observe(joined([losses]))
             (mean / accumulate).backward()
             if index % accumulate == 0 or is_last:
                 optimizer.step()
@@ -145,7 +159,6 @@ def by_hand(
 
 
 def assert_same(module: Tiny, data: SelectiveData, other: Tiny, table: pa.Table) -> None:
-    assert data.selector is not None
     num = min(len(module.ids), len(other.ids))
     assert module.ids[len(module.ids) - num :] == other.ids[len(other.ids) - num :]
     assert module.rates[-1:] == other.rates[-1:]
@@ -163,6 +176,43 @@ def test_a_fit_gives_the_bits_of_a_loop_by_hand(selection: es.Selection) -> None
     module = fitted(data, dropout=0.2)
     assert_same(module, data, *by_hand(selection, dropout=0.2))
     assert {len(ids) for ids in module.ids} >= {8 if selection is EVOLVED else 32}
+
+
+def test_hidden_samples_are_seen_and_signals_go_through() -> None:
+    data = data_of(KAKURENBO, losses=WithSignals.losses)
+    module = fitted(data, kind=WithSignals)
+    assert_same(module, data, *by_hand(KAKURENBO, kind=WithSignals))
+    assert data.selector.ledger.scored > 0  # what it hid
+
+
+class Doubled(Tiny):
+    def losses(self, batch: Any) -> Any:
+        return super().losses((batch[0] * 2, batch[1]))
+
+
+class DoubledByHook(Tiny):
+    """Optimizes by itself, and has its batches changed on the device."""
+
+    automatic_optimization = False
+
+    def on_after_batch_transfer(self, batch: Any, _: int) -> Any:
+        return batch[0] * 2, *batch[1:]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer, mean = self.optimizers(), super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(mean)
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+def test_a_modules_own_hooks_and_optimization_are_kept() -> None:
+    module = DoubledByHook()
+    data = data_of(PRUNED, losses=module.losses, num_workers=1)
+    trainer = trainer_of()
+    trainer.fit(module, data)
+    module.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    assert_same(module, data, *by_hand(PRUNED, kind=Doubled))
 
 
 def test_scoring_runs_in_the_precision_of_training() -> None:
@@ -185,7 +235,7 @@ def test_accumulated_and_limited_epochs_end_where_they_should(accumulate: int, l
     limits = {} if limit is None else {"limit_train_batches": limit}
     module = fitted(data, accumulate_grad_batches=accumulate, **limits)
     assert_same(module, data, *by_hand(PRUNED, accumulate=accumulate, limit=limited))
-    assert data.selector is not None and data.selector.next_epoch == EPOCHS
+    assert data.selector.next_epoch == EPOCHS
     assert module.rates == [0.0]
 
 
@@ -235,6 +285,29 @@ def test_a_fit_may_be_resumed_anywhere_and_again(selection: es.Selection, when: 
             assert_same(resumed, again, module, data.selector.table())
 
 
+class FailsOnce(Tiny):
+    fails_at: int | None = 7  # batches
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if len(self.ids) == self.fails_at:
+            self.fails_at = None
+            raise OSError("the disk is gone")
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_interrupted_fit_continues_from_its_checkpoint_only(tmp_path: Path) -> None:
+    module, data = FailsOnce(), data_of(PRUNED)
+    trainer = trainer_of(callbacks=[ModelCheckpoint(tmp_path, every_n_epochs=1)])
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.fit(module, data)
+    with pytest.raises(es.EpochOrderError, match="trainer is at epoch 1, the selector at epoch 2"):
+        trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=next(tmp_path.glob("*.ckpt")))
+    module.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    del module.ids[5:7]  # are made again
+    assert_same(module, data, *by_hand(PRUNED))
+
+
 # -- what the trainer counts -----------------------------------------------------------------------------------------
 
 
@@ -262,21 +335,21 @@ def test_fast_dev_run_scores_and_leaves_no_trace() -> None:
 def test_several_fits_of_one_trainer_are_one_training() -> None:
     data, module, trainer = data_of(PRUNED, epochs=EPOCHS), Tiny(), trainer_of(max_epochs=1)
     trainer.fit(module, data)
-    assert data.selector is not None
-    table = data.selector.table()
+    selector = data.selector
+    assert (selector.next_epoch, len(module.ids)) == (1, 5)
     trainer.fit_loop.max_epochs = EPOCHS
     trainer.fit(module, data)
-    assert data.selector.next_epoch == EPOCHS
-    _, expected = by_hand(PRUNED)
-    assert module.ids[:5] == by_hand(PRUNED)[0].ids[:5]
-    assert data.selector.table().num_rows == expected.num_rows and data.selector.table() is not table
-    assert type(trainer) is L.Trainer and trainer.reload_dataloaders_every_n_epochs == 0 and len(trainer.callbacks) == 0
+    assert (data.selector, selector.next_epoch, len(module.ids)) == (selector, EPOCHS, 5 + 3 * 3)
+    assert sum(selector.table()["selected"].to_pylist()) == sum(map(len, module.ids))
+    assert (type(trainer), trainer.reload_dataloaders_every_n_epochs, trainer.callbacks) == (L.Trainer, 0, [])
+    trainer.fit_loop.max_epochs = EPOCHS + 1
+    with pytest.raises(es.ConfigError, match="max_epochs=5, and the plan has 4"):
+        trainer.fit(module, data)
 
 
 def test_early_stopping_closes_the_epoch() -> None:
     data = data_of(val=DataLoader(DATA, 64))
     fitted(data, callbacks=[EarlyStopping("val_loss", mode="max", patience=1)])
-    assert data.selector is not None
     assert 0 < data.selector.next_epoch < EPOCHS
     with pytest.raises(es.EpochOrderError, match="no epoch is open"):
         data.selector.select([0, 1], [0.5, 0.5])
@@ -320,7 +393,6 @@ def fit_on_a_rank(folder: Path, saving: dict[str, Any], ckpt_path: Path | None =
     data = data_of(PRUNED, batch_size=16, run="ranks", storage=str(folder), val=DataLoader(DATA, 64), num_workers=0)
     saver = ModelCheckpoint(folder / "ckpt", save_top_k=-1, filename="{epoch}-{step}", **saving)
     module = fitted(data, strategy="ddp", devices=2, callbacks=[saver], ckpt_path=ckpt_path, num_sanity_val_steps=0)
-    assert data.selector is not None
     return module.ids, module.state_dict(), data.selector.table().to_pydict(), module.rates
 
 
@@ -329,12 +401,14 @@ def test_ranks_share_a_table_and_get_different_samples(tmp_path: Path) -> None:
     ranks = on_two_ranks(tmp_path / "a", fit_on_a_rank, tmp_path / "whole", saving)
     (ids, weights, table, rates), (other_ids, other_weights, other_table, _) = ranks
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights if "running" not in name)
-    assert repr(table) == repr(other_table) and rates == [0.0]
+    assert repr(table) == repr(other_table)
+    assert rates == [0.0]
     for mine, theirs in zip(ids, other_ids, strict=True):
-        assert len(mine) == len(theirs) and not set(mine) & set(theirs)
+        assert len(mine) == len(theirs) == len({*mine, *theirs}) / 2
     path = next((tmp_path / "whole" / "ckpt").glob("epoch=1*.ckpt"))
     [resumed, _] = on_two_ranks(tmp_path / "b", fit_on_a_rank, tmp_path / "resumed", saving, path)
-    assert resumed[0] == ids[-len(resumed[0]) :] and repr(resumed[2]) == repr(table)
+    assert resumed[0] == ids[-len(resumed[0]) :]
+    assert repr(resumed[2]) == repr(table)
     assert all(torch.equal(weights[name], resumed[1][name]) for name in weights)
     with pytest.raises(es.RunMismatchError, match="of 2 rank"):
         fitted(data_of(PRUNED, batch_size=16), ckpt_path=path)
@@ -345,7 +419,8 @@ def test_a_checkpoint_inside_an_epoch_of_ranks_has_the_model_and_is_not_continue
     on_two_ranks(tmp_path / "a", fit_on_a_rank, tmp_path / "whole", saving)
     path = next((tmp_path / "whole" / "ckpt").glob("*step=3.ckpt"))
     kept = torch.load(path)
-    assert kept["SelectiveData"]["selector"] is None and "net.0.weight" in kept["state_dict"]
+    assert kept["SelectiveData"]["selector"] is None
+    assert "net.0.weight" in kept["state_dict"]
     data = data_of(PRUNED, batch_size=16)
     data.trainer = trainer_of()
     kept["SelectiveData"]["world_size"] = 1
@@ -398,6 +473,9 @@ class Endless(IterableDataset[Any]):
         ("OwnMean.training_step has to weigh", {}, {}, OwnMean),
         ("reduction='none'", {}, {"losses": MeanLosses.losses}, MeanLosses),
         ("batch_size=200 is larger", {}, {"batch_size": 200}, Tiny),
+        ("batch_size must be", {}, {"batch_size": 0}, Tiny),
+        ("selection must be an es.Selection", {}, {"selection": es.methods.evolved()}, Tiny),
+        ("losses must be a function", {}, {"losses": "losses"}, Tiny),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
@@ -411,7 +489,8 @@ def test_settings_that_contradict_selection_are_refused(
     with pytest.raises((es.ConfigError, es.ShapeError), match=expected):
         fitting.fit(one, SelectiveData(DATA, **settings))
     assert all(torch.equal(before[name], one.state_dict()[name]) for name in before if "net.1" not in name)
-    assert type(fitting) is L.Trainer and fitting.callbacks == []
+    assert type(fitting) is L.Trainer
+    assert fitting.callbacks == []
 
 
 @pytest.mark.parametrize("train_set", [Endless(), DataLoader(DATA, 8), iter(DATA)])
@@ -421,7 +500,7 @@ def test_data_without_numbers_are_refused(train_set: Any) -> None:
 
 
 def test_other_data_or_epochs_cannot_continue_a_checkpoint(tmp_path: Path) -> None:
-    _, data = fitted_with("epochs", EVOLVED, tmp_path)
+    fitted_with("epochs", EVOLVED, tmp_path)
     path = next(tmp_path.glob("epoch=1*.ckpt"))
     smaller = torch.utils.data.Subset(DATA, range(NUM - 1))
     with pytest.raises(es.RunMismatchError, match="num_samples: run 130, yours 129"):
@@ -463,11 +542,11 @@ def test_a_named_run_is_not_begun_twice_by_mistake(tmp_path: Path) -> None:
 def test_strategies_that_spread_the_parameters_are_refused() -> None:
     from lightning.pytorch.strategies import FSDPStrategy
 
-    from es_service.integrations.lightning import _check_trainer
+    from es_service.integrations.lightning_trainer import check_trainer
 
     trainer = trainer_of()
     trainer.strategy._lightning_module = Tiny()
-    _check_trainer(trainer, has_val=False)
+    check_trainer(trainer, has_val=False, is_pruned=False)
     trainer._accelerator_connector.strategy = FSDPStrategy()
     with pytest.raises(es.ConfigError, match="FSDPStrategy"):
-        _check_trainer(trainer, has_val=False)
+        check_trainer(trainer, has_val=False, is_pruned=False)
