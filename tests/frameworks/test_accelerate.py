@@ -77,7 +77,8 @@ def loader_of(selector: Selector, model: nn.Module, **settings: Any) -> es.Selec
 def values_of(model: nn.Module, selector: Selector) -> dict[str, Any]:
     """All that two training runs are compared by."""
     weights = {name: value.double().tolist() for name, value in scoring.unwrap(model).state_dict().items()}
-    return {"weights": weights, "table": selector.table().to_pydict()}
+    table = selector.table()
+    return {"weights": weights, "table": {name: table[name].to_numpy().tobytes().hex() for name in table.column_names}}
 
 
 def by_hand(
@@ -108,9 +109,11 @@ def by_hand(
 class Training:
     """A loop of Accelerate, to be stopped anywhere."""
 
-    def __init__(self, make: Callable[[], Selector], **settings: Any) -> None:
+    def __init__(self, make: Callable[[], Selector], total: int = 24, **settings: Any) -> None:
         self.accelerator = accelerator_of(**settings)
-        self.model, optimizer, scheduler = build(24)  # 3 epochs of 8 updates; of two processes 4, which count twice
+        self.model, optimizer, scheduler = build(
+            total
+        )  # 24: 3 epochs of 8 updates; of two processes 4, which count twice
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.model, optimizer, scheduler)
         self.loader = prepare(self.accelerator, loader_of(make(), self.model))
         self.updates = 0
@@ -143,6 +146,17 @@ def test_it_is_the_loop_written_by_hand() -> None:
     assert training.updates == 24
     assert training.rate == 0
     assert not training.accelerator.gradient_state.in_dataloader
+
+
+def test_epochs_that_are_pruned_leave_no_schedule_unfinished() -> None:
+    def pruned() -> Selector:
+        return selector_of(prune_ratio=0.3, prune_unobserved=True)  # 20 steps, 5 updates
+
+    training = Training(pruned, 15)
+    assert training.loader.scheduler_steps == 15
+    assert training.run() == by_hand(pruned(), *build(15))
+    assert training.updates == 15
+    assert training.rate == 0
 
 
 @pytest.mark.parametrize("step", [12, STEPS])
