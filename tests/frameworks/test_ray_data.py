@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from es_service.actors import launch
 
 NUM, SIZE = 200, 25
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is deprecated.*")  # Ray Data sets settings that it deprecates
+        ray.data.DataContext.get_current()
     yield
     ray.shutdown()
 
