@@ -81,7 +81,7 @@ class KeptSamples:
         self._since = time.monotonic()
 
     def refresh(self) -> None:
-        """Keep more previews, see the module's text. What goes wrong is said, and training continues."""
+        """Keep more previews, see the module's text. Errors are logged or warned of, and training continues."""
         if self._preview is None:
             return
         now = time.monotonic()

@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
 from es_service import errors
+from es_service.api.runs.ledgers import summary
 from es_service.cli import output, text
 from es_service.selection.settings import suggest
 from es_service.storage.described import describe
 from es_service.storage.listing import Found, find_runs
-from es_service.storage.plain import number
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
 __all__ = ["add_parsers"]
@@ -80,17 +80,17 @@ def _describe(storage: str, found: Found) -> dict[str, Any]:
         run, done = describe(place), place.snapshots.newest()
     except errors.EsServiceError as error:  # one damaged run must not hide the others
         return {"run": found.name, "state": f"unreadable: {error}"}
-    result = run.result or {}
-    saving = result.get("saving")
+    ledger = summary(run.result, run.progress)
+    is_done = run.result is not None or done >= run.config.num_epochs
     return {
         "run": found.name,
         "method": run.config.selection.method.name,
         "num_samples": run.config.num_samples,
         "epochs": run.config.num_epochs,
         "finished_epochs": done,
-        "state": "done" if run.result is not None else f"{done} of {run.config.num_epochs} epochs",
-        "accuracy": number(result.get("accuracy")),
-        "saving": {name: number(one) for name, one in saving.items()} if isinstance(saving, dict) else None,
+        "state": "done" if is_done else f"{done} of {run.config.num_epochs} epochs",
+        "accuracy": ledger["accuracy"],
+        "saving": ledger["saving"],
         "search": run.search,
     }
 

@@ -16,6 +16,7 @@ import es_service as es
 from es_service.actors.score_server import ScoreServer
 from es_service.api.runs import ledgers
 from es_service.attach import attach
+from es_service.cli import main
 from es_service.ledger import Ledger
 from es_service.selection.run import RunConfig
 from es_service.storage.progress import Progress
@@ -365,3 +366,18 @@ def test_a_storage_that_cannot_be_written_costs_no_training_and_no_ledger(
     (tmp_path / "own" / "progress.json").rmdir()
     server.log(0, FIRST, 0, {"accuracy": 0.5})
     assert [one["trained"] for one in kept(tmp_path)["history"]] == [10]
+
+
+def test_the_command_lists_a_run_of_ones_own_as_any_other(
+    make: Callable[..., es.Selector], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    selector = make()
+    train(selector, range(2))
+    for epochs, state, accuracy in ((range(0), "2 of 4 epochs", 0.6), (range(2, 4), "done", 0.8)):
+        train(selector, epochs)
+        assert main(["runs", "--storage", str(tmp_path), "--json"]) == 0
+        [row] = json.loads(capsys.readouterr().out)["runs"]
+        assert (row["run"], row["method"], row["state"]) == ("own", "evolved", state)
+        assert row["accuracy"] == pytest.approx(accuracy)
+        assert row["saving"]["samples"] == pytest.approx(selector.ledger.saving()["samples"])
+    assert main(["top", "own", "--storage", str(tmp_path), "--json"]) == 0
