@@ -5,7 +5,6 @@ python examples/find_mislabelled.py      # then: es-service serve --storage runs
 
 import numpy as np
 import torch
-from es_service.training.tasks.png import encode_png
 from pytorch import build_model, load, losses
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,7 +34,7 @@ def main():
         storage="runs",
         labels=labels.numpy(),
         label_names=fashion.CLASSES,
-        preview=lambda sample_id: encode_png(pictures[sample_id]),
+        preview=lambda sample_id: pictures[sample_id],
     )
     for _epoch in range(EPOCHS):
         for batch, _scale in loader:

@@ -55,9 +55,8 @@ class Draw:
     @classmethod
     def of(cls, drawn: draws.Drawn, selection: Selection, ids_B: I64, weights_B: NDArray[np.floating]) -> Draw:
         """Take what was drawn of the meta-batch by these weights, re-weighted as the selection requires."""
-        positions_b = drawn.positions_b
         scale_b = drawn.scale(ids_B.size, unbiased=selection.reweight == "unbiased")
-        return cls(positions_b, ids_B[positions_b], scale_b, weights_B)
+        return cls(drawn.positions_b, ids_B[drawn.positions_b], scale_b, weights_B)
 
 
 def choose(

@@ -127,11 +127,7 @@ def scorer(
         raise errors.ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(losses):
         raise errors.ConfigError(f"losses must be a function, (model, batch) -> one loss per sample, got {losses!r}")
-    return lambda batch: scoring.score(model, batch, forward=losses, losses=_as_is, **settings)
-
-
-def _as_is(observed: Signals, _: Any) -> Signals:
-    return observed
+    return lambda batch: scoring.score(model, batch, losses, **settings)
 
 
 def _check(loader: Any) -> None:

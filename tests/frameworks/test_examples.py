@@ -19,7 +19,9 @@ PAGE = (FOLDER / "README.md").read_text()
 COMMANDS = dict(re.findall(r"^```console\n\$ (.*?(\w+\.py).*?)\n", PAGE, flags=re.MULTILINE))
 SHOWN = {
     file: output
-    for _, file, output in re.findall(r"^```console\n(\$ .*?(\w+\.py).*)\n((?:(?!```).*\n)*)```", PAGE, flags=re.MULTILINE)
+    for _, file, output in re.findall(
+        r"^```console\n(\$ .*?(\w+\.py).*)\n((?:(?!```).*\n)*)```", PAGE, flags=re.MULTILINE
+    )
 }
 SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {"texts.py"})
 
@@ -56,6 +58,10 @@ def test_an_example_is_short(path: Path) -> None:
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(FOLDER / "hard_images.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+    NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) == 2
