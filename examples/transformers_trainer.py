@@ -33,7 +33,7 @@ def main():
             num_train_epochs=4,
             per_device_train_batch_size=32,
             learning_rate=1e-3,
-            logging_steps=40,
+            logging_strategy="no",
             eval_strategy="epoch",
             report_to="none",
             disable_tqdm=True,
@@ -46,7 +46,7 @@ def main():
     )
     es.integrations.transformers.select(trainer, es.Selection(es.methods.evolved(), ratio=0.25))  # added
     trainer.train()
-    print(f"accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
+    print(f"saved {trainer.selector.ledger.saving()['samples']:.0%} of back-propagation")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main():
             per_device_train_batch_size=32,
             learning_rate=2e-3,
             max_length=64,
-            logging_steps=30,
+            logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
             bf16=False,
@@ -38,6 +38,7 @@ def main():
     )
     es.integrations.transformers.select(trainer, es.Selection(es.methods.evolved(), ratio=0.5))  # added
     trainer.train()
+    print(f"saved {trainer.selector.ledger.saving()['samples']:.0%} of back-propagation")
 
 
 if __name__ == "__main__":
