@@ -66,8 +66,8 @@ class SelectiveData(LightningDataModule):
         options: further arguments of `es.connect` or `es.Selector`.
 
     Raises:
-        ConfigError: the data set has no ids to go by, or a setting is out of range. When fitting begins: the trainer's limits do not fit the
-            plan, or a setting of it contradicts selection; see docs/how-to/lightning.md.
+        ConfigError: the data set has no ids to go by, or a setting is out of range. When fitting begins: the trainer's
+            limits do not fit the plan, or a setting of it contradicts selection; see docs/how-to/lightning.md.
         RunMismatchError: a checkpoint of a run with other settings, other data or another number of ranks.
         EpochOrderError: a checkpoint from the middle of an epoch of several ranks, or on a score server; or the trainer
             and the run are at different epochs.

@@ -206,6 +206,7 @@ class DoubledByHook(Tiny):
         self.lr_schedulers().step()
 
 
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")  # and they are the module's
 def test_a_modules_own_hooks_and_optimization_are_kept() -> None:
     module = DoubledByHook()
     data = data_of(PRUNED, losses=module.losses, num_workers=1)
@@ -250,9 +251,11 @@ def fitted_with(when: str, selection: es.Selection, folder: Path, ckpt_path: Pat
     """Return (module, data) of a fit that writes checkpoints at each epoch's end, behind validations, or at steps."""
     saving: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": when == "epochs"}
     if when == "steps":
-        saving = {"every_n_train_steps": 1}
-    # half an epoch is an odd number of steps: Lightning loses gradients that are accumulated at that point
-    settings = {"val_check_interval": 0.5} if when == "half_epochs" else {"accumulate_grad_batches": 2}
+        saving = {"every_n_train_steps": 2}
+    # inside an epoch without accumulation: Lightning does not save gradients that are being accumulated
+    settings: dict[str, Any] = {"accumulate_grad_batches": 2} if when in ("epochs", "validations") else {}
+    if when == "half_epochs":
+        settings["val_check_interval"] = 0.5
     data = data_of(selection, **({} if when == "epochs" else {"val": DataLoader(DATA, 64)}))
     saver = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **saving)
     return fitted(data, callbacks=[saver], num_sanity_val_steps=0, ckpt_path=ckpt_path, **settings), data
@@ -271,7 +274,7 @@ def check_resumes(when: str, selection: es.Selection, folder: Path) -> list[Path
 @pytest.mark.parametrize(("when", "selection"), [("epochs", EVOLVED), ("validations", PRUNED), ("steps", INFOBATCH)])
 def test_a_resumed_fit_ends_as_an_undisturbed_one(when: str, selection: es.Selection, tmp_path: Path) -> None:
     found = check_resumes(when, selection, tmp_path)
-    assert len(found) == {"epochs": EPOCHS, "validations": EPOCHS, "steps": 10}[when]
+    assert len(found) == {"epochs": EPOCHS, "validations": EPOCHS, "steps": 8}[when]
 
 
 @pytest.mark.thorough
