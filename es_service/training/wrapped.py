@@ -153,7 +153,7 @@ def _check(loader: Any) -> None:
             "batch_size=None leaves it to the data set to make batches: give the DataLoader a batch_size, the "
             "meta-batch that is drawn from; a data set with __getitems__ may still return whole batches"
         )
-    if not loader.in_order:
+    if not getattr(loader, "in_order", True):  # older versions of torch keep it always
         raise errors.ConfigError("in_order=False: batches have to come in the order of the plan; leave it out")
     _check_sampler(loader.sampler, len(loader.dataset))
 
