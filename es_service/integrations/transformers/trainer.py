@@ -96,15 +96,12 @@ class Selective(transformers.Trainer):
         self._batches.put_back_random()
         batch, counts = collated
         settings = self.selection_settings
-        if settings.micro_batch_size is not None:
-            batch_or_none, counts_or_none = batch, None
-        else:
-            batch_or_none, counts_or_none = None, counts  # as a whole, whatever its rows are
+        part_of, counts = (None, counts) if settings.micro_batch_size is None else (batch, None)  # None: not to be cut
         return scoring.score(
             self.model_wrapped,
-            batch_or_none,
-            forward=lambda model, part: settings.losses(model, batch if part is None else part, counts_or_none),
-            losses=lambda signals, _: _checked(signals, counts_or_none),
+            part_of,
+            forward=lambda model, part: settings.losses(model, batch if part is None else part, counts),
+            losses=lambda signals, _: _checked(signals, counts),
             micro_batch_size=settings.micro_batch_size,
         )
 
