@@ -441,7 +441,7 @@ def _ranks(way: str, num: int = 2) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, way],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **({**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num > 1 else {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -481,6 +481,42 @@ def _train_a_rank() -> None:
         _assert_same(trainer.model, by_hand)
         assert trainer.selector.table().equals(selector.table())
     torch.distributed.destroy_process_group()
+
+
+def _train_with_a_score_server() -> None:
+    """Train as in one process, continue under another name and under the same, and be refused in between."""
+    import ray
+
+    from es_service.actors import launch
+
+    def select(run: str | None, **more: Any) -> Any:
+        options = {} if run is None else {"run": run, "storage": "runs"}
+        trainer = _trainer(_causal(), _args(output_dir="out", **more), _texts(), _pad)
+        return es.integrations.transformers.select(trainer, _selection(), **options)
+
+    alone = select(None)
+    torch.manual_seed(1)
+    alone.train()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    whole = select("whole", save_strategy="epoch")
+    torch.manual_seed(1)
+    whole.train()
+    with pytest.raises(errors.RunExistsError, match="'whole' has 4 finished epochs"):
+        select("whole").train()
+    trained = [whole, select("another"), select("whole")]
+    for trainer in trained[1:]:
+        trainer.train(resume_from_checkpoint="out/checkpoint-10")
+    for trainer in trained:
+        _assert_same(trainer.model, alone.model)
+        assert trainer.selector.table().equals(alone.selector.table())
+    for run in ("whole", "another"):
+        launch.stop(run)
+    ray.shutdown()
+
+
+@pytest.mark.thorough
+def test_a_score_server_holds_the_table_of_a_named_run() -> None:
+    _ranks("_train_with_a_score_server", 1)
 
 
 def test_two_ranks_train_as_a_loop_by_hand_and_continue() -> None:

@@ -158,8 +158,8 @@ class Selective(transformers.Trainer):
             return self.selector.load_state_dict(_read(Path(resume), self.args)), 0
         if self.selection_settings.run is not None and (begun := self.selector.next_epoch):
             raise errors.RunExistsError(
-                f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model begins anew: pass "
-                "resume_from_checkpoint, take another run name, or call trainer.selector.reset() on every rank"
+                f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model starts from scratch: "
+                "pass resume_from_checkpoint, take another run name, or call trainer.selector.reset() on every rank"
             )
         self.selector.reset()
         return 0, 0
@@ -269,7 +269,7 @@ def _read(checkpoint: Path, args: Any) -> dict[str, Any]:
         if not others:
             raise errors.StorageError(
                 f"{checkpoint} has no state of a selection: it was written without one, or with save_only_model=True, "
-                "so that training can only begin anew from its weights"
+                "so that training can only start over with its weights"
             )
         raise errors.RunMismatchError(
             f"{checkpoint} was written by {others[0].rpartition('-')[2]} rank(s), and this run has {args.world_size}: "
