@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 _N, _B, _WORDS = 44, 8, 20
+_SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def _texts(num: int = _N, seed: int = 0) -> datasets.Dataset:
@@ -55,8 +56,7 @@ def _pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _causal(seed: int = 0, dropout: float = 0.2) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, attention_dropout=dropout, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=_WORDS, attention_dropout=dropout, **_SIZES))
 
 
 def _labelled(num: int = _N) -> datasets.Dataset:
@@ -71,8 +71,7 @@ def _pad_labelled(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _classifier(seed: int = 0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return BertForSequenceClassification(BertConfig(vocab_size=_WORDS, num_labels=3, **sizes))
+    return BertForSequenceClassification(BertConfig(vocab_size=_WORDS, num_labels=3, **_SIZES))
 
 
 def _selection(**changes: Any) -> es.Selection:
@@ -230,6 +229,16 @@ def test_the_schedule_ends_at_0_where_epochs_turn_out_shorter(method: str) -> No
     assert trainer.selector.next_epoch == 5
 
 
+def test_scores_in_micro_batches() -> None:
+    tables = []
+    for size in (None, 3):
+        trainer = _trainer(_causal(dropout=0.0), _args(num_train_epochs=1), _texts(), _pad)
+        es.integrations.transformers.select(trainer, _selection(anneal=(0, 0)), micro_batch_size=size)
+        trainer.train()
+        tables.append(trainer.selector.table()["last_loss"].to_numpy())
+    np.testing.assert_allclose(*tables, rtol=1e-5)
+
+
 def test_blind_steps_take_the_losses_that_training_computes() -> None:
     trainer = _trainer(_causal(), _args(), _texts(), _pad)
     es.integrations.transformers.select(trainer, _selection(method=es.methods.random(), prune_ratio=0.0))
@@ -313,6 +322,40 @@ def test_scores_in_the_precision_that_it_trains_in() -> None:
     np.testing.assert_allclose(*tables, rtol=0.1)
 
 
+@pytest.mark.parametrize(
+    ("model", "labels"),
+    [
+        (transformers.BertForSequenceClassification, {"problem_type": "regression", "num_labels": 1}),
+        (transformers.BertForSequenceClassification, {"problem_type": "regression", "num_labels": 4}),
+        (transformers.BertForSequenceClassification, {"problem_type": "multi_label_classification", "num_labels": 4}),
+        (transformers.BertForTokenClassification, {"num_labels": 4}),
+        (transformers.T5ForConditionalGeneration, {}),
+    ],
+    ids=["regression", "regression of 4", "multi-label", "tokens", "seq2seq"],
+)
+def test_losses_have_the_models_own_loss_as_their_mean(model: Any, labels: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    if model is transformers.T5ForConditionalGeneration:
+        config = transformers.T5Config(
+            vocab_size=_WORDS, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    else:
+        config = BertConfig(vocab_size=_WORDS, **_SIZES, **labels)
+    batch = {"input_ids": torch.randint(1, _WORDS, (6, 5))}
+    if "problem_type" in labels:
+        shape = (6,) if labels["num_labels"] == 1 else (6, 4)
+        batch["labels"] = torch.rand(shape).round() if "multi" in labels["problem_type"] else torch.rand(shape)
+    else:
+        batch["labels"] = torch.randint(0, 4, (6, 5))
+    bare = model(config).eval()
+    samples = [{name: one[index] for name, one in batch.items()} for index in range(6)]
+    trainer = _trainer(bare, _args(per_device_train_batch_size=2), samples, None)
+    es.integrations.transformers.select(trainer, _selection(anneal=(0, 0)))
+    losses = trainer.selection_settings.losses(bare, batch, [1] * 6)
+    assert losses.shape == (6,)
+    torch.testing.assert_close(losses.mean(), bare(**batch).loss)
+
+
 def _subclass(**members: Any) -> type[Trainer]:
     return type("Own", (Trainer,), members)
 
@@ -328,6 +371,13 @@ def _subclass(**members: Any) -> type[Trainer]:
             {},
             "SequentialSampler",
         ),
+        (
+            {},
+            {"cls": _subclass(get_train_dataloader=lambda self: torch.utils.data.DataLoader(_texts(), shuffle=False))},
+            {},
+            "SequentialSampler",
+        ),
+        ({}, {"cls": _subclass(get_train_dataloader=lambda self: [])}, {}, "must return a DataLoader"),
         ({"auto_find_batch_size": True}, {}, {}, "auto_find_batch_size"),
         ({"per_device_train_batch_size": 64}, {}, {}, "larger than the plan"),
         ({}, {"dataset": None}, {}, "no train_dataset"),
@@ -391,7 +441,7 @@ def _ranks(way: str, num: int = 2) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, way],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **({**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num > 1 else {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -431,6 +481,42 @@ def _train_a_rank() -> None:
         _assert_same(trainer.model, by_hand)
         assert trainer.selector.table().equals(selector.table())
     torch.distributed.destroy_process_group()
+
+
+def _train_with_a_score_server() -> None:
+    """Train as in one process, continue under another name and under the same, and be refused in between."""
+    import ray
+
+    from es_service.actors import launch
+
+    def select(run: str | None, **more: Any) -> Any:
+        options = {} if run is None else {"run": run, "storage": "runs"}
+        trainer = _trainer(_causal(), _args(output_dir="out", **more), _texts(), _pad)
+        return es.integrations.transformers.select(trainer, _selection(), **options)
+
+    alone = select(None)
+    torch.manual_seed(1)
+    alone.train()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    whole = select("whole", save_strategy="epoch")
+    torch.manual_seed(1)
+    whole.train()
+    with pytest.raises(errors.RunExistsError, match="'whole' has 4 finished epochs"):
+        select("whole").train()
+    trained = [whole, select("another"), select("whole")]
+    for trainer in trained[1:]:
+        trainer.train(resume_from_checkpoint="out/checkpoint-10")
+    for trainer in trained:
+        _assert_same(trainer.model, alone.model)
+        assert trainer.selector.table().equals(alone.selector.table())
+    for run in ("whole", "another"):
+        launch.stop(run)
+    ray.shutdown()
+
+
+@pytest.mark.thorough
+def test_a_score_server_holds_the_table_of_a_named_run() -> None:
+    _ranks("_train_with_a_score_server", 1)
 
 
 def test_two_ranks_train_as_a_loop_by_hand_and_continue() -> None:

@@ -168,10 +168,16 @@ def _check(trainer: Any) -> None:
         raise errors.ConfigError("auto_find_batch_size=True changes the meta-batch during a run: set it to False")
     if args.train_sampling_strategy != "random":
         raise errors.ConfigError(f"train_sampling_strategy={args.train_sampling_strategy!r}: {_ONE_SAMPLER}")
-    sampler = trainer._get_train_sampler()
-    if type(trainer)._get_train_sampler is not transformers.Trainer._get_train_sampler and not isinstance(
-        sampler, data.RandomSampler
-    ):
+    loader = trainer.get_train_dataloader()
+    if not isinstance(loader, data.DataLoader):
+        raise errors.ConfigError(
+            f"{type(trainer).__name__}.get_train_dataloader returns a {type(loader).__name__}: it must return a "
+            "DataLoader, whose data set, collator and workers are taken over"
+        )
+    sampler: Any = loader.batch_sampler
+    while (inner := getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))) is not None:
+        sampler = inner
+    if not isinstance(sampler, data.RandomSampler):
         raise errors.ConfigError(
             f"{type(trainer).__name__} samples with a {type(sampler).__name__}, and the selection decides the order: "
             f"{_ONE_SAMPLER}"

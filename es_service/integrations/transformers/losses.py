@@ -126,7 +126,7 @@ class LogitLosses:
 def _example_means(each: torch.Tensor, is_counted: torch.Tensor, example: torch.Tensor, num: int) -> torch.Tensor:
     """Return float[num], the mean loss of each example's tokens; 0 of one without any that counts.
 
-    Behind the examples only padding may come, each token of which begins anew.
+    Behind the examples only padding may come, each token of which starts an example of its own.
     """
     found = int(example[-1]) + 1
     if found < num or bool((is_counted & (example >= num)).any()):

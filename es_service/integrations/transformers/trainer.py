@@ -96,15 +96,12 @@ class Selective(transformers.Trainer):
         self._batches.put_back_random()
         batch, counts = collated
         settings = self.selection_settings
-        if settings.micro_batch_size is not None:
-            batch_or_none, counts_or_none = batch, None
-        else:
-            batch_or_none, counts_or_none = None, counts  # as a whole, whatever its rows are
+        part_of, counts = (None, counts) if settings.micro_batch_size is None else (batch, None)  # None: not to be cut
         return scoring.score(
             self.model_wrapped,
-            batch_or_none,
-            forward=lambda model, part: settings.losses(model, batch if part is None else part, counts_or_none),
-            losses=lambda signals, _: _checked(signals, counts_or_none),
+            part_of,
+            forward=lambda model, part: settings.losses(model, batch if part is None else part, counts),
+            losses=lambda signals, _: _checked(signals, counts),
             micro_batch_size=settings.micro_batch_size,
         )
 
@@ -161,8 +158,8 @@ class Selective(transformers.Trainer):
             return self.selector.load_state_dict(_read(Path(resume), self.args)), 0
         if self.selection_settings.run is not None and (begun := self.selector.next_epoch):
             raise errors.RunExistsError(
-                f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model begins anew: pass "
-                "resume_from_checkpoint, take another run name, or call trainer.selector.reset() on every rank"
+                f"run {self.selection_settings.run!r} has {begun} finished epochs, and the model starts from scratch: "
+                "pass resume_from_checkpoint, take another run name, or call trainer.selector.reset() on every rank"
             )
         self.selector.reset()
         return 0, 0
@@ -272,7 +269,7 @@ def _read(checkpoint: Path, args: Any) -> dict[str, Any]:
         if not others:
             raise errors.StorageError(
                 f"{checkpoint} has no state of a selection: it was written without one, or with save_only_model=True, "
-                "so that training can only begin anew from its weights"
+                "so that training can only start over with its weights"
             )
         raise errors.RunMismatchError(
             f"{checkpoint} was written by {others[0].rpartition('-')[2]} rank(s), and this run has {args.world_size}: "
