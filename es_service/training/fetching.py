@@ -67,6 +67,8 @@ class Fetcher:
         self.collate = _Keeping(collate, keeps)
         self.num_workers = num_workers
         self._plan: list[list[int]] = []
+        self._seeds = None if options.get("generator") is not None else torch.Generator()  # of the processes
+        options = {**options, "generator": self._seeds} if self._seeds is not None else options
         try:
             self._loader = data.DataLoader(
                 dataset,
@@ -84,10 +86,14 @@ class Fetcher:
         indices = ids.tolist()
         return self.collate(many(indices) if many is not None else [self.dataset[index] for index in indices])
 
-    def ahead(self, meta_batches: Sequence[_I64], *, pin: bool) -> Iterator[Fetched]:
+    def ahead(self, epoch: int, meta_batches: Sequence[_I64], *, pin: bool) -> Iterator[Fetched]:
         """Yield these batches, which worker processes fetch ahead of time.
 
+        Where no generator was given, torch's random numbers are left alone, so that a training run that is resumed
+        inside an epoch finds the same ones: the seeds of the processes come from that of torch and the epoch.
+
         Args:
+            epoch: that they are of.
             meta_batches: int64[B] each.
             pin: into memory that is copied to a GPU asynchronously.
 
@@ -96,6 +102,8 @@ class Fetcher:
         """
         self._plan[:] = [ids_B.tolist() for ids_B in meta_batches]
         self._loader.pin_memory = pin
+        if self._seeds is not None:
+            self._seeds.manual_seed((torch.initial_seed() * 1_000_003 + epoch) % 2**63)
         try:
             fetched = iter(self._loader)
         except OSError:

@@ -132,7 +132,7 @@ class SelectiveLoader(SelectedBatches):
         for ids_B in selector.epoch(epoch):
             is_blind = self._is_blind()
             if self._fetcher.num_workers > 0 and ahead is None:
-                ahead = self._fetch_ahead(selector.batches())
+                ahead = self._fetch_ahead(epoch, selector.batches())
             elif not self._is_tried:
                 with timing("data"), random_as_it_was():
                     self._try(_few(ids_B), self._fetch)
@@ -227,9 +227,9 @@ class SelectiveLoader(SelectedBatches):
             ) from error
         self._is_tried = True
 
-    def _fetch_ahead(self, meta_batches: list[NDArray[np.int64]]) -> Iterator[Fetched]:
+    def _fetch_ahead(self, epoch: int, meta_batches: list[NDArray[np.int64]]) -> Iterator[Fetched]:
         tried = [] if self._is_tried else [_few(meta_batches[0])]
-        fetched = self._fetcher.ahead([*tried, *meta_batches], pin=self.device.type == "cuda")
+        fetched = self._fetcher.ahead(epoch, [*tried, *meta_batches], pin=self.device.type == "cuda")
         for few in tried:
             self._try(few, lambda few: self._checked(next(fetched), few))
         for ids_B in meta_batches:

@@ -21,6 +21,7 @@ from es_service.training.fetching import Fetcher
 
 NUM, SIZE, EPOCHS = 46, 10, 4  # the last meta-batch of an epoch has 6
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.3, anneal=(0.25, 0), seed=5)
+NO_CAST = contextlib.nullcontext
 no_fork_warning = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
@@ -78,23 +79,28 @@ class Training:
         return weights, self.loader.selector.table().to_pydict()
 
 
-def by_hand(selection: es.Selection = SELECTION) -> tuple[Any, ...]:
+def by_hand(selection: es.Selection = SELECTION, accumulate: int = 1, autocast: Any = NO_CAST) -> tuple[Any, ...]:
     """The same, written out with a Selector."""
     dataset, model = make_set(), make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     selector = es.Selector(selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+    num = 0
     for epoch in range(EPOCHS):
         for ids_B in selector.epoch(epoch):
             batch = dataset[ids_B.tolist()]
             scored = None
             if selector.wants_scores:
-                scored = scoring.score(model, batch, forward=losses_of, losses=lambda out, _: out)
+                with autocast():
+                    scored = scoring.score(model, batch, losses_of)
             draw = selector.select(ids_B, scored)
-            optimizer.zero_grad()
-            losses = losses_of(model, [column[draw.positions] for column in batch])
+            with autocast():
+                losses = losses_of(model, [column[draw.positions] for column in batch])
             selector.observe(losses)
-            (losses * torch.from_numpy(draw.scale)).mean().backward()
-            optimizer.step()
+            ((losses * torch.from_numpy(draw.scale)).mean() / accumulate).backward()
+            num += 1
+            if num % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
     return [value.tolist() for value in model.state_dict().values()], selector.table().to_pydict()
 
 
@@ -115,6 +121,19 @@ def test_it_trains_exactly_as_a_loop_written_by_hand(selection: es.Selection) ->
         training.epoch()
     assert training.result() == by_hand(selection)
     assert 0 < training.loader.selector.ledger.trained < training.loader.selector.ledger.full
+
+
+@pytest.mark.parametrize("accumulate, autocast", [(3, NO_CAST), (1, lambda: torch.autocast("cpu", torch.bfloat16))])
+def test_accumulated_and_in_mixed_precision_it_is_the_loop_by_hand(accumulate: int, autocast: Any) -> None:
+    training = Training(autocast=autocast)
+    for num, (batch, _) in enumerate(itertools.chain(*(training.loader for _ in range(EPOCHS))), 1):
+        with autocast():
+            losses = losses_of(training.model, batch)
+        (training.loader.mean(losses) / accumulate).backward()
+        if num % accumulate == 0:
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+    assert training.result() == by_hand(SELECTION, accumulate, autocast)
 
 
 def test_an_own_mean_and_observe_are_the_same_as_mean() -> None:
@@ -170,19 +189,21 @@ def test_an_epoch_left_early_is_closed_and_the_next_one_follows() -> None:
     assert training.loader.state_dict()["finished_epochs"] == 2
 
 
-@pytest.mark.parametrize("epochs, steps", [(1, 0), (0, 2), (1, 3), (2, 4)])
-def test_a_resumed_training_is_as_if_it_had_not_been_interrupted(epochs: int, steps: int) -> None:
-    straight = Training()
+@no_fork_warning
+@pytest.mark.parametrize("epochs, steps, num_workers", [(1, 0, 0), (0, 2, 0), (1, 3, 0), (2, 4, 0), (1, 3, 1)])
+def test_a_resumed_training_is_as_if_it_had_not_been_interrupted(epochs: int, steps: int, num_workers: int) -> None:
+    loader = data.DataLoader(make_set(), SIZE, num_workers=num_workers)
+    straight = Training(loader=loader)
     for _ in range(EPOCHS):
         straight.epoch()
-    first = Training()
+    first = Training(loader=loader)
     for _ in range(epochs):
         first.epoch()
     for batch, _ in itertools.islice(first.loader, steps):
         first.step(batch)
     random_state = torch.get_rng_state()
     kept = copy.deepcopy((first.model.state_dict(), first.optimizer.state_dict(), first.loader.state_dict()))
-    second = Training()
+    second = Training(loader=loader)
     second.model.load_state_dict(kept[0])
     second.optimizer.load_state_dict(kept[1])
     epoch = second.loader.load_state_dict(kept[2])
