@@ -8,8 +8,7 @@
     data = SelectiveData(train_set, Classifier.losses, selection, batch_size=64, val=val_loader)
     trainer.fit(module, data, ckpt_path="last")
 
-It is a data module and no callback, because Lightning asks a data module for batches, and keeps its state in every
-checkpoint. What a data module has no hooks for is in a callback that it brings along.
+A data module, because Lightning asks one for batches and keeps its state in checkpoints; it brings a callback along.
 """
 
 from __future__ import annotations
@@ -28,7 +27,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from es_service import errors
 from es_service.attach import attach
 from es_service.connect import ExchangeName
-from es_service.integrations.lightning_trainer import Watch, check_epochs, check_steps, check_trainer, updates_of
+from es_service.integrations.lightning_trainer import (
+    Batches,
+    Watch,
+    check_epochs,
+    check_steps,
+    check_trainer,
+    updates_of,
+)  # fmt: skip
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
 from es_service.selection.run import RunConfig
@@ -186,13 +192,13 @@ class SelectiveData(LightningDataModule):
         )
         self._next, self._steps, self._finished_steps = None, None, 0
 
-    def train_dataloader(self) -> _Batches:
+    def train_dataloader(self) -> Batches:
         """Return the loader of the epoch at hand."""
         if self._watch.is_fitting:
             self._check_epoch(self._trainer_epoch(), is_exact=self._finished_steps == 0)
             if self._is_pruned and not self._is_over():
                 self._open()  # only an open epoch knows its length
-        return _Batches(self)
+        return Batches(self._num_steps, self._iterate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; between two epochs all of it, and of a single rank at any step."""
@@ -350,26 +356,6 @@ class SelectiveData(LightningDataModule):
     def _updates(self) -> list[int]:
         """Return how often the optimizer steps in each epoch."""
         return updates_of(self.trainer, self.selector.config, self._world_size)
-
-
-class _Batches:
-    """The loader as Lightning sees it: the rest of the epoch at hand; resumed with the data module."""
-
-    def __init__(self, data: SelectiveData) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return self._data._num_steps()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._data._iterate()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing; that there is such a method tells Lightning that the loader can be resumed."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing."""
 
 
 def _itself(loaders: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +14,7 @@ from es_service import errors
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 
-__all__ = ["Watch", "check_epochs", "check_steps", "check_trainer", "updates_of"]
+__all__ = ["Batches", "Watch", "check_epochs", "check_steps", "check_trainer", "updates_of"]
 
 
 def updates_of(trainer: Trainer, config: RunConfig, world_size: int) -> list[int]:
@@ -118,6 +119,31 @@ class _Data(Protocol):
     @property
     def total_steps(self) -> int: ...
     def finish_epoch(self) -> None: ...
+
+
+class Batches:
+    """The loader as Lightning sees it: the rest of the epoch at hand; resumed with the data module.
+
+    Args:
+        num_steps: returns how many batches the epoch has.
+        iterate: yields those that are left.
+    """
+
+    def __init__(self, num_steps: Callable[[], int], iterate: Callable[[], Iterator[Any]]) -> None:
+        self._num_steps, self._iterate = num_steps, iterate
+
+    def __len__(self) -> int:
+        return self._num_steps()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; that there is such a method tells Lightning that the loader can be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 class _CountsEachEpoch:
