@@ -1,13 +1,10 @@
 """Does selection pay on your data? Compare it with full training, and with full training cut short to the same cost.
 
-python examples/compare_your_data.py      # or: es-service compare --task compare_your_data:build_task …
+cd examples && es-service compare --task compare_your_data:build_task --methods es --seeds 2 --out comparison
 """
-
-import sys
 
 from torch import nn
 
-from es_service import cli
 from es_service.training.tasks import fashion
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.supervised import Classification, TensorSet
@@ -28,8 +25,3 @@ def build_task(data=None):
         model=lambda: nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)),
         defaults=TaskDefaults(epochs=4, batch_size=50, learning_rate=0.05),
     )
-
-
-if __name__ == "__main__":
-    words = ["compare", "--task", "compare_your_data:build_task", "--methods", "es", "--seeds", "2"]
-    sys.exit(cli.main([*words, "--out", "comparison"]))
