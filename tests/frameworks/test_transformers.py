@@ -173,7 +173,7 @@ def test_trains_as_a_loop_by_hand_does(accumulation: int) -> None:
 
 
 def test_continues_at_an_epochs_end_and_inside_one(tmp_path: Path) -> None:
-    data = _texts()
+    data = _texts(80)  # epochs of 5, 4, 4, 4 updates, of two steps each but the last in each pruned epoch
     args = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
 
     def trained(folder: str, resume: str | None = None) -> Any:
@@ -184,8 +184,8 @@ def test_continues_at_an_epochs_end_and_inside_one(tmp_path: Path) -> None:
         return trainer
 
     whole = trained("whole")
-    assert [log["step"] for log in whole.state.log_history if log["epoch"] in (1.0, 2.0)] == [3, 5]
-    for step in (3, 4, 9):
+    assert [log["step"] for log in whole.state.log_history if log["epoch"] in (1.0, 2.0)] == [5, 9]
+    for step in (5, 6, 11):
         resumed = trained(f"resumed-{step}", f"whole/checkpoint-{step}")
         _assert_same(resumed.model, whole.model)
         assert resumed.selector.table().equals(whole.selector.table())
@@ -388,6 +388,12 @@ def _subclass(**members: Any) -> type[Trainer]:
             {"reweight": "unbiased"},
             "pass losses=",
         ),
+        (
+            {},
+            {"compute_loss_func": lambda outputs, labels, **_: outputs.loss},
+            {"reweight": "unbiased"},
+            "pass losses=",
+        ),
     ],
 )
 def test_refuses_what_it_cannot_work_with(args: Any, more: Any, selecting: Any, message: str) -> None:
@@ -458,7 +464,8 @@ def _train_a_rank() -> None:
 
     def select(run: str, **more: Any) -> Any:
         args = _args(output_dir="out", gradient_accumulation_steps=2, ddp_backend="gloo", **more)
-        return es.integrations.transformers.select(_trainer(_causal(), args, data, _pad), _selection(), run=run)
+        trainer = _trainer(_causal(), args, data, _pad)
+        return es.integrations.transformers.select(trainer, _selection(), run=run, storage="runs")
 
     try:
         select("steps", save_strategy="steps")
@@ -474,7 +481,8 @@ def _train_a_rank() -> None:
     resumed = select("resumed")
     resumed.train(resume_from_checkpoint=str(checkpoints[1]))
     by_hand = _causal()
-    selector = es.connect("by-hand", _selection(), num_samples=80, num_epochs=4, batch_size=_B, exchange="collective")
+    shape = {"num_samples": 80, "num_epochs": 4, "batch_size": _B}
+    selector = es.connect("by-hand", _selection(), **shape, exchange="collective", storage="runs")
     torch.manual_seed(1)
     _loop(torch.nn.parallel.DistributedDataParallel(by_hand), data, _selection(), accumulation=2, selector=selector)
     for trainer in (whole, resumed):

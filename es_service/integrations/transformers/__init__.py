@@ -72,7 +72,8 @@ def select(
     num_epochs = _num_epochs(selection, len(trainer.train_dataset), args)
     weighs = losses is not None or selection.reweight != "none" or type(selection.method).plan is not Method.plan
     is_plain = trainer.compute_loss_func is None and type(trainer).compute_loss is transformers.Trainer.compute_loss
-    if weighs and losses is None and not is_plain and not _is_sft(trainer):
+    is_known = is_plain or (trainer.compute_loss_func is None and _is_sft(trainer))
+    if weighs and losses is None and not is_known:
         raise errors.ConfigError(
             f"this selection scales the loss of each sample, and {type(trainer).__name__} computes its loss itself: "
             "pass losses=, a function (model, batch) -> losses[b], one per sample"
@@ -186,10 +187,10 @@ def _check(trainer: Any) -> None:
 
 def _check_saving(args: Any, selector: Selector) -> None:
     """Raise ConfigError where checkpoints would be written inside an epoch that cannot be resumed there."""
-    steps = transformers.trainer_utils.SaveStrategy.STEPS
-    if isinstance(selector.exchange, Embedded) or args.save_only_model or args.save_strategy != steps:
+    inside = args.save_strategy == "steps" or (args.save_strategy == "best" and args.eval_strategy == "steps")
+    if isinstance(selector.exchange, Embedded) or args.save_only_model or not inside:
         return
     raise errors.ConfigError(
-        "save_strategy='steps' saves inside an epoch, and with several ranks or a score server a run continues from "
-        "the end of one only: take save_strategy='epoch', or save_only_model=True"
+        f"save_strategy={args.save_strategy.value!r} saves inside an epoch, and with several ranks or a score server a "
+        "run continues from the end of one only: take save_strategy='epoch', or save_only_model=True"
     )

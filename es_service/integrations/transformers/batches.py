@@ -30,9 +30,8 @@ class CountingCollate:
         """Return the batch of these samples, and the number of examples in each; None where samples are no list."""
         if not isinstance(samples, list):
             return self._collate(samples), None
-        counts = [
-            len(one["seq_lengths"]) if isinstance(one, Mapping) and "seq_lengths" in one else 1 for one in samples
-        ]
+        lengths = [one.get("seq_lengths") if isinstance(one, Mapping) else None for one in samples]
+        counts = [len(one) if isinstance(one, list) else 1 for one in lengths]
         # Copies, because drawn samples are collated again, and a collator may change them.
         return self._collate([dict(one) if type(one) is dict else one for one in samples]), counts
 

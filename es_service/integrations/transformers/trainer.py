@@ -61,7 +61,8 @@ def adopt(trainer: Any) -> None:
     """Make a trainer, which has its `selector` and `selection_settings`, a Selective one of its class."""
     cls = type(trainer)
     trainer.__class__ = type(cls.__name__, (Selective, cls), {"__module__": cls.__module__})
-    trainer.callback_handler.callbacks.insert(0, _Pace(trainer))  # before those that log, evaluate and save
+    trainer._pace = _Pace(trainer)
+    trainer.callback_handler.callbacks.insert(0, trainer._pace)  # before those that log, evaluate and save
     if trainer.selection_settings.weighs:
         trainer.loss_is_scaled_for_ga = False
 
@@ -72,6 +73,7 @@ class Selective(transformers.Trainer):
     selector: Selector
     selection_settings: Settings
     _batches: Batches
+    _pace: _Pace
     _drawn: Drawn | None = None
 
     # -- data and loss -----------------------------------------------------------------------------------------------
@@ -173,8 +175,7 @@ class Selective(transformers.Trainer):
         if resume is not None and epoch == kwargs["epochs_trained"]:
             self._load_rng_state(resume)
         self._batches.open(epoch)
-        pace = next(one for one in self.callback_handler.callbacks if isinstance(one, _Pace))
-        pace.begin(epoch)
+        self._pace.begin(epoch)
         num_left = self._batches.num_steps - self._batches.first_step
         left = {
             "train_dataloader": self._batches,
