@@ -56,7 +56,7 @@ class Restorable(RunView):
             _check_savable(here)
         saved = self.exchange.save()
         ledger = self.ledger.copy()
-        step = 0 if here is None or saved.share is None else here.position(ledger)
+        step = self._resume_step if here is None else 0 if saved.share is None else here.position(ledger)
         return state_to_dict(self.config, saved, step, ledger)
 
     def load_state_dict(self, state: dict[str, Any]) -> int:

@@ -148,7 +148,7 @@ class Embedded(Exchange):
         table = table_files.decode_table(state.table, "the table in the state")
         records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
         self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
-        self._share = None
+        self._share = state.share
         if self._kept is not None:
             self._kept.go_to(self._keeper.state(), inside=state.share is not None)
 

@@ -337,8 +337,7 @@ class SelectiveData(LightningDataModule):
         return scoring.score(
             module,
             batch,
-            forward=self._losses,
-            losses=lambda losses, _: losses,
+            self._losses,
             autocast=trainer.precision_plugin.forward_context,
             **self._score_options,
         )

@@ -225,9 +225,4 @@ class Watch(Callback):
         self._data.finish_epoch()
         if not trainer.barebones:
             several = trainer.world_size > 1  # sync_dist says no more than that this is meant
-            pl_module.log_dict(_metrics(self._data.selector), sync_dist=several, rank_zero_only=several)
-
-
-def _metrics(selector: Selector) -> dict[str, float]:
-    """Return what is logged at the end of an epoch."""
-    return selector.metrics() if hasattr(selector, "metrics") else {"selection/trained": float(selector.ledger.trained)}
+            pl_module.log_dict(self._data.selector.metrics(), sync_dist=several, rank_zero_only=several)

@@ -16,17 +16,22 @@ from torch.utils import data
 from es_service import errors
 from es_service.training import batches, trees
 
-__all__ = ["Fetched", "Fetcher", "random_as_it_was"]
+__all__ = ["Fetched", "Fetcher", "random_as_it_was", "settings_of_workers"]
 
 _I64 = NDArray[np.int64]
-_OPTIONS = {
-    "prefetch_factor",
+_OPTIONS = (
+    "generator",
+    "multiprocessing_context",
     "persistent_workers",
+    "prefetch_factor",
     "timeout",
     "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-}
+)
+
+
+def settings_of_workers(loader: data.DataLoader[Any]) -> dict[str, Any]:
+    """Return the settings of a DataLoader that are about its worker processes; none where it has no such processes."""
+    return {name: getattr(loader, name) for name in _OPTIONS} if loader.num_workers else {}
 
 
 class Fetched(NamedTuple):
@@ -58,9 +63,9 @@ class Fetcher:
         num_workers: int,
         options: Mapping[str, Any],
     ) -> None:
-        if unknown := sorted(set(options) - _OPTIONS):
+        if unknown := sorted(set(options) - set(_OPTIONS)):
             raise errors.ConfigError(
-                f"unknown setting {unknown[0]!r}: beside its own, the loader takes {', '.join(sorted(_OPTIONS))}, as "
+                f"unknown setting {unknown[0]!r}: beside its own, the loader takes {', '.join(_OPTIONS)}, as "
                 "torch's DataLoader has them"
             )
         self.dataset = dataset

@@ -15,6 +15,7 @@ from es_service.attach import attach
 from es_service.connect import ExchangeName
 from es_service.selection.config import Selection
 from es_service.training import scoring
+from es_service.training.fetching import settings_of_workers
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals
 from es_service.whereabouts import num_ranks
@@ -84,18 +85,6 @@ def wrap(
         exchange=exchange,
         **options,
     )
-    workers = (
-        {}
-        if loader.num_workers == 0
-        else {
-            "prefetch_factor": loader.prefetch_factor,
-            "persistent_workers": loader.persistent_workers,
-            "multiprocessing_context": loader.multiprocessing_context,
-            "timeout": loader.timeout,
-            "worker_init_fn": loader.worker_init_fn,
-            "generator": loader.generator,
-        }
-    )
     return SelectiveLoader(
         loader.dataset,
         selector,
@@ -106,7 +95,7 @@ def wrap(
         num_workers=loader.num_workers,
         per_sample=per_sample,
         recollate=recollate,
-        **workers,
+        **settings_of_workers(loader),
     )
 
 

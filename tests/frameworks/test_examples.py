@@ -16,12 +16,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples"
 PAGE = (FOLDER / "README.md").read_text()
-SHOWN = {
-    file: output
-    for _, file, output in re.findall(
-        r"^```console\n(\$ .*?(\w+\.py).*)\n((?:(?!```).*\n)*)```", PAGE, flags=re.MULTILINE
-    )
-}
+BLOCK = re.compile(r"^## .*\n\n\[(\w+\.py)\].*\n(?:.+\n)*\n```console\n\$ (.*)\n((?:(?!```).*\n)*)```", re.MULTILINE)
+SHOWN = {file: (command, output) for file, command, output in BLOCK.findall(PAGE)}
 SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {"texts.py"})
 
 
@@ -32,7 +28,7 @@ def without_numbers(text: str) -> str:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_prints_what_its_page_shows(name: str, tmp_path: Path) -> None:
-    [command] = [command for command, file in COMMANDS.items() if file == name]
+    command, shown = SHOWN[name]
     shutil.copytree(FOLDER, tmp_path / "examples")
     if (ROOT / "data").is_dir():
         shutil.copytree(ROOT / "data", tmp_path / "data")
@@ -43,7 +39,7 @@ def test_an_example_prints_what_its_page_shows(name: str, tmp_path: Path) -> Non
         command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert without_numbers(done.stdout) == without_numbers(SHOWN[name])
+    assert without_numbers(done.stdout) == without_numbers(shown)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)

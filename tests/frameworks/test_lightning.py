@@ -322,9 +322,9 @@ def test_every_epoch_is_validated_once_and_logged(tmp_path: Path) -> None:
     trainer.fit(module, data)
     rows = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()
     names, values = rows[0].split(","), [row.split(",") for row in rows[1:]]
-    for name in ("val_loss", "selection/trained"):
+    for name in ("val_loss", "selection/loss_all"):
         assert sum(row[names.index(name)] != "" for row in values) == EPOCHS
-    assert "selection/trained" in trainer.callback_metrics  # for callbacks that monitor
+    assert "selection/loss_all" in trainer.callback_metrics  # for callbacks that monitor
 
 
 def test_fast_dev_run_scores_and_leaves_no_trace() -> None:

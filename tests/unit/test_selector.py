@@ -427,6 +427,17 @@ def test_a_state_inside_an_epoch_continues_bit_for_bit(epoch: int, step: int, wh
     assert second.state_dict()["table"] == undisturbed.state_dict()["table"]
 
 
+def test_a_state_that_was_loaded_can_be_saved_again_at_once(losses_of: Losses) -> None:
+    first, second = make(), make()
+    for epoch, step, ids in batches(first, range(4)):
+        one_step(first, epoch, step, ids, losses_of)
+        if (epoch, step) == (1, 1):
+            break
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+
+
 def test_the_ledger_of_a_resumed_run_is_that_of_an_undisturbed_one(losses_of: Losses) -> None:
     undisturbed, first, second = make(), make(), make()
     train(undisturbed, range(2), losses_of)

@@ -54,10 +54,8 @@ class Batches:
         first_step, num_steps: of the open epoch; where it was resumed the first is not 0.
     """
 
-    def __init__(self, loader: SelectiveLoader, selector: Selector, dataset: Any, *, has_workers: bool) -> None:
+    def __init__(self, loader: SelectiveLoader, selector: Selector, dataset: Any) -> None:
         self._loader, self._selector, self.dataset = loader, selector, dataset
-        self._has_workers = has_workers
-        self._random: torch.Tensor | None = None
         self.drawn: collections.deque[Drawn] = collections.deque()
         self.first_step, self.num_steps = 0, selector.config.num_steps(0, selector.exchange.position.world_size)
         self._batches: Iterator[Any] = iter(())
@@ -70,22 +68,9 @@ class Batches:
         """Open an epoch: its first batch is fetched and drawn, and its number of steps is known from here on."""
         self.drawn.clear()
         self._batches = self._with_drawn(epoch)
-        if self._has_workers:  # they take a seed, the same where the epoch is opened again to be resumed
-            self._random = torch.get_rng_state()
-            config, rank = self._selector.config, self._selector.exchange.position.rank
-            torch.default_generator.manual_seed(
-                ((config.selection.seed * 1_000_003 + epoch) * 1_000_003 + rank) % 2**63
-            )
         self._first = list(itertools.islice(self._batches, 1))
-        self.put_back_random()
         self.num_steps = self._selector.steps(epoch)
         self.first_step = self.num_steps - len(self._selector.batches())
-
-    def put_back_random(self) -> None:
-        """Continue with torch's random numbers where they were before worker processes took a seed."""
-        if self._random is not None:
-            torch.set_rng_state(self._random)
-            self._random = None
 
     def __iter__(self) -> Iterator[Any]:
         for batch, drawn in itertools.chain(self._first, self._batches):

@@ -18,6 +18,7 @@ from es_service.integrations.transformers.losses import LogitLosses, UsersLosses
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 from es_service.training import checkpoints, scoring, step
+from es_service.training.fetching import settings_of_workers
 from es_service.training.loader import SelectiveLoader
 from es_service.training.losses import check_per_sample
 from es_service.training.observed import Signals, losses_in
@@ -81,6 +82,7 @@ class Selective(transformers.Trainer):
     def get_train_dataloader(self) -> Any:
         """Return the loader of drawn mini-batches; collator, columns and workers are those of the trainer's own."""
         whole = super().get_train_dataloader()
+        workers = {**settings_of_workers(whole), "generator": None}  # theirs would draw on torch's random numbers
         loader = SelectiveLoader(
             whole.dataset,
             self.selector,
@@ -90,20 +92,19 @@ class Selective(transformers.Trainer):
             device=self.args.device,
             num_workers=whole.num_workers,
             recollate=True,
+            **workers,
         )
-        self._batches = Batches(loader, self.selector, whole.dataset, has_workers=whole.num_workers > 0)
+        self._batches = Batches(loader, self.selector, whole.dataset)
         return self._batches
 
     def _score(self, collated: tuple[Any, list[int] | None]) -> Any:
-        self._batches.put_back_random()
         batch, counts = collated
         settings = self.selection_settings
         part_of, counts = (None, counts) if settings.micro_batch_size is None else (batch, None)  # None: not to be cut
         return scoring.score(
             self.model_wrapped,
             part_of,
-            forward=lambda model, part: settings.losses(model, batch if part is None else part, counts),
-            losses=lambda signals, _: _checked(signals, counts),
+            lambda model, part: _checked(settings.losses(model, batch if part is None else part, counts), counts),
             micro_batch_size=settings.micro_batch_size,
         )
 
@@ -202,7 +203,7 @@ class Selective(transformers.Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, and beside a training loss what is known of the selection."""
         if "loss" in logs:
-            logs = {**logs, **_metrics(self.selector)}
+            logs = {**logs, **self.selector.metrics()}
         super().log(logs, *args, **kwargs)
 
 
@@ -251,11 +252,6 @@ def _checked(signals: Signals, counts: list[int] | None) -> Signals:
         for values in signals.values() if isinstance(signals, dict) else (signals,):
             check_per_sample(values, len(counts))
     return signals
-
-
-def _metrics(selector: Selector) -> dict[str, float]:
-    """Return what is known of the selection, by name."""
-    return {"selection/scored": float(selector.ledger.scored), "selection/trained": float(selector.ledger.trained)}
 
 
 def _folder(args: Any) -> str:
