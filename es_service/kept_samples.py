@@ -24,7 +24,15 @@ from es_service.exchange.base import Exchange
 from es_service.storage import labels as sample_notes
 from es_service.storage.plain import printable
 from es_service.storage.png import encode_png
-from es_service.storage.previews import FILE_BYTES, MOST_BYTES, MOST_CHARACTERS, MOST_IN_ALL, MOST_SAMPLES, PNG
+from es_service.storage.previews import (
+    FILE_BYTES,
+    MOST_BYTES,
+    MOST_CHARACTERS,
+    MOST_IN_ALL,
+    MOST_SAMPLES,
+    PNG,
+    Index,
+)
 from es_service.storage.runs import RunStorage
 
 __all__ = ["KeptSamples", "Preview"]
@@ -76,7 +84,8 @@ class KeptSamples:
         self._note(self._kind)
         if exchange.next_epoch() == 0:  # they may be of other data
             storage.previews.clear()
-        self._known = {int(one) for ids in storage.previews.index().values() for one in ids}
+        self._index: Index = {}
+        self._look()
         self._next = self._num_bytes = self._num_made = 0
         self._since = time.monotonic()
 
@@ -98,6 +107,7 @@ class KeptSamples:
 
     def _keep(self, give_up: float) -> None:
         assert self._preview is not None
+        self._look()
         made, size = {}, 0
         try:
             for sample_id in self._wanted():
@@ -124,6 +134,11 @@ class KeptSamples:
         if made:
             self._storage.previews.write(made)
             self._known.update(made)
+
+    def _look(self) -> None:
+        """See which samples have a preview: the oldest ones give way."""
+        self._index = self._storage.previews.index(self._index)
+        self._known = {sample_id for ids in self._index.values() for sample_id in ids.tolist()}
 
     def _wanted(self) -> Iterator[int]:
         for column, num, lowest in _LISTED:

@@ -18,7 +18,7 @@ from pyarrow import fs
 from es_service import errors
 from es_service.storage import arrow_files, files
 
-__all__ = ["FILE_BYTES", "MOST_BYTES", "MOST_CHARACTERS", "MOST_IN_ALL", "MOST_SAMPLES", "PNG", "PreviewFiles"]
+__all__ = ["FILE_BYTES", "MOST_BYTES", "MOST_CHARACTERS", "MOST_IN_ALL", "MOST_SAMPLES", "PNG", "Index", "PreviewFiles"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """What every PNG file begins with."""

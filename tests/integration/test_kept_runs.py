@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ def connect(run: str, storage: str, **changes: Any) -> list[es.Selector]:
     return [es.connect(run, SELECTION, rank=rank, **options) for rank in range(options["world_size"])]
 
 
-def steps_of(selector: es.Selector, epoch: int, num: int | None = None) -> None:
+def steps_of(
+    selector: es.Selector, epoch: int, num: int | None = None, before_last: Callable[[], None] = lambda: None
+) -> None:
     for step, ids in enumerate(selector.epoch(epoch), 1):
+        if step == selector.steps(epoch):
+            before_last()
         selector.select(ids, losses_of(ids, epoch))
         if step == num:
             return
@@ -117,19 +122,19 @@ def test_a_new_group_of_ranks_counts_on_from_what_the_run_spent(run: str, storag
 
 
 def test_a_training_that_does_without_its_server_brings_the_ledgers_later(run: str, storage: str) -> None:
-    [selector] = connect(run, storage, world_size=1, on_unavailable="continue", deadline_s=2.0)
+    [selector] = connect(run, storage, world_size=1, on_unavailable="continue", deadline_s=4.0)
     steps_of(selector, 0)
     pid = call(launch.find(run).pid.remote(), 10.0, "ask for its pid")
-    os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.warns(UserWarning, match="is not available"):
-            steps_of(selector, 1)
+            steps_of(selector, 1, before_last=lambda: os.kill(pid, signal.SIGSTOP))
         selector.log(accuracy=0.5)
         steps_of(selector, 2)
         selector.log(accuracy=0.75)
     finally:
         os.kill(pid, signal.SIGCONT)
     call_patiently(launch.find(run).ping.remote, 30.0, "answer")
+    selector.exchange._is_back()  # type: ignore[attr-defined]
     steps_of(selector, 3)
     selector.log(accuracy=1.0)
     history = kept(storage, run)["history"]

@@ -243,6 +243,17 @@ def test_where_not_all_fit_those_that_are_listed_first_are_kept(
     assert all(shown(tmp_path, sample_id) == str(sample_id).encode() for sample_id in made[1:])
 
 
+def test_what_gave_way_is_made_again_where_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_samples, "MOST_SAMPLES", 90)
+    monkeypatch.setattr(previews, "_MOST_FILES", 1)
+    one = selector(tmp_path, preview=str)
+    for epoch in range(2):
+        make_epoch(one, epoch)
+        RunStorage(str(tmp_path), "r").previews.write({1000: b"all others give way"})
+    make_epoch(one, 2)
+    assert shown(tmp_path, int(one.top(1).column("id")[0].as_py())) is not None
+
+
 def test_a_stream_shows_its_samples_once_their_ids_are_known(tmp_path: Path) -> None:
     one = es.Selector(
         SELECTION, num_samples=None, num_epochs=3, batch_size=4, run="r", storage=str(tmp_path), preview=str
