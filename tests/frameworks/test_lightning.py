@@ -545,7 +545,7 @@ def test_a_named_run_is_not_begun_twice_by_mistake(tmp_path: Path) -> None:
 def test_strategies_that_spread_the_parameters_are_refused() -> None:
     from lightning.pytorch.strategies import FSDPStrategy
 
-    from es_service.integrations.lightning_trainer import check_trainer
+    from es_service.integrations.lightning.trainer import check_trainer
 
     trainer = trainer_of()
     trainer.strategy._lightning_module = Tiny()

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from es_service import errors
 from es_service.attach import attach
 from es_service.connect import ExchangeName
-from es_service.integrations.lightning_trainer import (
+from es_service.integrations.lightning.epochs import FittedEpochs
+from es_service.integrations.lightning.trainer import (
     Batches,
     Watch,
     check_epochs,
@@ -47,7 +48,7 @@ from es_service.training.observed import Signals, joined, losses_in
 __all__ = ["SelectiveData"]
 
 
-class SelectiveData(LightningDataModule):
+class SelectiveData(FittedEpochs):
     """Batches for `trainer.fit`: B samples are scored in each step, and the b drawn ones go to `training_step`.
 
     Batches look as those of a DataLoader do. `training_step` returns `self.trainer.datamodule.mean(losses)`, which
@@ -111,8 +112,6 @@ class SelectiveData(LightningDataModule):
                 f"losses must be a function, (module, batch) -> one loss per sample, got {losses!r}"
             )
         RunConfig.of(selection, len(train_set), 1 if epochs is None else epochs, batch_size)  # raises now, not at fit
-        self.scale: torch.Tensor | None = None
-        """float32[b]: by what the losses of the batch at hand are multiplied; `mean` does it."""
         self._train_set, self._selection, self._batch_size, self._epochs = train_set, selection, batch_size, epochs
         is_bound = isinstance(getattr(losses, "__self__", None), LightningModule)
         self._losses = losses.__func__ if is_bound else losses  # type: ignore[attr-defined]
@@ -125,18 +124,6 @@ class SelectiveData(LightningDataModule):
             if loaders is not None:  # Lightning looks whether the method is there
                 setattr(self, f"{name}_dataloader", functools.partial(_itself, loaders))
         self._watch = Watch(self)
-        self._selector: Selector | None = None
-        self._next: int | None = None  # epoch to open, or the open one
-        self._finished_steps = 0  # of the epoch before it
-        self._steps: Any = None  # of the open epoch, (batch, scale) each; None where none is open
-        self._first: Any = None  # of these
-
-    @property
-    def selector(self) -> Selector:
-        """Of the training that was fitted last: its table, its ledger."""
-        if self._selector is None:
-            raise errors.ConfigError("there is no selector before trainer.fit(module, data)")
-        return self._selector
 
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 
@@ -190,7 +177,7 @@ class SelectiveData(LightningDataModule):
             reuse_losses=selection.on_bad_loss == "raise",
             **self._loader_options,
         )
-        self._next, self._steps, self._finished_steps = None, None, 0
+        self._begin()
 
     def train_dataloader(self) -> Batches:
         """Return the loader of the epoch at hand."""
@@ -275,59 +262,6 @@ class SelectiveData(LightningDataModule):
         total, max_steps = sum(self._updates()), self.trainer.max_steps
         return total if max_steps == -1 else min(total, max_steps)
 
-    # -- an epoch ---------------------------------------------------------------------------------------------------
-
-    def _epoch(self) -> int:
-        """Return the epoch that is open, or the next one."""
-        if self._next is None:
-            self._next = self.selector.next_epoch
-        return self._next
-
-    def _num_steps(self) -> int:
-        """Return how many meta-batches the trainer's epoch has."""
-        return self._finished_steps if self._is_over() else self.selector.steps(self._epoch())
-
-    def _is_over(self) -> bool:
-        """Return whether the trainer still is in the epoch that was finished last: validation, hooks, checkpoints."""
-        return self._trainer_epoch() < self._epoch() or self._epoch() == self.selector.config.num_epochs
-
-    def _trainer_epoch(self) -> int:
-        """Return how many epochs the trainer has made; its own `current_epoch` is restored later."""
-        return int(self.trainer.fit_loop.epoch_progress.current.processed)
-
-    def _check_epoch(self, trainers: int, *, is_exact: bool = True) -> None:
-        """Raise EpochOrderError unless the trainer is at the selector's epoch; or at the end of the one before."""
-        if self._epoch() != trainers and (is_exact or self._epoch() != trainers + 1):
-            raise errors.EpochOrderError(
-                f"the trainer is at epoch {trainers}, the selector at epoch {self._epoch()}: continue both from one "
-                "checkpoint that was written with this data module (ckpt_path=...), or begin with a new Trainer and, "
-                "where a run is named, under a name that is new"
-            )
-
-    def _open(self) -> None:
-        """Open the next epoch, unless it is open, and fetch its first batch."""
-        if self._steps is None:
-            self._steps = self._loader.epoch(self._epoch())
-            self._first = next(self._steps)
-
-    def _iterate(self) -> Iterator[Any]:
-        self._check_epoch(self.trainer.current_epoch)
-        self._open()
-        for batch, scale in itertools.chain([self._first], self._steps):
-            self.scale, self._watch.is_observed = scale, False
-            yield batch
-
-    def finish_epoch(self) -> None:
-        """Close the open epoch, behind its last step or where it is cut short; nothing where none is open."""
-        if self._steps is None:
-            return
-        if len(self.selector.batches()) == 1:
-            next(self._steps, None)  # behind the last step: Lightning does not ask for what follows
-        self._steps.close()
-        self._finished_steps = self.selector.steps(self._epoch())
-        self._loader.finish_epoch()
-        self._steps, self._next = None, self._epoch() + 1
-
     def _score(self, batch: Any) -> Any:
         """Return the losses of a meta-batch, which is treated as Lightning treats one before training_step."""
         trainer, module = self.trainer, self.trainer.lightning_module
@@ -341,10 +275,6 @@ class SelectiveData(LightningDataModule):
             autocast=trainer.precision_plugin.forward_context,
             **self._score_options,
         )
-
-    @property
-    def _world_size(self) -> int:
-        return self.selector.exchange.position.world_size
 
     @property
     def _is_pruned(self) -> bool:
