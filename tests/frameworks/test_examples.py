@@ -21,9 +21,9 @@ SHOWN = {file: (command, output) for file, command, output in BLOCK.findall(PAGE
 SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {"texts.py"})
 
 
-def without_numbers(text: str) -> str:
-    """Other processors add in another order: figures differ in their last digits, and so do what they decide."""
-    return re.sub(r"[-+]?\d[\d.,]*", "#", text)
+def without_numbers(text: str) -> list[str]:
+    """Other processors add in another order: figures differ in their last digits. Some depend on the time."""
+    return re.sub(r"[-+]?\d[\d.,]*", " ", text).split()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
