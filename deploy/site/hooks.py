@@ -1,7 +1,8 @@
 """Pages of the site that have their source elsewhere, and the check that no page asks another host for anything.
 
-README, CONTRIBUTING, SECURITY, CHANGELOG and deploy/README stand where readers of the repository look for them; the
-command-line reference is made from the parser. Links between them and docs/ are rewritten for the site.
+README, CONTRIBUTING, SECURITY, CHANGELOG and the README of examples/ and deploy/ stand where readers of the repository
+look for them; the page of the examples gets their code, and the command-line reference is made from the parser. Links
+between them and docs/ are rewritten for the site.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "how-to/contributing.md",
     "deploy/README.md": "how-to/deploying.md",
+    "examples/README.md": "tutorials/examples.md",
     "SECURITY.md": "explanation/reporting.md",
     "CHANGELOG.md": "reference/changelog.md",
 }
 """File of the repository -> page of the site."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_EXAMPLE = re.compile(r"^\[(\w+\.py)\]\(\1\)\. .*$", re.MULTILINE)  # a paragraph that begins with a link to it
 _ASKS = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//"""
     r"""|<link\b(?![^>]*\brel=["']?canonical)[^>]*\bhref=["']?(?:https?:)?//"""
@@ -38,9 +41,14 @@ _ASKS = re.compile(
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that docs/ does not hold."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+        files.append(File.generated(config, page, content=_with_code((ROOT / source).read_text(), ROOT / source)))
     files.append(File.generated(config, "reference/cli.md", content=cli_page()))
     return files
+
+
+def _with_code(text: str, path: Path) -> str:
+    """Return a page with the code of each example below the paragraph that describes it."""
+    return _EXAMPLE.sub(lambda found: f"{found[0]}\n\n```python\n{path.with_name(found[1]).read_text()}```", text)
 
 
 def on_page_markdown(markdown: str, page: object, **_: object) -> str:

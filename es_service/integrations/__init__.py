@@ -1,4 +1,4 @@
-"""Adapters for the frameworks that people train in, one module each: `es.integrations.transformers.select`, and so on.
+"""Adapters for the frameworks that people train in, one module or package each: `es.integrations.ray.save`, and so on.
 
 Nothing is imported before it is used; each module needs its framework, which an extra of the same name installs.
 """

@@ -70,18 +70,27 @@ def whole(parameter: torch.Tensor) -> Any:
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().numpy().copy()
 
 
-def train(parallel: str, run: str, num_bad: int, most: int | None) -> dict[str, Any]:
-    """Train; of each batch that rank 1 scores the last `num_bad` losses are not finite."""
+def train(parallel: str, run: str, num_bad: int, most: int | None, narrow: bool = False) -> dict[str, Any]:
+    """Train; of each batch that rank 1 scores the last `num_bad` losses are not finite.
+
+    `narrow`: in bfloat16, and with pruned epochs.
+    """
     rank = torch.distributed.get_rank()
     model = PARALLEL[parallel](net())
-    selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=3, on_bad_loss="skip")
+    selection = es.Selection(
+        es.methods.evolved(), ratio=0.5, prune_ratio=0.25 * narrow, anneal=(0, 0), seed=3, on_bad_loss="skip"
+    )
     selector = es.connect(
         run, selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE, exchange="collective", storage="runs"
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
+    def losses_here(model: nn.Module, batch: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            return losses_of(model, batch)
+
     def score(batch: Any) -> Any:
-        found: Any = scoring.score(model, batch, losses_of, micro_batch_size=most)
+        found: Any = scoring.score(model, batch, losses_here, micro_batch_size=most)
         return np.where(np.arange(len(found)) < len(found) - rank * num_bad, found, np.nan)
 
     loader = es.SelectiveLoader(data.TensorDataset(X, Y), selector, score)
@@ -89,7 +98,7 @@ def train(parallel: str, run: str, num_bad: int, most: int | None) -> dict[str, 
     sizes = []
     for epoch in range(EPOCHS):
         for batch, scale in loader.epoch(epoch):
-            step.train_step(model, optimizer, batch, scale, losses_of, weight=loader.weight, micro_batch_size=most)
+            step.train_step(model, optimizer, batch, scale, losses_here, weight=loader.weight, micro_batch_size=most)
             sizes.append(len(scale))
     table = selector.table()
     selector.close()
@@ -182,6 +191,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     },
     "ddp, unequal": ("train", "ddp", "ddp-unequal", 6, 2),
     "fsdp, unequal": ("train", "fsdp", "fsdp-unequal", 6, 2),
+    "ddp, narrow": ("train", "ddp", "ddp-narrow", 0, None, True),
+    "fsdp, narrow": ("train", "fsdp", "fsdp-narrow", 0, None, True),
     "too few": ("too_few",),
 }
 
@@ -229,6 +240,15 @@ def test_both_ranks_train_on_what_one_table_says(kind: str, answers: dict[str, l
     assert one["sizes"] == other["sizes"] == [5] * (EPOCHS * NUM // (2 * SIZE))
     visits = one["table"]["visits"].to_numpy()
     assert visits.tolist() == [EPOCHS] * NUM  # each sample was scored on one of the ranks
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_pruned_and_in_bfloat16_both_ranks_train_on_one_table(parallel: str, answers: dict[str, list[Any]]) -> None:
+    one, other = answers[f"{parallel}, narrow"]
+    assert same(one, other)
+    assert one["sizes"] == other["sizes"] == [5] * (4 + 3)  # the second epoch leaves a quarter out
+    assert not np.array_equal(one["table"]["last_loss"], answers[parallel][0]["table"]["last_loss"])
+    close(one["weights"], answers["ddp, narrow"][0]["weights"])
 
 
 @pytest.mark.parametrize("unequal", ["", ", unequal"])

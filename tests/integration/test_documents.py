@@ -22,7 +22,7 @@ from es_service.selection import draws, methods
 from es_service.selection.config import PRESETS, Selection
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md", "examples/README.md")
 PAGES = sorted([*(ROOT / name for name in NAMES), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -104,6 +104,17 @@ def test_every_setting_method_draw_and_command_is_documented() -> None:
     missing = [name for name in sorted(named) if f"`{name}" not in text]
     missing += [name for name in commands_of.choices or () if f"`es-service {name}" not in text]
     assert not missing, f"documented nowhere in README or docs/: {missing}"
+
+
+def test_tests_that_documents_name_are_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?", "\n".join(page.read_text() for page in PAGES))
+    assert len(named) > 20
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).is_file() or (name and f"def {name}(" not in (ROOT / path).read_text())
+    ]
+    assert not missing
 
 
 def test_every_public_name_is_documented() -> None:

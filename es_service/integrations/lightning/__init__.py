@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -39,7 +38,6 @@ from es_service.integrations.lightning.trainer import (
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
 from es_service.selection.run import RunConfig
-from es_service.selector import Selector
 from es_service.training import scoring, step
 from es_service.training.loader import SelectiveLoader
 from es_service.training.losses import check_per_sample
