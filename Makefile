@@ -8,7 +8,7 @@ HASHED := $(PIP) --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data browser lint unit unit-library unit-service integration documents commands exchanges chaos frameworks dashboard docs test thorough check audit lock soak clean
+.PHONY: help setup demo data browser lint unit unit-library unit-service integration documents commands exchanges chaos examples frameworks dashboard docs test thorough check audit lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -85,7 +85,10 @@ chaos: setup
 	$(QUICK) tests/chaos
 
 frameworks: setup
-	$(QUICK) tests/frameworks
+	$(QUICK) tests/frameworks --ignore=tests/frameworks/test_examples.py
+
+examples: setup data
+	$(QUICK) tests/frameworks/test_examples.py
 
 dashboard: setup browser
 	$(QUICK) tests/browser
@@ -98,7 +101,7 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
 	@# First what waits for Ray as much as it works, four at a time; last what only works, in small parts.
-	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos documents frameworks dashboard unit lint docs
+	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos documents examples frameworks dashboard unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

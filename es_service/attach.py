@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+
 from es_service import errors
 from es_service.connect import ExchangeName, connect
 from es_service.selection.config import Selection
@@ -22,6 +24,7 @@ def attach(
     streamed: bool = False,
     run: str | None = None,
     exchange: ExchangeName | Literal["in-process"] | None = None,
+    dataset: Any = None,
     **options: Any,
 ) -> Selector:
     """Return a Selector: `es.connect` with a score server where there is a Ray and a run is named, "collective" where
@@ -42,6 +45,7 @@ def attach(
         ConfigError: several ranks, and no run is named; or as `es.Selector` and `es.connect` raise.
     """
     shape: dict[str, Any] = {"num_samples": num_samples, "num_epochs": num_epochs, "batch_size": batch_size}
+    options |= _columns(dataset, options.get("labels"), options.get("preview"))
     world_size = num_ranks()
     if exchange is None:
         if run is not None and has_ray():
@@ -56,3 +60,22 @@ def attach(
             "run='a name of your choice'"
         )
     return connect(run, selection, **shape, exchange=exchange, **options)
+
+
+def _columns(dataset: Any, labels: Any, preview: Any) -> dict[str, Any]:
+    """Return labels, their names and a preview, of those two that are names of columns."""
+    found: dict[str, Any] = {}
+    columns = getattr(dataset, "column_names", None)
+    for setting, name in (("labels", labels), ("preview", preview)):
+        if isinstance(name, str) and name not in (columns or ()):
+            has = "has no columns" if columns is None else f"has the columns {', '.join(columns)}"
+            raise errors.ConfigError(
+                f"{setting}={name!r} is to be a column of the data set, a {type(dataset).__name__}, and it {has}"
+            )
+    if isinstance(labels, str):
+        found["labels"] = np.asarray(dataset[labels])
+        names = getattr(dataset.features[labels], "names", None)
+        found |= {} if names is None else {"label_names": names}
+    if isinstance(preview, str):
+        found["preview"] = (dataset, preview)
+    return found

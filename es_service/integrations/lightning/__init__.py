@@ -164,6 +164,7 @@ class SelectiveData(FittedEpochs):
             num_epochs=num_epochs,
             batch_size=self._batch_size,
             run=run,
+            dataset=self._train_set,
             **self._options,
         )
         if is_try and run is not None:

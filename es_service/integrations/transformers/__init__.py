@@ -57,7 +57,7 @@ def select(
             the trainer's own loss trains, unless the selection scales losses (`reweight`, or a method with plans).
         exchange: see `es_service.attach`.
         micro_batch_size: most samples of one forward pass that scores; None takes the meta-batch at once.
-        options: further arguments of `es.Selector` or `es.connect`.
+        options: further arguments of `es.Selector` or `es.connect`; `labels` and `preview` may be the names of columns.
 
     Returns:
         The same trainer, with its `selector`.
@@ -85,6 +85,7 @@ def select(
         batch_size=args.per_device_train_batch_size,
         run=run,
         exchange=exchange,
+        dataset=trainer.train_dataset,
         **options,
     )
     _check_saving(args, selector)
