@@ -68,8 +68,8 @@ def wrap(
         autocast: makes the context of each forward pass of scoring, e.g. `lambda: torch.autocast("cuda")`.
         reuse_losses: False scores every step, also those that draw without losses; then neither `mean` nor
             `observe` need be called. None: True, unless the selection skips bad losses, which have to be known first.
-        options: further arguments of `es.connect` or `es.Selector`; of a data set of Hugging Face, `labels` and `preview`
-            may be the names of columns.
+        options: further arguments of `es.connect` or `es.Selector`. Where the data set is one of Hugging Face,
+            `labels` and `preview` may be the names of columns.
 
     Raises:
         ConfigError: the loader cannot be taken over, see above; or as `es.Selector` and `es.connect` raise.
