@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import es_service as es
 from es_service.training.tasks import fashion
 
-EPOCHS, NUM_WRONG = 6, 400
+EPOCHS, NUM_WRONG = 6, 200
 
 
 def main():
@@ -44,10 +44,10 @@ def main():
 
     table = loader.selector.table()
     mean, variance = (table.column(name).to_numpy() for name in ("loss_mean", "loss_var"))
-    suspects = np.argsort(-(mean - np.sqrt(variance)))[:200]  # the highest suspicion first
+    suspects = np.argsort(-(mean - np.sqrt(variance)))[:100]  # the highest suspicion first
     found = np.isin(suspects, wrong).sum()
-    expected = 200 * NUM_WRONG // len(labels)
-    print(f"{found} of the 200 most suspicious labels are wrong; of 200 at random about {expected} would be")
+    expected = 100 * NUM_WRONG // len(labels)
+    print(f"{found} of the 100 most suspicious labels are wrong; of 100 at random about {expected} would be")
     for sample_id in suspects[:3].tolist():
         print(f"  id {sample_id}: labelled {fashion.CLASSES[labels[sample_id]]!r}, mean loss {mean[sample_id]:.1f}")
 

@@ -15,8 +15,9 @@ EPOCHS = 6
 
 
 def load():
-    task = fashion.build()  # 8,000 images to train on and 2,000 held out
-    return [TensorDataset(*part.__getitems__(range(len(part)))) for part in (task.train_set, task.held_out)]
+    task = fashion.build()
+    parts = (task.train_set, 4000), (task.held_out, 2000)  # images to train on, and held out
+    return [TensorDataset(*images.__getitems__(range(num))) for images, num in parts]
 
 
 def build_model():
@@ -50,10 +51,8 @@ def main():
             accuracy = (model(held_out.tensors[0]).argmax(dim=1) == held_out.tensors[1]).float().mean().item()
         model.train()
         print(f"epoch {epoch + 1}: accuracy {accuracy:.3f}")
-    saved = {what: f"{share:.0%}" for what, share in loader.selector.ledger.saving().items()}
-    print(
-        f"saved {saved['samples']} of back-propagation, {saved['cost']} of all passes, {saved['seconds']} of the time"
-    )
+    saving = loader.selector.ledger.saving()  # samples back-propagated, passes (a backward counts as two), seconds
+    print("saved", ", ".join(f"{share:.0%} of the {what}" for what, share in saving.items()))
 
 
 if __name__ == "__main__":

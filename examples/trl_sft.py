@@ -17,7 +17,7 @@ import es_service as es
 def main():
     torch.manual_seed(0)
     texts, _, tokenizer = load(*sys.argv[1:])
-    data = Dataset.from_dict({"text": texts[:1000]})
+    data = Dataset.from_dict({"text": texts[:800]})
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     trainer = SFTTrainer(
         model=LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)),
