@@ -189,6 +189,15 @@ def test_an_epoch_left_early_is_closed_and_the_next_one_follows() -> None:
     assert training.loader.state_dict()["finished_epochs"] == 2
 
 
+def test_an_iterator_that_is_still_held_does_not_keep_its_epoch() -> None:
+    training = Training()
+    held = iter(training.loader)  # as a notebook does after an interrupt, in the traceback of the cell
+    training.step(next(held)[0])
+    assert [training.epoch() for _ in range(EPOCHS - 1)] == [5] * (EPOCHS - 1)
+    assert next(held, None) is None
+    assert training.loader.state_dict()["finished_epochs"] == EPOCHS
+
+
 @no_fork_warning
 @pytest.mark.parametrize("epochs, steps, num_workers", [(1, 0, 0), (0, 2, 0), (1, 3, 0), (2, 4, 0), (1, 3, 1)])
 def test_a_resumed_training_is_as_if_it_had_not_been_interrupted(epochs: int, steps: int, num_workers: int) -> None:
