@@ -507,6 +507,9 @@ def test_samplers_that_the_selector_replaces_are_accepted(sampler: Any) -> None:
         ({"recollate": True, "per_sample": ["0"]}, "recollate=True"),
         ({"epochs": 0}, "num_epochs"),
         ({"exchange": "leased"}, "pass run="),
+        ({"deadline_s": 5}, "exchange 'in-process' has no setting 'deadline_s'"),
+        ({"lables": [0]}, "'lables'; did you mean 'labels'"),
+        ({"exchange": "leased", "run": "r", "world_sise": 2}, "exchange 'leased' has no setting 'world_sise'"),
     ],
 )
 def test_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
