@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, Literal
-
-import numpy as np
 
 from es_service import errors
 from es_service.connect import ExchangeName, connect
 from es_service.selection.config import Selection
+from es_service.selection.settings import check_names
 from es_service.selector import Selector
 from es_service.whereabouts import has_ray, num_ranks
 
@@ -53,13 +54,22 @@ def attach(
         else:
             exchange = "collective" if world_size > 1 else "in-process"
     if exchange == "in-process":
+        _check_options(Selector, exchange, options)
         return Selector(selection, **shape, run=run, **options)
     if run is None:
         raise errors.ConfigError(
             f"exchange {exchange!r} shares one score table among {world_size} rank(s), under the name of a run: pass "
             "run='a name of your choice'"
         )
+    _check_options(connect, exchange, options)
     return connect(run, selection, **shape, exchange=exchange, **options)
+
+
+def _check_options(maker: Callable[..., Selector], exchange: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError where `maker` does not take one of these, or has it from elsewhere."""
+    here = ("selection", "num_samples", "num_epochs", "batch_size", "run", "exchange", "self")
+    known = [name for name in inspect.signature(maker).parameters if name not in here]
+    check_names(f"a selector with exchange {exchange!r}", options, known)
 
 
 def _columns(dataset: Any, labels: Any, preview: Any) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def _columns(dataset: Any, labels: Any, preview: Any) -> dict[str, Any]:
                 f"{setting}={name!r} is to be a column of the data set, a {type(dataset).__name__}, and it {has}"
             )
     if isinstance(labels, str):
-        found["labels"] = np.asarray(dataset[labels])
+        found["labels"] = list(dataset[labels])
         names = getattr(dataset.features[labels], "names", None)
         found |= {} if names is None else {"label_names": names}
     if isinstance(preview, str):

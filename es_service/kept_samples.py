@@ -14,7 +14,7 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,41 +46,44 @@ _SIDE = 256  # pixels; larger pictures are made smaller
 
 
 class KeptSamples:
-    """See the module's text.
+    """See the module's text. `begin` comes before `refresh`.
 
     Args:
-        storage: of the run, as this process sees it.
-        exchange: of its rank 0.
+        num_samples: n; None where it is not known.
         labels: integers [n] from 0, None for none.
         label_names: what they mean, in their order.
         preview: see `Preview`; None for none.
 
     Raises:
         ConfigError, ShapeError: they are not that, or the first sample cannot be shown.
-        StorageError: the storage cannot be written, or this process does not see the run in it.
     """
 
     def __init__(
-        self,
-        storage: RunStorage,
-        exchange: Exchange,
-        labels: Any,
-        label_names: Sequence[str] | None,
-        preview: Preview | None,
+        self, num_samples: int | None, labels: Any, label_names: Sequence[str] | None, preview: Preview | None
     ) -> None:
-        num_samples = exchange.config.num_samples if not exchange.config.grows else None
-        codes = None if labels is None else _codes(labels, num_samples)
-        names = _names(label_names, codes)
+        self._codes = None if labels is None else _codes(labels, num_samples)
+        self._names = _names(label_names, self._codes)
         self._preview = None if preview is None else _function(preview)
-        self._num_samples, self._storage, self._exchange = num_samples, storage, exchange
-        first = None if self._preview is None or num_samples is None else _show(self._preview, 0)
+        self._num_samples = num_samples
+        self._kind = _kind_of(None if self._preview is None or num_samples is None else _show(self._preview, 0))
+
+    def begin(self, storage: RunStorage, exchange: Exchange) -> None:
+        """Write the labels.
+
+        Args:
+            storage: of the run, as this process sees it.
+            exchange: of its rank 0.
+
+        Raises:
+            StorageError: the storage cannot be written, or this process does not see the run in it.
+        """
+        self._storage, self._exchange = storage, exchange
         if not storage.exists():
             raise errors.StorageError(
                 f"the score server keeps run {storage.run!r} in {storage.storage}, which is not seen from here, where "
                 "labels and previews are written: use a storage that all machines see, or leave them out"
             )
-        self._note = functools.partial(sample_notes.write_notes, storage, codes, names)
-        self._kind = _kind_of(first)
+        self._note = functools.partial(sample_notes.write_notes, storage, self._codes, self._names)
         self._note(self._kind)
         if exchange.next_epoch() == 0:  # they may be of other data
             storage.previews.clear()
@@ -157,19 +160,24 @@ def _kind_of(content: bytes | None) -> str | None:
 
 
 def _codes(labels: Any, num_samples: int | None) -> Any:
-    codes = np.asarray(labels)
+    try:
+        codes = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    except ValueError:  # lists of different lengths
+        codes = np.empty(0, dtype=object)
     if codes.ndim != 1 or codes.dtype.kind not in "iu" or num_samples not in (None, codes.size):
         raise errors.ShapeError(
             f"labels must be one integer for each of the {num_samples or 'n'} samples, got {codes.dtype}"
             f"{list(codes.shape)}"
         )
-    return codes.astype(np.int64)
+    codes = codes.astype(np.int64)
+    sample_notes.check_codes(codes)
+    return codes
 
 
 def _names(label_names: Sequence[str] | None, codes: Any) -> tuple[str, ...] | None:
     if label_names is None:
         return None
-    names = tuple(label_names)
+    names = tuple(label_names) if isinstance(label_names, Iterable) else (label_names,)
     num = 0 if codes is None else 1 + int(codes.max(initial=-1))
     if codes is None or isinstance(label_names, str) or not all(isinstance(one, str) for one in names):
         raise errors.ConfigError(f"label_names must be the names of labels, beside labels=, got {label_names!r}")

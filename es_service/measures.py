@@ -87,4 +87,4 @@ def effective_ratio(weights_m: NDArray[np.floating] | None) -> float | None:
         return 1.0
     weights = weights_m.astype(np.float64)
     squares = float(weights @ weights)
-    return float(weights.sum()) ** 2 / (weights.size * squares) if squares > 0 else None
+    return min(1.0, float(weights.sum()) ** 2 / (weights.size * squares)) if squares > 0 else None

@@ -108,6 +108,9 @@ class Selector(Restorable):
         self._is_alone = exchange is None and world_size is None  # unless a group shows that it is not
         if self._is_alone:
             check_alone()
+        kept, describes = None, any(one is not None for one in (labels, label_names, preview))
+        if describes and (exchange is None or exchange.position.rank == 0):
+            kept = KeptSamples(None if config.grows else config.num_samples, labels, label_names, preview)
         if exchange is None:
             config.check_world(1)
             exchange = Embedded.start(config, run, storage, resume)
@@ -116,9 +119,9 @@ class Selector(Restorable):
         super().__init__(config, exchange, Ledger(clock=clock))
         self._irreducible = observations.check_known(irreducible_losses, num_samples)
         self._closed: Callable[[], None] = lambda: None  # what is done behind each epoch
-        if any(one is not None for one in (labels, label_names, preview)) and exchange.position.rank == 0:
-            kept = runs.RunStorage.named(run, storage)
-            self._closed = KeptSamples(kept, exchange, labels, label_names, preview).refresh
+        if kept is not None:
+            kept.begin(runs.RunStorage.named(run, storage), exchange)
+            self._closed = kept.refresh
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -96,7 +97,12 @@ def as_number(name: str, value: Any) -> float:
     value = as_plain(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise errors.ConfigError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise errors.ConfigError(
+            f"{name} must be a number below {sys.float_info.max:.1g}, got {value!r:.20}…"
+        ) from None
 
 
 def as_integer(name: str, value: Any, *, least: int | None = None, end: int | None = None) -> int:

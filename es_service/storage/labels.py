@@ -21,7 +21,7 @@ from es_service.storage import arrow_files, files
 from es_service.storage.plain import plain
 from es_service.storage.runs import RunStorage
 
-__all__ = ["PREVIEW_TYPES", "SampleNotes", "read_labels", "read_notes", "write_notes"]
+__all__ = ["PREVIEW_TYPES", "SampleNotes", "check_codes", "read_labels", "read_notes", "write_notes"]
 
 PREVIEW_TYPES = ("image/png", "text/plain")
 _FILE = "labels.arrow"
@@ -54,21 +54,26 @@ def write_notes(
     """Write what is known of a run's samples beside run.json; labels take as few bytes each as they need.
 
     Raises:
-        ConfigError: labels that are not codes of classes, numbered from 0.
+        ConfigError: labels that are not codes of classes, see `check_codes`.
         StorageError: it cannot be written.
     """
     if labels_n is not None:
-        lowest, highest = int(labels_n.min(initial=0)), int(labels_n.max(initial=0))
-        if lowest < 0 or highest >= _most_labels(labels_n.size):
-            raise errors.ConfigError(
-                f"the labels of the samples reach from {lowest:,} to {highest:,}: number the classes from 0, below "
-                f"{_most_labels(labels_n.size):,}"
-            )
-        codes = labels_n.astype(np.min_scalar_type(highest))
+        codes = labels_n.astype(np.min_scalar_type(check_codes(labels_n)))
         table = pa.table({"label": codes}).replace_schema_metadata({_DIGEST: _digest(codes)})
         files.write_atomically(storage.filesystem, f"{storage.path}/{_FILE}", arrow_files.encode(table))
     names = None if label_names is None else list(label_names)
     storage.write_note("samples", {"label_names": names, "has_labels": labels_n is not None, "preview": preview})
+
+
+def check_codes(labels_n: NDArray[np.int64]) -> int:
+    """Return the highest label, or raise ConfigError: they are not codes of classes, numbered from 0."""
+    lowest, highest = int(labels_n.min(initial=0)), int(labels_n.max(initial=0))
+    if lowest < 0 or highest >= _most_labels(labels_n.size):
+        raise errors.ConfigError(
+            f"the labels of the samples reach from {lowest:,} to {highest:,}: number the classes from 0, below "
+            f"{_most_labels(labels_n.size):,}"
+        )
+    return highest
 
 
 def read_notes(storage: RunStorage) -> SampleNotes:

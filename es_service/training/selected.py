@@ -73,6 +73,7 @@ class SelectedBatches(abc.ABC):
             ShapeError, LossError, DataError: as `epoch` raises them.
         """
         self.finish_epoch()
+        self._iterated = None  # who left it early may still hold its iterator, as a notebook does after an interrupt
         epoch, self._wanted = self._at_hand(), None
         num_epochs = self.selector.config.num_epochs
         if epoch >= num_epochs:

@@ -26,10 +26,14 @@ def make_set() -> Dataset:
         "text": [f"sentence {row}" for row in range(NUM)],
         "image": [Pictures.fromarray(np.full((6, 6), row, dtype=np.uint8)) for row in range(NUM)],
         "kind": [row % 2 for row in range(NUM)],
+        "tags": [[1] * (row % 3) for row in range(NUM)],
     }
     kinds = ClassLabel(names=["even", "odd"])
     return Dataset.from_dict(
-        rows, Features({"x": Value("float32"), "text": Value("string"), "image": Image(), "kind": kinds})
+        rows,
+        Features(
+            {"x": Value("float32"), "text": Value("string"), "image": Image(), "kind": kinds, "tags": [Value("int64")]}
+        ),
     )
 
 
@@ -60,6 +64,12 @@ def test_columns_label_and_show_the_samples_of_a_run(preview: str, kind: str, tm
     shown = storage.previews.find(3, storage.previews.index())
     assert shown is not None
     assert shown == b"sentence 3" if kind == "text/plain" else shown.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("column", ["text", "tags"])
+def test_a_column_that_holds_no_labels_is_refused(column: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.ShapeError, match="labels must be one integer for each of the 40 samples"):
+        wrap(run="columns", storage=str(tmp_path), labels=column)
 
 
 @pytest.mark.parametrize("setting", ["labels", "preview"])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
+from es_service.measures import effective_ratio
 from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
@@ -247,6 +248,11 @@ def test_a_restart_measures_from_where_it_begins() -> None:
     assert metrics(restarted)["seen_ratio"] == close(20 / 60)
     restarted.reset()
     assert metrics(restarted) == {"num_skipped": 0}
+
+
+def test_shares_do_not_exceed_1_by_rounding() -> None:
+    weights = [np.random.default_rng(seed).random(1) * np.ones(13) for seed in range(200)]
+    assert max(effective_ratio(one) or 0.0 for one in weights) == 1
 
 
 def test_no_table_and_no_server_is_asked() -> None:

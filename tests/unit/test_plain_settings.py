@@ -143,6 +143,11 @@ def wrong_settings() -> list[Any]:
     ]
 
 
+def test_an_integer_that_no_float_can_hold_is_refused() -> None:
+    with pytest.raises(es.ConfigError, match="ratio must be a number below"):
+        es.Selection(es.methods.evolved(), ratio=10**400)
+
+
 @pytest.mark.parametrize(("make", "settings"), wrong_settings())
 def test_what_is_no_such_number_is_refused(make: Callable[..., Any], settings: dict[str, Any]) -> None:
     with pytest.raises(es.ConfigError):

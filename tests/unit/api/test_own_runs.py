@@ -195,6 +195,9 @@ def test_a_preview_may_be_made_in_many_ways(preview: Any, kind: str, tmp_path: P
         ({"labels": np.zeros(96)}, es.ShapeError, r"one integer for each of the 96 samples, got float64\[96\]"),
         ({"labels": np.zeros(95, dtype=int)}, es.ShapeError, r"got int64\[95\]"),
         ({"labels": np.full(96, -1)}, es.ConfigError, "number the classes from 0"),
+        ({"labels": [[0], [0, 1]] * 48}, es.ShapeError, r"one integer for each of the 96 samples, got object\[0\]"),
+        ({"labels": torch.zeros(96, requires_grad=True)}, es.ShapeError, r"got float32\[96\]"),
+        ({"labels": [0] * 96, "label_names": 3}, es.ConfigError, "label_names must be the names of labels"),
         ({"label_names": ["a"]}, es.ConfigError, "beside labels="),
         ({"labels": np.arange(96) % 3, "label_names": ["a", "b"]}, es.ConfigError, "2 label_names for 3 labels"),
         ({"labels": np.arange(96) % 3, "label_names": "abc"}, es.ConfigError, "got 'abc'"),
@@ -212,6 +215,7 @@ def test_what_cannot_be_kept_is_refused_at_the_start(
 ) -> None:
     with pytest.raises(error, match=message):
         selector(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []  # no run of these settings has begun
 
 
 def test_a_preview_that_fails_later_ends_the_previews_and_not_the_training(tmp_path: Path) -> None:

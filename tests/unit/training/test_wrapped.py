@@ -189,6 +189,15 @@ def test_an_epoch_left_early_is_closed_and_the_next_one_follows() -> None:
     assert training.loader.state_dict()["finished_epochs"] == 2
 
 
+def test_an_iterator_that_is_still_held_does_not_keep_its_epoch() -> None:
+    training = Training()
+    held = iter(training.loader)  # as a notebook does after an interrupt, in the traceback of the cell
+    training.step(next(held)[0])
+    assert [training.epoch() for _ in range(EPOCHS - 1)] == [5] * (EPOCHS - 1)
+    assert next(held, None) is None
+    assert training.loader.state_dict()["finished_epochs"] == EPOCHS
+
+
 @no_fork_warning
 @pytest.mark.parametrize("epochs, steps, num_workers", [(1, 0, 0), (0, 2, 0), (1, 3, 0), (2, 4, 0), (1, 3, 1)])
 def test_a_resumed_training_is_as_if_it_had_not_been_interrupted(epochs: int, steps: int, num_workers: int) -> None:
@@ -498,6 +507,9 @@ def test_samplers_that_the_selector_replaces_are_accepted(sampler: Any) -> None:
         ({"recollate": True, "per_sample": ["0"]}, "recollate=True"),
         ({"epochs": 0}, "num_epochs"),
         ({"exchange": "leased"}, "pass run="),
+        ({"deadline_s": 5}, "exchange 'in-process' has no setting 'deadline_s'"),
+        ({"lables": [0]}, "'lables'; did you mean 'labels'"),
+        ({"exchange": "leased", "run": "r", "world_sise": 2}, "exchange 'leased' has no setting 'world_sise'"),
     ],
 )
 def test_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
