@@ -50,7 +50,8 @@ class Background(Remote):
 
     def _deliver(self, shard: int, first: int, last: int, messages: list[bytes], num_behind: int) -> None:
         channel = self._channels[shard]
-        channel.answer(channel.post(first, last, "report", *messages, num_behind=num_behind))
+        posted = channel.post(first, last, "report", *messages, num_behind=num_behind)
+        channel.answer(posted, self._report_patience)
 
     def _report_patience(self) -> Patience:
         """Return that of the reporting thread: it retries for as long as training continues without the server."""

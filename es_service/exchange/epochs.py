@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from es_service import errors
-from es_service.actors.calls import Patience
-from es_service.exchange.server_calls import ServerCalls
+from es_service.exchange.server_calls import NewPatience, ServerCalls
 from es_service.ledger import Ledger
 from es_service.selection.run import Share
 
@@ -55,12 +54,13 @@ class Epochs:
 
     Args:
         calls: of the rank; other ranks are waited for as long as one may take.
-        patience: makes one for each call.
         num_shards: S.
+
+    `new_patience` is that of the thread that waits; without one it is a training thread.
     """
 
-    def __init__(self, calls: ServerCalls, patience: Callable[[], Patience], num_shards: int) -> None:
-        self._calls, self._patience, self._num_shards = calls, patience, num_shards
+    def __init__(self, calls: ServerCalls, num_shards: int) -> None:
+        self._calls, self._num_shards = calls, num_shards
         self._turns: dict[tuple[str, int], str] = {}
         self._over: list[_Epoch] = []  # ended, and not known to be on storage
         self._current: _Epoch | None = None
@@ -92,9 +92,9 @@ class Epochs:
         self._current, self.num_closed, self._first_step = _Epoch(epoch, streamed), epoch, share.first_step
         return share
 
-    def _open(self, epoch: _Epoch) -> Share:
+    def _open(self, epoch: _Epoch, new_patience: NewPatience | None = None) -> Share:
         share: Share = self.wait_for_ranks(
-            lambda: self._once("open_epoch", epoch.number, epoch.streamed),
+            lambda: self._once("open_epoch", epoch.number, epoch.streamed, new_patience=new_patience),
             f"to open epoch {epoch.number}",
             f"have not finished epoch {epoch.number - 1}",
         )
@@ -133,54 +133,55 @@ class Epochs:
         """
         self._close(self._over[-1])
 
-    def _close(self, epoch: _Epoch) -> None:
-        self._once("close_epoch", epoch.number, epoch.num_steps, epoch.seqs, epoch.ledger)
+    def _close(self, epoch: _Epoch, new_patience: NewPatience | None = None) -> None:
+        self._once("close_epoch", epoch.number, epoch.num_steps, epoch.seqs, epoch.ledger, new_patience=new_patience)
 
     def stored(self) -> None:
         """Forget what has ended: all of it is on storage."""
         self._turns.clear()
         self._over.clear()
 
-    def is_behind(self) -> bool:
+    def is_behind(self, new_patience: NewPatience | None = None) -> bool:
         """Return whether the server is behind this rank: it restarted, and could not write all its state.
 
         Raises:
             EpochOrderError: the rank is fenced.
         """
-        return self.num_closed is not None and self._place() < (self.num_closed, self.is_open)
+        return self.num_closed is not None and self._place(new_patience) < (self.num_closed, self.is_open)
 
-    def _place(self) -> tuple[int, bool]:
+    def _place(self, new_patience: NewPatience | None) -> tuple[int, bool]:
         """Return where the server has this rank: epochs closed, and whether one is open."""
-        closed, is_open = self._calls.call("whereabouts", patience=self._patience())
+        closed, is_open = self._calls.call("whereabouts", new_patience=new_patience)
         return closed, is_open
 
-    def again(self, bring: Callable[[int], None]) -> None:
+    def again(self, bring: Callable[[int], None], new_patience: NewPatience) -> None:
         """Bring a server that is behind to where this rank is.
 
         Args:
             bring: sends what is kept of the reports up to a seq.
+            new_patience: of the thread that waits.
 
         Raises:
             LostError: it cannot be brought there.
             ServerError: it went down meanwhile.
         """
-        if not self.is_behind():
+        if not self.is_behind(new_patience):
             return
-        if self._current is None and self._over and self._place() == (self._over[-1].number, True):
+        if self._current is None and self._over and self._place(new_patience) == (self._over[-1].number, True):
             return  # it lacks but the end of that epoch, which comes once all shards have the reports
         if self._num_shards > 1:  # the others may stand elsewhere, and plans are made of all
             raise self._lost("with several shards that cannot be made up for")
         for epoch in self._over:
-            closed, is_open = self._place()
+            closed, is_open = self._place(new_patience)
             if closed <= epoch.number:
                 if not is_open:
-                    self._open(epoch)
+                    self._open(epoch, new_patience)
                 bring(epoch.seqs[0])
-                self._close(epoch)
+                self._close(epoch, new_patience)
         if self._current is not None:
-            if self._open(self._current).first_step != self._first_step:
+            if self._open(self._current, new_patience).first_step != self._first_step:
                 raise self._lost(f"epoch {self._current.number} would be planned otherwise now")
-        elif self.is_behind():
+        elif self.is_behind(new_patience):
             raise self._lost("this rank does not know any more what came between")
 
     def _lost(self, why: str) -> LostError:
@@ -189,10 +190,10 @@ class Epochs:
             f"storage could not be written; {why}: connect again and continue from the last checkpoint"
         )
 
-    def _once(self, method: str, epoch: int, *args: Any) -> Any:
+    def _once(self, method: str, epoch: int, *args: Any, new_patience: NewPatience | None) -> Any:
         """Let the score server change the membership, exactly once over retries."""
         turn = self._turns.setdefault((method, epoch), uuid.uuid4().hex)
-        answer = self._calls.call(method, epoch, *args, turn, patience=self._patience())
+        answer = self._calls.call(method, epoch, *args, turn, new_patience=new_patience)
         if isinstance(answer, Share):  # a rank that opens an epoch a second time is to be refused
             del self._turns[method, epoch]
         return answer

@@ -12,16 +12,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from es_service import errors
 from es_service.actors import wire
-from es_service.actors.calls import AwayError, GoneError, Patience
+from es_service.actors.calls import AwayError, GoneError
 from es_service.exchange.epochs import Epochs, LostError
-from es_service.exchange.server_calls import ServerCalls
+from es_service.exchange.server_calls import NewPatience, ServerCalls
 
 __all__ = ["Channel", "Posted"]
 
@@ -64,11 +63,10 @@ class Channel:
         calls: of the rank.
         shard: to which the reports go.
         epochs: of the rank, to which a server that comes back from before is brought.
-        patience: makes one for each wait.
     """
 
-    def __init__(self, calls: ServerCalls, shard: int, epochs: Epochs, patience: Callable[[], Patience]) -> None:
-        self._calls, self._shard, self._epochs, self._patience = calls, shard, epochs, patience
+    def __init__(self, calls: ServerCalls, shard: int, epochs: Epochs) -> None:
+        self._calls, self._shard, self._epochs = calls, shard, epochs
         self._name = f"shard {shard} of run {calls.run!r}"
         self._kept: collections.deque[Posted] = collections.deque()
         self._num_bytes = 0
@@ -86,15 +84,19 @@ class Channel:
             self._num_bytes -= self._kept.popleft().num_bytes  # a crash now takes the run back to an epoch's end
         return posted
 
-    def answer(self, posted: Posted) -> bytes:
+    def answer(self, posted: Posted, new_patience: NewPatience) -> bytes:
         """Return what the shard answers behind its acknowledgement, once the reports are applied.
+
+        Args:
+            posted: of the call.
+            new_patience: of the thread that waits.
 
         Raises:
             ServerUnavailableError: the shard did not come back in time.
             ServerRestartedError: it came back without reports that this rank does not have any more either.
             EsServiceError: they were refused, and changed nothing.
         """
-        patience = self._patience()
+        patience = new_patience()
         try:
             while True:
                 try:
@@ -106,13 +108,13 @@ class Channel:
                     patience.overrun(error)
                     continue
                 except errors.EsServiceError as error:
-                    if not isinstance(error, errors.EpochOrderError) or not self._epochs.is_behind():
+                    if not isinstance(error, errors.EpochOrderError) or not self._epochs.is_behind(new_patience):
                         self._kept.remove(posted)
                         self._num_bytes -= posted.num_bytes
                         raise
                     cause = error
                 patience.pause(cause)
-                if self._send_again(cause) >= posted.last and not posted.wanted:
+                if self._send_again(cause, new_patience) >= posted.last and not posted.wanted:
                     return b""
         finally:
             posted.wanted = False
@@ -134,51 +136,51 @@ class Channel:
                 stacklevel=2,
             )
 
-    def send_again(self, cause: errors.EsServiceError) -> None:
+    def send_again(self, cause: errors.EsServiceError, new_patience: NewPatience) -> None:
         """Bring back to the shard what it has lost of this rank's reports; all of them have been answered before.
 
         Raises:
             As `answer`.
         """
-        has = self._send_again(cause)
+        has = self._send_again(cause, new_patience)
         again = [posted for posted in self._kept if posted.last > has]
         self._waiting += again
         for posted in again:
-            self.answer(posted)
+            self.answer(posted, new_patience)
 
-    def _send_again(self, cause: errors.EsServiceError) -> int:
+    def _send_again(self, cause: errors.EsServiceError, new_patience: NewPatience) -> int:
         """Post again what the shard lacks or a caller waits for; return up to where the shard has all."""
-        self._bring_back(cause)
-        has = self._has(cause)
+        self._bring_back(cause, new_patience)
+        has = self._has(cause, new_patience)
         for posted in self._kept:
             if posted.last > has or posted.wanted:
                 self._post(posted)
         return has
 
-    def _bring_back(self, cause: errors.EsServiceError) -> None:
+    def _bring_back(self, cause: errors.EsServiceError, new_patience: NewPatience) -> None:
         """Bring the shard to the epoch that this rank is in, retrying where it restarts."""
 
         def bring(upto: int) -> None:
-            has = self._has(cause)
+            has = self._has(cause, new_patience)
             for posted in self._kept:
                 if has < posted.last <= upto:
                     self._post(posted)
-                    self._calls.wait(posted.reference, self._patience().left_s, posted.method)
+                    self._calls.wait(posted.reference, new_patience().left_s, posted.method)
 
-        patience = self._patience()
+        patience = new_patience()
         while True:
-            self._has(cause)
+            self._has(cause, new_patience)
             try:
-                self._epochs.again(bring)
+                self._epochs.again(bring, new_patience)
                 return
             except LostError:
                 raise
             except (AwayError, errors.ServerRestartedError) as error:  # it went down again
                 patience.pause(error)
 
-    def _has(self, cause: errors.EsServiceError) -> int:
+    def _has(self, cause: errors.EsServiceError, new_patience: NewPatience) -> int:
         """Return up to which seq the shard has this rank's reports; ServerRestartedError where some are lost."""
-        has: int = self._calls.call("enter", shard=self._shard, patience=self._patience())
+        has: int = self._calls.call("enter", shard=self._shard, new_patience=new_patience)
         if self._kept and self._kept[0].first > has + 1:
             raise errors.ServerRestartedError(
                 f"{self._name} came back with {has} of this rank's reports, of which those from "

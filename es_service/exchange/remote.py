@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors import launch, wire
-from es_service.actors.calls import DEADLINE_S, Patience
+from es_service.actors.calls import DEADLINE_S
 from es_service.exchange.base import I64, Exchange, OnUnavailable, Position, SavedState
 from es_service.exchange.connection import Connection
 from es_service.exchange.epochs import Epochs
@@ -78,17 +78,13 @@ class Remote(Exchange):
         self.connection = Connection(run) if connection is None else connection
         self.calls = ServerCalls(run, self._caller, self.connection, deadline_s, on_unavailable)
         self._num_shards = len(self.connection.shards)
-        self._epochs = Epochs(self.calls, self._report_patience, self._num_shards)
+        self._epochs = Epochs(self.calls, self._num_shards)
         self._channels = self._new_channels()
         self._packer = Packer(self._caller, self._num_shards, len(config.selection.signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.run, self.config, self.position, self._caller.generation)
         return functools.partial(type(self), deadline_s=self._patient_s, on_unavailable=self._on_unavailable), arguments
-
-    def _report_patience(self) -> Patience:
-        """Return that of the thread that reports."""
-        return self.calls.patience()
 
     def _join(self, opens: int | None = None) -> None:
         """Enter the run, once, to open this epoch or to load; from then on an older generation's ranks are refused."""
@@ -105,8 +101,7 @@ class Remote(Exchange):
 
     def _new_channels(self) -> list[Channel]:
         """Return one for each shard, with nothing under way."""
-        shards = range(self._num_shards)
-        return [Channel(self.calls, shard, self._epochs, self._report_patience) for shard in shards]
+        return [Channel(self.calls, shard, self._epochs) for shard in range(self._num_shards)]
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -136,7 +131,7 @@ class Remote(Exchange):
     def _send_again(self, cause: errors.EsServiceError) -> None:
         """Bring back to the shards what they lost of this rank's reports and epochs."""
         for channel in self._channels:
-            channel.send_again(cause)
+            channel.send_again(cause, self.calls.patience)
 
     def _leases(self) -> bool:
         """Return whether this rank draws by columns that come with the epoch."""

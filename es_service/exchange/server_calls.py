@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from es_service.actors import launch
 from es_service.actors.calls import Patience, ask_until_answered
@@ -11,7 +11,10 @@ from es_service.exchange.base import OnUnavailable
 from es_service.exchange.connection import Connection
 from es_service.selection.run import Caller
 
-__all__ = ["ServerCalls"]
+__all__ = ["NewPatience", "ServerCalls"]
+
+NewPatience: TypeAlias = Callable[[], Patience]
+"""Makes one for each wait."""
 
 
 class ServerCalls:
@@ -35,16 +38,16 @@ class ServerCalls:
         """Return a new one, of a training thread."""
         return Patience(self.deadline_s, for_ever=self._on_unavailable == "wait")
 
-    def call(self, method: str, *args: Any, shard: int = 0, patience: Patience | None = None) -> Any:
+    def call(self, method: str, *args: Any, shard: int = 0, new_patience: NewPatience | None = None) -> Any:
         """Call a shard as this rank, and wait for the answer, over a restart of the shard too."""
-        return self.begin(shard, method, self.caller.rank, self.caller.generation, *args, patience=patience)()
+        return self.begin(shard, method, self.caller.rank, self.caller.generation, *args, new_patience=new_patience)()
 
     def read(self, method: str, *args: Any) -> Any:
         """Call the score server for something that any process may read; it waits behind no report."""
         return self.begin(0, method, *args, group=launch.READ_GROUP)()
 
     def begin(
-        self, shard: int, method: str, *args: Any, group: str | None = None, patience: Patience | None = None
+        self, shard: int, method: str, *args: Any, group: str | None = None, new_patience: NewPatience | None = None
     ) -> Callable[[], Any]:
         """Begin a call; return how to wait for its answer."""
         begun = [self.connection.ask(shard, method, *args, group=group)]
@@ -53,7 +56,11 @@ class ServerCalls:
             return begun.pop() if begun else self.connection.ask(shard, method, *args, group=group)
 
         return lambda: ask_until_answered(
-            ask, patience or self.patience(), self._doing(method), self.connection.reconnect, self.connection.wait
+            ask,
+            (new_patience or self.patience)(),
+            self._doing(method),
+            self.connection.reconnect,
+            self.connection.wait,
         )
 
     def wait(self, reference: Any, deadline_s: float, method: str) -> Any:

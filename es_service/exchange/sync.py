@@ -92,7 +92,8 @@ class Sync(Remote):
             for shard, where, message in reports:
                 seq = self._packer.seqs[shard]
                 under_way.append((shard, where, self._channels[shard].post(seq, seq, method, message)))
-            return [(where, self._channels[shard].answer(posted)) for shard, where, posted in under_way]
+            patience = self.calls.patience
+            return [(where, self._channels[shard].answer(posted, patience)) for shard, where, posted in under_way]
         except errors.ServerError as error:
             may_come_later = self._on_unavailable == "continue"  # what is kept for the server is sent when it is back
             if not may_come_later or not isinstance(error, errors.ServerUnavailableError):

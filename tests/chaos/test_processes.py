@@ -7,8 +7,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import driving
 import pytest
@@ -55,9 +56,9 @@ def test_a_frozen_server_is_an_error_past_the_deadline_by_default(run: str, tmp_
     selectors[0].close()
 
 
-@pytest.mark.parametrize("exchange", ["sync", "leased"])
+@pytest.mark.parametrize("exchange, at", [("sync", (1, 3)), ("leased", (1, 3)), ("leased", (1, -1))])
 def test_a_training_that_waits_ends_as_if_nothing_had_been(
-    exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
+    exchange: str, at: tuple[int, int], run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     selection = driving.selection_of("eswp", seed=2)
     selectors = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=2.0, on_unavailable="wait")
@@ -66,7 +67,7 @@ def test_a_training_that_waits_ends_as_if_nothing_had_been(
     thawing = threading.Thread(target=_thaw_when_said, args=(caplog, frozen, retries))
 
     def disturb(epoch: int, step: int) -> None:
-        if (epoch, step) == (1, 3):
+        if (epoch, step) == at:
             freeze(run, frozen)
             thawing.start()
 
@@ -120,6 +121,82 @@ def test_a_training_that_continues_loses_no_step_and_comes_back(
     visits = selectors[0].table().column("visits").to_pylist()
     assert 2 <= max(visits) <= 4
     selectors[0].close()
+
+
+def until_frozen(selector: es.Selector, run: str, stopped: list[int], where: str) -> Callable[[], object]:
+    """Train up to a call between two epochs, and freeze the server right before it; return that call."""
+    driving.train([selector], 0, 1)
+    exchange: Any = selector.exchange
+    if where == "close":
+        steps = selector.epoch(1)
+        for _ in range(18):
+            ids = next(steps)
+            selector.select(ids, driving.losses_of(selector.config.selection.seed, 1, ids))
+        for send_queue in getattr(exchange, "_inner", exchange)._send_queues:
+            send_queue.flush()
+    freeze(run, stopped)
+    return {
+        "open": lambda: driving.train([selector], 1, 2),
+        "close": lambda: exchange.close_epoch(1, 18, selector.ledger),
+        "log": lambda: selector.log(accuracy=0.5),
+    }[where]
+
+
+def seconds_of(act: Callable[[], object], stopped: list[int]) -> float:
+    """Return how long a call takes; the server thaws after 10 s, so that one which never gives up returns too."""
+    thawing = threading.Timer(10.0, thaw, [stopped])
+    thawing.start()
+    begin = time.monotonic()
+    try:
+        act()
+    finally:
+        thawing.cancel()
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize(
+    "exchange, where",
+    [("sync", "open"), ("leased", "open"), ("prefetch", "open"), ("leased", "close"), ("leased", "log")],
+)
+def test_a_training_that_continues_waits_between_two_epochs_for_a_deadline_only(
+    exchange: str, where: str, run: str, tmp_path: Path, frozen: list[int]
+) -> None:
+    selection = driving.selection_of("es", seed=8)
+    [selector] = driving.connect(run, str(tmp_path), selection, exchange, deadline_s=1.0, on_unavailable="continue")
+    act = until_frozen(selector, run, frozen, where)
+    with pytest.warns(UserWarning, match="training continues without it") as warned:
+        assert seconds_of(act, frozen) < 8.0
+    assert len(warned) == 1
+    thaw(frozen)
+    driving.pid_of(run)  # it answers again
+    selector.exchange._is_back()  # type: ignore[attr-defined]
+    if where == "close":
+        selector.close()
+        return
+    drawn = driving.train([selector], 1 if where == "log" else 2)
+    assert len(drawn) == 19 * (3 if where == "log" else 2)
+    stats = call_patiently(launch.find(run).stats.remote, 30.0, "ask how it is")
+    assert stats["finished_epochs"] == 4
+    if where == "log":
+        assert [one["accuracy"] for one in stats["progress"]["history"]] == [0.5, None, None, None]
+    selector.close()
+
+
+@pytest.mark.parametrize("where", ["open", "close", "log"])
+def test_a_server_that_is_frozen_between_two_epochs_is_an_error_past_the_deadline(
+    where: str, run: str, tmp_path: Path, frozen: list[int]
+) -> None:
+    selection = driving.selection_of("es", seed=9)
+    [selector] = driving.connect(run, str(tmp_path), selection, "leased", deadline_s=1.0)
+    act = until_frozen(selector, run, frozen, where)
+
+    def refused() -> None:
+        with pytest.raises(es.ServerUnavailableError, match="no answer from the score server within"):
+            act()
+
+    assert seconds_of(refused, frozen) < 8.0
+    thaw(frozen)
+    selector.close()
 
 
 def test_a_worker_that_dies_costs_its_epoch_and_nothing_else(run: str, tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def wait_for(job: subprocess.Popen[str], out: Path, pattern: str, number: int) -
         time.sleep(0.02)
 
 
+def wait_until_kept(job: subprocess.Popen[str], out: Path) -> None:
+    """Wait for a state of the search that is newer than the results there are now: it is written every second only."""
+    newest = max(path.stat().st_mtime_ns for path in out.glob(f"runs/*/{FINISHED}"))
+    state, give_up = out / "tune" / "search.tar.gz", time.monotonic() + 60
+    while not state.exists() or state.stat().st_mtime_ns <= newest:
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
 def told(results: dict[str, Any]) -> list[tuple[Any, ...]]:
     """What a search decided and measured, without what the clock says."""
     names = ("run", "settings", "seed", "status", "epochs", "accuracy", "held_out_loss", "cost")
@@ -169,6 +179,7 @@ def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
     out = tmp_path / "other"
     job = start(few_images, out, *words)
     wait_for(job, out, FINISHED, 3)
+    wait_until_kept(job, out)
     job.kill()
     job.communicate(timeout=60)
     assert 3 <= there(out, FINISHED) < 10

@@ -531,7 +531,8 @@ class Calls:
         self.asked: list[str] = []
         connection: Any = self
         calls = ServerCalls("mine", Caller(worker.rank, worker.generation), connection, 30.0, "raise")
-        self.channel = Channel(calls, 0, Epochs(calls, calls.patience, 1), calls.patience)
+        self.patience = calls.patience
+        self.channel = Channel(calls, 0, Epochs(calls, 1))
 
     def ask(self, shard: int, method: str, *args: Any, group: str | None = None, **more: Any) -> Any:
         assert (shard, group) == (0, None)
@@ -553,7 +554,7 @@ class Calls:
     def observe(self, ids: NDArray[np.int64], losses: Any, step: int) -> None:
         message = self.worker.message(ids, losses, step)
         seq = self.worker.seq
-        self.channel.answer(self.channel.post(seq, seq, "observe", message))
+        self.channel.answer(self.channel.post(seq, seq, "observe", message), self.patience)
 
 
 def test_what_a_restarted_server_has_is_not_sent_again(
@@ -569,7 +570,7 @@ def test_what_a_restarted_server_has_is_not_sent_again(
     calls.server.settle(0, FIRST, 0)
     calls.server = make_server()
     calls.asked.clear()
-    calls.channel.send_again(errors.ServerRestartedError("it was away"))
+    calls.channel.send_again(errors.ServerRestartedError("it was away"), calls.patience)
     assert calls.asked == []
     assert table(calls.server) == expected
     ids = share[18:24]
