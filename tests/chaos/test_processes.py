@@ -157,7 +157,13 @@ def seconds_of(act: Callable[[], object], stopped: list[int]) -> float:
 
 @pytest.mark.parametrize(
     "exchange, where",
-    [("sync", "open"), ("leased", "open"), ("prefetch", "open"), ("leased", "close"), ("leased", "log")],
+    [
+        ("leased", "open"),
+        ("leased", "close"),
+        pytest.param("prefetch", "open", marks=pytest.mark.thorough),
+        pytest.param("sync", "open", marks=pytest.mark.thorough),
+        pytest.param("leased", "log", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_training_that_continues_waits_between_two_epochs_for_a_deadline_only(
     exchange: str, where: str, run: str, tmp_path: Path, frozen: list[int]
@@ -183,7 +189,9 @@ def test_a_training_that_continues_waits_between_two_epochs_for_a_deadline_only(
     selector.close()
 
 
-@pytest.mark.parametrize("where", ["open", "close", "log"])
+@pytest.mark.parametrize(
+    "where", ["open", *(pytest.param(where, marks=pytest.mark.thorough) for where in ("close", "log"))]
+)
 def test_a_server_that_is_frozen_between_two_epochs_is_an_error_past_the_deadline(
     where: str, run: str, tmp_path: Path, frozen: list[int]
 ) -> None:
