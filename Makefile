@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile  # what is imported is compiled then
 HASHED := $(PIP) --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE :=  # or each of some thousand processes would compile the package again
 
@@ -101,7 +101,7 @@ check: setup  ## the fast part of the tests: format, lint, types, import graph, 
 
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
 	@# First what waits for Ray as much as it works, four at a time; last what only works, in small parts.
-	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos documents examples frameworks dashboard unit lint docs
+	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos examples documents dashboard frameworks unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -79,8 +79,10 @@ def connect(
         resume: what to do with a run of this name that was started. "auto": it is continued, from the end of its last
             finished epoch, at `selector.next_epoch`; where there is none, one begins. "must": it has to exist. "never":
             it must be new. A run is started once an epoch of it was opened, and is new again after `selector.reset()`.
-        labels, label_names, preview: of the samples, for the run's dashboard, see `Selector`; rank 0 writes them, where
-            it has to see the storage.
+        labels: integers [n] from 0, for the run's dashboard, see `Selector`; rank 0 writes them, and has to see the
+            storage.
+        label_names: what they mean.
+        preview: what the dashboard shows of a sample, see `Selector`.
         rank: this rank, where nothing else determines it.
         world_size: number of ranks, likewise.
         generation: any text that all ranks of one start of the group share and a restarted group does not; needed where

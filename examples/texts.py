@@ -7,9 +7,9 @@ from es_service.training.tasks import reviews
 
 
 def load(folder="data"):
-    """Return 2,000 sentences, whether each is praise, and a tokenizer made from them."""
+    """Return 3,000 sentences, whether each is praise, and a tokenizer made from them."""
     task = reviews.build(folder)
-    texts, labels = [task.preview(row) for row in range(2000)], task.labels[:2000].tolist()
+    texts, labels = [task.preview(row) for row in range(3000)], task.labels[:3000].tolist()
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

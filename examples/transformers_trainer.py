@@ -30,7 +30,7 @@ def main():
         model=BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)),
         args=TrainingArguments(
             "checkpoints",
-            num_train_epochs=3,
+            num_train_epochs=4,
             per_device_train_batch_size=32,
             learning_rate=1e-3,
             logging_strategy="no",

@@ -39,7 +39,17 @@ def commands() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "transformers.md")  # of examples/, run elsewhere
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.thorough] if page.name in WITH_EXAMPLES else [])
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     """The blocks of a page run one after the other, as a reader would paste them."""
     program = "\n".join(blocks(page, "python"))

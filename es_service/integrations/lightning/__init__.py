@@ -62,9 +62,14 @@ class SelectiveData(FittedEpochs):
             the LightningModule: `Classifier.losses`, or `module.losses`.
         selection: what to select, and how.
         batch_size: B, the meta-batch of each rank.
-        val, test, predict: loaders for these; Lightning takes none of the module's own where there is a data module.
+        val: loaders to validate with; Lightning takes none of the module's own where there is a data module.
+        test: loaders to test with.
+        predict: loaders to predict with.
         epochs: E, which annealing counts from; by default the trainer's `max_epochs`.
-        num_workers, collate_fn, per_sample, recollate: as in `es.SelectiveLoader`.
+        num_workers: processes that fetch ahead, as in `es.SelectiveLoader`.
+        collate_fn: list of samples -> batch, likewise.
+        per_sample: names of the leaves of a batch that have a row per sample, likewise.
+        recollate: whether drawn samples are collated again, likewise.
         micro_batch_size: most samples of one forward pass of scoring.
         run: names the run; several ranks need it.
         exchange: as in `es_service.attach.attach`.
