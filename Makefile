@@ -87,7 +87,8 @@ chaos: setup
 frameworks: setup
 	$(QUICK) tests/frameworks --ignore=tests/frameworks/test_examples.py
 
-examples: setup data
+examples: setup
+	@ls data/vaderSentiment-*.tar.gz >/dev/null 2>&1 || $(MAKE) data
 	$(QUICK) tests/frameworks/test_examples.py
 
 dashboard: setup browser

@@ -39,7 +39,8 @@ def commands() -> list[str]:
     return found
 
 
-WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "transformers.md")  # of examples/, run elsewhere
+WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "tracking.md", "transformers.md")
+"""Pages whose framework or logger other tests run."""
 
 
 @pytest.mark.parametrize(
