@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 def test_the_service_is_measured(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.service", "--quick", "--json", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)

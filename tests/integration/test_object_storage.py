@@ -104,6 +104,7 @@ def test_a_training_killed_and_resumed_and_all_that_is_asked_of_it(
     check_pages(s3_storage, local)
 
 
+@pytest.mark.thorough
 def test_every_exchange_that_trains_on_ray(few_images: Path, ray_head: Any, s3_storage: str) -> None:
     done = {
         exchange: json.loads(es_service(*words(few_images, s3_storage, exchange), "--run", exchange).stdout)
