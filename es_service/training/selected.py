@@ -178,7 +178,7 @@ class SelectedBatches(abc.ABC):
         values = losses_in(losses)
         check_per_sample(values, self._scale.numel())
         self.observe(losses)
-        return (values.float() * self._scale).mean()
+        return (values.float() * self._scale.to(values.device)).mean()
 
     # -- state ------------------------------------------------------------------------------------------------------
 

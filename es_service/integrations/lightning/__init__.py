@@ -40,8 +40,7 @@ from es_service.selection.methods.base import Method
 from es_service.selection.run import RunConfig
 from es_service.training import scoring, step
 from es_service.training.loader import SelectiveLoader
-from es_service.training.losses import check_per_sample
-from es_service.training.observed import Signals, joined, losses_in
+from es_service.training.observed import Signals
 
 __all__ = ["SelectiveData"]
 
@@ -242,18 +241,15 @@ class SelectiveData(FittedEpochs):
         Raises:
             ShapeError: it is something else, a mean for example.
         """
-        assert self.scale is not None, "called in training_step"
-        each = losses_in(losses)
-        check_per_sample(each, self.scale.numel())
-        self.observe(losses)
-        mean = (each * self.scale.to(each.device)).mean()
+        mean = self._loader.mean(losses)
+        self._watch.is_observed = True
         if self._selection.on_bad_loss == "skip":  # ranks may have drawn different numbers
             mean = mean * step.rank_factor(self.trainer.strategy.model, self._loader.weight, mean.device)
         return mean
 
     def observe(self, losses: Signals) -> None:
         """Hand over the losses float[b], or signals, of the batch at hand; `mean` does it."""
-        self._loader.observe(joined([losses]))
+        self._loader.observe(losses)
         self._watch.is_observed = True
 
     @property

@@ -96,11 +96,7 @@ class LogitLosses:
     def _of_floats(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.ndim == labels.ndim + 1 and logits.shape[-1] == 1:
             logits = logits.squeeze(-1)
-        if not self._is_multi_label:
-            return losses.squared_error(logits, labels)
-        losses.residuals(logits, labels)  # which checks the shapes
-        each = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-        return each.flatten(1).mean(dim=1)
+        return (losses.binary_cross_entropy if self._is_multi_label else losses.squared_error)(logits, labels)
 
     def _of_tokens(
         self, logits: torch.Tensor, labels: torch.Tensor, batch: Any, counts: Sequence[int] | None
