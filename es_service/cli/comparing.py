@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from es_service.cli import output, text
-from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
+from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
 from es_service.experiments.begin import check_extra, check_known
 from es_service.experiments.compare.compare import compare
 from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, parse_candidates
@@ -71,6 +71,7 @@ def compare_command(options: argparse.Namespace) -> int:
         "task": options.task or DEFAULT_TASK,
         "data": options.data,
         "derived": derived_settings(vars(options)),
+        "options": option_settings(vars(options)),
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,

@@ -11,7 +11,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
-from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, add_task_flags, derived_settings
+from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, OPTIONS, add_task_flags, derived_settings, option_settings
 from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
@@ -21,21 +21,23 @@ from es_service.training.spec import TrainingSpec
 __all__ = ["add_parser"]
 
 _SELECTION_FLAGS = ("ratio", "prune_ratio")
-_NO_SETTING = ("task", "method", "storage", "run", "selection", "derived", "resume", "search")
+_NO_SETTING = ("task", "method", "storage", "run", "selection", "derived", "options", "resume", "search")
 _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
     "method": "es",
     "storage": DEFAULT_STORAGE,
     "run": None,
     **{field.name: field.default for field in dataclasses.fields(TrainingSpec) if field.name not in _NO_SETTING},
-    **dict.fromkeys((*_SELECTION_FLAGS, *DERIVED)),
+    **dict.fromkeys((*_SELECTION_FLAGS, *DERIVED, *OPTIONS)),
 }
-_NUMBERS: dict[str, type] = {
+_PARTS = (*_SELECTION_FLAGS, *DERIVED, *OPTIONS)
+_KIND_OF: dict[str, type] = {
     **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size", "micro_batch_size"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
     **DERIVED,
+    **OPTIONS,
 }
-_KINDS = {int: "whole number", float: "number", str: "word"}
+_KINDS = {int: "whole number", float: "number", str: "word", bool: "truth value, true or false"}
 
 
 def add_parser(commands: Any) -> None:
@@ -129,9 +131,10 @@ def _spec(options: argparse.Namespace) -> TrainingSpec:
     selection = preset(values["method"], **settings)
     return TrainingSpec.from_dict(
         {
-            **{name: value for name, value in values.items() if name not in (*_SELECTION_FLAGS, *DERIVED)},
+            **{name: value for name, value in values.items() if name not in _PARTS},
             "run": values["run"] or _run_name(values["task"], values["method"]),
             "derived": derived_settings(values),
+            "options": option_settings(values),
             "selection": selection,
             "resume": options.resume,
         }
@@ -163,7 +166,7 @@ def _begun_with(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     selection = known["selection"]
     settings = {**selection.pop("settings"), **selection}
     del settings["method"]
-    known = {**known["derived"], **known}  # `derived` has a seed of its own: the training's wins
+    known = {**known["derived"], **known["options"], **known}  # `derived` has a seed of its own: the training's wins
     if values.get("exchange", known["exchange"]) != known["exchange"]:
         known.pop("every", None)  # belongs to the exchange
     if values.get("method", known["method"]) != known["method"]:
@@ -195,11 +198,11 @@ def _of_kind(path: str, key: str, value: Any) -> Any:
     """Return a file's value as what a flag of that name would have given; ConfigError where it is something else."""
     if key == "set":
         return value
-    kind = _NUMBERS.get(key, str)
+    kind = _KIND_OF.get(key, str)
     if kind is float and isinstance(value, str):  # YAML takes 1e-3 for a word
         with contextlib.suppress(ValueError):
             return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise errors.ConfigError(f"--config {path}: {key} must be a {_KINDS[kind]}, got {value!r}")
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
-from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings
+from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
 from es_service.cli.yaml_files import read_yaml
 from es_service.experiments.tune.domains import KINDS
 from es_service.experiments.tune.objectives import OBJECTIVES
@@ -136,6 +136,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     references=options.references,
                     data=options.data,
                     derived=derived_settings(vars(options)),
+                    options=option_settings(vars(options)),
                     objective=options.objective,
                     target=options.target,
                     algorithm=options.algorithm,

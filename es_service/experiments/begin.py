@@ -16,6 +16,7 @@ from es_service.training.settings import TrainSettings
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks import build_task, check_signals, check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from es_service.training.tasks.base import Task
@@ -40,6 +41,7 @@ def check_known(
     task: str,
     data: str | None = None,
     derived: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -54,6 +56,8 @@ def check_known(
         DataError: the task's data are not where they should be.
     """
     check_task_name(task)
+    given_options = TaskOptions(**(options or {}))
+    given_options.check(task)
     check_task_data(task, data)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None:
@@ -65,6 +69,7 @@ def check_known(
         "task": task,
         "data": absolute(data) if data is not None and os.path.exists(data) else data,
         "derived": {name: value for name, value in wanted.items() if value != plain[name]},
+        "options": given_options.to_dict(),
     }
     given = zip(USUAL, (epochs, batch_size, learning_rate), strict=True)
     return {**known, **{name: value for name, value in given if value is not None}}
@@ -76,7 +81,7 @@ def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
     Raises:
         DataError: the task's data are missing or damaged.
     """
-    built = build_task(known["task"], known["data"], Derived(**known["derived"]))
+    built = build_task(known["task"], known["data"], Derived(**known["derived"]), TaskOptions(**known["options"]))
     usual = {name: getattr(built.defaults, name) for name in USUAL}
     return built, {**usual, **known, "num_samples": len(built.train_set)}
 

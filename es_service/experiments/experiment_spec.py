@@ -11,6 +11,7 @@ from es_service.selection.config import Selection
 from es_service.selection.settings import as_integer, make_plain
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.options import TaskOptions
 
 __all__ = ["ExperimentSpec"]
 
@@ -20,7 +21,8 @@ class ExperimentSpec:
     """A task with its usual training.
 
     Args:
-        task, data, derived: what is trained on; `derived` holds what differs from `Derived()`.
+        task, data, derived, options: what is trained on; `derived` holds what differs from `Derived()`, `options` what
+            was given of `TaskOptions`.
         num_samples: n of the train set.
         epochs, batch_size, learning_rate: of every run without its own.
         seeds: every method or setting is run with each of them.
@@ -37,6 +39,7 @@ class ExperimentSpec:
     batch_size: int
     learning_rate: float
     seeds: tuple[int, ...]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -47,7 +50,7 @@ class ExperimentSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when its runs are continued, as JSON gives it back."""
-        names = ("task", "data", "derived", "num_samples", "epochs", "batch_size", "learning_rate")
+        names = ("task", "data", "derived", "options", "num_samples", "epochs", "batch_size", "learning_rate")
         values: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return values
 
@@ -75,6 +78,7 @@ class ExperimentSpec:
             task=self.task,
             data=self.data,
             derived=Derived(**self.derived),
+            options=TaskOptions(**self.options),
             selection=selection.settled(epochs),
             epochs=epochs,
             batch_size=self.batch_size if batch_size is None else batch_size,

@@ -43,7 +43,7 @@ def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[s
     """
     begin = time.monotonic()
     storage = RunStorage(spec.storage, spec.run)
-    task = build_task(spec.task, spec.data, spec.derived)
+    task = build_task(spec.task, spec.data, spec.derived, spec.options)
     spec = spec.filled(task.defaults)
     config = spec.config(len(task.train_set))
     config.check_world(spec.workers)

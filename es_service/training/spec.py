@@ -20,6 +20,7 @@ from es_service.storage.runs import RunStorage, check_run_name
 from es_service.training.settings import TrainSettings
 from es_service.training.tasks import check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from es_service.training.tasks.base import TaskDefaults
@@ -43,6 +44,7 @@ class TrainingSpec:
         task: name of the task, or module:function; `data` is the path of its data, None for what it
             brings along.
         derived: what to make of its train set: wrong labels, a long tail, few samples.
+        options: of a task from files: its model, its columns.
         method: short name of the selection, for the result.
         selection: what to select, and how.
         exchange: "leased", "sync", "prefetch", "collective", or "embedded" (one worker in this process, no Ray).
@@ -64,6 +66,7 @@ class TrainingSpec:
     selection: Selection
     data: str | None = None
     derived: Derived = dataclasses.field(default_factory=Derived)
+    options: TaskOptions = dataclasses.field(default_factory=TaskOptions)
     exchange: Literal["leased", "sync", "prefetch", "collective", "embedded"] = "leased"
     shards: int = 1
     every: int = 1
@@ -80,6 +83,7 @@ class TrainingSpec:
     def __post_init__(self) -> None:
         make_plain(self)
         check_task_name(self.task)
+        self.options.check(self.task)
         check_run_name(self.run)
         if self.exchange not in EXCHANGES:
             raise errors.ConfigError(f"unknown exchange {self.exchange!r}; {suggest(self.exchange, EXCHANGES)}")
@@ -133,6 +137,7 @@ class TrainingSpec:
             **values,
             "data": self.data_place,
             "derived": self.derived.to_dict(),
+            "options": self.options.to_dict(),
             "selection": self.selection.to_dict(),
         }
 
@@ -154,6 +159,8 @@ class TrainingSpec:
             given["selection"] = Selection.from_dict(given["selection"])
         if not isinstance(given.setdefault("derived", Derived()), Derived):
             given["derived"] = Derived.from_dict(given["derived"])
+        if not isinstance(given.setdefault("options", TaskOptions()), TaskOptions):
+            given["options"] = TaskOptions.from_dict(given["options"])
         return cls(**given)
 
     def description(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Previews:
         return _checked(f"the task {name!r}", preview(sample_id))
 
     def _task(self, name: str, training: dict[str, Any]) -> Any:
-        key = repr((name, training.get("data"), training.get("derived")))
+        key = repr((name, training.get("data"), training.get("derived"), training.get("options")))
         with self._lock:
             if key in self._tasks:
                 self._tasks.move_to_end(key)
@@ -101,12 +101,18 @@ class Previews:
             try:
                 from es_service.training.tasks import build_task
                 from es_service.training.tasks.derived import Derived
+                from es_service.training.tasks.options import TaskOptions
             except ImportError as error:
                 raise Problem(
                     "no-preview", f"showing samples needs torch here: {error}", "pip install 'es-service[torch]'"
                 ) from error
             try:
-                task = build_task(name, training.get("data"), Derived(**(training.get("derived") or {})))
+                task = build_task(
+                    name,
+                    training.get("data"),
+                    Derived(**(training.get("derived") or {})),
+                    TaskOptions(**(training.get("options") or {})),
+                )
             except (TypeError, errors.ConfigError) as error:
                 raise Problem("no-preview", f"the task {name!r} cannot be built here: {error}", None) from error
             self._tasks[key] = task

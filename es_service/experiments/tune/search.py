@@ -83,6 +83,7 @@ def begin(
     name: str = "search",
     data: str | None = None,
     derived: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     objective: Objective | str = "accuracy",
     target: float | None = None,
     algorithm: str | None = None,
@@ -107,6 +108,7 @@ def begin(
         name: of the search.
         data: None for what comes with a package.
         derived: settings of `Derived`: label noise, a long tail, few samples.
+        options: of a task from files, see `TaskOptions`.
         objective: an `Objective`, or its name; `target` belongs to the latter. With a long tail accuracy says little
             of the rare classes: "cost", "time" and "front" then look at balanced accuracy.
         target: accuracy to reach.
@@ -134,7 +136,7 @@ def begin(
     algorithm = algorithm or ("grid" if space.is_grid else "optuna")
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
-    known = check_known(task, data, wanted.to_dict(), epochs, batch_size, learning_rate)
+    known = check_known(task, data, wanted.to_dict(), options, epochs, batch_size, learning_rate)
     chosen: dict[str, Any] = {
         "name": name,
         "space": space,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from es_service import errors, plugins
 from es_service.selection.settings import suggest
 from es_service.training.tasks.derived import Derived, derive
+from es_service.training.tasks.options import TAKEN_BY, TaskOptions
 
 if TYPE_CHECKING:
     from es_service.selection.config import Selection
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "build_task", "check_signals", "check_task_data", "check_task_name"]
 
 
-def _build(name: str, data: str | None) -> Task:
+def _build(name: str, data: str | None, options: TaskOptions) -> Task:
     module: Any = importlib.import_module(f"{__name__}.{name}")
-    task: Task = module.build(data)
+    task: Task = module.build(data, options) if name in TAKEN_BY else module.build(data)
     return task
 
 
-TASKS: Mapping[str, Callable[[str | None], Task]] = MappingProxyType(
-    {name: functools.partial(_build, name) for name in ("fashion", "flights", "reviews")}
+TASKS: Mapping[str, Callable[[str | None, TaskOptions], Task]] = MappingProxyType(
+    {name: functools.partial(_build, name) for name in ("fashion", "flights", "reviews", *TAKEN_BY)}
 )
 """Name -> function that builds the task from where its data are, None for the place where they are by themselves."""
 
@@ -42,6 +43,8 @@ def check_task_name(name: str) -> None:
 
 def check_task_data(name: str, data: str | None) -> None:
     """Raise DataError where the data of a built-in task are to be at a place that is not there."""
+    if name in TAKEN_BY and data is None:
+        raise errors.DataError(f"the task {name!r} needs --data, the files to train on; see docs/how-to/file_tasks.md")
     if name in TASKS and data is not None and not os.path.exists(data):
         raise errors.DataError(
             f"--data {data}: there is no such file or folder; see docs/how-to/own_task.md for what the task {name!r} "
@@ -49,26 +52,31 @@ def check_task_data(name: str, data: str | None) -> None:
         )
 
 
-def build_task(name: str, data: str | None = None, derived: Derived | None = None) -> Task:
+def build_task(
+    name: str, data: str | None = None, derived: Derived | None = None, options: TaskOptions | None = None
+) -> Task:
     """Build a task.
 
     Args:
         name: one of `TASKS`, or `module:function` of the user's own.
         data: where its data are, None for what comes with this package or with an installed one.
         derived: what to make of its train set, None for nothing.
+        options: of a task from files; None for none.
 
     Raises:
-        ConfigError: no such task, one that does not keep the contract, or one that `derived` does not fit.
+        ConfigError: no such task, one that does not keep the contract, or one that `derived` or the options do not fit.
         DataError: the data are missing or damaged.
         ShapeError: a task of the user's own gives no loss for each sample.
     """
     check_task_name(name)
+    options = options or TaskOptions()
+    options.check(name)
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise errors.ConfigError(f"a task needs torch: pip install 'es-service[all]' ({error})") from error
     if name in TASKS:
-        task = TASKS[name](data)
+        task = TASKS[name](data, options)
     else:
         from es_service.training.tasks import own
 

@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.settings import as_integer, make_plain
+from es_service.selection.settings import as_integer, make_plain, suggest
 
-__all__ = ["Samples", "Task", "TaskDefaults"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Samples", "Task", "TaskDefaults"]
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +26,13 @@ class TaskDefaults:
     Args:
         epochs: passes over the train set.
         batch_size: B, the meta-batch of one worker.
-        learning_rate: the highest of the schedule, which rises for a fifth of the training and then falls to 0.
+        learning_rate: the highest of the schedule.
         momentum: of SGD, Nesterov's.
-        weight_decay: L2.
+        weight_decay: of the optimizer.
+        optimizer: one of `OPTIMIZERS`.
+        schedule: one of `SCHEDULES`, what the learning rate does after it has risen.
+        warm_up: share in [0, 1) of the training in which the learning rate rises.
+        backward_cost: forward passes that a backward pass counts as, in the cost of a run; None measures it.
 
     Raises:
         ConfigError: a value outside its domain.
@@ -36,6 +43,10 @@ class TaskDefaults:
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    schedule: str = "cosine"
+    warm_up: float = 0.2
+    backward_cost: float | None = 2.0
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -48,6 +59,15 @@ class TaskDefaults:
                 f"momentum must lie in [0, 1) and weight_decay be at least 0, "
                 f"got {self.momentum} and {self.weight_decay}"
             )
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise errors.ConfigError(
+                    f"unknown {name} {getattr(self, name)!r}; {suggest(getattr(self, name), known)}"
+                )
+        if not 0 <= self.warm_up < 1:
+            raise errors.ConfigError(f"warm_up is a share of the training in [0, 1), got {self.warm_up}")
+        if self.backward_cost is not None and not self.backward_cost > 0:
+            raise errors.ConfigError(f"backward_cost must be above 0, got {self.backward_cost}")
 
 
 class Samples(Protocol):
@@ -73,6 +93,18 @@ class Task(Protocol):
 
     A task may also offer `preview(sample_id) -> bytes | str`, a sample of the train set as people see it: a PNG file or
     a text. The dashboard shows it; `png.encode_png` makes a PNG of an array.
+
+    A task may also offer:
+
+    - `augment(batch, ids_B, epoch) -> batch`: another view of the samples int64[B] of a batch of the train set, on
+      whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What it
+      draws follows from the sample's id and the epoch alone.
+    - `tokens`: int64[n], the tokens of each sample of the train set; the ledger then counts them too.
+    - `metric_name`: what the mean of `metric` is called; "accuracy" where there is none.
+    - `statistics(outputs, batch) -> float[B, K]` and `metric_of(sums_K, num) -> float`, for a metric that is no mean
+      over samples: the sums over the held-out samples, from which the metric follows.
+    - `final_metrics(model, ids, to_device) -> dict[str, (sum, count)]`: metrics that are too dear for every epoch, as
+      sums over these held-out samples; asked for once, at the end of training, each rank for its share of them.
 
     A task with labels may also offer `relabel(batch, labels_B) -> batch`, the same batch with other labels int64[B]:
     then `tasks.derived` can add label noise to it. The tasks made there also have `corrupted`, bool[n] or None: whether

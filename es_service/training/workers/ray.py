@@ -102,7 +102,7 @@ def work(values: dict[str, Any]) -> None:
         values: `TrainingSpec.to_dict()` of a filled spec.
     """
     spec = TrainingSpec.from_dict(values)
-    task = build_task(spec.task, spec.data, spec.derived)
+    task = build_task(spec.task, spec.data, spec.derived, spec.options)
     config = spec.config(len(task.train_set))
     selector = connect(
         spec.run,
