@@ -28,7 +28,8 @@ __all__ = ["ReadTable", "read_table"]
 
 _log = logging.getLogger(__name__)
 _IPC_MAGIC = b"ARROW1"
-_DAMAGED = (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeError, RecursionError)
+_BLOCK_BYTES = 64 << 20  # of CSV that is parsed at once: a row may not be larger
+_DAMAGED = (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _read(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
     try:
         return read(path, skip_broken)
     except _DAMAGED as error:
-        raise _BrokenFileError(f"it is damaged, or not what its name says ({error})") from error
+        raise _BrokenFileError(f"it cannot be read ({error})") from error
 
 
 def _parquet(path: Path, _: bool) -> tuple[pa.Table, int]:
@@ -124,7 +125,7 @@ def _json(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
     is_array = content.lstrip()[:1] == b"["
     texts = json.loads(content) if is_array else content.split(b"\n")
     rows, num_broken = [], 0
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, 1):
         if not is_array and not text.strip():
             continue
         try:
@@ -137,7 +138,7 @@ def _json(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
         elif skip_broken:
             num_broken += 1
         else:
-            raise _BrokenFileError(f"{'row' if is_array else 'line'} {number + (not is_array)} is no row: {reason}")
+            raise _BrokenFileError(f"{'element' if is_array else 'line'} {number} is no row ({reason})")
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _array(path, name, [row.get(name) for row in rows]) for name in names}), num_broken
 
@@ -164,10 +165,11 @@ def _separated(path: Path, skip_broken: bool, delimiter: str) -> tuple[pa.Table,
 
     def skip(row: Any) -> str:
         broken.append(row)
-        return "skip" if skip_broken else "error"
+        return "skip"
 
     table = arrow_csv.read_csv(
         pa.BufferReader(content),
+        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
         parse_options=arrow_csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip if skip_broken else None
         ),
