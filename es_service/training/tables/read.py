@@ -27,7 +27,7 @@ from es_service.training.tables.labels import class_names
 __all__ = ["ReadTable", "read_table"]
 
 _log = logging.getLogger(__name__)
-_IPC_MAGIC = b"ARROW1"
+_IPC_MAGIC, _END_OF_STREAM = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 _BLOCK_BYTES = 64 << 20  # of CSV that is parsed at once: a row may not be larger
 _DAMAGED = (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError)
 
@@ -73,17 +73,15 @@ def read_table(paths: Sequence[Path], *, skip_broken: bool = False) -> ReadTable
             _log.warning("%s is left out: %s", path, error)
             broken.append(path)
             continue
-        tables.append(table)
         skipped += num_broken
-        _check_columns(path, table, tables[0])
-    if not tables:
-        raise errors.DataError(f"no file can be read, of {len(paths)}: {', '.join(map(str, broken[:3]))}")
-    if skipped:
-        _log.warning("%d rows of %s are left out: they cannot be read", skipped, paths[0].parent)
-    table = _concatenated([one.select(tables[0].column_names) for one in tables], paths[0].parent)
-    if not table.num_rows:
-        raise errors.DataError(f"{', '.join(map(str, paths[:3]))}: there is no row in it")
-    return ReadTable(table, skipped, tuple(broken))
+        if num_broken:
+            _log.warning("%d rows of %s are left out: they cannot be read", num_broken, path)
+        if table.num_columns:  # JSON without a row has none
+            tables.append(table)
+            _check_columns(path, table, tables[0])
+    if not sum(table.num_rows for table in tables):
+        raise errors.DataError(f"no row can be read from {', '.join(map(str, paths[:3]))}{', …' * (len(paths) > 3)}")
+    return ReadTable(_concatenated(tables, paths[0].parent), skipped, tuple(broken))
 
 
 class _BrokenFileError(Exception):
@@ -114,6 +112,9 @@ def _parquet(path: Path, _: bool) -> tuple[pa.Table, int]:
 def _arrow(path: Path, _: bool) -> tuple[pa.Table, int]:
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_IPC_MAGIC)) == _IPC_MAGIC
+        source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+        if not is_file and source.read() != _END_OF_STREAM:  # cut between two batches, Arrow would call it whole
+            raise _BrokenFileError("it is truncated: the end of an Arrow stream is missing")
         source.seek(0)
         table = (ipc.open_file(source) if is_file else ipc.open_stream(source)).read_all()
     table.validate(full=True)  # offsets that point outside would end the process later
@@ -221,6 +222,6 @@ def _check_columns(path: Path, table: pa.Table, first: pa.Table) -> None:
 
 def _concatenated(tables: list[pa.Table], folder: Path) -> pa.Table:
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return pa.concat_tables([one.select(tables[0].column_names) for one in tables], promote_options="permissive")
     except pa.ArrowException as error:
         raise errors.DataError(f"a column is not of one type in all files of {folder}: {error}") from None
