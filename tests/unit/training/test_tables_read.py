@@ -176,7 +176,7 @@ def test_types_of_parts_may_differ_where_one_holds_the_other(tmp_path: Path) -> 
         pq.write_table(pa.table({"label": pa.array([None], kind)}), path)
     assert read_table(parts).table.schema.field("label").type == pa.int64()
     pq.write_table(pa.table({"label": ["1"]}), parts[1])
-    with pytest.raises(errors.DataError, match=r"a column is not of one type in all files of .*label"):
+    with pytest.raises(errors.DataError, match=r"the values of a column are not all of one kind: .*label"):
         read_table(parts)
 
 
@@ -295,6 +295,23 @@ def test_a_page_of_parquet_that_fails_its_checksum_is_an_error(tmp_path: Path) -
     content[4000] ^= 1
     path.write_bytes(content)
     with pytest.raises(errors.DataError, match=r"x.parquet: it cannot be read .*CRC"):
+        read_table([path])
+
+
+def test_many_lines_of_json_become_one_table(tmp_path: Path) -> None:
+    lines = ['{"a": null}'] * 10_000 + ['{"a": [{"role": "user"}], "b": 1}'] * 5 + ['{"b": 1.5, "a": [{"name": "x"}]}']
+    table = read_table([written(tmp_path, "x.jsonl", "\n".join(lines))]).table
+    assert table.slice(9_999, 2).to_pylist() == [
+        {"a": None, "b": None},
+        {"a": [{"role": "user", "name": None}], "b": 1.0},
+    ]
+    assert table.slice(10_005).to_pylist() == [{"a": [{"role": None, "name": "x"}], "b": 1.5}]
+    path = written(tmp_path, "y.jsonl", "\n".join([*lines, *lines, "{"]))
+    with pytest.raises(errors.DataError, match="line 20013 is no row"):
+        read_table([path])
+    assert read_table([path], skip_broken=True).table.num_rows == 20_012
+    path = written(tmp_path, "z.jsonl", '{"a": 1}\n' * 10_000 + '{"a": "one"}\n')
+    with pytest.raises(errors.DataError, match=r"values of a column are not all of one kind: .* a has incompatible"):
         read_table([path])
 
 
