@@ -17,7 +17,10 @@ from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
+from es_service.training.memory import forget_peak, peak_memory
 from es_service.training.observed import Signals, losses_in
+from es_service.training.optimizers import build_optimizer, learning_rate_at
+from es_service.training.passes import ScoringPasses, arrange, compile_errors
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
@@ -27,14 +30,6 @@ from es_service.training.workers.base import Workers
 __all__ = ["TrainSettings", "fit", "fit_model"]
 
 _LOOK_EVERY_S = 0.5
-_WARM_UP = 0.2  # share of the training in which the learning rate rises
-
-
-def learning_rate_at(progress: float, highest: float) -> float:
-    """Return the one-cycle learning rate at a share of the training in [0, 1]: up linearly, down as a cosine to 0."""
-    if progress < _WARM_UP:
-        return highest * (0.04 + 0.96 * progress / _WARM_UP)
-    return highest * 0.5 * (1.0 + math.cos(math.pi * (progress - _WARM_UP) / (1.0 - _WARM_UP)))
 
 
 def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> dict[str, Any]:
@@ -45,10 +40,11 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
 
     Returns:
         accuracy, balanced_accuracy, accuracy_by_label and held_out_loss (see `Evaluation`), epoch, history (per epoch),
-        ledger (of the run, all ranks together), world_size.
+        ledger (of the run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most).
 
     Raises:
-        ConfigError: the selection goes by a signal that the task does not have.
+        ConfigError: the selection goes by a signal that the task does not have, or a setting asks for what the model
+            or this machine does not offer.
     """
     return fit_model(task, selector, settings, workers)[0]
 
@@ -58,7 +54,9 @@ def fit_model(
 ) -> tuple[dict[str, Any], torch.nn.Module]:
     """Train as `fit` does; return the model too, bare."""
     training = _Training(task, selector, settings, workers)
-    return training.run(), training.bare
+    forget_peak(workers.device)
+    with compile_errors(settings):
+        return training.run(), training.bare
 
 
 class _Training:
@@ -67,19 +65,15 @@ class _Training:
     def __init__(self, task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> None:
         self.task, self.selector, self.settings, self.workers = task, selector, settings, workers
         torch.manual_seed(settings.seed)
-        self.model = workers.prepare(task.build_model())
+        model = task.build_model()
+        arrange(model, settings)
+        self.model = workers.prepare(model)
         self.bare = scoring.unwrap(self.model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
+        self.optimizer = build_optimizer(self.model, settings)
         self.loader = SelectiveLoader(
             task.train_set,
             selector,
-            self._score,
+            ScoringPasses(self.model, self._signals, settings, workers.device),
             # A bad loss has to be known before it is trained on: then every step is scored first.
             reuse_losses=selector.config.selection.on_bad_loss == "raise",
             collate_fn=_as_is,
@@ -127,10 +121,14 @@ class _Training:
         total, num = torch.zeros((), device=self.workers.device), 0
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
             done = step / self.selector.steps(epoch)
+            rate = self.selector.learning_rate_factor * learning_rate_at(
+                (epoch + done) / num_epochs,
+                self.settings.learning_rate,
+                warm_up=self.settings.warm_up,
+                schedule=self.settings.schedule,
+            )
             for group in self.optimizer.param_groups:
-                group["lr"] = self.selector.learning_rate_factor * learning_rate_at(
-                    (epoch + done) / num_epochs, self.settings.learning_rate
-                )
+                group["lr"] = rate
             signals = train_step(
                 self.model,
                 self.optimizer,
@@ -163,15 +161,6 @@ class _Training:
             given = self.task.signals(outputs, batch)
         return {"loss": losses, **{name: given[name] for name in self._further}}
 
-    def _score(self, batch: Any) -> Any:
-        return scoring.score(
-            self.model,
-            batch,
-            self._signals,
-            micro_batch_size=self.settings.micro_batch_size,
-            autocast=self._autocast,
-        )
-
     def _metrics(self, ledger: Ledger) -> dict[str, Any]:
         last = self.history[-1]
         reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
@@ -180,6 +169,7 @@ class _Training:
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
+            "memory": max(self.workers.gather(peak_memory(self.workers.device)), key=lambda one: one["peak_bytes"]),
         }
 
     def _log(self) -> None:

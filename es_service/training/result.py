@@ -33,6 +33,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         },
         "saving": ledger.saving(),
         "skipped": ledger.skipped,
+        "memory": metrics["memory"],
         "history": metrics["history"],
     }
 
