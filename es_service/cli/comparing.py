@@ -97,7 +97,8 @@ def compare_command(options: argparse.Namespace) -> int:
 def _summary(results: dict[str, Any], folder: Any) -> str:
     metric = results["metric"]
     header = (
-        "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost", "saving at equal accuracy"
+        "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost",
+        f"saving at equal {metric.replace('balanced_', '').replace('_', ' ')}",
     )  # fmt: skip
     lines = [
         (
