@@ -12,7 +12,6 @@ import pytest
 from es_service import errors
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.search import begin
-from es_service.experiments.tune.space import read_space
 from es_service.experiments.tune.space import random_points, read_space
 from es_service.experiments.tune.trials import FAILED, FINISHED, PRUNED, RUNNING
 
