@@ -26,6 +26,7 @@ class ExperimentSpec:
         num_samples: n of the train set.
         epochs, batch_size, learning_rate: of every run without its own.
         seeds: every method or setting is run with each of them.
+        backward_cost: forward passes that a backward pass counts as, in all runs.
 
     Raises:
         ConfigError: no seed, or a count below 1.
@@ -40,6 +41,7 @@ class ExperimentSpec:
     learning_rate: float
     seeds: tuple[int, ...]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    backward_cost: float = 2.0
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -50,9 +52,15 @@ class ExperimentSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when its runs are continued, as JSON gives it back."""
-        names = ("task", "data", "derived", "options", "num_samples", "epochs", "batch_size", "learning_rate")
+        of_the_task = ("task", "data", "derived", "options", "num_samples")
+        names = (*of_the_task, "epochs", "batch_size", "learning_rate", "backward_cost")
         values: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return values
+
+    @property
+    def whole(self) -> float:
+        """Passes of full training: a forward pass 1, a backward pass `backward_cost`."""
+        return (1 + self.backward_cost) * self.num_samples * self.epochs
 
     def run(
         self,
@@ -83,6 +91,7 @@ class ExperimentSpec:
             epochs=epochs,
             batch_size=self.batch_size if batch_size is None else batch_size,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            backward_cost=self.backward_cost,
             seed=seed,
             **{"exchange": "embedded", **more},
         )

@@ -7,14 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
+from es_service.selection import methods
+from es_service.selection.config import Selection
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
+from es_service.training.cost import backward_cost
 from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
@@ -24,8 +28,9 @@ from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.metrics import metric_name
 from es_service.training.workers.base import Workers
+from es_service.training.workers.local import LocalWorkers
 
-__all__ = ["TrainSettings", "fit", "fit_model"]
+__all__ = ["TrainSettings", "fit", "fit_model", "measure_backward_cost"]
 
 _LOOK_EVERY_S = 0.5
 _WARM_UP = 0.2  # share of the training in which the learning rate rises
@@ -61,6 +66,15 @@ def fit_model(
     """Train as `fit` does; return the model too, bare."""
     training = _Training(task, selector, settings, workers)
     return training.run(), training.bare
+
+
+def measure_backward_cost(task: Task, settings: TrainSettings, batch_size: int) -> float:
+    """Return what a backward pass counts as, measured as a training with these settings does where it begins."""
+    full, num = Selection(methods.full()), len(task.train_set)
+    selector = Selector(full, num_samples=num, num_epochs=1, batch_size=batch_size, world_size=1)
+    cost = _Training(task, selector, settings, LocalWorkers(Path())).measure_backward_cost()  # nothing is written
+    torch.cuda.empty_cache()  # for the runs that follow, in processes of their own
+    return cost
 
 
 class _Training:
@@ -120,6 +134,28 @@ class _Training:
             self.workers.report(metrics, self._save)
             self._log()
         return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
+
+    def measure_backward_cost(self) -> float:
+        """Measure it on samples from all over the train set."""
+        num, size = len(self.task.train_set), self.selector.config.batch_size
+        ids = np.linspace(0, num - 1, min(num, size)).astype(np.int64).tolist()
+        return backward_cost(
+            self.bare,
+            self.loader.to_device(self.task.train_set.__getitems__(ids)),
+            self._score,
+            self._signals,
+            micro_batch_size=self.settings.micro_batch_size,
+            autocast=self._autocast,
+        )
+
+    def _begin(self) -> None:
+        """Begin from nothing, with what a backward pass counts as: where it is measured, rank 0 does that for all."""
+        self.selector.reset()
+        cost = self.settings.backward_cost
+        if cost is None:
+            own = self.measure_backward_cost() if self.workers.rank == 0 else None
+            cost = self.workers.gather(own)[0]
+        self.selector.ledger.backward_cost = cost
 
     def _merged_ledger(self) -> Ledger:
         ledgers = self.workers.gather(self.selector.ledger.to_dict())
@@ -206,7 +242,7 @@ class _Training:
         """Go to the last checkpoint and return the epoch to continue with."""
         with self.workers.checkpoint() as folder:
             if folder is None:
-                self.selector.reset()
+                self._begin()
                 return 0
             state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
         try:

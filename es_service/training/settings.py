@@ -20,6 +20,7 @@ class TrainSettings:
         momentum: of SGD, Nesterov's.
         weight_decay: L2.
         micro_batch_size: most samples of one forward or backward pass on a worker; None for no limit.
+        backward_cost: forward passes that a backward pass counts as, in the cost of a run; None measures it.
         seed: of the initial weights.
 
     Raises:
@@ -30,6 +31,7 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     micro_batch_size: int | None = None
+    backward_cost: float | None = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,4 +44,6 @@ class TrainSettings:
             raise errors.ConfigError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.micro_batch_size is not None:
             as_integer("micro_batch_size", self.micro_batch_size, least=1)
+        if self.backward_cost is not None and not 0 < as_number("backward_cost", self.backward_cost) < math.inf:
+            raise errors.ConfigError(f"backward_cost must be above 0 and finite, got {self.backward_cost}")
         as_integer("seed", self.seed, least=0, end=2**63)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EXCHANGES", "TrainingSpec"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
-_OF_THE_TASK = ("epochs", "batch_size", "learning_rate")  # where they are not given
+_OF_THE_TASK = ("epochs", "batch_size", "learning_rate", "backward_cost")  # where they are not given
 _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 _NOT_DESCRIBED = ("run", "storage", "resume", "search")  # of one start of the run, not of the run
@@ -53,6 +53,7 @@ class TrainingSpec:
         workers: ranks.
         epochs, batch_size, learning_rate: None takes the task's own.
         micro_batch_size: most samples of one pass.
+        backward_cost: forward passes that a backward pass counts as; None takes the task's own, or measures it.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: continue a run of this name; otherwise the name must be new.
@@ -75,6 +76,7 @@ class TrainingSpec:
     batch_size: int | None = None
     learning_rate: float | None = None
     micro_batch_size: int | None = None
+    backward_cost: float | None = None
     irreducible: str | None = None
     seed: int = 0
     resume: bool = False
@@ -93,6 +95,7 @@ class TrainingSpec:
         TrainSettings(
             learning_rate=1.0 if self.learning_rate is None else self.learning_rate,
             micro_batch_size=self.micro_batch_size,
+            backward_cost=self.backward_cost,
             seed=self.seed,
         )
         if self.irreducible is not None and not self.needs_irreducible:
@@ -190,6 +193,7 @@ class TrainingSpec:
             momentum=defaults.momentum,
             weight_decay=defaults.weight_decay,
             micro_batch_size=self.micro_batch_size,
+            backward_cost=defaults.backward_cost if self.backward_cost is None else self.backward_cost,
             seed=self.seed,
         )
 
