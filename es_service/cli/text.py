@@ -41,14 +41,14 @@ def _is_number(cell: str) -> bool:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Return the summary of a finished run: accuracy, what was scored and trained, what it saved, where things are."""
+    """Return the summary of a finished run: what it reached, scored, trained on and saved, where things are."""
     samples, spent, saving = result["samples"], result["seconds"], result["saving"]
     storage = shlex.quote(result["storage"].rstrip("/"))
     elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
     parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
     where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
     lines = [
-        ("accuracy", _accuracy(result)),
+        *_reached(result),
         ("back-propagated", f"{samples['trained']:,} samples; a full run: {samples['full']:,}"),
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
         (
@@ -69,24 +69,34 @@ def summary(result: dict[str, Any]) -> str:
 
 def _passes_saved(result: dict[str, Any]) -> str:
     """Return what share of a full run's passes was saved, those of preparing counted as the run's own."""
-    cost, prepared = result["saving"]["cost"], result["prepared"]
-    passes = prepared["scored"] + 3 * prepared["trained"]
+    cost, prepared, each = result["saving"]["cost"], result["prepared"], 1 + result["backward_cost"]
+    passes = prepared["scored"] + each * prepared["trained"]
     if cost is None or not passes:
         return f"{percent(cost)} of the passes"
-    return f"{percent(cost - passes / (3 * result['samples']['full']))} of the passes, preparing included"
+    return f"{percent(cost - passes / (each * result['samples']['full']))} of the passes, preparing included"
 
 
-def _accuracy(result: dict[str, Any]) -> str:
-    words = f"{result['accuracy']:.4f} on held-out samples"
-    balanced = result["balanced_accuracy"]
-    if balanced is None:
-        return f"{words}, by the task's own metric (R² of a regression)"
-    return words if abs(balanced - result["accuracy"]) < 5e-5 else f"{words}, {balanced:.4f} balanced over the labels"
+def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for the task's metric, one for the accuracy where that is another, and those of final metrics."""
+    name, metrics, accuracy, balanced = (result[key] for key in ("metric", "metrics", "accuracy", "balanced_accuracy"))
+    lines = [(name, metrics[name]), *((other, value) for other, value in metrics.items() if other != name)]
+    if metrics[name] != accuracy:
+        lines.insert(1, ("accuracy", accuracy))
+    aside = "" if balanced is None or abs(balanced - accuracy) < 5e-5 else f", {balanced:.4f} balanced over the labels"
+    return [
+        (key.replace("_", " "), f"{value:.4f} on held-out samples{aside if key == 'accuracy' else ''}")
+        for key, value in lines
+    ]
 
 
 def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines that only some runs have."""
     asides, corrupted, prepared = [], result["corrupted"], result["prepared"]
+    if (tokens := result["tokens"]) is not None:
+        words = f"{tokens['trained']:,} back-propagated, {tokens['scored']:,} scored; a full run: {tokens['full']:,}"
+        asides.append(("tokens", f"{words}; {percent(result['saving']['tokens'])} saved"))
+    if result["backward_cost_measured"]:
+        asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
     if corrupted is not None:
         trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])
         asides.append(("wrong labels", f"{trained} of the back-propagated samples had one, {of_set} of the set have"))

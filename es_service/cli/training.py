@@ -22,7 +22,18 @@ from es_service.training.spec import TrainingSpec
 __all__ = ["add_parser"]
 
 _SELECTION_FLAGS = ("ratio", "prune_ratio")
-_NO_SETTING = ("task", "method", "storage", "run", "selection", "derived", "options", "resume", "search")
+_NO_SETTING = (
+    "task",
+    "method",
+    "storage",
+    "run",
+    "selection",
+    "derived",
+    "options",
+    "resume",
+    "search",
+    "backward_cost",
+)
 _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
     "method": "es",

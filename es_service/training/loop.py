@@ -7,15 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
+from es_service.selection import methods
+from es_service.selection.config import Selection
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
-from es_service.training.evaluation import evaluate
+from es_service.training.cost import backward_cost
+from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
 from es_service.training.memory import forget_peak, peak_memory
 from es_service.training.observed import Signals, losses_in
@@ -25,9 +29,11 @@ from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
+from es_service.training.tasks.metrics import metric_name
 from es_service.training.workers.base import Workers
+from es_service.training.workers.local import LocalWorkers
 
-__all__ = ["TrainSettings", "fit", "fit_model"]
+__all__ = ["TrainSettings", "fit", "fit_model", "measure_backward_cost"]
 
 _LOOK_EVERY_S = 0.5
 
@@ -39,12 +45,13 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
     expects in this epoch, so that pruned epochs do not leave the schedule unfinished.
 
     Returns:
-        accuracy, balanced_accuracy, accuracy_by_label and held_out_loss (see `Evaluation`), epoch, history (per epoch),
-        ledger (of the run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most).
+        accuracy, balanced_accuracy, accuracy_by_label, held_out_loss and metrics (see `Evaluation`; with the final ones
+        after the last epoch), metric (the name of the one that counts), epoch, history (per epoch), ledger (of the
+        run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most).
 
     Raises:
-        ConfigError: the selection goes by a signal that the task does not have, or a setting asks for what the model
-            or this machine does not offer.
+        ConfigError: the selection goes by a signal that the task does not have, a metric's name cannot be used, or a
+            setting asks for what the model or this machine does not offer.
     """
     return fit_model(task, selector, settings, workers)[0]
 
@@ -59,6 +66,15 @@ def fit_model(
         return training.run(), training.bare
 
 
+def measure_backward_cost(task: Task, settings: TrainSettings, batch_size: int) -> float:
+    """Return what a backward pass counts as, measured as a training with these settings does where it begins."""
+    full, num = Selection(methods.full()), len(task.train_set)
+    selector = Selector(full, num_samples=num, num_epochs=1, batch_size=batch_size, world_size=1)
+    cost = _Training(task, selector, settings, LocalWorkers(Path())).measure_backward_cost()  # nothing is written
+    torch.cuda.empty_cache()  # for the runs that follow, in processes of their own
+    return cost
+
+
 class _Training:
     """The state of one training; see `fit`."""
 
@@ -70,10 +86,11 @@ class _Training:
         self.model = workers.prepare(model)
         self.bare = scoring.unwrap(self.model)
         self.optimizer = build_optimizer(self.model, settings)
+        self._score = ScoringPasses(self.model, self._signals, settings, workers.device)
         self.loader = SelectiveLoader(
             task.train_set,
             selector,
-            ScoringPasses(self.model, self._signals, settings, workers.device),
+            self._score,
             # A bad loss has to be known before it is trained on: then every step is scored first.
             reuse_losses=selector.config.selection.on_bad_loss == "raise",
             collate_fn=_as_is,
@@ -82,13 +99,16 @@ class _Training:
         self.history: list[dict[str, Any]] = []
         self._looked_at = -math.inf
         check_signals(task, selector.config.selection)
+        self._metric = metric_name(task)
         self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
     def run(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         for epoch in range(self._restore(), self.selector.config.num_epochs):
             train_loss = self._train_epoch(epoch)
-            reached = evaluate(self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
+            asked = (self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
+            reached = evaluate(*asked)
+            is_last = epoch + 1 == self.selector.config.num_epochs
             ledger = self._merged_ledger()  # gathers: past it, every rank has closed the epoch
             self.history.append(
                 {
@@ -97,6 +117,7 @@ class _Training:
                     "balanced_accuracy": reached.balanced_accuracy,
                     "accuracy_by_label": reached.accuracy_by_label,
                     "held_out_loss": reached.loss,
+                    "metrics": {**reached.metrics, **(final_metrics(*asked) if is_last else {})},
                     "train_loss": train_loss,
                     "scored": ledger.scored,
                     "trained": ledger.trained,
@@ -108,6 +129,28 @@ class _Training:
             self.workers.report(metrics, self._save)
             self._log()
         return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
+
+    def measure_backward_cost(self) -> float:
+        """Measure it on samples from all over the train set."""
+        num, size = len(self.task.train_set), self.selector.config.batch_size
+        ids = np.linspace(0, num - 1, min(num, size)).astype(np.int64).tolist()
+        return backward_cost(
+            self.bare,
+            self.loader.to_device(self.task.train_set.__getitems__(ids)),
+            self._score,
+            self._signals,
+            micro_batch_size=self.settings.micro_batch_size,
+            autocast=self._autocast,
+        )
+
+    def _begin(self) -> None:
+        """Begin from nothing, with what a backward pass counts as: where it is measured, rank 0 does that for all."""
+        self.selector.reset()
+        cost = self.settings.backward_cost
+        if cost is None:
+            own = self.measure_backward_cost() if self.workers.rank == 0 else None
+            cost = self.workers.gather(own)[0]
+        self.selector.ledger.backward_cost = cost
 
     def _merged_ledger(self) -> Ledger:
         ledgers = self.workers.gather(self.selector.ledger.to_dict())
@@ -163,9 +206,10 @@ class _Training:
 
     def _metrics(self, ledger: Ledger) -> dict[str, Any]:
         last = self.history[-1]
-        reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
+        reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss", "metrics")
         return {
             **{name: last[name] for name in reached},
+            "metric": self._metric,
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
@@ -175,9 +219,8 @@ class _Training:
     def _log(self) -> None:
         """Show watchers what the last epoch reached."""
         last = self.history[-1]
-        self.selector.log(
-            **{name: last[name] for name in SHOWN if last[name] is not None and math.isfinite(last[name])}
-        )
+        shown = {**last["metrics"], **{name: last[name] for name in SHOWN}}
+        self.selector.log(**{name: one for name, one in shown.items() if one is not None and math.isfinite(one)})
 
     def _save(self, folder: Path) -> None:
         write_checkpoint(
@@ -190,7 +233,7 @@ class _Training:
         """Go to the last checkpoint and return the epoch to continue with."""
         with self.workers.checkpoint() as folder:
             if folder is None:
-                self.selector.reset()
+                self._begin()
                 return 0
             state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
         try:

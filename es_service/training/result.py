@@ -21,11 +21,13 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         wall_s: seconds from the run's start to its end.
     """
     ledger = Ledger.from_dict(metrics["ledger"])
-    reached = ("accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
+    reached = ("metric", "metrics", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
     return {
         "workers": metrics["world_size"],
         **{name: metrics[name] for name in reached},
         "samples": {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full},
+        "tokens": ledger.token_counts(),
+        "backward_cost": ledger.backward_cost,
         "seconds": {
             "total": ledger.total_s,
             **{section: ledger.seconds[section] for section in SECTIONS},

@@ -12,7 +12,7 @@ __all__ = ["ledger", "summary"]
 _SECONDS = ("total", "score", "train", "exchange", "data", "wall")
 _SAMPLES = ("scored", "trained", "full")
 _MOST_CHARACTERS = 100
-_SAVING = ("samples", "cost", "seconds")
+_SAVING = ("samples", "cost", "seconds", "tokens")
 _HISTORY = (
     "epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss", "scored", "trained", "seconds",
 )  # fmt: skip
@@ -29,6 +29,8 @@ def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None)
     return {
         "available": result is not None or found.get("samples") is not None,
         "samples": _numbers(found.get("samples"), _SAMPLES),
+        "tokens": _numbers(found.get("tokens"), _SAMPLES),
+        "backward_cost": number(found.get("backward_cost")),
         "seconds": seconds,
         "saving": _numbers(found.get("saving"), _SAVING),
         "history": history,
@@ -58,9 +60,13 @@ def _epoch(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(found: Any) -> dict[str, float | int]:
-    """Return what the user measured beyond the fields."""
+    """Return what was measured beyond the fields."""
     values = found.items() if isinstance(found, Mapping) else ()
-    return {name[:_MOST_CHARACTERS]: value for name, one in values if (value := number(one)) is not None}
+    return {
+        name[:_MOST_CHARACTERS]: value
+        for name, one in values
+        if name not in _HISTORY and (value := number(one)) is not None
+    }
 
 
 def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from es_service.experiments.compare.comparison import Comparison
 from es_service.ledger import SECTIONS
 from es_service.training.spec import TrainingSpec
 
-__all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "results_table"]
+__all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "metric_names", "results_table"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,10 @@ class Measured:
 
     Args:
         accuracy, balanced_accuracy, held_out_loss: of the last epoch, on held-out samples.
+        metric: name of the one that the task is judged by.
+        metrics: that one and the final ones, by name.
         scored, trained: samples forwarded to be scored, and back-propagated; preparing included.
+        backward_cost: forward passes that a backward pass counts as.
         seconds: by section, with "prepare", "rest" and "total"; None where the run shared its cores.
         accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label; of a
             label without held-out samples the accuracy is None.
@@ -34,9 +37,12 @@ class Measured:
     accuracy: float
     balanced_accuracy: float | None
     held_out_loss: float
+    metric: str
+    metrics: dict[str, float]
     scored: int
     trained: int
     full: int
+    backward_cost: float
     seconds: dict[str, float] | None
     accuracy_by_label: list[float | None] | None
     trained_by_label: list[float] | None
@@ -47,9 +53,14 @@ class Measured:
     history: list[dict[str, Any]]
 
     @property
-    def passes(self) -> int:
-        """Forward-equivalents: a forward pass 1, a backward pass 2."""
-        return self.scored + 3 * self.trained
+    def passes(self) -> float:
+        """What was spent: a forward pass 1, a backward pass `backward_cost`."""
+        return self.scored + (1 + self.backward_cost) * self.trained
+
+    def value(self, metric: str) -> float | None:
+        """Return what came of a metric, or of another figure of that name."""
+        found: float | None = self.metrics.get(metric, getattr(self, metric, None))
+        return found
 
     @classmethod
     def of(cls, result: dict[str, Any], *, exclusive: bool) -> Measured:
@@ -60,9 +71,12 @@ class Measured:
             accuracy=result["accuracy"],
             balanced_accuracy=result["balanced_accuracy"],
             held_out_loss=result["held_out_loss"],
+            metric=result["metric"],
+            metrics=result["metrics"],
             scored=samples["scored"] + prepared["scored"],
             trained=samples["trained"] + prepared["trained"],
             full=samples["full"],
+            backward_cost=result["backward_cost"],
             seconds=_seconds(result["seconds"], prepared["seconds"]) if exclusive else None,
             accuracy_by_label=result["accuracy_by_label"],
             trained_by_label=result["trained_by_label"],
@@ -70,7 +84,7 @@ class Measured:
             label_names=result["label_names"],
             corrupted_share=corrupted.get("share_of_trained"),
             corrupted_share_of_set=corrupted.get("share_of_set"),
-            history=[_epoch(one, prepared) for one in result["history"]],
+            history=[_epoch(one, prepared, result["backward_cost"]) for one in result["history"]],
         )
 
 
@@ -114,10 +128,10 @@ def _seconds(spent: dict[str, float], prepare: float) -> dict[str, float]:
     return {"prepare": prepare, **sections, "rest": rest, "total": spent["total"] + prepare}
 
 
-def _epoch(entry: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
+def _epoch(entry: dict[str, Any], prepared: dict[str, Any], backward_cost: float) -> dict[str, Any]:
     """Return an epoch's entry with the passes made by its end; preparing came before the first."""
-    passes = entry["scored"] + prepared["scored"] + 3 * (entry["trained"] + prepared["trained"])
-    return {**entry, "passes": passes}
+    scored, trained = (entry[name] + prepared[name] for name in ("scored", "trained"))
+    return {**entry, "passes": scored + (1 + backward_cost) * trained}
 
 
 SECTION_NAMES = ("prepare", *SECTIONS, "rest")
@@ -143,32 +157,42 @@ _EPOCHS = pa.schema(
 
 
 def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Return one row a run; what a run did not measure, or shared with another run, is null."""
-    return pa.Table.from_pylist([_run(comparison, one) for one in outcomes], schema=_RUNS)
+    """Return one row a run, with a column for each metric that the task names.
+
+    What a run did not measure, or shared with another run, is null.
+    """
+    rows = [_run(comparison, one) for one in outcomes]
+    return pa.Table.from_pylist(rows, schema=_with_metrics(_RUNS, outcomes))
 
 
 def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
     """Return one row for each epoch of each run; counts, cost and seconds are those of the run up to its end."""
-    whole = _whole(comparison)
     rows = [
         {
             **{name: entry.get(name) for name in _EPOCHS.names},
+            **entry["metrics"],
             "run": one.spec.run,
             "label": one.spec.method,
             "seed": one.spec.seed,
-            "cost": entry["passes"] / whole,
+            "cost": entry["passes"] / comparison.whole,
             "seconds": None if one.measured.seconds is None else entry["seconds"],
         }
         for one in outcomes
         if one.measured is not None
         for entry in one.measured.history
     ]
-    return pa.Table.from_pylist(rows, schema=_EPOCHS)
+    return pa.Table.from_pylist(rows, schema=_with_metrics(_EPOCHS, outcomes))
 
 
-def _whole(comparison: Comparison) -> int:
-    """Return the passes of a full run."""
-    return 3 * comparison.num_samples * comparison.epochs
+def _with_metrics(schema: pa.Schema, outcomes: Sequence[Outcome]) -> pa.Schema:
+    """Return the schema with a column for each further metric."""
+    measured = [one.measured for one in outcomes if one.measured is not None]
+    return pa.schema([*schema, *((name, _F64) for name in metric_names(measured) if name not in schema.names)])
+
+
+def metric_names(measured: Sequence[Measured]) -> list[str]:
+    """Return the metrics that these runs' tasks name, each once."""
+    return list(dict.fromkeys(name for one in measured for name in one.metrics))
 
 
 def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
@@ -185,7 +209,8 @@ def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
     if measured is not None:
         own = [name for name in _RUNS.names if name not in row and hasattr(measured, name)]
         row.update({name: getattr(measured, name) for name in own})
-        row["cost"] = measured.passes / _whole(comparison)
+        row.update(measured.metrics)
+        row["cost"] = measured.passes / comparison.whole
         if measured.seconds is not None:
             row.update({f"{name}_s": seconds for name, seconds in measured.seconds.items()})
             row["wall_s"] = outcome.wall_s

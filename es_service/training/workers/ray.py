@@ -111,6 +111,7 @@ def work(values: dict[str, Any]) -> None:
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
         irreducible_losses=None if spec.irreducible is None else read_losses(spec.irreducible, config.num_samples),
+        tokens=getattr(task, "tokens", None),
         exchange=spec.exchange,  # type: ignore[arg-type]  # "embedded" has no workers
         every=spec.every,
         storage=spec.storage,
