@@ -29,19 +29,19 @@ def counts(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
     return torch.cat([predicted * true, predicted, true], dim=1).float()
 
 
-def matthews(sums_3C: Any, num: int) -> float:
+def matthews(sums: Any, num: int) -> float:
     """Return Matthews' correlation in [-1, 1] from the sums of `counts` over `num` samples; 0 where it is undefined.
 
     It is undefined where all samples, or all predictions, are of one class.
     """
-    right, predicted, true = _by_class(sums_3C)
+    right, predicted, true = _by_class(sums)
     spread = (num**2 - predicted @ predicted) * (num**2 - true @ true)
     return float((num * right.sum() - predicted @ true) / math.sqrt(spread)) if spread > 0 else 0.0
 
 
-def f1(sums_3C: Any, num: int) -> float:
+def f1(sums: Any, _: int) -> float:
     """Return F1 in [0, 1]: of class 1 where there are two, else the mean over the classes that occur (macro)."""
-    right, predicted, true = _by_class(sums_3C)
+    right, predicted, true = _by_class(sums)
     occurring = predicted + true > 0
     each = 2 * right / np.where(occurring, predicted + true, 1.0)
     return float(each[1] if each.size == 2 else each[occurring].mean())
@@ -59,5 +59,5 @@ def check_metric(name: str | None) -> str:
     return name or "accuracy"
 
 
-def _by_class(sums_3C: Any) -> NDArray[np.float64]:
-    return np.asarray(sums_3C, dtype=np.float64).reshape(3, -1)
+def _by_class(sums: Any) -> NDArray[np.float64]:
+    return np.asarray(sums, dtype=np.float64).reshape(3, -1)

@@ -1,4 +1,4 @@
-"""Folders with a model of transformers' (Hugging Face's layout): opened quietly, without a network unless it is asked for."""
+"""Models in folders of Hugging Face's layout: opened quietly, and never from the network unless that is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of transformers that classify texts, from a folder: their tokenizer, what of it they take, and their limits."""
+"""Models of transformers that classify texts: from a folder, with their tokenizers, their inputs and their limits."""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ class Encoder:
         limits = [int(self._tokenizer.model_max_length)]
         places = getattr(self._config, "max_position_embeddings", None)
         if isinstance(places, int) and places > 0:
-            tables = [one for one in outline.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == places]
+            tables = [
+                one for one in outline.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == places
+            ]
             first = max((one.padding_idx + 1 for one in tables if one.padding_idx is not None), default=0)
             limits.append(places - first)  # of RoBERTa the first places are not used
         if max_length is not None and max_length > min(limits):

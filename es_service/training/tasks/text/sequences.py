@@ -136,9 +136,9 @@ class TextSet:
         held, rows_B = self._sequences, self._order[ids_B]
         starts_B = held.starts[rows_B]
         lengths_B = held.starts[rows_B + 1] - starts_B
-        places_T = np.arange(lengths_B.max(initial=1))
-        is_token = places_T < lengths_B[:, None]
-        used = (starts_B[:, None] + places_T)[is_token]
+        places = np.arange(lengths_B.max(initial=1))
+        is_token = places < lengths_B[:, None]
+        used = (starts_B[:, None] + places)[is_token]
 
         def padded(values: NDArray[Any], fill: int) -> torch.Tensor:
             filled = np.full(is_token.shape, fill, dtype=np.int64)

@@ -88,7 +88,7 @@ class Tiny:
         backward_cost=None,
     )
     pad = 0
-    names = ("attention_mask", "token_type_ids")
+    names: tuple[str, ...] = ("attention_mask", "token_type_ids")
 
     def __init__(self, num_classes: int, max_length: int | None) -> None:
         self._num_classes, self.limit = num_classes, max_length or _MOST_TOKENS
