@@ -120,12 +120,13 @@ class Encoder:
             raise errors.DataError(
                 f"--model {self._folder.name}: {name} has the shape {list(found)}, and by config.json {list(needed)}"
             )
-        body = f"{model.base_model_prefix}."
+        body = f"{model.base_model_prefix}."  # without the head
         missing = sorted(name for name in report["missing_keys"] if name.startswith(body))
-        if len(missing) == sum(name.startswith(body) for name in model.state_dict()):
+        num = sum(name.startswith(body) for name in model.state_dict())
+        if 2 * len(missing) > num:
             raise errors.DataError(
-                f"--model {self._folder.name}: none of its weights is one of a {type(model).__name__}, which "
-                "config.json says it is"
+                f"--model {self._folder.name} lacks {len(missing)} of the {num} weights of a {type(model).__name__}, "
+                f"which config.json says it is: {missing[0]}, …"
             )
         if missing:
             warnings.warn(
@@ -142,10 +143,11 @@ class Encoder:
         return 0
 
     def _names(self, outline: nn.Module) -> tuple[str, ...]:
-        taken = list(inspect.signature(outline.forward).parameters)
-        if "token_type_ids" not in self._tokenizer.model_input_names or getattr(self._config, "type_vocab_size", 2) < 2:
-            taken = [name for name in taken if name != "token_type_ids"]
-        return tuple(name for name in ("attention_mask", "token_type_ids") if name in taken)
+        are_usual = "token_type_ids" in self._tokenizer.model_input_names
+        has_types = getattr(self._config, "type_vocab_size", 2 if are_usual else 0) > 1
+        names = ("attention_mask", "token_type_ids") if has_types else ("attention_mask",)
+        taken = inspect.signature(outline.forward).parameters
+        return tuple(name for name in names if name in taken)
 
     def _limit(self, outline: nn.Module, max_length: int | None) -> int:
         limits = [int(self._tokenizer.model_max_length)]
