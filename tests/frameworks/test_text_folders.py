@@ -127,7 +127,7 @@ def test_a_sample_gives_what_transformers_itself_gives(tmp_path: Path, albert: s
     direct = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(albert)
     ids = [0, 3, 7]
-    texts = [task.preview(i).removeprefix("premise: ").split("\nhypothesis: ") for i in ids]  # type: ignore[misc, union-attr]
+    texts = [str(task.preview(i)).removeprefix("premise: ").split("\nhypothesis: ") for i in ids]  # type: ignore[misc]
     asked = {"padding": True, "return_tensors": "pt", "return_token_type_ids": True}
     encoded = tokenizer([text for text, _ in texts], [text for _, text in texts], **asked)
     batch = task.train_set.__getitems__(ids)
@@ -316,7 +316,7 @@ def test_the_real_data_are_read_and_trained_on(
     for _ in range(5):
         optimizer.zero_grad()
         losses = task.losses(net(task.inputs(batch)), batch)
-        losses.mean().backward()
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         found.append(float(losses.mean().detach()))
     assert found[-1] < found[0]

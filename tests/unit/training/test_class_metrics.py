@@ -62,7 +62,7 @@ def test_only_known_metrics_are_taken_and_accuracy_needs_no_statistics() -> None
         check_metric("mathews")
     samples = TensorSet(torch.zeros(2, 1), torch.arange(2))
 
-    def named(**metric: str) -> Classification:
+    def named(**metric: Any) -> Classification:
         what: dict[str, Any] = {"name": "x", "train_set": samples, "held_out": samples, "model": torch.nn.Identity}
         return Classification(**what, defaults=TaskDefaults(epochs=1, batch_size=1, learning_rate=1.0), **metric)
 

@@ -227,7 +227,7 @@ def test_the_transformer_learns(tmp_path: Path) -> None:
     batch = task.train_set.__getitems__(range(len(task.train_set)))
     for _ in range(20):
         optimizer.zero_grad()
-        task.losses(model(task.inputs(batch)), batch).mean().backward()
+        task.losses(model(task.inputs(batch)), batch).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     held_out = task.held_out.__getitems__(range(len(task.held_out)))
     assert task.metric(model.eval()(task.inputs(held_out)), held_out).float().mean() > 0.95
