@@ -288,15 +288,6 @@ def test_weights_that_are_missing_are_warned_of(tmp_path: Path, encoder: str) ->
         _built(_data(tmp_path), encoder)
 
 
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of public data sets that ES_SERVICE_DATA names."""
-    folder = os.environ.get("ES_SERVICE_DATA")
-    if folder is None:
-        pytest.skip("ES_SERVICE_DATA names no folder with data sets")
-    return Path(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "model", "sizes"), [("cola", "bow", (7_250, 1_301)), ("rte", "tiny", (2_490, 277)), ("rte", None, None)]
 )

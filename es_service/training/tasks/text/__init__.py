@@ -135,7 +135,7 @@ def _warn(train: Texts, held_out: Texts, sequences: list[Sequences], limit: int)
     num_skipped = train.num_skipped + held_out.num_skipped
     num_cut, num = sum(one.num_cut for one in sequences), sum(one.lengths.size for one in sequences)
     for count, message in (
-        (num_skipped, f"{num_skipped:,} rows were left out, which have no text or no label"),
+        (num_skipped, f"{num_skipped:,} rows were left out, which have no text"),
         (num_cut, f"{num_cut:,} of {num:,} samples were truncated to {limit} tokens (--max-length)"),
     ):
         if count:

@@ -39,7 +39,7 @@ class Texts:
         names: of these columns.
         labels_n: int64[n].
         labels: what they mean.
-        num_skipped: rows left out.
+        num_skipped: rows left out because they have no text.
     """
 
     columns: tuple[pa.ChunkedArray, ...]
@@ -114,7 +114,7 @@ def read_texts(
         names=names,
         labels_n=labels.labels_n[is_good[labels.rows_n]],
         labels=labels,
-        num_skipped=table.num_rows - len(rows),
+        num_skipped=labels.rows_n.size - len(rows),
     )
 
 
