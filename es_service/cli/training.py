@@ -108,7 +108,8 @@ def train_command(options: argparse.Namespace) -> int:
             f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
         ) from error
     # Ray prints output of its daemons, and stdout is for the result alone.
-    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
+    showing = output.warnings_on_stderr()
+    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr), showing:
         try:
             result = train(spec, progress.show)
         except KeyboardInterrupt:
