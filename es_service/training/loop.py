@@ -131,13 +131,14 @@ class _Training:
                 group["lr"] = self.selector.learning_rate_factor * learning_rate_at(
                     (epoch + done) / num_epochs, self.settings.learning_rate
                 )
+            scale, weight = self._weighed(batch, scale)
             signals = train_step(
                 self.model,
                 self.optimizer,
                 batch,
                 scale,
                 self._signals,
-                weight=self.loader.weight,
+                weight=weight,
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
             )
@@ -149,6 +150,17 @@ class _Training:
                 self.workers.raise_if_stopped()
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
         return float(sum(totals) / sum(nums))
+
+    def _weighed(self, batch: Any, scale: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Return the scale of each sample of a mini-batch times its share of the task's weights, and what this rank's
+        mean counts for.
+        """
+        weigh = getattr(self.task, "weights", None)
+        if weigh is None:
+            return scale, self.loader.weight
+        weights_b = weigh(batch)
+        mean = float(weights_b.mean())
+        return scale * torch.from_numpy(weights_b / mean).to(scale.device), self.loader.weight * mean
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
@@ -193,8 +205,14 @@ class _Training:
         write_checkpoint(
             folder,
             self.selector.state_dict(),
-            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history},
+            {"model": self._state(is_trained=True), "optimizer": self.optimizer.state_dict(), "history": self.history},
         )
+
+    def _state(self, *, is_trained: bool) -> dict[str, Any]:
+        """Return the part of the model's state that training changes, or the frozen parameters, which the task makes."""
+        named = self.bare.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {name: value for name, value in self.bare.state_dict().items() if (name not in frozen) == is_trained}
 
     def _restore(self) -> int:
         """Go to the last checkpoint and return the epoch to continue with."""
@@ -204,7 +222,7 @@ class _Training:
                 return 0
             state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
         try:
-            self.bare.load_state_dict(saved["model"])
+            self.bare.load_state_dict({**self._state(is_trained=False), **saved["model"]})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise errors.RunMismatchError(
