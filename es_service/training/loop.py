@@ -209,7 +209,7 @@ class _Training:
         )
 
     def _state(self, *, is_trained: bool) -> dict[str, Any]:
-        """Return the part of the model's state that training changes, or the frozen parameters, which the task makes."""
+        """Return what training changes of the model's state, or the frozen parameters, which the task makes again."""
         named = self.bare.named_parameters(remove_duplicate=False)
         frozen = {name for name, parameter in named if not parameter.requires_grad}
         return {name: value for name, value in self.bare.state_dict().items() if (name not in frozen) == is_trained}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
 
 from es_service import errors
-from es_service.selection.settings import suggest
 from es_service.training.tasks.sft.folder import imported
 
 __all__ = ["add_adapters", "targets_of"]
@@ -37,8 +37,10 @@ def targets_of(model: torch.nn.Module, asked: str | None) -> list[str]:
     paths += [path for path, module in model.named_modules() if module is head]
     for target in targets:
         if not any(path == target or path.endswith(f".{target}") for path in paths):
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise errors.ConfigError(
-                f"--lora-targets {target}: the model has no such linear layer; {suggest(target, known)}"
+                f"--lora-targets {target}: the model has no such linear layer; {hint}there are {', '.join(known)}"
             )
     return targets
 

@@ -136,7 +136,7 @@ class ModelFolder:
 
         if not self.has_weights:
             return self._new(config)
-        with self._explained("weights"):
+        with self._explained("weights"), _no_progress_bars():
             model, found = AutoModelForCausalLM.from_pretrained(
                 self.place, **self._asked, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -165,3 +165,17 @@ class ModelFolder:
                 f"--model {self.place}: its {what} cannot be used for a causal language model: "
                 f"{str(error).strip().partition(chr(10))[0] or repr(error)}"
             ) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing on a terminal that shows how far the training is."""
+    from transformers.utils import logging
+
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            logging.enable_progress_bar()
