@@ -131,6 +131,17 @@ def test_a_share_of_the_rows_is_held_out_where_no_file_is(tmp_path: Path, folder
     assert (len(task.train_set), len(task.held_out)) == (30, 10)
 
 
+def test_a_gguf_file_brings_weights_tokenizer_and_template(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    model = tiny.make_gguf(tmp_path / "packed/tiny.gguf")
+    for place in (tmp_path / "packed", tmp_path / "packed/tiny.gguf"):
+        task = _task(data, place)
+        assert task.preview(0) == _FIRST
+    found = task.build_model().language_model.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
 # -- losses ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
@@ -68,3 +70,42 @@ def sums(num: int) -> list[dict[str, str]]:
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def make_gguf(path: Path) -> transformers.LlamaForCausalLM:
+    """Write a tiny Llama, its tokenizer and its chat template as a GGUF file; return the model."""
+    config = make_config(vocab_size=259)
+    transformers.set_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*letters, END, "<|turn|>", "ab"])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    writer.add_bos_token_id(256)
+    writer.add_chat_template(CHAT)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        tensor = value.numpy()
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # GGUF keeps the halves of rotary embeddings interleaved
+            tensor = tensor.reshape(config.num_attention_heads, 2, -1, tensor.shape[1]).swapaxes(1, 2)
+            tensor = np.ascontiguousarray(tensor.reshape(value.shape))
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model

@@ -129,7 +129,7 @@ class Encoder:
             if not (before.startswith(done) and after.startswith(before)):
                 raise errors.DataError(
                     "the tokenizer's chat template renders what comes before an answer in another way once the answer "
-                    f"is there (message {number}), so its tokens cannot be told apart: change the template, or remove "
+                    f"is there (message {number}), so its tokens cannot be found: change the template, or remove "
                     "it from the tokenizer for the plain form"
                 )
             pieces += [(before[len(done) :], False), (after[len(before) :], True)]

@@ -36,7 +36,7 @@ class Sequences:
     A batch is a dictionary of `tokens` int64[B, T], filled up with 0 behind each sequence; `places` int64[B, A], where
     the answers' tokens are predicted, which is one place before each; `targets` int64[B, A], these tokens, filled up
     with `IGNORE_INDEX`; and `lengths`, a numpy array int64[B, 2] of the tokens and the answer tokens of each sequence,
-    which stays on the CPU: whoever cuts padding off then need not wait for the GPU.
+    which stays on the CPU, so that cutting padding off does not wait for the GPU.
 
     Args:
         sequences: at least one, each with an answer token at least.
