@@ -240,6 +240,24 @@ def test_loss_per_token_is_the_mean_over_the_tokens_of_a_step_however_it_is_cut(
     assert _task(data, folder).weights is None
 
 
+def test_gradient_checkpointing_gives_the_same_gradients(data: Path, folder: Path) -> None:
+    task = _task(data, folder)
+    batch = task.train_set.__getitems__(range(6))
+    gradients, num_passes = [], []
+    for is_on in (False, True):
+        torch.manual_seed(0)
+        model = task.build_model().train()
+        passes: list[int] = []
+        model.language_model.model.layers[0].self_attn.register_forward_hook(lambda *_, kept=passes: kept.append(1))
+        if is_on:
+            model.gradient_checkpointing_enable()
+        model(batch).losses.mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        num_passes.append(len(passes))
+    assert num_passes == [1, 2]
+    torch.testing.assert_close(*gradients)
+
+
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 

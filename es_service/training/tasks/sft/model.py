@@ -68,9 +68,15 @@ class AnswerModel(torch.nn.Module):
         back = torch.from_numpy(np.argsort(order, kind="stable")).to(batch["tokens"].device)
         return Answers(*(torch.cat(of_parts)[back] for of_parts in zip(*parts, strict=True)))
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Keep less for the backward pass, and compute it again there; as transformers' models have it."""
-        self.language_model.gradient_checkpointing_enable(**options)
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep less for the backward pass, and compute it again there."""
+        model = self.language_model
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name
+        enable({"use_reentrant": False})
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the language model in place; what cuts batches around it stays as it is."""
+        self.language_model.compile(*args, **options)
 
     def _passes(self, order: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Yield the positions that go through together; the sequences of `order` get shorter and shorter."""
