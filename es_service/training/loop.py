@@ -173,13 +173,14 @@ class _Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            scale, weight = self._weighed(batch, scale)
             signals = train_step(
                 self.model,
                 self.optimizer,
                 batch,
                 scale,
                 self._signals,
-                weight=self.loader.weight,
+                weight=weight,
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
             )
@@ -191,6 +192,17 @@ class _Training:
                 self.workers.raise_if_stopped()
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
         return float(sum(totals) / sum(nums))
+
+    def _weighed(self, batch: Any, scale: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Return the scale of each sample of a mini-batch times its share of the task's weights, and what this rank's
+        mean counts for.
+        """
+        weigh = getattr(self.task, "weights", None)
+        if weigh is None:
+            return scale, self.loader.weight
+        weights_b = weigh(batch)
+        mean = float(weights_b.mean())
+        return scale * torch.from_numpy(weights_b / mean).to(scale.device), self.loader.weight * mean
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
@@ -227,8 +239,14 @@ class _Training:
         write_checkpoint(
             folder,
             self.selector.state_dict(),
-            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history},
+            {"model": self._state(is_trained=True), "optimizer": self.optimizer.state_dict(), "history": self.history},
         )
+
+    def _state(self, *, is_trained: bool) -> dict[str, Any]:
+        """Return what training changes of the model's state, or the frozen parameters, which the task makes again."""
+        named = self.bare.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {name: value for name, value in self.bare.state_dict().items() if (name not in frozen) == is_trained}
 
     def _restore(self) -> int:
         """Go to the last checkpoint and return the epoch to continue with."""
@@ -238,7 +256,7 @@ class _Training:
                 return 0
             state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
         try:
-            self.bare.load_state_dict(saved["model"])
+            self.bare.load_state_dict({**self._state(is_trained=False), **saved["model"]})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise errors.RunMismatchError(

@@ -162,6 +162,11 @@ class DerivedTask:
         return lambda batch, ids_B, epoch: augment(batch, self.source_ids[ids_B], epoch)
 
     @property
+    def weights(self) -> Callable[[Any], NDArray[np.float32]] | None:
+        """What samples count for, where the task this one was made of says so."""
+        return getattr(self._task, "weights", None)
+
+    @property
     def preview(self) -> Callable[[int], bytes | str] | None:
         """Shows a sample, where the task this one was made of does."""
         shown: Callable[[int], bytes | str] | None = getattr(self._task, "preview", None)
