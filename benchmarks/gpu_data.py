@@ -24,7 +24,8 @@ __all__ = ["IMAGES", "LIMIT_MIB", "MATHS", "num_rows", "opened", "pack"]
 IMAGES = ("cifar10_train.parquet", "cifar10_test.parquet")
 MATHS = ("gsm8k_train.parquet", "gsm8k_test.parquet")
 LIMIT_MIB = 48
-_MIB, _SPARE = 1 << 20, 0.98  # tar and Parquet write a little around the samples
+_MIB = 1 << 20
+_TAR, _PARQUET = 20_480, 0.98  # what they write around the samples: bytes at most, and a share
 
 
 def pack(data: Path, packed: Path, limit_mib: float = LIMIT_MIB) -> dict[str, int]:
@@ -36,16 +37,16 @@ def pack(data: Path, packed: Path, limit_mib: float = LIMIT_MIB) -> dict[str, in
     found = [data / name for name in (*IMAGES, *MATHS) if (data / name).is_file()]
     if not found:
         raise errors.DataError(f"--data {data}: there is none of {', '.join((*IMAGES, *MATHS))}")
-    limit = limit_mib * _MIB * _SPARE
+    limit = limit_mib * _MIB - _TAR
     with tempfile.TemporaryDirectory() as folder:
         kept = {path.name: Path(folder) / path.name for path in found}
         sizes = {path.name: _write(pq.read_table(path), kept[path.name]) for path in found}
         room = limit - sum(size for name, size in sizes.items() if name != IMAGES[0])
         if sum(sizes.values()) > limit and IMAGES[0] in sizes and room > 0:
             table = pq.read_table(data / IMAGES[0])
-            rows = shuffled(np.arange(table.num_rows))[: int(table.num_rows * room / sizes[IMAGES[0]])]
+            rows = shuffled(np.arange(table.num_rows))[: int(table.num_rows * _PARQUET * room / sizes[IMAGES[0]])]
             sizes[IMAGES[0]] = _write(table.take(np.sort(rows)), kept[IMAGES[0]])
-        if sum(sizes.values()) > limit_mib * _MIB:
+        if sum(sizes.values()) > limit:
             needed = sum(sizes.values()) / _MIB
             raise errors.DataError(f"--data {data} still needs {needed:.1f} MiB: raise --mib, now {limit_mib}")
         with tarfile.open(packed, "w") as tar:

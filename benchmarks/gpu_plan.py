@@ -155,10 +155,8 @@ def estimate(job: Job, finished: Sequence[Finished], side_by_side: int) -> float
     epochs = job.spec.epochs or 1
     known = max(own, key=lambda one: one.spec.epochs or 1)
     ran = known.spec.epochs or 1
-    steps_s = known.total_s / ran
-    whole = known.wall_s - known.total_s + _EVALUATING * steps_s * epochs
-    if 2 * ran >= epochs:
-        whole = known.wall_s * max(1.0, epochs / ran)
+    by_steps = known.wall_s - known.total_s + _EVALUATING * known.total_s * epochs / ran
+    whole = min(by_steps, known.wall_s * max(1.0, epochs / ran))
     crowded = side_by_side if known.alone and not job.alone else 1
     return _SLACK * whole * crowded
 
