@@ -103,9 +103,14 @@ class _OnSome:
     held_out_labels = None
 
     def __init__(self, task: Task, ids: NDArray[np.int64]) -> None:
-        self._task = task
+        self._task, self._ids = task, ids
         self.train_set = _Some(task.train_set, ids)
         self.held_out = _Some(task.held_out, np.zeros(1, dtype=np.int64))
+
+    @property
+    def augment(self) -> Any:
+        made = getattr(self._task, "augment", None)
+        return None if made is None else lambda batch, ids_B, epoch: made(batch, self._ids[ids_B], epoch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)

@@ -52,6 +52,9 @@ class SelectiveLoader(SelectedBatches):
             b samples instead of B, as long as that changes nothing but padding. True: always collated again, which
             batches need that cannot be taken apart, graphs for example; `collate_fn` must not draw at random then.
             False: rows are always taken.
+        augment: (batch, ids int64[B], epoch) -> the batch that is scored and trained on, once for each batch, on its
+            device. It draws by the ids and the epoch alone: then views are the same after a resume, and however ranks
+            divide an epoch.
         workers: further arguments of torch's DataLoader: `prefetch_factor`, `persistent_workers`, `timeout`,
             `worker_init_fn`, `multiprocessing_context`, `generator`.
 
@@ -72,6 +75,7 @@ class SelectiveLoader(SelectedBatches):
         num_workers: int = 0,
         per_sample: Sequence[str] | None = None,
         recollate: bool | None = None,
+        augment: Callable[[Any, NDArray[np.int64], int], Any] | None = None,
         **workers: Any,
     ) -> None:
         super().__init__(selector, score, reuse_losses=reuse_losses, device=device)
@@ -84,6 +88,7 @@ class SelectiveLoader(SelectedBatches):
         self._check_length()
         if recollate is None and (collate_fn in (None, data.default_collate) or per_sample is not None):
             recollate = False  # rows of it are what collating them again would give
+        self._augment = augment
         self._per_sample = per_sample
         self._recollate = recollate
         self._is_tried = per_sample is not None or recollate is True
@@ -139,14 +144,17 @@ class SelectiveLoader(SelectedBatches):
             if is_blind and ahead is None:  # no more is fetched than is drawn
                 draw = self._select(ids_B)
                 with timing("data"):
-                    batch = self.to_device(self._fetch(draw.ids).batch)
+                    batch = self._view(self._fetch(draw.ids).batch, draw.ids, epoch)
             else:
                 with timing("data"):
                     fetched = next(ahead) if ahead else self._fetch(ids_B)
-                    whole = fetched.batch if is_blind else self.to_device(fetched.batch)
+                    whole = fetched.batch if is_blind else self._view(fetched.batch, ids_B, epoch)
                 draw = self._select(ids_B, None if is_blind else whole)
                 with timing("data"):
-                    batch = self.to_device(self._take(fetched, whole, draw, ids_B))
+                    again = self._collated_again(fetched, draw, ids_B)
+                    batch = self._rows(whole, draw, ids_B) if again is None else again
+                    if is_blind or again is not None:
+                        batch = self._view(batch, draw.ids, epoch)
             yield from self._yielded(batch)
         self._check_observed()
         self._score_hidden()
@@ -158,7 +166,7 @@ class SelectiveLoader(SelectedBatches):
             if hidden_B.size == 1 and self.draw is not None:  # BatchNorm cannot do with one: score another beside it
                 scored_B = np.append(hidden_B, self.draw.ids[:1])
             with timing("data"):
-                whole = self.to_device(self._fetch(scored_B).batch)
+                whole = self._view(self._fetch(scored_B).batch, scored_B, selector.next_epoch)
             with timing("score"):
                 observed = self._score(whole)
             selector.refresh(hidden_B, observed if scored_B is hidden_B else _first(observed, 1))
@@ -174,19 +182,23 @@ class SelectiveLoader(SelectedBatches):
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def _take(self, fetched: Fetched, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
-        """Return the drawn samples of what was fetched; `whole` is its batch, perhaps moved already."""
+    def _view(self, batch: Any, ids: NDArray[np.int64], epoch: int) -> Any:
+        """Return a fetched batch as it is scored and trained on: on the device, augmented."""
+        moved = self.to_device(batch)
+        return moved if self._augment is None else self._augment(moved, ids, epoch)
+
+    def _rows(self, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
+        """Return the drawn rows of the batch of all."""
         if draw.positions.size == ids_B.size:
             return whole
-        if self._recollate or (self._recollate is None and fetched.samples is not None):
-            again = self._collated_again(fetched, draw, ids_B)
-            if again is not None:
-                return again
         return batches.take(whole, draw.positions, ids_B.size, self._per_sample)
 
     def _collated_again(self, fetched: Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
-        """Return the drawn samples, padded to the longest of them; None where more than padding would change."""
+        """Return the drawn samples, padded to the longest of them; None where rows of what was fetched are taken."""
         samples = fetched.samples
+        is_asked = self._recollate or (self._recollate is None and samples is not None)
+        if draw.positions.size == ids_B.size or not is_asked:
+            return None
         if samples is None or len(samples) != ids_B.size:
             return self._fetch(draw.ids).batch  # __getitems__ returned a batch
         with random_as_it_was():

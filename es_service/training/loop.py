@@ -84,6 +84,7 @@ class _Training:
             reuse_losses=selector.config.selection.on_bad_loss == "raise",
             collate_fn=_as_is,
             device=workers.device,
+            augment=getattr(task, "augment", None),
         )
         self.history: list[dict[str, Any]] = []
         self._looked_at = -math.inf

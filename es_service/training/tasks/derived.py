@@ -133,6 +133,12 @@ class DerivedTask:
         shown: Callable[[int], bytes | str] | None = getattr(self._task, "preview", None)
         return None if shown is None else lambda sample_id: shown(int(self.source_ids[sample_id]))
 
+    @property
+    def augment(self) -> Callable[[Any, NDArray[np.int64], int], Any] | None:
+        """Makes other views of samples, where the task this one was made of does: the same ones as there."""
+        made: Callable[[Any, NDArray[np.int64], int], Any] | None = getattr(self._task, "augment", None)
+        return None if made is None else lambda batch, ids_B, epoch: made(batch, self.source_ids[ids_B], epoch)
+
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
         return self._task.build_model()

@@ -1,4 +1,4 @@
-"""A small ResNet for 28×28 grey images: 0.3 M parameters, made to be fast on one CPU thread."""
+"""Blocks of ResNets, and a small one for 28×28 grey images: 0.3 M parameters, made to be fast on one CPU thread."""
 
 from __future__ import annotations
 
@@ -6,30 +6,39 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["SmallResNet"]
+__all__ = ["Block", "Pointwise", "Shortcut", "SmallResNet"]
 
 
-class _Shortcut(nn.Module):
-    """The mean of 2×2 where the block halves the resolution, then a 1×1 convolution (He et al. 2019, ResNet-D).
+class Pointwise(nn.Linear):
+    """A 1×1 convolution, written as a product over the last axis.
 
-    The convolution is written as a product over the last axis: in channels last it is one, and its gradients then come
-    in the layout of its weights, without which DistributedDataParallel warns and copies.
+    In channels last it is one, and its gradients then come in the layout of its weights, without which
+    DistributedDataParallel warns and copies.
     """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float[B, out, h, w] of float[B, in, h, w]."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Shortcut(nn.Module):
+    """The mean of 2×2 where the block halves the resolution, then a 1×1 convolution (He et al. 2019, ResNet-D)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.mix = nn.Linear(width_in, width, bias=False)
+        self.mix = Pointwise(width_in, width, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float[B, width, h / stride, w / stride] of float[B, width_in, h, w]."""
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
-        mixed: torch.Tensor = self.norm(self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        mixed: torch.Tensor = self.norm(self.mix(x))
         return mixed
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Two 3×3 convolutions around a shortcut (He et al., *Deep Residual Learning*, 2016, figure 2)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -39,9 +48,10 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         keeps_shape = stride == 1 and width_in == width
-        self.shortcut = nn.Identity() if keeps_shape else _Shortcut(width_in, width, stride)
+        self.shortcut = nn.Identity() if keeps_shape else Shortcut(width_in, width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float[B, width, h / stride, w / stride] of float[B, width_in, h, w]."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         out = self.norm2(self.conv2(out)) + self.shortcut(x)
         return F.relu(out, inplace=True)
@@ -67,7 +77,7 @@ class SmallResNet(nn.Module):
         before = (widths[0], *widths)
         self.blocks = nn.Sequential(
             *(
-                _Block(width_in, width, 1 if index == 0 else 2)
+                Block(width_in, width, 1 if index == 0 else 2)
                 for index, (width_in, width) in enumerate(zip(before, widths, strict=False))
             )
         )

@@ -6,12 +6,15 @@ that ids, and all scores and figures that speak of them, can never shift.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.selection.settings import exact_share
+
 __all__ = ["shuffled", "stratified_split", "stream_of", "words"]
 
-_HELD_OUT = 5  # one in so many
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,11 +43,11 @@ def shuffled(ids_m: NDArray[np.int64], stream: int = 0) -> NDArray[np.int64]:
     return ids_m[np.argsort(words(ids_m, stream), kind="stable")]
 
 
-def stratified_split(labels_n: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows to train on and those to hold out, one in five of each class (rounded down), both shuffled."""
+def stratified_split(labels_n: NDArray[np.integer], share: float = 0.2) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows to train on and those to hold out, a share of each class (rounded down), both shuffled."""
     order = shuffled(np.arange(labels_n.size))
     is_held_out = np.zeros(labels_n.size, dtype=bool)
     for label in np.unique(labels_n):
         of_class = order[labels_n[order] == label]
-        is_held_out[of_class[: of_class.size // _HELD_OUT]] = True
+        is_held_out[of_class[: math.floor(exact_share(share, of_class.size))]] = True
     return order[~is_held_out[order]], order[is_held_out[order]]

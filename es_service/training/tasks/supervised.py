@@ -90,6 +90,7 @@ class _Supervised:
     model: Callable[[], torch.nn.Module]
     defaults: TaskDefaults
     preview: Callable[[int], bytes | str] | None = None
+    augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
 
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
@@ -111,6 +112,7 @@ class Classification(_Supervised):
         model: makes a new model, its weights from torch's global generator.
         defaults: settings for it.
         preview: returns a sample of the train set, by its id, as a PNG file or a text; None where it cannot be shown.
+        augment: returns another view of a batch; see `Task`.
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
 
     Raises:
