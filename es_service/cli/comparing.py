@@ -9,6 +9,7 @@ from typing import Any
 
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
+from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.experiments.begin import check_extra, check_known
 from es_service.experiments.compare.compare import compare
 from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, parse_candidates
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
     )
     flag("--epochs", type=int, metavar="E", help="epochs of a full run (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
-    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    add_training_flags(flag)
     flag("--jobs", type=int, default=1, metavar="J", help="parallel runs, each on its own cores (default: 1)")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
     parser.set_defaults(run_command=compare_command)
@@ -75,6 +76,7 @@ def compare_command(options: argparse.Namespace) -> int:
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
+        "training": training_settings(vars(options)),
     }
     folder.check_identity(check_known(**subject))
     check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")

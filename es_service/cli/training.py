@@ -12,6 +12,7 @@ from typing import Any
 from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, OPTIONS, add_task_flags, derived_settings, option_settings
+from es_service.cli.training_flags import TRAINING, add_training_flags
 from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
@@ -32,10 +33,11 @@ _DEFAULTS: dict[str, Any] = {
 }
 _PARTS = (*_SELECTION_FLAGS, *DERIVED, *OPTIONS)
 _KIND_OF: dict[str, type] = {
-    **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size", "micro_batch_size"), int),
+    **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
     **DERIVED,
     **OPTIONS,
+    **TRAINING,
 }
 _KINDS = {int: "whole number", float: "number", str: "word", bool: "truth value, true or false"}
 
@@ -68,8 +70,7 @@ def add_parser(commands: Any) -> None:
     )
     flag("--epochs", type=int, metavar="E", help="number of epochs (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
-    flag("--micro-batch-size", type=int, metavar="M", help="maximum number of samples in one forward or backward pass")
-    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    add_training_flags(flag)
     flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: trains hold-out models first)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, prefetch, collective, or embedded: one worker, no Ray (default: leased)")

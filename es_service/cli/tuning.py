@@ -10,6 +10,7 @@ from typing import Any
 from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
+from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.cli.yaml_files import read_yaml
 from es_service.experiments.tune.domains import KINDS
 from es_service.experiments.tune.objectives import OBJECTIVES
@@ -90,7 +91,7 @@ def add_parser(commands: Any) -> None:
     )
     flag("--epochs", type=int, metavar="E", help="epochs of every trial (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
-    flag("--learning-rate", type=float, metavar="LR", help="peak of the one-cycle schedule (default: the task's)")
+    add_training_flags(flag)
     flag("--max-concurrent", type=int, metavar="M", help="parallel trials (default: as many as the CPUs allow)")
     flag("--cpus-per-trial", type=float, default=1.0, metavar="C", help="CPUs and threads per trial (default: 1)")
     flag(
@@ -147,6 +148,7 @@ def tune_command(options: argparse.Namespace) -> int:
                     epochs=options.epochs,
                     batch_size=options.batch_size,
                     learning_rate=options.learning_rate,
+                    training=training_settings(vars(options)),
                     places=places,
                     start_from=None if options.replayed is None else RunStorage(options.storage, options.replayed),
                 )

@@ -45,6 +45,7 @@ def check_known(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Check what can be known of an experiment before its task is built, which takes torch and the data.
 
@@ -62,14 +63,14 @@ def check_known(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None:
             as_integer(name, value, least=1)
-    if learning_rate is not None:
-        TrainSettings(learning_rate=learning_rate)
+    TrainSettings(learning_rate=1.0 if learning_rate is None else learning_rate, **(training or {}))
     plain, wanted = Derived().to_dict(), Derived(**(derived or {})).to_dict()
     known = {
         "task": task,
         "data": absolute(data) if data is not None and os.path.exists(data) else data,
         "derived": {name: value for name, value in wanted.items() if value != plain[name]},
         "options": given_options.to_dict(),
+        "training": dict(training or {}),
     }
     given = zip(USUAL, (epochs, batch_size, learning_rate), strict=True)
     return {**known, **{name: value for name, value in given if value is not None}}
@@ -80,8 +81,10 @@ def task_of(known: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
 
     Raises:
         DataError: the task's data are missing or damaged.
+        ConfigError: another optimizer than the task's, without a learning rate.
     """
     built = build_task(known["task"], known["data"], Derived(**known["derived"]), TaskOptions(**known["options"]))
+    built.defaults.check_optimizer(known["training"].get("optimizer"), known.get("learning_rate"))
     usual = {name: getattr(built.defaults, name) for name in USUAL}
     return built, {**usual, **known, "num_samples": len(built.train_set)}
 

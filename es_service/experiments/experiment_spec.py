@@ -26,6 +26,7 @@ class ExperimentSpec:
         num_samples: n of the train set.
         epochs, batch_size, learning_rate: of every run without its own.
         seeds: every method or setting is run with each of them.
+        training: further settings of a `TrainingSpec` that were given, of every run: the optimizer, the passes.
 
     Raises:
         ConfigError: no seed, or a count below 1.
@@ -40,6 +41,7 @@ class ExperimentSpec:
     learning_rate: float
     seeds: tuple[int, ...]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -50,7 +52,17 @@ class ExperimentSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when its runs are continued, as JSON gives it back."""
-        names = ("task", "data", "derived", "options", "num_samples", "epochs", "batch_size", "learning_rate")
+        names = (
+            "task",
+            "data",
+            "derived",
+            "options",
+            "num_samples",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "training",
+        )
         values: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return values
 
@@ -84,5 +96,6 @@ class ExperimentSpec:
             batch_size=self.batch_size if batch_size is None else batch_size,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
             seed=seed,
+            **self.training,
             **{"exchange": "embedded", **more},
         )

@@ -108,7 +108,7 @@ class ExperimentFolder:
         differing = [
             f"{name} there {before.get(name)!r}, here {value!r}"
             for name, value in now.items()
-            if before.get(name) != value
+            if (before.get(name) or None) != (value or None)  # empty is as good as left out
         ]
         if differing:
             raise errors.ConfigError(

@@ -18,6 +18,7 @@ from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.evaluation import evaluate
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
+from es_service.training.optimizers import build_optimizer, learning_rate_at
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
@@ -27,14 +28,6 @@ from es_service.training.workers.base import Workers
 __all__ = ["TrainSettings", "fit", "fit_model"]
 
 _LOOK_EVERY_S = 0.5
-_WARM_UP = 0.2  # share of the training in which the learning rate rises
-
-
-def learning_rate_at(progress: float, highest: float) -> float:
-    """Return the one-cycle learning rate at a share of the training in [0, 1]: up linearly, down as a cosine to 0."""
-    if progress < _WARM_UP:
-        return highest * (0.04 + 0.96 * progress / _WARM_UP)
-    return highest * 0.5 * (1.0 + math.cos(math.pi * (progress - _WARM_UP) / (1.0 - _WARM_UP)))
 
 
 def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> dict[str, Any]:
@@ -69,13 +62,7 @@ class _Training:
         torch.manual_seed(settings.seed)
         self.model = workers.prepare(task.build_model())
         self.bare = scoring.unwrap(self.model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
+        self.optimizer = build_optimizer(self.model, settings)
         self.loader = SelectiveLoader(
             task.train_set,
             selector,
@@ -128,10 +115,14 @@ class _Training:
         total, num = torch.zeros((), device=self.workers.device), 0
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
             done = step / self.selector.steps(epoch)
+            rate = self.selector.learning_rate_factor * learning_rate_at(
+                (epoch + done) / num_epochs,
+                self.settings.learning_rate,
+                warm_up=self.settings.warm_up,
+                schedule=self.settings.schedule,
+            )
             for group in self.optimizer.param_groups:
-                group["lr"] = self.selector.learning_rate_factor * learning_rate_at(
-                    (epoch + done) / num_epochs, self.settings.learning_rate
-                )
+                group["lr"] = rate
             signals = train_step(
                 self.model,
                 self.optimizer,

@@ -17,7 +17,7 @@ from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_integer, check_names, make_plain, suggest
 from es_service.storage.files import absolute, open_filesystem, storage_errors
 from es_service.storage.runs import RunStorage, check_run_name
-from es_service.training.settings import TrainSettings
+from es_service.training.settings import OF_THE_TASK, TrainSettings
 from es_service.training.tasks import check_task_data, check_task_name
 from es_service.training.tasks.derived import Derived
 from es_service.training.tasks.options import TaskOptions
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["EXCHANGES", "TrainingSpec"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
-_OF_THE_TASK = ("epochs", "batch_size", "learning_rate")  # where they are not given
+_OF_THE_TASK = ("epochs", "batch_size", *OF_THE_TASK)  # where they are not given
+_OPTIMISED = tuple(field.name for field in dataclasses.fields(TrainSettings) if field.name != "momentum")
 _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
 _NOT_DESCRIBED = ("run", "storage", "resume", "search")  # of one start of the run, not of the run
@@ -51,8 +52,10 @@ class TrainingSpec:
         shards: over how many actors the table is spread.
         every: steps between two all-gathers of "collective".
         workers: ranks.
-        epochs, batch_size, learning_rate: None takes the task's own.
-        micro_batch_size: most samples of one pass.
+        epochs, batch_size: None takes the task's own.
+        learning_rate, optimizer, weight_decay, warm_up, schedule: see `TrainSettings`; None takes the task's own.
+        micro_batch_size, scoring_batch_size, scoring_dtype, gradient_checkpointing, channels_last, compile: see
+            `TrainSettings`.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: continue a run of this name; otherwise the name must be new.
@@ -74,7 +77,16 @@ class TrainingSpec:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    optimizer: Literal["sgd", "adamw"] | None = None
+    weight_decay: float | None = None
+    warm_up: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] | None = None
     micro_batch_size: int | None = None
+    scoring_batch_size: int | None = None
+    scoring_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
     irreducible: str | None = None
     seed: int = 0
     resume: bool = False
@@ -90,11 +102,8 @@ class TrainingSpec:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) is not None:
                 as_integer(name, getattr(self, name), least=1)
-        TrainSettings(
-            learning_rate=1.0 if self.learning_rate is None else self.learning_rate,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-        )
+        given = {name: getattr(self, name) for name in _OPTIMISED if getattr(self, name) is not None}
+        TrainSettings(**{"learning_rate": 1.0, **given})
         if self.irreducible is not None and not self.needs_irreducible:
             raise errors.ConfigError(
                 f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
@@ -168,7 +177,12 @@ class TrainingSpec:
         return {name: value for name, value in self.to_dict().items() if name not in _NOT_DESCRIBED}
 
     def filled(self, defaults: TaskDefaults) -> TrainingSpec:
-        """Return it with what the task decides where nothing else was given."""
+        """Return it with what the task decides where nothing else was given.
+
+        Raises:
+            ConfigError: another optimizer than the task's, without a learning rate.
+        """
+        defaults.check_optimizer(self.optimizer, self.learning_rate)
         missing: dict[str, Any] = {
             name: getattr(defaults, name) for name in _OF_THE_TASK if getattr(self, name) is None
         }
@@ -185,13 +199,8 @@ class TrainingSpec:
 
     def settings(self, defaults: TaskDefaults) -> TrainSettings:
         """Return how it optimises."""
-        return TrainSettings(
-            learning_rate=defaults.learning_rate if self.learning_rate is None else self.learning_rate,
-            momentum=defaults.momentum,
-            weight_decay=defaults.weight_decay,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-        )
+        filled = self.filled(defaults)
+        return TrainSettings(momentum=defaults.momentum, **{name: getattr(filled, name) for name in _OPTIMISED})
 
     def check_place(self) -> None:
         """Look whether the run can begin, or be continued, in its storage; nothing is written.

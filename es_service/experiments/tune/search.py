@@ -94,6 +94,7 @@ def begin(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    training: Mapping[str, Any] | None = None,
     places: Places | None = None,
     start_from: RunStorage | None = None,
     folder: SearchFolder | None = None,
@@ -118,6 +119,7 @@ def begin(
         seed: of what is drawn.
         early_stopping: stop trials that fall behind; None for yes, but for a grid and a front.
         epochs, batch_size, learning_rate: of the trials; None takes the task's.
+        training: further settings of every trial's `TrainingSpec`: the optimizer, the passes.
         places: where trials run.
         start_from: a finished run of this task, to begin with settings that pick differently; see `starting_points`.
         folder: where the search is to go; one that holds another search is refused.
@@ -136,7 +138,7 @@ def begin(
     algorithm = algorithm or ("grid" if space.is_grid else "optuna")
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
-    known = check_known(task, data, wanted.to_dict(), options, epochs, batch_size, learning_rate)
+    known = check_known(task, data, wanted.to_dict(), options, epochs, batch_size, learning_rate, training)
     chosen: dict[str, Any] = {
         "name": name,
         "space": space,

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection.settings import as_integer, make_plain, suggest
+from es_service.selection.settings import as_integer, make_plain
+from es_service.training.settings import OF_THE_TASK, TrainSettings
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Samples", "Task", "TaskDefaults"]
-
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "linear", "constant")
+__all__ = ["Samples", "Task", "TaskDefaults"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +25,7 @@ class TaskDefaults:
         epochs: passes over the train set.
         batch_size: B, the meta-batch of one worker.
         learning_rate: the highest of the schedule.
-        momentum: of SGD, Nesterov's.
-        weight_decay: of the optimizer.
-        optimizer: one of `OPTIMIZERS`.
-        schedule: one of `SCHEDULES`, what the learning rate does after it has risen.
-        warm_up: share in [0, 1) of the training in which the learning rate rises.
+        momentum, weight_decay, optimizer, schedule, warm_up: see `training.settings.TrainSettings`.
         backward_cost: forward passes that a backward pass counts as, in the cost of a run; None measures it.
 
     Raises:
@@ -52,22 +46,17 @@ class TaskDefaults:
         make_plain(self)
         as_integer("epochs", self.epochs, least=1)
         as_integer("batch_size", self.batch_size, least=1)
-        if not self.learning_rate > 0:
-            raise errors.ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise errors.ConfigError(
-                f"momentum must lie in [0, 1) and weight_decay be at least 0, "
-                f"got {self.momentum} and {self.weight_decay}"
-            )
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise errors.ConfigError(
-                    f"unknown {name} {getattr(self, name)!r}; {suggest(getattr(self, name), known)}"
-                )
-        if not 0 <= self.warm_up < 1:
-            raise errors.ConfigError(f"warm_up is a share of the training in [0, 1), got {self.warm_up}")
+        TrainSettings(momentum=self.momentum, **{name: getattr(self, name) for name in OF_THE_TASK})
         if self.backward_cost is not None and not self.backward_cost > 0:
             raise errors.ConfigError(f"backward_cost must be above 0, got {self.backward_cost}")
+
+    def check_optimizer(self, optimizer: str | None, learning_rate: float | None) -> None:
+        """Raise ConfigError where another optimizer than the task's is asked for without a learning rate for it."""
+        if optimizer not in (None, self.optimizer) and learning_rate is None:
+            raise errors.ConfigError(
+                f"the task's learning rate {self.learning_rate} is one for {self.optimizer}: with --optimizer "
+                f"{optimizer} give --learning-rate too"
+            )
 
 
 class Samples(Protocol):

@@ -25,7 +25,8 @@ from es_service.ledger import Ledger
 from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
-from es_service.training.loop import TrainSettings, fit, learning_rate_at
+from es_service.training.loop import TrainSettings, fit
+from es_service.training.optimizers import learning_rate_at
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.workers.local import LocalWorkers
 
