@@ -128,6 +128,7 @@ def _images(options: argparse.Namespace, data: Path | None, seeds: tuple[int, ..
             learning_rate=0.1,
             candidates=_candidates(options.methods),
             seeds=seeds,
+            training={"channels_last": True} if found else {},
         ),
         exchanges=exchanges,
     )
@@ -150,8 +151,8 @@ def _maths(options: argparse.Namespace, data: Path, seeds: tuple[int, ...]) -> P
             learning_rate=2e-4 if options.lora else 2e-5,
             candidates=_candidates(options.methods),
             seeds=seeds[:3],
+            training={"micro_batch_size": 4},
         ),
-        settings={"micro_batch_size": 4},
     )
 
 

@@ -7,7 +7,7 @@ with further seeds share it, for accuracy. Short full runs are as long as the fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.gpu_runs import Finished
@@ -31,18 +31,12 @@ class Part:
     Args:
         name: what the table calls it.
         comparison: the task, the methods (the most valuable first), and the seeds.
-        settings: of every run, as far as `Comparison` has no field for them.
         exchanges: compare `EXCHANGES` on it too.
     """
 
     name: str
     comparison: Comparison
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     exchanges: bool = False
-
-    def spec(self, candidate: Candidate, seed: int) -> TrainingSpec:
-        """Return one run of a method."""
-        return dataclasses.replace(self.comparison.spec(candidate, seed), **self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +100,10 @@ def _all(parts: Sequence[Part], finished: Sequence[Finished]) -> Iterator[Job]:
 
     def of(part: Part, candidates: Sequence[Candidate], seed: int, *, alone: bool = False) -> Iterator[Job]:
         for candidate in candidates:
-            yield Job(part.name, part.spec(candidate, seed), alone)
+            yield Job(part.name, part.comparison.spec(candidate, seed), alone)
             length = decided[part.name].get(candidate.label)
             if length is not None and length["epochs"] < part.comparison.epochs:
-                yield Job(part.name, part.spec(short_full(length["epochs"]), seed), alone)
+                yield Job(part.name, part.comparison.spec(short_full(length["epochs"]), seed), alone)
 
     firsts = {part.name: (part.comparison.candidates[:2], part.comparison.seeds[0]) for part in parts}
     for part in parts:
@@ -135,7 +129,7 @@ def _exchange_jobs(part: Part) -> Iterator[Job]:
         return
     es = next((one for one in part.comparison.candidates if one.name == "es"), part.comparison.candidates[-1])
     for exchange in EXCHANGES:
-        spec = part.spec(dataclasses.replace(es, label=exchange, epochs=2), part.comparison.seeds[0])
+        spec = part.comparison.spec(dataclasses.replace(es, label=exchange, epochs=2), part.comparison.seeds[0])
         yield Job(part.name, dataclasses.replace(spec, exchange=exchange), alone=True)  # type: ignore[arg-type]
 
 

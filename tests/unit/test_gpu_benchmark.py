@@ -187,7 +187,7 @@ def test_data_are_packed_whole_or_in_part(data: Path, tmp_path: Path) -> None:
 
 
 def test_data_that_cannot_be_packed_or_opened_are_named(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(errors.DataError, match=r"still needs 0\.\d MiB: raise --mib, now 0\.1"):
+    with pytest.raises(errors.DataError, match=r"still needs 1\.8 MiB: raise --mib, now 0\.1"):
         gpu_data.pack(data, tmp_path / "packed.tar", limit_mib=0.1)
     with pytest.raises(errors.DataError, match="there is none of cifar10_train"):
         gpu_data.pack(tmp_path, tmp_path / "packed.tar")
