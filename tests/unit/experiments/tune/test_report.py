@@ -59,10 +59,13 @@ def test_the_report_of_a_grid(by_hand: Hand, tmp_path: Path) -> None:
 
 def test_best_yaml_is_what_train_takes(by_hand: Hand, tmp_path: Path) -> None:
     entries = {"beta1": "grid(0.0, 0.2)", "anneal": "grid([[0, 0]])", "learning_rate": "grid(0.05)", "power": 0.5}
-    folder, _, _ = write(by_hand, tmp_path, entries, algorithm="grid", objective=Objective(name="accuracy"))
+    given = {"options": {"max_length": 9, "skip_broken": True}, "training": {"schedule": "linear", "warm_up": 0.1}}
+    changes = {"algorithm": "grid", "objective": Objective(name="accuracy"), "task": "text", **given}
+    folder, _, _ = write(by_hand, tmp_path, entries, **changes)
     values = _read_config(str(folder.path / "best.yaml"))
     assert values == {
-        "task": "fashion", "limit": 100, "method": "es", "epochs": 4, "batch_size": 10, "learning_rate": 0.05,
+        "task": "text", "limit": 100, **given["options"], "method": "es", "epochs": 4, "batch_size": 10,
+        "learning_rate": 0.05, **given["training"],
         "exchange": "embedded", "workers": 1, "seed": 0, "set": {"power": 0.5, "beta1": 0.2, "anneal": [0, 0]},
     }  # fmt: skip
     text = (folder.path / "best.yaml").read_text()
