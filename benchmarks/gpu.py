@@ -50,12 +50,16 @@ def main(words: Sequence[str] | None = None, clock: Callable[[], float] = time.m
         with gpu_data.opened(options.data, _TINY_ROWS if options.tiny else None) as data:
             parts, left_out = _parts(options, data)
             work = _Work(parts, options.out / "runs.jsonl", options.jobs or (4 if on_gpu else 1))
-            try:
-                work.run(lambda: begin + 60 * options.minutes - _END_S * (not options.tiny) - clock())
-            finally:
+
+            def show() -> str:
                 table = gpu_table.table(parts, work.finished, [*left_out, *work.missing()])
                 (options.out / "table.md").write_text(table)
-                print(table)
+                return table
+
+            try:
+                work.run(lambda: begin + 60 * options.minutes - _END_S * (not options.tiny) - clock(), show)
+            finally:
+                print(show())
     except errors.EsServiceError as error:
         print(error, file=sys.stderr)
         return 1
@@ -180,8 +184,8 @@ class _Work:
         self._interrupted: set[tuple[str, str]] = set()
         gpu_plan.check(parts, self.finished)
 
-    def run(self, left_s: Callable[[], float]) -> None:
-        """Run what fits into the seconds that `left_s` returns; what is running then is ended."""
+    def run(self, left_s: Callable[[], float], show: Callable[[], object]) -> None:
+        """Run what fits into the seconds that `left_s` returns, and `show` after each; what is running then is ended."""
         running: dict[int, tuple[Job, gpu_runs.Process, float]] = {}
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -203,6 +207,7 @@ class _Work:
                         if process.ended:
                             del running[slot]
                             self._end(job, process, begun - left_s())
+                            show()
             finally:
                 for job, process, _ in running.values():
                     process.stop()
@@ -210,8 +215,8 @@ class _Work:
 
     def missing(self) -> list[str]:
         """Return what did not run, with the reason."""
-        reasons = {job.key: "no time was left for it" for job in gpu_plan.jobs(self.parts, self.finished)}
-        reasons |= dict.fromkeys(self._interrupted, "interrupted by the end of the time")
+        reasons = {job.key: "not run yet" for job in gpu_plan.jobs(self.parts, self.finished)}
+        reasons |= dict.fromkeys(self._interrupted, "interrupted at the end of the time")
         return [f"{part}, {run}: {reason}" for (part, run), reason in (reasons | self.failed).items()]
 
     def _waiting(self, running: Sequence[Job]) -> list[Job]:

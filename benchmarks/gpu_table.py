@@ -45,7 +45,7 @@ def _part(part: Part, own: Sequence[Finished]) -> str:
 def _cells(row: Mapping[str, Any], metric: str, own: Sequence[Finished]) -> list[str]:
     runs = [one for one in own if one.spec.method == row["label"] and one.measured is not None]
     alone = [one for one in runs if one.alone and one.values["exclusive"]]
-    memory = [peak for one in runs if (peak := one.values["result"].get("peak_memory")) is not None]
+    memory = [one.values["result"]["memory"]["peak_bytes"] for one in runs]
     difference = row["difference_to_short_full"]
     return [
         f"`{row['label']}`",

@@ -49,6 +49,7 @@ def end(job: Job, total_s: float = 40.0, accuracy: float = 0.8) -> Finished:
         "samples": {"scored": scored, "trained": trained, "full": N * epochs},
         "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
         "seconds": spent,
+        "memory": {"peak_bytes": 3 << 30, "kind": "cuda"},
         "corrupted": None,
         **dict.fromkeys(("accuracy_by_label", "trained_by_label", "label_shares", "label_names")),
         "history": [],
@@ -145,7 +146,7 @@ def test_the_table_has_what_finished_and_names_what_is_missing() -> None:
     for accuracy in (0.5, 0.8, 0.7, 0.6, 0.1, 0.1):
         finished.append(end(gpu_plan.jobs([part], finished)[0], accuracy=accuracy))
     text = gpu_table.table([part], finished, ["GSM8K: no --model names a folder"])
-    assert "| `full` | 1 | 80.00 | 1.00 | 40.0 |" in text
+    assert "| `full` | 1 | 80.00 | 1.00 | 40.0 | 3.00 GiB |" in text
     assert "| `es` | 1 | 70.00 | 0.67 | 40.0 |" in text
     assert "| +10.00, 7 ep. | undecided |" in text
     assert "| `leased` | 1000.00 | 2.50 |" in text
