@@ -185,7 +185,7 @@ class _Work:
         gpu_plan.check(parts, self.finished)
 
     def run(self, left_s: Callable[[], float], show: Callable[[], object]) -> None:
-        """Run what fits into the seconds that `left_s` returns, and `show` after each; what is running then is ended."""
+        """Run what fits into the seconds that `left_s` returns, and `show` after each; what runs then is ended."""
         running: dict[int, tuple[Job, gpu_runs.Process, float]] = {}
         with tempfile.TemporaryDirectory() as folder:
             try:
