@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from es_service import errors
 from es_service.storage.plain import printable
 
-__all__ = ["Encoded", "OnDemand", "Pixels", "decode", "load"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Encoded", "OnDemand", "Pixels", "Raw", "decode", "load", "part"]
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 2 << 30  # of the decoded images of one part of the data; what is larger is decoded each time
@@ -31,13 +34,32 @@ class Encoded(Protocol):
         """Return n."""
         ...
 
-    def read(self, row: int) -> bytes:
-        """Return the content of an image file; OSError or ValueError where there is none."""
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """Return the content of an image file, or uint8[h, w, 3]; OSError or ValueError where there is none."""
         ...
 
     def where(self, row: int) -> str:
         """Return what messages call an image."""
         ...
+
+
+class Raw:
+    """Images that are not encoded: uint8[n, h, w, 3]."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return uint8[h, w, 3]."""
+        image: NDArray[np.uint8] = self.images[row]
+        return image
+
+    def where(self, row: int) -> str:
+        """Return the number of the image."""
+        return f"image {row} (from 0)"
 
 
 class OnDemand:
@@ -67,11 +89,16 @@ class OnDemand:
         return images
 
     def part(self, ids_m: NDArray[np.int64]) -> OnDemand:
-        """Return some of them."""
+        """Return some of them, not decoded yet."""
         return OnDemand(self._encoded, self._rows_n[ids_m], (self.shape[1], self.shape[2]), self._size)
 
 
-Pixels: TypeAlias = "NDArray[np.uint8] | OnDemand"
+Pixels: TypeAlias = NDArray[np.uint8] | OnDemand
+
+
+def part(images: Pixels, ids_m: NDArray[np.int64]) -> Pixels:
+    """Return some of the images."""
+    return images.part(ids_m) if isinstance(images, OnDemand) else images[ids_m]
 
 
 def load(
@@ -95,16 +122,17 @@ def load(
         ConfigError: they differ in size and none was given, or Pillow is missing.
         DataError: one cannot be read, or none can.
     """
+    num = len(encoded)
+    if isinstance(encoded, Raw) and size is None:
+        return encoded.images, np.arange(num)
     _check_pillow()
-    num, first = len(encoded), 0
-    while like is None and size is None:
-        try:
-            like = _shape(encoded, first)
-        except errors.DataError:
-            if not skip_broken or first + 1 == num:
-                raise
-            first += 1
-    height, width = like or (size, size)
+    if size is not None:
+        height, width, whose = size, size, ""
+    elif like is not None:
+        height, width, whose = *like, "those to train on have"
+    else:
+        first, (height, width) = _first_shape(encoded, skip_broken)
+        whose = f"{encoded.where(first)} has"
     images = np.empty((num, height, width, 3), dtype=np.uint8) if num * height * width * 3 <= _MOST_BYTES else None
     if images is None:
         _log.warning(
@@ -118,8 +146,8 @@ def load(
         found = _shape(encoded, row) if pixels is None else pixels.shape[:2]
         if found != (height, width):
             raise errors.ConfigError(
-                f"images differ in size: {encoded.where(row)} has {found[1]}×{found[0]} pixels, "
-                f"{encoded.where(first) if like is None else 'others'} {width}×{height}: scale all of them with --image-size {min(height, width)}"
+                f"images differ in size: {encoded.where(row)} has {found[1]}×{found[0]} pixels, {whose} "
+                f"{width}×{height}: scale all of them, with --image-size {min(height, width)} for example"
             )
         if images is not None and pixels is not None:
             images[row] = pixels
@@ -132,8 +160,10 @@ def load(
             is_good[row] = False
     rows = np.flatnonzero(is_good)
     if rows.size < num:
-        broken = np.flatnonzero(~is_good)
-        _log.warning("%s of %s images cannot be read and are left out, e.g. %s", broken.size, num, encoded.where(int(broken[0])))
+        first_broken = encoded.where(int(np.argmin(is_good)))
+        _log.warning(
+            "%s of %s images cannot be read and are left out, the first %s", num - rows.size, num, first_broken
+        )
     if not rows.size:
         raise errors.DataError(f"none of {num} images can be read")
     if images is None:
@@ -141,11 +171,11 @@ def load(
     return (images if rows.size == num else images[rows]), rows
 
 
-def decode(content: bytes, size: int | None = None) -> NDArray[np.uint8]:
-    """Return uint8[h, w, 3] of an image file.
+def decode(content: bytes | NDArray[np.uint8], size: int | None = None) -> NDArray[np.uint8]:
+    """Return uint8[h, w, 3] of an image.
 
     Args:
-        content: of the file. What its EXIF data say of its orientation is applied; grey becomes RGB, and what is
+        content: of its file, or uint8[h, w, 3]. It is turned as its EXIF data say; grey becomes RGB, and what is
             transparent loses that.
         size: scale the shorter side to so many pixels, and cut a square out of the middle.
 
@@ -154,8 +184,8 @@ def decode(content: bytes, size: int | None = None) -> NDArray[np.uint8]:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(content)) as opened:
-        image: Image.Image = opened
+    with _opened(content) as opened:
+        image = opened
         if image.mode[0] in "IF":
             raise ValueError(f"it has more than 8 bits for a pixel (mode {image.mode}): convert it to 8 bits")
         if size is not None:
@@ -166,6 +196,14 @@ def decode(content: bytes, size: int | None = None) -> NDArray[np.uint8]:
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         return np.array(image)
+
+
+def _opened(content: bytes | NDArray[np.uint8]) -> Image.Image:
+    from PIL import Image
+
+    if not len(content):
+        raise ValueError("it is empty")
+    return Image.open(io.BytesIO(content)) if isinstance(content, bytes) else Image.fromarray(content)
 
 
 def _check_pillow() -> None:
@@ -184,10 +222,8 @@ def _pixels(encoded: Encoded, row: int, size: int | None) -> NDArray[np.uint8]:
 
 def _shape(encoded: Encoded, row: int) -> tuple[int, int]:
     """Return (h, w) of an image, by the head of its file."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(encoded.read(row))) as image:
+        with _opened(encoded.read(row)) as image:
             width, height = image.size
             is_turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= _TURNED
             return (width, height) if is_turned else (height, width)
@@ -195,10 +231,22 @@ def _shape(encoded: Encoded, row: int) -> tuple[int, int]:
         raise _unreadable(encoded, row, error) from error
 
 
+def _first_shape(encoded: Encoded, skip_broken: bool) -> tuple[int, tuple[int, int]]:
+    """Return the first image that can be read, and its (h, w)."""
+    for row in range(len(encoded)):
+        try:
+            return row, _shape(encoded, row)
+        except errors.DataError:
+            if not skip_broken:
+                raise
+    raise errors.DataError(f"none of {len(encoded)} images can be read")
+
+
 def _unreadable(encoded: Encoded, row: int, error: Exception) -> errors.DataError:
+    why = "it is of no format that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else str(error)
     return errors.DataError(
-        f"{encoded.where(row)} cannot be read as an image: {printable(str(error))}; mend it, or leave such images out "
-        "with --skip-broken"
+        f"{encoded.where(row)} cannot be read as an image: {printable(why)}; mend it, or leave such images out with "
+        "--skip-broken"
     )
 
 

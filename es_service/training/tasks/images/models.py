@@ -28,6 +28,9 @@ class Normalised(nn.Module):
         std: of the channels.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, net: nn.Module, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
         super().__init__()
         self.net = net
