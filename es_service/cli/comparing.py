@@ -104,7 +104,8 @@ def subject_of(options: argparse.Namespace) -> dict[str, Any]:
 def _summary(results: dict[str, Any], folder: Any) -> str:
     metric = results["metric"]
     header = (
-        "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost", "saving at equal accuracy"
+        "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost",
+        f"saving at equal {metric.replace('balanced_', '').replace('_', ' ')}",
     )  # fmt: skip
     lines = [
         (

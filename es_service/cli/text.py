@@ -41,14 +41,14 @@ def _is_number(cell: str) -> bool:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Return the summary of a finished run: accuracy, what was scored and trained, what it saved, where things are."""
+    """Return the summary of a finished run: what it reached, scored, trained on and saved, where things are."""
     samples, spent, saving = result["samples"], result["seconds"], result["saving"]
     storage = shlex.quote(result["storage"].rstrip("/"))
     elsewhere = spent["total"] - sum(spent[key] for key in ("score", "train", "exchange", "data"))
     parts = [("training", "train"), ("scoring", "score"), ("exchange", "exchange"), ("data", "data")]
     where = ", ".join(f"{name} {seconds(spent[key])}" for name, key in parts)
     lines = [
-        ("accuracy", _accuracy(result)),
+        *_reached(result),
         ("back-propagated", f"{samples['trained']:,} samples; a full run: {samples['full']:,}"),
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
         (
@@ -76,12 +76,17 @@ def _passes_saved(result: dict[str, Any]) -> str:
     return f"{percent(cost - passes / (3 * result['samples']['full']))} of the passes, preparing included"
 
 
-def _accuracy(result: dict[str, Any]) -> str:
-    words = f"{result['accuracy']:.4f} on held-out samples"
-    balanced = result["balanced_accuracy"]
-    if balanced is None:
-        return f"{words}, by the task's own metric (R² of a regression)"
-    return words if abs(balanced - result["accuracy"]) < 5e-5 else f"{words}, {balanced:.4f} balanced over the labels"
+def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for the task's metric, one for the accuracy where that is another, and those of final metrics."""
+    name, metrics, accuracy, balanced = (result[key] for key in ("metric", "metrics", "accuracy", "balanced_accuracy"))
+    lines = [(name, metrics[name]), *((other, value) for other, value in metrics.items() if other != name)]
+    if metrics[name] != accuracy:
+        lines.insert(1, ("accuracy", accuracy))
+    aside = "" if balanced is None or abs(balanced - accuracy) < 5e-5 else f", {balanced:.4f} balanced over the labels"
+    return [
+        (key.replace("_", " "), f"{value:.4f} on held-out samples{aside if key == 'accuracy' else ''}")
+        for key, value in lines
+    ]
 
 
 def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:

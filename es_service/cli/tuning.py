@@ -13,7 +13,7 @@ from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_sett
 from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.cli.yaml_files import read_yaml
 from es_service.experiments.tune.domains import KINDS
-from es_service.experiments.tune.objectives import OBJECTIVES
+from es_service.experiments.tune.objectives import OBJECTIVES, OF_THE_TASK
 from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
 from es_service.selection.config import PRESETS
 from es_service.selection.settings import as_integer
@@ -70,8 +70,8 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="folder or URI of the --from run (default: %(default)s)",
     )
-    flag("--objective", default="accuracy", help=f"{', '.join(OBJECTIVES)} (default: accuracy)")
-    flag("--target", type=float, metavar="A", help="accuracy to reach, for the objectives cost and time")
+    flag("--objective", default=OF_THE_TASK, help=f"{', '.join(OBJECTIVES)} (default: metric, the task's own)")
+    flag("--target", type=float, metavar="A", help="value of the metric to reach, for the objectives cost and time")
     flag("--algorithm", help="grid, random, optuna or bohb (default: optuna, or grid if every setting is a grid)")
     flag("--seeds", type=int, default=1, metavar="S", help="training runs of each setting (default: 1)")
     flag(
@@ -121,7 +121,7 @@ def tune_command(options: argparse.Namespace) -> int:
         cpus=options.cpus_per_trial,
         max_concurrent=options.max_concurrent,
     )
-    Objective(name=options.objective, target=options.target)
+    Objective(name=options.objective, target=options.target, metric=OF_THE_TASK)
     space = _space(options)
     # Ray prints output of its daemons, and stdout is for the result alone.
     with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from es_service.training.tasks.base import Task
+from es_service.training.tasks.metrics import check_final_names, check_statistics, metric_name
 from es_service.training.workers.base import Workers
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "final_metrics"]
 
 _BATCH = 500
 
@@ -28,11 +29,13 @@ class Evaluation:
         loss: mean loss.
         accuracy_by_label: mean of the metric over the samples of each label, None for one without; None where the
             task has no labels.
+        metrics: the metric that the task is judged by, by its name; the accuracy where it names none.
     """
 
     accuracy: float
     loss: float
     accuracy_by_label: list[float | None] | None
+    metrics: dict[str, float]
 
     @property
     def balanced_accuracy(self) -> float | None:
@@ -57,10 +60,14 @@ def evaluate(
         workers: this rank's group; all ranks call it.
         to_device: moves a batch to where the model is.
         autocast: context of the forward passes.
+
+    Raises:
+        ShapeError: the task's statistics are not one row for each sample.
     """
     held_out, labels = task.held_out, task.held_out_labels
     mine = np.arange(workers.rank, len(held_out), workers.world_size)
     scores, losses = np.zeros(mine.size), np.zeros(mine.size)
+    statistics, sums_k = getattr(task, "statistics", None), np.zeros(0)
     workers.share_buffers(model)
     model.eval()
     with torch.no_grad():
@@ -71,17 +78,63 @@ def evaluate(
                 outputs = model(task.inputs(batch))
                 scores[part] = task.metric(outputs, batch).double().cpu().numpy()
                 losses[part] = task.losses(outputs, batch).double().cpu().numpy()
+                if statistics is not None:
+                    sums_k = _added(sums_k, statistics(outputs, batch), mine[part].size)
     model.train()
     sums = [scores.sum(), losses.sum()]
     counts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     if labels is not None:
         counts = np.bincount(labels)
         sums += np.bincount(labels[mine], weights=scores, minlength=counts.size).tolist()
-    totals = np.sum(workers.gather([float(one) for one in sums]), axis=0)
+    gathered = workers.gather(([float(one) for one in sums], sums_k.tolist()))
+    totals = np.sum([one for one, _ in gathered], axis=0)
+    value = accuracy = float(totals[0] / len(held_out))
+    if statistics is not None:  # a rank without held-out samples has no sums
+        totals_k = np.sum([one for _, one in gathered if one], axis=0)
+        value = float(task.metric_of(totals_k, len(held_out)))  # type: ignore[attr-defined]
     return Evaluation(
-        accuracy=float(totals[0] / len(held_out)),
+        accuracy=accuracy,
         loss=float(totals[1] / len(held_out)),
         accuracy_by_label=None
         if labels is None
         else [float(total / count) if count else None for total, count in zip(totals[2:], counts, strict=True)],
+        metrics={metric_name(task): value},
     )
+
+
+def _added(sums_k: NDArray[np.float64], statistics: Any, num: int) -> NDArray[np.float64]:
+    """Return the sums with the statistics float[B, K] of num further samples in them."""
+    check_statistics(statistics, num)
+    added: NDArray[np.float64] = statistics.double().sum(dim=0).cpu().numpy()
+    return sums_k + added if sums_k.size else added
+
+
+def final_metrics(
+    model: torch.nn.Module,
+    task: Task,
+    workers: Workers,
+    to_device: Callable[[Any], Any],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, float]:
+    """Return the metrics that a task has of a trained model, by name; {} where it has none. Arguments as in `evaluate`.
+
+    Each rank takes its part of the held-out samples. A metric that counted none of them is left out.
+
+    Raises:
+        ConfigError: a name cannot be used.
+    """
+    measure = getattr(task, "final_metrics", None)
+    if measure is None:
+        return {}
+    mine = np.arange(workers.rank, len(task.held_out), workers.world_size)
+    workers.share_buffers(model)
+    model.eval()
+    with torch.no_grad(), autocast():
+        own = {str(name): (float(total), float(num)) for name, (total, num) in measure(model, mine, to_device).items()}
+    model.train()
+    totals: dict[str, NDArray[np.float64]] = {}
+    for one in workers.gather(own):
+        for name, pair in one.items():
+            totals[name] = totals.get(name, np.zeros(2)) + pair
+    check_final_names(task, totals)
+    return {name: float(total / num) for name, (total, num) in totals.items() if num}

@@ -101,11 +101,14 @@ class _OnSome:
     """A task whose train set is a part of another's; what it does on held-out samples is of no interest."""
 
     held_out_labels = None
+    metric_name = statistics = metric_of = final_metrics = tokens = None
 
     def __init__(self, task: Task, ids: NDArray[np.int64]) -> None:
         self._task, self._ids = task, ids
         self.train_set = _Some(task.train_set, ids)
         self.held_out = _Some(task.held_out, np.zeros(1, dtype=np.int64))
+        augment = getattr(task, "augment", None)
+        self.augment = None if augment is None else lambda batch, ids_B, epoch: augment(batch, ids[ids_B], epoch)
 
     @property
     def augment(self) -> Any:

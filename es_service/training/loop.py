@@ -15,7 +15,7 @@ from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
-from es_service.training.evaluation import evaluate
+from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
 from es_service.training.observed import Signals, losses_in
 from es_service.training.optimizers import build_optimizer, learning_rate_at
@@ -23,6 +23,7 @@ from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
+from es_service.training.tasks.metrics import metric_name
 from es_service.training.workers.base import Workers
 
 __all__ = ["TrainSettings", "fit", "fit_model"]
@@ -37,11 +38,12 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
     expects in this epoch, so that pruned epochs do not leave the schedule unfinished.
 
     Returns:
-        accuracy, balanced_accuracy, accuracy_by_label and held_out_loss (see `Evaluation`), epoch, history (per epoch),
-        ledger (of the run, all ranks together), world_size.
+        accuracy, balanced_accuracy, accuracy_by_label, held_out_loss and metrics (see `Evaluation`; with the final ones
+        after the last epoch), metric (the name of the one that counts), epoch, history (per epoch), ledger (of the
+        run, all ranks together), world_size.
 
     Raises:
-        ConfigError: the selection goes by a signal that the task does not have.
+        ConfigError: the selection goes by a signal that the task does not have, or a metric's name cannot be used.
     """
     return fit_model(task, selector, settings, workers)[0]
 
@@ -76,13 +78,16 @@ class _Training:
         self.history: list[dict[str, Any]] = []
         self._looked_at = -math.inf
         check_signals(task, selector.config.selection)
+        self._metric = metric_name(task)
         self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
     def run(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         for epoch in range(self._restore(), self.selector.config.num_epochs):
             train_loss = self._train_epoch(epoch)
-            reached = evaluate(self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
+            asked = (self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
+            reached = evaluate(*asked)
+            is_last = epoch + 1 == self.selector.config.num_epochs
             ledger = self._merged_ledger()  # gathers: past it, every rank has closed the epoch
             self.history.append(
                 {
@@ -91,6 +96,7 @@ class _Training:
                     "balanced_accuracy": reached.balanced_accuracy,
                     "accuracy_by_label": reached.accuracy_by_label,
                     "held_out_loss": reached.loss,
+                    "metrics": {**reached.metrics, **(final_metrics(*asked) if is_last else {})},
                     "train_loss": train_loss,
                     "scored": ledger.scored,
                     "trained": ledger.trained,
@@ -166,9 +172,10 @@ class _Training:
 
     def _metrics(self, ledger: Ledger) -> dict[str, Any]:
         last = self.history[-1]
-        reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
+        reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss", "metrics")
         return {
             **{name: last[name] for name in reached},
+            "metric": self._metric,
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
@@ -177,9 +184,8 @@ class _Training:
     def _log(self) -> None:
         """Show watchers what the last epoch reached."""
         last = self.history[-1]
-        self.selector.log(
-            **{name: last[name] for name in SHOWN if last[name] is not None and math.isfinite(last[name])}
-        )
+        shown = {**last["metrics"], **{name: last[name] for name in SHOWN}}
+        self.selector.log(**{name: one for name, one in shown.items() if one is not None and math.isfinite(one)})
 
     def _save(self, folder: Path) -> None:
         write_checkpoint(

@@ -21,7 +21,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         wall_s: seconds from the run's start to its end.
     """
     ledger = Ledger.from_dict(metrics["ledger"])
-    reached = ("accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
+    reached = ("metric", "metrics", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
     return {
         "workers": metrics["world_size"],
         **{name: metrics[name] for name in reached},

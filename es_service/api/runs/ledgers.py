@@ -58,9 +58,13 @@ def _epoch(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(found: Any) -> dict[str, float | int]:
-    """Return what the user measured beyond the fields."""
+    """Return what was measured beyond the fields."""
     values = found.items() if isinstance(found, Mapping) else ()
-    return {name[:_MOST_CHARACTERS]: value for name, one in values if (value := number(one)) is not None}
+    return {
+        name[:_MOST_CHARACTERS]: value
+        for name, one in values
+        if name not in _HISTORY and (value := number(one)) is not None
+    }
 
 
 def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, Any] | None:

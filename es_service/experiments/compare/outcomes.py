@@ -13,7 +13,7 @@ from es_service.experiments.compare.comparison import Comparison
 from es_service.ledger import SECTIONS
 from es_service.training.spec import TrainingSpec
 
-__all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "results_table"]
+__all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "metric_names", "results_table"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +22,8 @@ class Measured:
 
     Args:
         accuracy, balanced_accuracy, held_out_loss: of the last epoch, on held-out samples.
+        metric: name of the one that the task is judged by.
+        metrics: that one and the final ones, by name.
         scored, trained: samples forwarded to be scored, and back-propagated; preparing included.
         seconds: by section, with "prepare", "rest" and "total"; None where the run shared its cores.
         accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label; of a
@@ -34,6 +36,8 @@ class Measured:
     accuracy: float
     balanced_accuracy: float | None
     held_out_loss: float
+    metric: str
+    metrics: dict[str, float]
     scored: int
     trained: int
     full: int
@@ -51,6 +55,11 @@ class Measured:
         """Forward-equivalents: a forward pass 1, a backward pass 2."""
         return self.scored + 3 * self.trained
 
+    def value(self, metric: str) -> float | None:
+        """Return what came of a metric, or of another figure of that name."""
+        found: float | None = self.metrics.get(metric, getattr(self, metric, None))
+        return found
+
     @classmethod
     def of(cls, result: dict[str, Any], *, exclusive: bool) -> Measured:
         """Take what is needed from the result of `training.driver.train`."""
@@ -60,6 +69,8 @@ class Measured:
             accuracy=result["accuracy"],
             balanced_accuracy=result["balanced_accuracy"],
             held_out_loss=result["held_out_loss"],
+            metric=result["metric"],
+            metrics=result["metrics"],
             scored=samples["scored"] + prepared["scored"],
             trained=samples["trained"] + prepared["trained"],
             full=samples["full"],
@@ -143,8 +154,12 @@ _EPOCHS = pa.schema(
 
 
 def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Return one row a run; what a run did not measure, or shared with another run, is null."""
-    return pa.Table.from_pylist([_run(comparison, one) for one in outcomes], schema=_RUNS)
+    """Return one row a run, with a column for each metric that the task names.
+
+    What a run did not measure, or shared with another run, is null.
+    """
+    rows = [_run(comparison, one) for one in outcomes]
+    return pa.Table.from_pylist(rows, schema=_with_metrics(_RUNS, outcomes))
 
 
 def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
@@ -153,6 +168,7 @@ def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
     rows = [
         {
             **{name: entry.get(name) for name in _EPOCHS.names},
+            **entry["metrics"],
             "run": one.spec.run,
             "label": one.spec.method,
             "seed": one.spec.seed,
@@ -163,7 +179,18 @@ def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
         if one.measured is not None
         for entry in one.measured.history
     ]
-    return pa.Table.from_pylist(rows, schema=_EPOCHS)
+    return pa.Table.from_pylist(rows, schema=_with_metrics(_EPOCHS, outcomes))
+
+
+def _with_metrics(schema: pa.Schema, outcomes: Sequence[Outcome]) -> pa.Schema:
+    """Return the schema with a column for each further metric."""
+    measured = [one.measured for one in outcomes if one.measured is not None]
+    return pa.schema([*schema, *((name, _F64) for name in metric_names(measured) if name not in schema.names)])
+
+
+def metric_names(measured: Sequence[Measured]) -> list[str]:
+    """Return the metrics that these runs' tasks name, each once."""
+    return list(dict.fromkeys(name for one in measured for name in one.metrics))
 
 
 def _whole(comparison: Comparison) -> int:
@@ -185,6 +212,7 @@ def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
     if measured is not None:
         own = [name for name in _RUNS.names if name not in row and hasattr(measured, name)]
         row.update({name: getattr(measured, name) for name in own})
+        row.update(measured.metrics)
         row["cost"] = measured.passes / _whole(comparison)
         if measured.seconds is not None:
             row.update({f"{name}_s": seconds for name, seconds in measured.seconds.items()})

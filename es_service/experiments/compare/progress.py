@@ -66,7 +66,10 @@ def _ended(outcome: Outcome) -> str:
     what = f"{outcome.spec.method} seed {outcome.spec.seed}"
     if outcome.measured is None:
         return f"{what} failed: {outcome.error}"
-    return f"{what}: accuracy {outcome.measured.accuracy:.4f}, took {_duration(outcome.wall_s)}"
+    metric = outcome.measured.metric
+    return (
+        f"{what}: {metric.replace('_', ' ')} {outcome.measured.metrics[metric]:.4f}, took {_duration(outcome.wall_s)}"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -12,9 +12,11 @@ from es_service.experiments.compare.comparison import FULL, SHORT_FULL
 from es_service.experiments.compare.pictures import PICTURES, Rows
 from es_service.experiments.compare.worker import MOST_WAITED
 from es_service.experiments.report import difference_in_words, draw, spread_in_words, write_page
+from es_service.training.tasks.metrics import ACCURACY
 
 __all__ = ["write"]
 
+_SHARES = (ACCURACY, "balanced_accuracy")
 _DECISIONS = (verdicts.PAYS, verdicts.NO_DIFFERENT, verdicts.HURTS, verdicts.UNDECIDED, verdicts.NOT_TESTED)
 
 
@@ -26,9 +28,13 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
         results: what results.json holds.
         runs, history: the rows of results.parquet and history.parquet.
     """
+    metric = results["metric"].replace("_", " ")
     pictures = draw(folder / "pictures", PICTURES, results, runs, history)
+    if results["metric"] not in _SHARES:
+        pictures = [{**one, "title": one["title"].replace("Accuracy against", f"{metric} against")} for one in pictures]
     context = {
         "results": results,
+        "unit": "Accuracies in percent" if results["metric"] in _SHARES else f"{metric}: times 100",
         "header": _header(results),
         "rows": [_cells(results, row) for row in results["rows"]],
         "outcome": _outcome(results["rows"]),
@@ -41,29 +47,37 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
 
 
 def _header(results: Mapping[str, Any]) -> list[str]:
-    header = ["method", "accuracy"]
-    if results["metric"] == "balanced_accuracy":
-        header.append("balanced accuracy")
-    header += ["cost", "saving at equal accuracy", "against full", "against its short full run"]
+    header = ["method", *(name.replace("_", " ") for name in _shown(results))]
+    header += ["cost", f"saving at equal {_saved_at(results)}", "against full", "against its short full run"]
     header += ["seconds", "scored", "back-propagated"]
     if any(row["corrupted_share"] is not None for row in results["rows"]):
         header.append("corrupted")
     return header
 
 
+def _shown(results: Mapping[str, Any]) -> list[str]:
+    """Return the metrics that have a column: the one that methods are compared by, and those of trained models."""
+    if results["metric"] == "balanced_accuracy":
+        return list(dict.fromkeys([*_SHARES, *results["metrics"]]))
+    return list(dict.fromkeys([results["metric"], *results["metrics"]]))
+
+
+def _saved_at(results: Mapping[str, Any]) -> str:
+    return ACCURACY if results["metric"] in _SHARES else str(results["metric"].replace("_", " "))
+
+
 def _cells(results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     short = row["difference_to_short_full"]
     cells = {
         "method": _name(row),
-        "accuracy": spread_in_words(row["accuracy"]),
-        "balanced accuracy": spread_in_words(row["balanced_accuracy"]),
+        **{name.replace("_", " "): spread_in_words(row[name]) for name in _shown(results)},
         "against full": difference_in_words(row["difference_to_full"]),
         "against its short full run": "" if short is None else f"{difference_in_words(short)}, {short['epochs']} ep.",
         "scored": _count(row["samples"]["scored"]),
         "back-propagated": _count(row["samples"]["trained"]),
         "seconds": spread_in_words(row["seconds"], 1, 1),
         "cost": "" if row["cost"] is None else f"{row['cost']:.3f}",
-        "saving at equal accuracy": _saving(row["saving_at_equal_accuracy"]),
+        f"saving at equal {_saved_at(results)}": _saving(row["saving_at_equal_accuracy"]),
         "corrupted": "" if row["corrupted_share"] is None else f"{100 * row['corrupted_share']:.1f} %",
     }
     return {

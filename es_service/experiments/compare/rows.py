@@ -10,8 +10,9 @@ from typing import Any
 from es_service.experiments import statistics
 from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.comparison import FULL, SHORT_FULL, Comparison, short_full
-from es_service.experiments.compare.outcomes import Measured, Outcome
+from es_service.experiments.compare.outcomes import Measured, Outcome, metric_names
 from es_service.selection.idle import why_idle
+from es_service.training.tasks.metrics import ACCURACY
 
 __all__ = ["decide_lengths", "matched_length", "results"]
 
@@ -30,7 +31,7 @@ class _Entry:
         return len(self.errors) + len(self.finished)
 
     def values(self, metric: str) -> dict[int, float]:
-        return {seed: value for seed, one in self.finished.items() if (value := getattr(one, metric)) is not None}
+        return {seed: value for seed, one in self.finished.items() if (value := one.value(metric)) is not None}
 
 
 def results(
@@ -51,7 +52,8 @@ def results(
     }
     measured = [one.measured for one in outcomes if one.measured is not None]
     metric = _metric(comparison, measured)
-    table = _Table(comparison=comparison, metric=metric, full=full, by_length=by_length)
+    named = metric_names(measured)
+    table = _Table(comparison=comparison, metric=metric, named=named, full=full, by_length=by_length)
     rows = [table.reference_row(full, FULL, "the reference: every sample in every epoch")]
     matched = matched_length(own, comparison.epochs)
     others = sorted(set(own.values()) - {matched, comparison.epochs})
@@ -71,6 +73,7 @@ def results(
         "learning_rate": comparison.learning_rate,
         "seeds": list(comparison.seeds),
         "metric": metric,
+        "metrics": named,
         "timings": "exclusive" if measured and all(one.seconds is not None for one in measured) else "shared",
         "machines": sorted({one.machine for one in outcomes if one.machine}),
         "corrupted_share_of_set": next((one.corrupted_share_of_set for one in measured), None),
@@ -80,8 +83,10 @@ def results(
 
 def _metric(comparison: Comparison, measured: Sequence[Measured]) -> str:
     """Return what methods are compared by: on a long tail, accuracy hardly reflects the rare classes."""
+    metric = measured[0].metric if measured else ACCURACY
     balanced = bool(measured) and all(one.balanced_accuracy is not None for one in measured)
-    return "balanced_accuracy" if balanced and comparison.derived.get("long_tail") is not None else "accuracy"
+    is_tail = comparison.derived.get("long_tail") is not None
+    return "balanced_accuracy" if metric == ACCURACY and balanced and is_tail else metric
 
 
 def _entry(label: str, epochs: int, outcomes: Sequence[Outcome]) -> _Entry:
@@ -100,6 +105,7 @@ class _Table:
 
     comparison: Comparison
     metric: str
+    named: list[str]
     full: _Entry
     by_length: dict[int, _Entry]
 
@@ -186,6 +192,7 @@ class _Table:
             "accuracy": _spread(entry.values("accuracy")),
             "balanced_accuracy": _spread(entry.values("balanced_accuracy")),
             "held_out_loss": _spread(entry.values("held_out_loss")),
+            **{name: _spread(entry.values(name)) for name in self.named},
             "samples": {"scored": _count(entry, "scored"), "trained": _count(entry, "trained")},
             "seconds": _spread(timed) if len(timed) == len(runs) else None,
             "cost": self._cost(entry) if runs else None,

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from es_service import errors
 from es_service.selection.settings import make_plain, suggest
+from es_service.training.tasks.metrics import ACCURACY
 
-__all__ = ["OBJECTIVES", "Epochs", "Objective"]
+__all__ = ["BALANCED", "OBJECTIVES", "OF_THE_TASK", "Epochs", "Objective"]
 
-OBJECTIVES = ("accuracy", "balanced_accuracy", "cost", "time", "front")
+OF_THE_TASK, BALANCED = "metric", "balanced_accuracy"
+OBJECTIVES = (OF_THE_TASK, ACCURACY, BALANCED, "cost", "time", "front")
 Epochs: TypeAlias = Sequence[Mapping[str, Any]]
-"""A run's epochs in order: each with epoch, accuracy, balanced_accuracy, cost and seconds, as of its end."""
+"""A run's epochs in order: each with epoch, accuracy, balanced_accuracy, the task's metric by its name, cost and
+seconds, as of its end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a search is for.
 
-        accuracy, balanced_accuracy   the highest after the last epoch
+        metric                        the highest of the task's metric after the last epoch
+        accuracy, balanced_accuracy   the same of these
         cost, time                    the least cost, or seconds in steps, until `target` is reached
-        front                         the highest accuracy and the least cost: none is better in both
+        front                         the highest value and the least cost: none is better in both
 
     Args:
         name: one of OBJECTIVES.
-        target: accuracy to reach, of "cost" and "time".
-        metric: "accuracy" or "balanced_accuracy", what is looked at.
+        target: value of the metric to reach, of "cost" and "time"; an accuracy lies in (0, 1).
+        metric: what is looked at: "accuracy", "balanced_accuracy", or what the task calls its own; "metric"
+            until the task is built.
 
     Raises:
         ConfigError: an unknown name, or a target missing, out of range, or for an objective that has none.
@@ -35,13 +41,13 @@ class Objective:
 
     name: str
     target: float | None = None
-    metric: str = "accuracy"
+    metric: str = ACCURACY
 
     def __post_init__(self) -> None:
         make_plain(self)
         if self.name not in OBJECTIVES:
             raise errors.ConfigError(f"unknown objective {self.name!r}; {suggest(self.name, OBJECTIVES)}")
-        if self.name == "balanced_accuracy":
+        if self.name in (ACCURACY, BALANCED):
             object.__setattr__(self, "metric", self.name)
         if not self.to_target:
             if self.target is not None:
@@ -53,8 +59,22 @@ class Objective:
             raise errors.ConfigError(
                 f"objective {self.name!r} is what it takes to reach an accuracy: give it, e.g. --target 0.85"
             )
-        if not 0 < self.target < 1:
+        if not math.isfinite(self.target):
+            raise errors.ConfigError(f"target must be finite, got {self.target}")
+        if self.metric in (ACCURACY, BALANCED) and not 0 < self.target < 1:
             raise errors.ConfigError(f"target is an accuracy, in (0, 1), got {self.target}")
+
+    def of(self, metric: str) -> Objective:
+        """Return it for a task whose metric has this name."""
+        if self.metric != OF_THE_TASK:
+            return self
+        name = ACCURACY if self.name == OF_THE_TASK and metric == ACCURACY else self.name
+        return dataclasses.replace(self, name=name, metric=metric)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that trials report."""
+        return tuple(dict.fromkeys((ACCURACY, BALANCED, self.metric)))
 
     @property
     def to_target(self) -> bool:

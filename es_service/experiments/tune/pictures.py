@@ -30,6 +30,8 @@ from es_service.experiments.figures import (
     plain,
 )
 from es_service.experiments.tune.domains import parse_domain
+from es_service.experiments.tune.objectives import BALANCED
+from es_service.training.tasks.metrics import ACCURACY
 
 __all__ = ["PICTURES"]
 
@@ -66,7 +68,7 @@ def _heat_map(results: Results) -> Figure | None:
     best = divmod(int(np.nanargmax(means)), len(across_values))
     next(one for one in axes.texts if one.get_position() == (best[1], best[0])).set_fontweight("bold")
     bar = figure.colorbar(image, ax=axes)
-    bar.set_label(f"{metric.replace('_', ' ')} in %")
+    bar.set_label(_in_words(metric))
     bar.outline.set_visible(False)
     return figure
 
@@ -95,7 +97,7 @@ def _front(results: Results) -> Figure | None:
             [best["cost"]], [100 * best[metric]], "o", markersize=16, markerfacecolor="none", color=COLOURS[1],
             markeredgewidth=1.8, label="best.yaml", zorder=5,
         )  # fmt: skip
-    cost_axes(axes, f"{metric.replace('_', ' ')} in %")
+    cost_axes(axes, _in_words(metric))
     return figure
 
 
@@ -192,6 +194,10 @@ def _two_listed(results: Results) -> list[tuple[str, Sequence[Any]]] | None:
         if listed is not None and len(listed) > 1:
             found.append((name, listed))
     return found[:2] if len(found) >= 2 else None
+
+
+def _in_words(metric: str) -> str:
+    return f"{metric.replace('_', ' ')} {'in %' if metric in (ACCURACY, BALANCED) else '× 100'}"
 
 
 def _points(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:

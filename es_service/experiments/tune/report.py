@@ -12,10 +12,12 @@ from es_service import errors
 from es_service.experiments import figures
 from es_service.experiments.report import draw, spread_in_words, write_page, write_table
 from es_service.experiments.tune.folder import SearchFolder
+from es_service.experiments.tune.objectives import BALANCED
 from es_service.experiments.tune.pictures import PICTURES
 from es_service.experiments.tune.search_spec import SearchSpec
 from es_service.experiments.tune.space import OF_THE_RUN
 from es_service.experiments.tune.trials import ENTRY, FAILED, Trial
+from es_service.training.tasks.metrics import ACCURACY
 
 __all__ = ["best_config", "history_table", "trials_table", "write"]
 
@@ -40,7 +42,7 @@ def write(
 ) -> None:
     """Write all of it into the search's folder, results.json last."""
     write_table(folder.path / "trials.parquet", trials_table(search, results))
-    write_table(folder.path / "history.parquet", history_table([*trials, *references]))
+    write_table(folder.path / "history.parquet", history_table(search, [*trials, *references]))
     best = best_config(search, results)
     place = folder.path / "best.yaml"
     place.unlink(missing_ok=True)
@@ -53,7 +55,7 @@ def write(
 
 def trials_table(search: SearchSpec, results: Mapping[str, Any]) -> pa.Table:
     """Return a row for each trial; `settings` as JSON, and a column config/<name> for each that was searched."""
-    rows, columns = [], list(_TRIALS)
+    rows, columns = [], _with_metric(_TRIALS, search)
     for name, domain in search.space.domains.items():
         kind = (_I64 if domain.is_integer else _F64) if domain.is_numeric else _TEXT
         columns.append((f"config/{name}", kind))
@@ -66,10 +68,16 @@ def trials_table(search: SearchSpec, results: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(columns))
 
 
-def history_table(trials: Sequence[Trial]) -> pa.Table:
+def history_table(search: SearchSpec, trials: Sequence[Trial]) -> pa.Table:
     """Return a row for each epoch of each trial and of each full run."""
     rows = [{"run": one.run, "number": one.number, **entry} for one in trials for entry in one.epochs]
-    return pa.Table.from_pylist(rows, schema=pa.schema(_EPOCHS))
+    return pa.Table.from_pylist(rows, schema=pa.schema(_with_metric(_EPOCHS, search)))
+
+
+def _with_metric(columns: Sequence[tuple[str, pa.DataType]], search: SearchSpec) -> list[tuple[str, pa.DataType]]:
+    """Return the columns with one for the task's metric, where it has none yet."""
+    metric = search.objective.metric
+    return [*columns, *([] if metric in dict(columns) else [(metric, _F64)])]
 
 
 def best_config(search: SearchSpec, results: Mapping[str, Any]) -> str | None:
@@ -113,6 +121,7 @@ def _context(results: Mapping[str, Any], pictures: Sequence[Mapping[str, str]]) 
     return {
         "results": results,
         "metric": metric.replace("_", " "),
+        "unit": _unit(metric, " in percent"),
         "names": list(results["space"]["domains"]),
         "sentence": _sentence(results),
         "rows": [_cells(results, row) for row in _ranked(results)],
@@ -156,15 +165,22 @@ def _sentence(results: Mapping[str, Any]) -> str:
         return "No setting finished with every seed."
     named = ", ".join(f"{name} = {value}" for name, value in best["settings"].items())
     words = f"Best for {results['objective']['words']}: {named}, with {metric.replace('_', ' ')} "
-    words += f"{100 * best[metric]:.2f} % at {best['cost']:.3f} of a full training's cost"
+    words += f"{100 * best[metric]:.2f}{_unit(metric, ' %')} at {best['cost']:.3f} of a full training's cost"
     if best["reached"] is False:
         words += "; the target was not reached, this setting came nearest"
     usual = results["usual"]
     if usual is not None and usual["setting"] != best["setting"]:
-        words += f". The method's own settings reached {100 * usual[metric]:.2f} % at {usual['cost']:.3f}"
+        words += (
+            f". The method's own settings reached {100 * usual[metric]:.2f}{_unit(metric, ' %')} at {usual['cost']:.3f}"
+        )
     elif usual is not None:
         words += ". These are the method's own settings: the search found none that are better"
     return f"{words}."
+
+
+def _unit(metric: str, of_shares: str) -> str:
+    """Return the unit of a hundred times a metric."""
+    return of_shares if metric in (ACCURACY, BALANCED) else " (times 100)"
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ def results(search: SearchSpec, trials: Sequence[Trial], references: Sequence[Tr
         references: the full runs beside them; none where they were not asked for.
     """
     rows = _settings(search, trials)
-    line = _references(references)
+    line = _references(search, references)
     metric = search.objective.metric
     done = [row for row in rows if row["status"] == FINISHED]
     for row in done:
@@ -48,7 +48,7 @@ def results(search: SearchSpec, trials: Sequence[Trial], references: Sequence[Tr
         "usual": next((_brief(search, row) for row in done if row["settings"] == usual), None),
         "front": [row["setting"] for row in front],
         "rows": rows,
-        "trials": [_trial(one) for one in trials],
+        "trials": [_trial(search, one) for one in trials],
         "references": line,
         "importance": importance(search.space, done),
         "search_cost": search_cost,
@@ -69,8 +69,7 @@ def _settings(search: SearchSpec, trials: Sequence[Trial]) -> list[dict[str, Any
             "settings": own[0].settings,
             "seeds": len(finished),
             "status": FINISHED if whole else _status(own),
-            "accuracy": None,
-            "balanced_accuracy": None,
+            **dict.fromkeys(search.objective.metrics),
             "cost": None,
             "seconds": None,
             "value": None,
@@ -79,7 +78,7 @@ def _settings(search: SearchSpec, trials: Sequence[Trial]) -> list[dict[str, Any
         }
         if whole:
             last = [one.epochs[-1] for one in finished]
-            for name in ("accuracy", "balanced_accuracy"):
+            for name in search.objective.metrics:
                 known = [one[name] for one in last if one[name] is not None]
                 row[name] = dataclasses.asdict(spread(known)) if known else None
             row["cost"] = spread([one["cost"] for one in last]).mean
@@ -98,14 +97,14 @@ def _status(trials: Sequence[Trial]) -> str:
     return next((one for one in (FAILED, PRUNED) if one in states), RUNNING)
 
 
-def _references(references: Sequence[Trial]) -> list[dict[str, Any]]:
+def _references(search: SearchSpec, references: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return a row for each length of full training, the longest first."""
     rows = []
     for epochs in sorted({one.settings["epochs"] for one in references}, reverse=True):
         own = [one for one in references if one.settings["epochs"] == epochs and one.status == FINISHED]
         if own:
             row: dict[str, Any] = {"epochs": epochs, "seeds": len(own), "cost": spread([one.cost for one in own]).mean}
-            for name in ("accuracy", "balanced_accuracy"):
+            for name in search.objective.metrics:
                 known = [one.epochs[-1][name] for one in own if one.epochs[-1][name] is not None]
                 row[name] = dataclasses.asdict(spread(known)) if known else None
             rows.append(row)
@@ -152,13 +151,13 @@ def _best(search: SearchSpec, done: Sequence[dict[str, Any]], front: Sequence[di
 
 def _brief(search: SearchSpec, row: dict[str, Any]) -> dict[str, Any]:
     names = ("setting", "settings", "seeds", "cost", "seconds", "value", "reached", "above_full")
-    means = {name: None if row[name] is None else row[name]["mean"] for name in ("accuracy", "balanced_accuracy")}
+    means = {name: None if row[name] is None else row[name]["mean"] for name in search.objective.metrics}
     return {**{name: row[name] for name in names}, **means, "std": row[search.objective.metric]["std"]}
 
 
-def _trial(trial: Trial) -> dict[str, Any]:
+def _trial(search: SearchSpec, trial: Trial) -> dict[str, Any]:
     last = trial.epochs[-1] if trial.epochs else {}
-    names = ("accuracy", "balanced_accuracy", "held_out_loss", "scored", "trained", "seconds")
+    names = (*search.objective.metrics, "held_out_loss", "scored", "trained", "seconds")
     return {
         "run": trial.run,
         "number": trial.number,

@@ -9,7 +9,7 @@ from typing import Any
 from es_service import errors
 from es_service.experiments.begin import USUAL, check_extra, check_known, check_run, task_of
 from es_service.experiments.tune.folder import SearchFolder
-from es_service.experiments.tune.objectives import Objective
+from es_service.experiments.tune.objectives import BALANCED, OF_THE_TASK, Objective
 from es_service.experiments.tune.replay import starting_points
 from es_service.experiments.tune.search_spec import Places, SearchSpec
 from es_service.experiments.tune.space import Space, read_space
@@ -18,6 +18,7 @@ from es_service.selection.settings import as_integer
 from es_service.storage.runs import RunStorage
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.metrics import ACCURACY, metric_name
 
 __all__ = ["begin", "search"]
 
@@ -84,7 +85,7 @@ def begin(
     data: str | None = None,
     derived: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    objective: Objective | str = "accuracy",
+    objective: Objective | str = OF_THE_TASK,
     target: float | None = None,
     algorithm: str | None = None,
     samples: int = 16,
@@ -110,9 +111,10 @@ def begin(
         data: None for what comes with a package.
         derived: settings of `Derived`: label noise, a long tail, few samples.
         options: of a task from files, see `TaskOptions`.
-        objective: an `Objective`, or its name; `target` belongs to the latter. With a long tail accuracy says little
-            of the rare classes: "cost", "time" and "front" then look at balanced accuracy.
-        target: accuracy to reach.
+        objective: an `Objective`, or its name; `target` belongs to the latter. "cost", "time" and "front" look at the
+            task's metric too; at balanced accuracy where that is accuracy and, with a long tail, says little of the
+            rare classes.
+        target: accuracy to reach, or value of the task's metric.
         algorithm: "grid", "random", "optuna" or "bohb"; None takes a grid where every setting has one, else Optuna.
         samples: settings to try.
         num_seeds: training runs of each of them, with seeds from `seed` on.
@@ -132,9 +134,7 @@ def begin(
     as_integer("seed", seed, least=0, end=2**32)
     wanted = Derived(**(derived or {}))
     if isinstance(objective, str):
-        balanced = wanted.long_tail is not None and objective in ("cost", "time", "front")
-        metric = "balanced_accuracy" if balanced else "accuracy"
-        objective = Objective(name=objective, target=target, metric=metric)
+        objective = Objective(name=objective, target=target, metric=OF_THE_TASK)
     algorithm = algorithm or ("grid" if space.is_grid else "optuna")
     if early_stopping is None:
         early_stopping = algorithm != "grid" and objective.name != "front"
@@ -157,8 +157,12 @@ def begin(
     as_far_as_known = SearchSpec(**known, **unknown, **chosen)
     if folder is not None:
         identity = as_far_as_known.identity()
-        folder.check_identity({key: value for key, value in identity.items() if key not in unknown})
+        later = (*unknown, *(["objective"] if objective.metric == OF_THE_TASK else []))
+        folder.check_identity({key: value for key, value in identity.items() if key not in later})
     built, filled = task_of(known)
+    metric = metric_name(built)
+    balanced = metric == ACCURACY and wanted.long_tail is not None and objective.weighs_cost
+    objective = chosen["objective"] = objective.of(BALANCED if balanced else metric)
     if objective.metric == "balanced_accuracy" and built.held_out_labels is None:
         raise errors.ConfigError(
             f"the task {task!r} has no labels, and so no balanced accuracy: take --objective accuracy"
@@ -259,6 +263,7 @@ def _run(
     job = Job(
         storage=str(folder.runs),
         whole=search_spec.whole,
+        metric=search_spec.objective.metric,
         places=search_spec.places,
         stop=folder.tune / "stop",
     )

@@ -153,7 +153,7 @@ class Trials(Live, Searcher):
         trial = self.trials[self._numbers[trial_id]]
         if result.get("epoch") != len(trial.epochs) or "late" in result:
             return
-        trial.epochs.append({name: result[name] for name in ENTRY})
+        trial.epochs.append({name: result[name] for name in (*ENTRY, self._objective.metric)})
         epochs = len(trial.epochs)
         learns = not trial.retries and epochs > self._reported.get(trial.setting, 0)
         if learns and (self._rungs is None or epochs in self._rungs):

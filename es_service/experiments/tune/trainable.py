@@ -39,12 +39,14 @@ class Job:
     Args:
         storage: folder of the search's runs.
         whole: forward-equivalents of a full training.
+        metric: what trials are compared by.
         places: where trials train.
         stop: a file that is there once the search is to stop.
     """
 
     storage: str
     whole: int
+    metric: str
     places: Places
     stop: Path
 
@@ -177,7 +179,8 @@ class Training:
     def _watch(self, stats: Mapping[str, Any]) -> None:
         """Report the known epochs but the last, which waits for the result."""
         if stats["progress"]:
-            evaluated = [one for one in stats["progress"]["history"] if one["accuracy"] is not None]
+            history = stats["progress"]["history"]
+            evaluated = [one for one in history if None not in (one["accuracy"], self._value(one))]
             self._report(evaluated, last=self._epochs - 1)
 
     def _report(self, history: list[dict[str, Any]], last: int) -> None:
@@ -190,11 +193,17 @@ class Training:
             if self._is_ending:
                 raise errors.StoppedError(f"run {self._spec.run!r} was asked to stop")
 
+    def _value(self, entry: Mapping[str, Any]) -> float | None:
+        """Return what trials are compared by, as it was at an epoch's end."""
+        found: float | None = {**entry, **entry["metrics"]}.get(self._job.metric)
+        return found
+
     def _entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         prepared = self._kept.read_note("prepared") or {}
         scored, trained = (entry[name] + prepared.get(name, 0) for name in ("scored", "trained"))
         return {
             **{name: entry[name] for name in ENTRY[:5]},
+            self._job.metric: self._value(entry),
             "scored": scored,
             "trained": trained,
             "cost": (scored + 3 * trained) / self._job.whole,

@@ -11,7 +11,10 @@ ENTRY = (
     *("epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss"),
     *("scored", "trained", "cost", "seconds"),
 )
-"""What is kept of an epoch: the last four as of its end, preparing included; cost in full training runs."""
+"""What is kept of an epoch, beside the task's metric by its name.
+
+The last four are as of its end, preparing included; cost in full training runs.
+"""
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
 
 

@@ -89,7 +89,8 @@ class Task(Protocol):
       whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What it
       draws follows from the sample's id and the epoch alone.
     - `tokens`: int64[n], the tokens of each sample of the train set; the ledger then counts them too.
-    - `metric_name`: what the mean of `metric` is called; "accuracy" where there is none.
+    - `metric_name`: what the metric is called that the task is judged by, the mean of `metric` unless there are
+      `statistics`; "accuracy" where there is none. Higher is better.
     - `statistics(outputs, batch) -> float[B, K]` and `metric_of(sums_K, num) -> float`, for a metric that is no mean
       over samples: the sums over the held-out samples, from which the metric follows.
     - `final_metrics(model, ids, to_device) -> dict[str, (sum, count)]`: metrics that are too dear for every epoch, as

@@ -128,6 +128,40 @@ class DerivedTask:
         self.train_set: Samples = _DerivedSamples(task.train_set, self.source_ids, self.labels, relabel)
 
     @property
+    def metric_name(self) -> str | None:
+        """What the metric is called, where the task this one was made of says so."""
+        return getattr(self._task, "metric_name", None)
+
+    @property
+    def statistics(self) -> Callable[[Any, Any], torch.Tensor] | None:
+        """Handed on, as are the others of a metric that is no mean: the held-out samples stay as they are."""
+        return getattr(self._task, "statistics", None)
+
+    @property
+    def metric_of(self) -> Callable[[Any, int], float] | None:
+        """See `statistics`."""
+        return getattr(self._task, "metric_of", None)
+
+    @property
+    def final_metrics(self) -> Callable[..., dict[str, Any]] | None:
+        """See `statistics`."""
+        return getattr(self._task, "final_metrics", None)
+
+    @property
+    def tokens(self) -> NDArray[np.int64] | None:
+        """Tokens int64[m] of each sample, where the task this one was made of counts them."""
+        tokens_n: NDArray[np.int64] | None = getattr(self._task, "tokens", None)
+        return None if tokens_n is None else tokens_n[self.source_ids]
+
+    @property
+    def augment(self) -> Callable[[Any, NDArray[np.int64], int], Any] | None:
+        """Another view of a batch, by the ids that its samples have in the task this one was made of."""
+        augment: Callable[[Any, NDArray[np.int64], int], Any] | None = getattr(self._task, "augment", None)
+        if augment is None:
+            return None
+        return lambda batch, ids_B, epoch: augment(batch, self.source_ids[ids_B], epoch)
+
+    @property
     def preview(self) -> Callable[[int], bytes | str] | None:
         """Shows a sample, where the task this one was made of does."""
         shown: Callable[[int], bytes | str] | None = getattr(self._task, "preview", None)

@@ -9,6 +9,7 @@ import torch
 from es_service import errors, plugins
 from es_service.training import batches, losses
 from es_service.training.tasks.base import Task, TaskDefaults
+from es_service.training.tasks.metrics import check_statistics, metric_name
 from es_service.training.tasks.supervised import Classification, check_labels
 
 __all__ = ["check", "load"]
@@ -64,6 +65,7 @@ def check(task: Any, spec: str) -> Task:
         )
     if (task.labels is None) != (task.held_out_labels is None):
         raise errors.ConfigError(f"task {spec!r}: labels and held_out_labels must both be there, or both be None")
+    metric_name(task)
     try:
         for part, labels_n in (("train_set", task.labels), ("held_out", task.held_out_labels)):
             _check_samples(part, getattr(task, part))
@@ -126,6 +128,8 @@ def _check_outputs(task: Any) -> None:
         if not values.requires_grad:
             raise errors.ConfigError("its losses have no gradient: do not detach them, and do not use no_grad")
         _check_each("metric", task.metric(outputs, batch), len(ids))
+        if getattr(task, "statistics", None) is not None:
+            check_statistics(task.statistics(outputs, batch), len(ids))
         signals = task.signals(outputs, batch)
         if not isinstance(signals, dict) or not set(signals) <= set(_SIGNALS):
             raise errors.ConfigError(

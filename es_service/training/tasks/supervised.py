@@ -194,6 +194,7 @@ class Regression(_Supervised):
     labels = None
     held_out_labels = None
     label_names = None
+    metric_name = "r2"
 
     def __post_init__(self) -> None:
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):

@@ -56,6 +56,8 @@ def result(**changes: Any) -> dict[str, Any]:
         "workers": 2,
         "epochs": 12,
         "seed": 0,
+        "metric": "accuracy",
+        "metrics": {"accuracy": 0.91234},
         "accuracy": 0.91234,
         "balanced_accuracy": 0.91234,
         "corrupted": None,
@@ -163,5 +165,14 @@ def test_what_only_some_runs_have_to_say() -> None:
     assert "40,000 samples trained and 10,000 scored, 12.3 s" in prepared
 
 
-def test_a_regression_says_whose_metric_it_is() -> None:
-    assert "R²" in text.summary(result(balanced_accuracy=None)).splitlines()[1]
+def test_a_summary_names_the_metric_of_the_task() -> None:
+    regression = text.summary(result(balanced_accuracy=None, metric="r2", metrics={"r2": 0.91234})).splitlines()
+    assert regression[1] == "  r2               0.9123 on held-out samples"
+    assert "accuracy" not in regression[2]
+    metrics = {"matthews": 0.4, "exact_match": 0.25}
+    lines = text.summary(result(metric="matthews", metrics=metrics, balanced_accuracy=0.8)).splitlines()
+    assert lines[1:4] == [
+        "  matthews         0.4000 on held-out samples",
+        "  accuracy         0.9123 on held-out samples, 0.8000 balanced over the labels",
+        "  exact match      0.2500 on held-out samples",
+    ]

@@ -41,15 +41,19 @@ def _outcome(
     trained: int | None = None,
     exclusive: bool = True,
     error: str | None = None,
+    metrics: dict[str, float] | None = None,
     **changes: Any,
 ) -> Outcome:
-    """An outcome as the worker writes it, read back; `changes` go into the result."""
+    """An outcome as the worker writes it, read back; `changes` go into the result. The first of `metrics` counts."""
     spec = comparison.spec(candidate, seed)
     trained = NUM_SAMPLES * spec.epochs if trained is None else trained
+    named = {"accuracy": accuracy} if metrics is None else metrics
     parts = [(epoch + 1) / spec.epochs for epoch in range(spec.epochs)]
     result = {
         "accuracy": accuracy,
         "balanced_accuracy": accuracy - 0.02,
+        "metric": next(iter(named)),
+        "metrics": named,
         "held_out_loss": 1.5 * (1 - accuracy),
         "samples": {"scored": scored, "trained": trained, "full": NUM_SAMPLES * spec.epochs},
         "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
@@ -71,6 +75,7 @@ def _outcome(
                 "epoch": epoch,
                 "accuracy": accuracy * (0.7 + 0.3 * part),
                 "balanced_accuracy": accuracy * (0.6 + 0.3 * part),
+                "metrics": {name: value * (0.7 + 0.3 * part) for name, value in named.items()},
                 "train_loss": 2 - part,
                 "held_out_loss": 1.5 - part,
                 "scored": int(scored * part),

@@ -169,3 +169,26 @@ def test_links_planted_beside_a_report_are_not_followed(
     for name in names:
         assert (folder / name).stat().st_size > 500
         assert not (folder / name).is_symlink()
+
+
+def test_another_metric_takes_the_place_of_accuracy(
+    make_comparison: Make, make_outcome: Make, tmp_path: Path, lengths: dict[str, Any]
+) -> None:
+    comparison = make_comparison("es")
+    outcomes = [
+        make_outcome(comparison, one, seed, 0.9, metrics={"r2": 0.5 + 0.1 * seed, "exact_match": 0.25}, scored=9)
+        for one in comparison.candidates
+        for seed in comparison.seeds
+    ]
+    markdown, page, drawn = write(tmp_path, comparison, outcomes, lengths)
+    head = next(line for line in markdown.splitlines() if line.startswith("| method"))
+    assert head.startswith("| method | r2 | exact match | cost | saving at equal r2 |")
+    assert "60.00 ± 10.00 | 25.00 ± 0.00" in markdown
+    assert "## r2 against cost" in markdown
+    assert "r2: times 100, mean" in page
+    assert "Accuracies" not in markdown
+    assert {"accuracy_against_cost", "curves"} <= drawn
+    runs, history = results_table(comparison, outcomes), history_table(comparison, outcomes)
+    assert runs.column("r2").to_pylist()[:3] == pytest.approx([0.5, 0.6, 0.7])
+    assert runs.column("exact_match").to_pylist() == [0.25] * 9
+    assert history.column("r2").to_pylist()[7] == pytest.approx(0.5)

@@ -189,3 +189,26 @@ def test_runs_of_an_earlier_version_are_taken_where_they_annealed_alike(make_com
         written = spec.to_dict()
         del written["selection"]["anneal_by"]
         assert (TrainingSpec.from_dict(written) == spec) is same
+
+
+def test_methods_are_compared_by_the_metric_of_the_task(make_comparison: Make, make_outcome: Make) -> None:
+    """By Matthews correlation es is better than full, by accuracy worse; a long tail does not change what counts."""
+    for derived in ({}, {"long_tail": 0.1}):
+        comparison = make_comparison("es", derived=derived)
+        full, _, es = comparison.candidates
+        outcomes = [
+            make_outcome(
+                comparison, one, seed, accuracy, metrics={"matthews": matthews + 0.01 * seed, "exact_match": 0.25}
+            )
+            for one, accuracy, matthews in ((full, 0.9, 0.3), (es, 0.8, 0.4))
+            for seed in comparison.seeds
+        ]
+        found = results(comparison, outcomes, {"es": {"epochs": 8, "basis": "seconds"}})
+        assert (found["metric"], found["metrics"]) == ("matthews", ["matthews", "exact_match"])
+        rows = {row["method"]: row for row in found["rows"]}
+        assert rows["es"]["decision"] == verdicts.PAYS
+        assert rows["es"]["difference_to_full"]["mean"] == pytest.approx(0.1)
+        assert rows["es"]["matthews"]["mean"] == pytest.approx(0.41)
+        assert rows["es"]["exact_match"]["mean"] == 0.25
+        assert rows["es"]["accuracy"]["mean"] == pytest.approx(0.8)
+        assert rows["random"]["matthews"] is rows["random"]["exact_match"] is None  # none of its runs ended

@@ -57,6 +57,20 @@ def test_the_report_of_a_grid(by_hand: Hand, tmp_path: Path) -> None:
     assert parquet.read_table(folder.path / "history.parquet").num_rows > 40
 
 
+def test_another_metric_takes_the_place_of_accuracy(by_hand: Hand, tmp_path: Path) -> None:
+    """Here the lowest accuracy is the best: the metric of the task is its complement."""
+    objective = Objective(name="metric", metric="misses")
+    folder, _, found = write(by_hand, tmp_path, GRID, algorithm="grid", objective=objective)
+    done = [row for row in found["rows"] if row["misses"] is not None]
+    assert found["best"]["misses"] == pytest.approx(max(row["misses"]["mean"] for row in done))
+    assert found["best"]["accuracy"] == pytest.approx(1 - found["best"]["misses"])
+    page = (folder.path / "report.html").read_text()
+    assert "Best for misses" in page
+    assert "Misses (times 100), mean" in page
+    assert parquet.read_table(folder.path / "history.parquet").column("misses").null_count == 0
+    assert f"misses {found['best']['misses']:.4f}" in (folder.path / "best.yaml").read_text()
+
+
 def test_best_yaml_is_what_train_takes(by_hand: Hand, tmp_path: Path) -> None:
     entries = {"beta1": "grid(0.0, 0.2)", "anneal": "grid([[0, 0]])", "learning_rate": "grid(0.05)", "power": 0.5}
     given = {"options": {"max_length": 9, "skip_broken": True}, "training": {"schedule": "linear", "warm_up": 0.1}}

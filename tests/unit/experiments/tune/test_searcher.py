@@ -11,6 +11,7 @@ import pytest
 
 from es_service import errors
 from es_service.experiments.tune.objectives import Objective
+from es_service.experiments.tune.search import begin
 from es_service.experiments.tune.space import random_points, read_space
 from es_service.experiments.tune.trials import FAILED, FINISHED, PRUNED, RUNNING
 
@@ -184,6 +185,10 @@ def test_what_is_kept_of_a_search_is_whole_or_refused(tmp_path: Path) -> None:
         (Objective(name="time", target=0.7), (0.6,)),
         (Objective(name="cost", target=0.95), (0.5 * 2.05,)),
         (Objective(name="front"), (0.9, 0.5)),
+        (Objective(name="metric", metric="metric").of("accuracy"), (0.9,)),
+        (Objective(name="metric", metric="metric").of("held_out_loss"), (0.1,)),
+        (Objective(name="cost", metric="metric", target=-3.0).of("held_out_loss"), (0.1,)),
+        (Objective(name="accuracy", metric="metric").of("held_out_loss"), (0.9,)),
     ],
 )
 def test_what_counts_of_a_trial(objective: Objective, values: tuple[float, ...], by_hand: Hand) -> None:
@@ -199,8 +204,30 @@ def test_what_counts_of_a_trial(objective: Objective, values: tuple[float, ...],
         ({"name": "cost"}, "--target"),
         ({"name": "accuracy", "target": 0.5}, "has no target"),
         ({"name": "time", "target": 1.5}, r"in \(0, 1\)"),
+        ({"name": "time", "target": float("nan"), "metric": "r2"}, "must be finite"),
     ],
 )
 def test_bad_objectives_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.ConfigError, match=words):
         Objective(**values)
+
+
+def test_the_objective_is_the_metric_of_the_task() -> None:
+    space = read_space("es", {"beta1": "grid(0.1, 0.2)"})
+
+    def asked(task: str, name: str | None = None, **settings: Any) -> tuple[str, str, str]:
+        named = {} if name is None else {"objective": name}
+        found = begin(task, space, epochs=2, early_stopping=False, **named, **settings).objective
+        return found.name, found.metric, found.describe()
+
+    assert asked("matthews_task:build_task") == ("metric", "matthews", "matthews")
+    assert asked("matthews_task:build_task", "accuracy") == ("accuracy", "accuracy", "accuracy")
+    assert asked("matthews_task:build_task", "front") == ("front", "matthews", "matthews against cost")
+    assert asked("matthews_task:build_task", "cost", target=-0.5) == ("cost", "matthews", "cost until matthews -0.5")
+    few: dict[str, Any] = {"derived": {"limit": 64}, "batch_size": 16}
+    assert asked("fashion", **few) == ("accuracy", "accuracy", "accuracy")
+    tail: dict[str, Any] = {"derived": {"limit": 200, "long_tail": 0.5}, "batch_size": 16}
+    assert asked("fashion", **tail) == ("accuracy", "accuracy", "accuracy")
+    assert asked("fashion", "cost", target=0.5, **tail)[1] == "balanced_accuracy"
+    with pytest.raises(errors.ConfigError, match=r"in \(0, 1\)"):
+        asked("fashion", "cost", target=1.5, **few)

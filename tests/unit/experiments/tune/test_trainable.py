@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 from es_service.experiments.tune.search_spec import Places
 from es_service.experiments.tune.trainable import Job, Training
 from es_service.experiments.tune.trials import Trial
+from es_service.storage.runs import RunStorage
 
 Hand = dict[str, Callable[..., Any]]
 EPOCHS = 3
@@ -27,7 +28,7 @@ def training(by_hand: Hand, tmp_path: Path) -> Callable[..., Training]:
         derived={"limit": 64}, num_samples=64,
     )  # fmt: skip
     job = Job(
-        storage=str(tmp_path), whole=search.whole, places=Places(), stop=tmp_path / "stop"
+        storage=str(tmp_path), whole=search.whole, metric="accuracy", places=Places(), stop=tmp_path / "stop"
     )  # fmt: skip
 
     def make(run: str, **settings: float) -> Training:
@@ -88,3 +89,17 @@ def test_a_trial_that_fails_says_why_and_one_whose_search_stops_says_so(
     stopping.end()
     assert stopping._thread is not None
     assert not stopping._thread.is_alive()
+
+
+def test_a_trial_reports_the_metric_of_its_task(by_hand: Hand, tmp_path: Path) -> None:
+    search = by_hand["search"](
+        {"beta1": "uniform(0, 0.5)"}, task="matthews_task:build_task", derived={}, num_samples=203, epochs=2
+    )
+    job = Job(storage=str(tmp_path), whole=search.whole, metric="matthews", places=Places(), stop=tmp_path / "stop")
+    training = Training(job, search.spec(Trial(number=0, setting=0, settings={"beta1": 0.2}, seed=0, run="one")))
+    entries = [training.step() for _ in range(2)]
+    result = RunStorage(str(tmp_path), "one").result()
+    assert result is not None
+    assert [one["matthews"] for one in entries] == [one["metrics"]["matthews"] for one in result["history"]]
+    assert all(-1 <= one["matthews"] <= 1 for one in entries)
+    training.end()
