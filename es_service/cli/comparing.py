@@ -18,7 +18,7 @@ from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots
 from es_service.selection.settings import as_integer
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "subject_of"]
 
 
 def add_parser(commands: Any) -> None:
@@ -68,16 +68,7 @@ def compare_command(options: argparse.Namespace) -> int:
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
     candidates = parse_candidates(options.methods)
     folder, slots = CompareFolder(options.out), Slots.of(options.jobs)
-    subject = {
-        "task": options.task or DEFAULT_TASK,
-        "data": options.data,
-        "derived": derived_settings(vars(options)),
-        "options": option_settings(vars(options)),
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-        "training": training_settings(vars(options)),
-    }
+    subject = subject_of(options)
     folder.check_identity(check_known(**subject))
     check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
     with output.warnings_on_stderr():
@@ -95,6 +86,20 @@ def compare_command(options: argparse.Namespace) -> int:
             raise
     output.print_json(results) if options.json else output.print_text(_summary(results, folder))
     return 0
+
+
+def subject_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is trained on, and how, as `check_known` and `begin` take it."""
+    return {
+        "task": options.task or DEFAULT_TASK,
+        "data": options.data,
+        "derived": derived_settings(vars(options)),
+        "options": option_settings(vars(options)),
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "training": training_settings(vars(options)),
+    }
 
 
 def _summary(results: dict[str, Any], folder: Any) -> str:
