@@ -86,7 +86,7 @@ def build(data: str, options: TaskOptions) -> TextClassification:
         model=reader.build_model,
         defaults=reader.defaults,
         preview=train.shown,
-        metric_name=metric,
+        judged_by=metric,
     )
 
 
