@@ -93,6 +93,11 @@ class _Supervised:
     preview: Callable[[int], bytes | str] | None = None
     augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("preview", "augment"):  # where none was given, a method that a subclass has counts
+            if getattr(self, name) is None:
+                object.__delattr__(self, name)
+
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
         return self.model()
@@ -125,6 +130,7 @@ class Classification(_Supervised):
     judged_by: str = "accuracy"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):
             check_labels(part, samples.targets_n, len(samples), self.label_names)
 
@@ -215,6 +221,7 @@ class Regression(_Supervised):
     metric_name = "r2"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):
             targets_n = samples.targets_n
             if targets_n.dtype != np.float32 or targets_n.shape != (len(samples),) or not np.isfinite(targets_n).all():
