@@ -211,7 +211,7 @@ def test_a_roberta_has_two_places_less(tmp_path: Path) -> None:
     _tokenizer(folder)
     path = tmp_path / "long.jsonl"
     path.write_text("".join(json.dumps({"text": "a " * 40, "label": i % 2}) + "\n" for i in range(10)))
-    with pytest.warns(es.DataWarning, match="truncated to"):
+    with pytest.warns(es.DataWarning, match="10 of 10 samples were truncated to 22 tokens"):
         task = _built(str(path), str(folder))
     batch = task.train_set.__getitems__([0, 1])
     assert "token_type_ids" not in task.inputs(batch)

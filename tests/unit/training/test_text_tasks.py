@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 import es_service as es
 from es_service import errors
+from es_service.cli import main
 from es_service.selection.config import preset
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
@@ -277,6 +278,28 @@ def test_a_bag_of_words_trains_on_noisy_labels(tmp_path: Path) -> None:
     }  # fmt: skip
     assert reached["full"] > 0.8
     assert labels.read_notes(RunStorage(str(tmp_path / "es"), "r")) == labels.SampleNotes(None, True, "text/plain")
+
+
+@pytest.mark.filterwarnings("default::es_service.errors.DataWarning")
+def test_the_command_prints_what_was_truncated_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "train.jsonl", sentences(60))
+    words = [
+        "--data",
+        data,
+        "--model",
+        "bow",
+        "--max-length",
+        "5",
+        "--exchange",
+        "embedded",
+        "--storage",
+        str(tmp_path),
+    ]
+    assert main(["train", "--task", "text", *words, "--batch-size", "8", "--epochs", "2", "--json"]) == 0
+    printed = capsys.readouterr()
+    [warning] = [line for line in printed.err.splitlines() if "truncated" in line]
+    assert warning == "es-service: warning: 20 of 60 samples were truncated to 5 tokens (--max-length)"
+    assert json.loads(printed.out)["task"] == "text"
 
 
 def test_a_folder_needs_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ class Encoder:
             )
 
     def _padding(self) -> int:
-        for found in (self._tokenizer.pad_token_id, self._config.pad_token_id, self._tokenizer.eos_token_id):
+        for found in (self._config.pad_token_id, self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if found is not None:
                 return int(found)
         return 0
