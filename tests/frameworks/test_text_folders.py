@@ -89,7 +89,7 @@ def test_an_albert_from_scratch_trains_and_resumes_bit_for_bit(tmp_path: Path, a
         watch = changes.pop("watch", lambda progress: None)
         spec = TrainingSpec(
             run="r", storage=str(tmp_path / folder), task="text", data=data, options=TaskOptions(model=albert),
-            method=method, selection=preset(method), exchange="embedded", epochs=2, batch_size=16, learning_rate=0.01,
+            method=method, selection=preset(method), exchange="embedded", epochs=2, batch_size=16, learning_rate=0.002,
             **changes,
         )  # fmt: skip
         return train(spec, watch)
