@@ -101,6 +101,12 @@ def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(tmp_path: Pat
     assert task.preview(0) == expected.rstrip("\n")
 
 
+def test_an_answer_may_hold_the_token_that_ends_it(tmp_path: Path, folder: Path) -> None:
+    rows = [{"prompt": "how does a turn end?", "answer": "with <|end|>, always"}] * 5
+    task = _task(tiny.write_jsonl(tmp_path / "all.jsonl", rows), folder)
+    assert _answer_text(task, 0) == "with <|end|>, always<|end|>"
+
+
 def test_prompts_are_tokenised_as_they_are_for_a_generation(data: Path, folder: Path) -> None:
     task = _task(data, folder)
     question = [{"role": "user", "content": tiny.sums(1)[0]["question"]}]
