@@ -13,6 +13,7 @@ from es_service.connect import connect
 from es_service.errors import (
     ConfigError,
     DataError,
+    DataWarning,
     EpochOrderError,
     EsServiceError,
     IdError,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DataError",
+    "DataWarning",
     "Draw",
     "EpochOrderError",
     "EsServiceError",

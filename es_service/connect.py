@@ -34,6 +34,7 @@ def connect(
     num_epochs: int,
     batch_size: int,
     irreducible_losses: Any = None,
+    tokens: Any = None,
     exchange: ExchangeName = "leased",
     shards: int | None = None,
     every: int = 1,
@@ -68,6 +69,7 @@ def connect(
         num_epochs: E, which annealing counts from.
         batch_size: B, the meta-batch of each rank.
         irreducible_losses: float[n], for the method `rho`; see `Selector`.
+        tokens: integers [n], to be counted in the ledger; see `Selector`.
         exchange: "leased" (nothing on the critical path), "sync" (one call per step), "prefetch" (rows are fetched
             while the forward pass runs; for streams and custom samplers) or "collective" (no server, an
             all-gather each `every` steps).
@@ -126,6 +128,7 @@ def connect(
         num_epochs=num_epochs,
         batch_size=batch_size,
         irreducible_losses=irreducible_losses,
+        tokens=tokens,
         exchange=connected,
         run=run,
         storage=place,

@@ -57,4 +57,5 @@ class Cursor:
         """Count the step in a ledger."""
         num = self.ids_B.size
         is_full_step = num_to_draw == num and not self.is_scored
-        ledger.count_step(num, batch_size, self.touched - self.began, is_full_step=is_full_step)
+        seconds, num_tokens = self.touched - self.began, ledger.tokens_of(self.ids_B)
+        ledger.count_step(num, batch_size, seconds, is_full_step=is_full_step, num_tokens=num_tokens)

@@ -103,7 +103,7 @@ class Epoch:
     def position(self, ledger: Ledger) -> int:
         """Return the step to continue with after a restart, and bring a copy of the ledger to where it begins."""
         if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
-            ledger.trained -= self._cursor.unreported.positions.size
+            ledger.count_trained(self._cursor.unreported.ids, -1)
         if not self._cursor.is_done:
             return max(0, self._cursor.step)
         if not self._cursor.is_counted:
@@ -166,7 +166,7 @@ class Epoch:
                 self._report_pending()
                 distinct, _, repeats = self._distinct(ids_B, {})
                 draw = self._cursor.unreported = self._exchange.draw(self._cursor.step, distinct, num, repeats)
-        self._ledger.trained += draw.positions.size
+        self._ledger.count_trained(draw.ids)
         factors_b = self.share.factors(self._cursor.step, draw.ids, self.config.batch_size)
         if factors_b is not None:
             draw = dataclasses.replace(draw, scale=draw.scale * factors_b)
@@ -177,7 +177,7 @@ class Epoch:
 
     def _draw_scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
         ids, seen, good = self._signals(ids_B, losses)
-        self._ledger.scored += ids_B.size
+        self._ledger.count_scored(ids_B)
         self._cursor.is_scored = True
         with self._ledger.timing("exchange"):
             self._report_pending()
@@ -264,7 +264,7 @@ class Epoch:
                 "selector.hidden_batches() yields"
             )
         good_ids, seen, _ = self._signals(ids, observed)
-        self._ledger.scored += ids.size
+        self._ledger.count_scored(ids)
         with self._ledger.timing("exchange"):
             self._report_pending()
             self._exchange.refresh(len(self.batches()) - 1, good_ids, seen)
@@ -285,7 +285,7 @@ class Epoch:
         self._settle_step()
         if not self.streamed and not self._is_pruned:
             full_share = self.config.rank_share(self.config.num_samples, self._exchange.position.world_size)
-            self._ledger.count_pruned(full_share - self.share.ids.size, self.config.batch_size)
+            self._ledger.count_pruned(full_share, self.share.ids, self.config.batch_size)
             self._ledger.most_seen = max(self._ledger.most_seen, self.measures.num_seen)
             self._is_pruned = True
         try:

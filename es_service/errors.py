@@ -20,7 +20,8 @@
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
 
-One warning: NothingSelectedWarning (a UserWarning), of settings that train on everything.
+Two warnings (UserWarning): NothingSelectedWarning, of settings that train on everything, and DataWarning, of samples
+that were changed or left out as they were read.
 
 A message states what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
 """
@@ -30,6 +31,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "DataError",
+    "DataWarning",
     "EpochOrderError",
     "EsServiceError",
     "IdError",
@@ -129,3 +131,7 @@ class ServerRestartedError(ServerError):
 
 class NothingSelectedWarning(UserWarning):
     """The settings of a run leave no step and no epoch that selects: it trains on everything."""
+
+
+class DataWarning(UserWarning):
+    """Samples were truncated or left out as they were read, or weights that a model's folder lacks start at random."""

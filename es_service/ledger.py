@@ -8,9 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["SECTIONS", "Ledger"]
 
 SECTIONS = ("score", "train", "exchange", "data")
+_TOKENS = ("scored_tokens", "trained_tokens", "full_tokens")
+_COUNTED = ("scored", "trained", "full", *_TOKENS, "skipped", "measured_steps")
 _WARM_UP_STEPS = 3  # of a process: first touches, imports, compilation, caches
 
 
@@ -22,6 +27,9 @@ class Ledger:
         scored: samples that went through a forward pass only to be scored.
         trained: samples that were back-propagated.
         full: samples that a full run would have back-propagated by now.
+        scored_tokens, trained_tokens, full_tokens: the tokens of these samples; 0 where they are not known.
+        tokens: int64[n], the tokens of each sample, where they are to be counted; not kept.
+        backward_cost: forward passes that a backward pass counts as.
         seconds: by section (score, train, exchange, data); what is in none of them is in `total_s` alone.
         total_s: seconds inside steps, and of opening and closing epochs.
         steps: steps made.
@@ -40,6 +48,10 @@ class Ledger:
     scored: int = 0
     trained: int = 0
     full: int = 0
+    scored_tokens: int = 0
+    trained_tokens: int = 0
+    full_tokens: int = 0
+    backward_cost: float = 2.0
     skipped: int = 0
     total_s: float = 0.0
     steps: int = 0
@@ -50,6 +62,7 @@ class Ledger:
     warm_up_full_steps: float = 0.0
     warming: int = dataclasses.field(default=_WARM_UP_STEPS, repr=False, compare=False)
     most_seen: int = dataclasses.field(default=0, repr=False, compare=False)
+    tokens: NDArray[np.int64] | None = dataclasses.field(default=None, repr=False, compare=False)
     _last: str = dataclasses.field(default="", init=False, repr=False, compare=False)  # what the last step counts as
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECTIONS, 0.0))
 
@@ -73,12 +86,29 @@ class Ledger:
         if self.warming:
             self.warm_up_s += spent
 
-    def count_step(self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool) -> None:
-        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`.
+    def tokens_of(self, ids: NDArray[np.int64]) -> int:
+        """Return how many tokens these samples have, 0 where that is not known."""
+        return 0 if self.tokens is None else int(self.tokens[ids].sum())
+
+    def count_scored(self, ids: NDArray[np.int64]) -> None:
+        """Count a forward pass over these samples only to score them."""
+        self.scored += ids.size
+        self.scored_tokens += self.tokens_of(ids)
+
+    def count_trained(self, ids: NDArray[np.int64], times: int = 1) -> None:
+        """Count samples that are back-propagated; -1 times takes them out again."""
+        self.trained += times * ids.size
+        self.trained_tokens += times * self.tokens_of(ids)
+
+    def count_step(
+        self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool, num_tokens: int = 0
+    ) -> None:
+        """Count one step over `num_ids` of a meta-batch of nominally `batch_size`, with so many tokens.
 
         `is_full_step`: it took all of them and scored none, so that full training would have spent as much.
         """
         self.full += num_ids
+        self.full_tokens += num_tokens
         self.full_steps += num_ids / batch_size
         self.total_s += seconds
         self.steps += 1
@@ -101,18 +131,28 @@ class Ledger:
         elif self._last == "measured":
             self.measured_s += seconds
 
-    def count_pruned(self, num_ids: int, batch_size: int) -> None:
-        """Count ids that this epoch's plan left out and a full run would have trained on."""
+    def count_pruned(self, num_full: int, ids: NDArray[np.int64], batch_size: int) -> None:
+        """Count what an epoch's plan left out and a full run would have trained on.
+
+        Args:
+            num_full: of how many samples an epoch of this rank consists in a full run.
+            ids: those of this epoch. Of the others the rank's even share of all tokens is counted.
+            batch_size: of the meta-batch.
+        """
+        num_ids = num_full - ids.size
         self.full += num_ids
         self.full_steps += num_ids / batch_size
+        if num_ids and self.tokens is not None:
+            self.full_tokens += round(int(self.tokens.sum()) * num_full / self.tokens.size) - self.tokens_of(ids)
 
     def saving(self) -> dict[str, float | None]:
         """Return shares of the full run that were saved; negative where selection cost more.
 
-        samples   1 - trained/full                    back-propagated samples
-        cost      1 - (scored + 3·trained)/(3·full)   forward passes, a backward counted as two
-        seconds   1 - total_s/(full_steps · mean measured step), warm-up left out of both; None where no step was
+        samples   1 - trained/full                               back-propagated samples
+        cost      1 - (scored + (1+c)·trained)/((1+c)·full)      forward passes, a backward pass counted as c of them
+        seconds   1 - total_s/(full_steps · mean measured step)  warm-up left out of both; None where no step was
                   measured, or as long as nothing was selected
+        tokens    1 - trained_tokens/full_tokens                 only where tokens are counted
         """
         if self.full == 0:
             return {"samples": None, "cost": None, "seconds": None}
@@ -122,23 +162,43 @@ class Ledger:
             seconds = 1.0 - (self.total_s - self.warm_up_s) / full_s
         return {
             "samples": 1.0 - self.trained / self.full,
-            "cost": 1.0 - (self.scored + 3 * self.trained) / (3 * self.full),
+            "cost": 1.0 - self.passes / ((1 + self.backward_cost) * self.full),
             "seconds": seconds,
+            **({"tokens": 1.0 - self.trained_tokens / self.full_tokens} if self.full_tokens else {}),
         }
+
+    def token_counts(self) -> dict[str, int] | None:
+        """Return the tokens scored, trained on, and of a full run; None where they are not counted."""
+        if not self.full_tokens:
+            return None
+        return {"scored": self.scored_tokens, "trained": self.trained_tokens, "full": self.full_tokens}
+
+    @property
+    def passes(self) -> float:
+        """What was spent in forward passes over a sample, a backward pass counted as `backward_cost` of them."""
+        return self.scored + (1 + self.backward_cost) * self.trained
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes an equal ledger."""
-        values = dataclasses.asdict(dataclasses.replace(self, clock=time.perf_counter))
-        del values["clock"], values["warming"], values["most_seen"], values["_last"]
+        values = dataclasses.asdict(dataclasses.replace(self, clock=time.perf_counter, tokens=None))
+        del values["clock"], values["tokens"], values["warming"], values["most_seen"], values["_last"]
         return values
 
     def copy(self) -> Ledger:
         """Return a ledger that counts on from here by itself."""
         return dataclasses.replace(self, seconds=dict(self.seconds))
 
+    def counting_as(self, other: Ledger) -> Ledger:
+        """Return this ledger, made to count by the clock and the tokens of another."""
+        self.clock, self.tokens = other.clock, other.tokens
+        return self
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> Ledger:
-        """Make a ledger from `to_dict`'s values; KeyError, TypeError or ValueError where they are not that."""
+        """Make a ledger from `to_dict`'s values; KeyError, TypeError or ValueError where they are not that.
+
+        What an earlier version did not count is 0 in it, and a backward pass counts as two forward ones.
+        """
         seconds = {section: values["seconds"][section] for section in SECTIONS}
         own = cls(clock=clock, **{**values, "seconds": seconds})
         for value in (*seconds.values(), *(value for name, value in values.items() if name != "seconds")):
@@ -148,24 +208,24 @@ class Ledger:
 
     @classmethod
     def merge(cls, ledgers: list[Ledger]) -> Ledger:
-        """Return the ledger of a run: samples and full steps summed over its ranks, seconds averaged."""
+        """Return the ledger of a run: samples, tokens and full steps summed over its ranks, seconds averaged."""
         if not ledgers:
             return cls()
         num = len(ledgers)
-        summed = ("scored", "trained", "full", "skipped", "measured_s", "measured_steps")
+        summed = (*_COUNTED, "measured_s")
         averaged = ("total_s", "full_steps", "warm_up_s", "warm_up_full_steps")
         totals = {name: sum(getattr(one, name) for one in ledgers) for name in (*summed, *averaged)}
         return cls(
             **{**totals, **{name: totals[name] / num for name in averaged}},
             steps=max(one.steps for one in ledgers),
+            backward_cost=ledgers[0].backward_cost,  # all have the same
             seconds={key: sum(one.seconds[key] for one in ledgers) / num for key in SECTIONS},
         )
 
     def share(self, rank: int, world_size: int) -> Ledger:
         """Return what a rank counts on from, where this is the run's: `merge` of all shares is this ledger again."""
         shared: dict[str, Any] = {
-            name: (getattr(self, name) + world_size - 1 - rank) // world_size
-            for name in ("scored", "trained", "full", "skipped", "measured_steps")
+            name: (getattr(self, name) + world_size - 1 - rank) // world_size for name in _COUNTED
         }
         return dataclasses.replace(
             self, **shared, measured_s=self.measured_s / world_size, seconds=dict(self.seconds), warming=_WARM_UP_STEPS

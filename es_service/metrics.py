@@ -33,6 +33,8 @@ def collect(config: RunConfig, position: Position, here: Epoch | None, ledger: L
         found["selected_ratio_run"] = counted.trained / counted.full
     saved = {**counted.saving(), "seconds": ledger.saving()["seconds"]}  # the step at hand has not trained yet
     found |= {f"saved_ratio_{of}": share for of, share in saved.items()}
+    tokens = counted.token_counts() or {}
+    found |= {f"num_tokens_{what}": num for what, num in tokens.items()}
     seconds = {**ledger.seconds, "total": ledger.total_s}
     found |= {f"seconds_{section}": spent or None for section, spent in seconds.items()}
     return {f"selection/{name}": float(value) for name, value in found.items() if value is not None}

@@ -56,6 +56,7 @@ class Selector(Restorable):
             nothing.
         storage: folder or URI that holds the runs; ~/es_service_runs, or the environment variable ES_SERVICE_STORAGE.
         resume: what to do with a run of this name that has finished an epoch, see `es.connect`.
+        tokens: integers [n], the tokens of each sample; the ledger then counts them beside the samples.
         labels: integers [n] from 0, the class of each sample, for the run's dashboard.
         label_names: what they mean, in their order.
         preview: what the dashboard shows of a sample: a function id -> PNG file as bytes, text, PIL image, or array
@@ -68,7 +69,8 @@ class Selector(Restorable):
     Raises:
         ConfigError: a count below 1, or a batch_size larger than a rank's share of the plan; or an in-process selector
             under torch.distributed or Ray Train with several ranks, which would train all of them on the same samples.
-        ShapeError, LossError: irreducible losses that are not one finite number per sample.
+        ShapeError, LossError: irreducible losses that are not one finite number per sample; tokens that are not one
+            number per sample.
         RunNameError, RunNotFoundError, RunExistsError, RunMismatchError: the run is not what `run` and `resume` say.
         StorageError: the storage cannot be written.
 
@@ -90,6 +92,7 @@ class Selector(Restorable):
         num_epochs: int,
         batch_size: int,
         irreducible_losses: Any = None,
+        tokens: Any = None,
         exchange: Exchange | None = None,
         run: str | None = None,
         storage: str | None = None,
@@ -116,7 +119,7 @@ class Selector(Restorable):
             exchange = Embedded.start(config, run, storage, resume)
         runs.check_same("of the exchange", exchange.config, config)
         idle.warn_if_idle(config, exchange.position.world_size)
-        super().__init__(config, exchange, Ledger(clock=clock))
+        super().__init__(config, exchange, Ledger(clock=clock, tokens=observations.check_tokens(tokens, num_samples)))
         self._irreducible = observations.check_known(irreducible_losses, num_samples)
         self._closed: Callable[[], None] = lambda: None  # what is done behind each epoch
         if kept is not None:

@@ -67,15 +67,14 @@ class Restorable(RunView):
             StorageError: it is damaged, or of another version.
         """
         saved, step, ledger = state_from_dict(state, self.config)
-        ledger.clock = self.ledger.clock
         self.exchange.load(saved)
-        self._stand_before(ledger, step)
+        self._stand_before(ledger.counting_as(self.ledger), step)
         return saved.finished_epochs
 
     def reset(self) -> None:
         """Forget every observation and stand before epoch 0; every rank calls it."""
         self.exchange.reset()
-        self._stand_before(Ledger(clock=self.ledger.clock), 0)
+        self._stand_before(Ledger(backward_cost=self.ledger.backward_cost).counting_as(self.ledger), 0)
 
     def _stand_before(self, ledger: Ledger, step: int) -> None:
         """Stand before an epoch, or before a step of it."""
@@ -87,8 +86,7 @@ class Restorable(RunView):
         if epoch and self._here is None and not self._is_placed:
             spent, position = self.exchange.spent(epoch - 1), self.exchange.position
             if spent is not None:
-                clock, self.ledger = self.ledger.clock, spent.share(position.rank, position.world_size)
-                self.ledger.clock = clock
+                self.ledger = spent.share(position.rank, position.world_size).counting_as(self.ledger)
 
 
 def _check_savable(here: Epoch) -> None:

@@ -71,3 +71,8 @@ def build_task(data: str | None = None, **defaults: Any) -> MatthewsTask:
         model=lambda: nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)),
         defaults=TaskDefaults(**{"epochs": 3, "batch_size": 16, "learning_rate": 0.1, **defaults}),
     )
+
+
+def build_measured(data: str | None = None) -> MatthewsTask:
+    """Return the task with a backward pass whose cost is to be measured."""
+    return build_task(data, backward_cost=None)

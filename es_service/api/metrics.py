@@ -35,7 +35,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "es_service_run_epochs": "epochs finished",
         "es_service_run_done_ratio": "share of the run that is done",
         "es_service_run_accuracy_ratio": "held-out accuracy at the last evaluation",
-        "es_service_run_saved_ratio": "share of a full run that was saved, of samples, cost or seconds",
+        "es_service_run_saved_ratio": "share of a full run that was saved, of samples, cost, seconds or tokens",
         "es_service_server_reports_total": "reports applied since the server began",
         "es_service_server_observed_samples_total": "samples observed since the server began",
         "es_service_server_selected_samples_total": "samples back-propagated since the server began",

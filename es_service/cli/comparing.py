@@ -75,6 +75,7 @@ def compare_command(options: argparse.Namespace) -> int:
         comparison = begin(
             **subject,
             candidates=candidates,
+            backward_cost=folder.backward_cost(),
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
         )
     with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
@@ -123,6 +124,8 @@ def _summary(results: dict[str, Any], folder: Any) -> str:
     width = max(len(row["method"]) for row in results["rows"])
     verdicts = [f"{row['method'].ljust(width)}  {row['verdict']}" for row in results["rows"]]
     notes = ["", "seconds: left out where a run shared its cores; see the report"] * (results["timings"] == "shared")
+    if results["backward_cost"] != 2:
+        notes += ["", f"cost: a backward pass counted as {results['backward_cost']:.2f} forward passes"]
     return "\n".join([text.grid(header, lines), "", *verdicts, *notes, "", f"report: {folder.path / 'report.html'}"])
 
 

@@ -69,11 +69,11 @@ def summary(result: dict[str, Any]) -> str:
 
 def _passes_saved(result: dict[str, Any]) -> str:
     """Return what share of a full run's passes was saved, those of preparing counted as the run's own."""
-    cost, prepared = result["saving"]["cost"], result["prepared"]
-    passes = prepared["scored"] + 3 * prepared["trained"]
+    cost, prepared, each = result["saving"]["cost"], result["prepared"], 1 + result["backward_cost"]
+    passes = prepared["scored"] + each * prepared["trained"]
     if cost is None or not passes:
         return f"{percent(cost)} of the passes"
-    return f"{percent(cost - passes / (3 * result['samples']['full']))} of the passes, preparing included"
+    return f"{percent(cost - passes / (each * result['samples']['full']))} of the passes, preparing included"
 
 
 def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -92,6 +92,11 @@ def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines that only some runs have."""
     asides, corrupted, prepared = [], result["corrupted"], result["prepared"]
+    if (tokens := result["tokens"]) is not None:
+        words = f"{tokens['trained']:,} back-propagated, {tokens['scored']:,} scored; a full run: {tokens['full']:,}"
+        asides.append(("tokens", f"{words}; {percent(result['saving']['tokens'])} saved"))
+    if result["backward_cost_measured"]:
+        asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
     if corrupted is not None:
         trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])
         asides.append(("wrong labels", f"{trained} of the back-propagated samples had one, {of_set} of the set have"))

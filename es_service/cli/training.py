@@ -22,7 +22,18 @@ from es_service.training.spec import TrainingSpec
 __all__ = ["add_parser"]
 
 _SELECTION_FLAGS = ("ratio", "prune_ratio")
-_NO_SETTING = ("task", "method", "storage", "run", "selection", "derived", "options", "resume", "search")
+_NO_SETTING = (
+    "task",
+    "method",
+    "storage",
+    "run",
+    "selection",
+    "derived",
+    "options",
+    "resume",
+    "search",
+    "backward_cost",
+)
 _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
     "method": "es",
@@ -97,7 +108,8 @@ def train_command(options: argparse.Namespace) -> int:
             f"training needs torch, and Ray unless --exchange embedded: pip install 'es-service[all]' ({error})"
         ) from error
     # Ray prints output of its daemons, and stdout is for the result alone.
-    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
+    showing = output.warnings_on_stderr()
+    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr), showing:
         try:
             result = train(spec, progress.show)
         except KeyboardInterrupt:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from es_service import errors
 from es_service.experiments.experiment_spec import ExperimentSpec
@@ -21,7 +22,9 @@ from es_service.training.tasks.options import TaskOptions
 if TYPE_CHECKING:
     from es_service.training.tasks.base import Task
 
-__all__ = ["USUAL", "check_extra", "check_known", "check_run", "task_of"]
+__all__ = ["USUAL", "check_extra", "check_known", "check_run", "costed", "task_of"]
+
+Spec = TypeVar("Spec", bound=ExperimentSpec)
 
 USUAL = ("epochs", "batch_size", "learning_rate")
 """The task's defaults."""
@@ -98,3 +101,18 @@ def check_run(
     config.check_world(run.workers)
     if warn:
         warn_if_idle(config, run.workers, what=what)
+
+
+def costed(built: Task, spec: Spec, run: TrainingSpec, kept: float | None) -> Spec:
+    """Return a spec that says what a backward pass counts as in all of its runs.
+
+    It is the task's own figure; where that is to be measured, what was `kept` of an earlier measurement, else what is
+    measured now with the settings of one of the runs.
+    """
+    cost = built.defaults.backward_cost or kept
+    if cost is None:
+        from es_service.training.loop import measure_backward_cost
+
+        assert run.batch_size is not None, "an experiment fills it in"
+        cost = measure_backward_cost(built, run.settings(built.defaults), run.batch_size)
+    return dataclasses.replace(spec, backward_cost=cost)

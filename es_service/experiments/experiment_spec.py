@@ -27,6 +27,7 @@ class ExperimentSpec:
         epochs, batch_size, learning_rate: of every run without its own.
         seeds: every method or setting is run with each of them.
         training: further settings of a `TrainingSpec` that were given, of every run: the optimizer, the passes.
+        backward_cost: forward passes that a backward pass counts as, in all runs.
 
     Raises:
         ConfigError: no seed, or a count below 1.
@@ -42,6 +43,7 @@ class ExperimentSpec:
     seeds: tuple[int, ...]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    backward_cost: float = 2.0
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -52,19 +54,15 @@ class ExperimentSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what cannot change when its runs are continued, as JSON gives it back."""
-        names = (
-            "task",
-            "data",
-            "derived",
-            "options",
-            "num_samples",
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "training",
-        )
+        of_the_task = ("task", "data", "derived", "options", "num_samples")
+        names = (*of_the_task, "epochs", "batch_size", "learning_rate", "training", "backward_cost")
         values: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return values
+
+    @property
+    def whole(self) -> float:
+        """Passes of full training: a forward pass 1, a backward pass `backward_cost`."""
+        return (1 + self.backward_cost) * self.num_samples * self.epochs
 
     def run(
         self,
@@ -95,6 +93,7 @@ class ExperimentSpec:
             epochs=epochs,
             batch_size=self.batch_size if batch_size is None else batch_size,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            backward_cost=self.backward_cost,
             seed=seed,
             **self.training,
             **{"exchange": "embedded", **more},

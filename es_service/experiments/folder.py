@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.experiments.experiment_spec import ExperimentSpec
+from es_service.selection.settings import as_number
 from es_service.storage import files
 
 __all__ = ["ExperimentFolder"]
@@ -55,6 +56,15 @@ class ExperimentFolder:
         with self._usable():
             if self.path.exists():
                 self._check_same(known)
+
+    def backward_cost(self) -> float | None:
+        """Return what a backward pass counts as in its runs, None where none is there.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        found = self.read(f"{self.kind}.json", lambda values: values.get("backward_cost"))
+        return None if found is None else as_number("backward_cost", found)
 
     @contextlib.contextmanager
     def open(self, spec: ExperimentSpec) -> Iterator[None]:

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from es_service.experiments.figures import Picture, save, write
 
-__all__ = ["difference_in_words", "draw", "spread_in_words", "write_page", "write_table"]
+__all__ = ["cost_in_words", "difference_in_words", "draw", "spread_in_words", "write_page", "write_table"]
 
 
 def draw(folder: Path, pictures: Mapping[str, Picture], *args: Any) -> list[dict[str, str]]:
@@ -55,6 +55,12 @@ def spread_in_words(spread: Mapping[str, Any] | None, factor: float = 100, digit
         return ""
     mean = f"{factor * spread['mean']:.{digits}f}"
     return mean if spread["std"] is None else f"{mean} ± {factor * spread['std']:.{digits}f}"
+
+
+def cost_in_words(backward_cost: float) -> str:
+    """Return what the cost is, in words."""
+    counted = "two" if backward_cost == 2 else f"{backward_cost:.2f}"
+    return f"forward passes, a backward counted as {counted}, as a share of full training's"
 
 
 def difference_in_words(difference: Mapping[str, Any] | None) -> str:

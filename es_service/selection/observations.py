@@ -253,6 +253,26 @@ def check_known(losses: Any, num_samples: int | None) -> NDArray[np.float32] | N
     return check_losses(losses, num_samples, non_negative=False, what="irreducible_losses")
 
 
+def check_tokens(tokens: Any, num_samples: int | None) -> NDArray[np.int64] | None:
+    """Return the tokens int64[n] of all samples, None for None.
+
+    Raises:
+        ConfigError: the number of samples is not known.
+        ShapeError: they are not one whole number of at least 0 for each sample.
+    """
+    if tokens is None:
+        return None
+    if num_samples is None:
+        raise errors.ConfigError("tokens need num_samples: of a stream without it, the tokens are not known beforehand")
+    found = np.asarray(tokens)
+    if found.shape != (num_samples,) or found.dtype.kind not in "iu" or (found < 0).any():
+        raise errors.ShapeError(
+            f"tokens must be one whole number of at least 0 for each of {num_samples} samples, got "
+            f"{found.dtype}{list(found.shape)}"
+        )
+    return found.astype(np.int64)
+
+
 def split_signals(
     observed: Any, num: int, needed: Sequence[str], *, non_negative: bool
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:

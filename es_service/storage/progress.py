@@ -184,6 +184,8 @@ def _entry(ledger: Ledger) -> dict[str, Any]:
 def _figures(ledger: Ledger) -> dict[str, Any]:
     return {
         "samples": {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full},
+        "tokens": ledger.token_counts(),
+        "backward_cost": ledger.backward_cost,
         "seconds": {"total": ledger.total_s, **ledger.seconds},
         "saving": ledger.saving(),
     }

@@ -19,7 +19,18 @@ from torch.nn.utils import rnn
 from es_service import errors
 from es_service.training import trees
 
-__all__ = ["Positions", "batch_length", "check", "even_sizes", "in_pieces", "mapped", "split", "take", "to_device"]
+__all__ = [
+    "Positions",
+    "batch_length",
+    "check",
+    "even_sizes",
+    "in_pieces",
+    "mapped",
+    "moved",
+    "split",
+    "take",
+    "to_device",
+]
 
 Positions: TypeAlias = "NDArray[np.integer[Any]] | torch.Tensor | Sequence[int]"
 
@@ -82,13 +93,13 @@ def take(batch: Any, positions: Positions, num: int | None = None, per_sample: S
         raise errors.InputError(
             f"position {host[outside[0]]} (entry {outside[0]}) is outside the batch of {num} samples"
         )
-    moved: dict[torch.device, torch.Tensor] = {}
+    at: dict[torch.device, torch.Tensor] = {}
 
     def pick(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and not leaf.is_nested:
-            if leaf.device not in moved:
-                moved[leaf.device] = torch.tensor(host, device=leaf.device)
-            return leaf.index_select(0, moved[leaf.device])
+            if leaf.device not in at:
+                at[leaf.device] = moved(torch.tensor(host), leaf.device)
+            return leaf.index_select(0, at[leaf.device])
         return leaf[host] if isinstance(leaf, np.ndarray) else _picked(leaf, host.tolist())
 
     return _map(batch, pick, num, per_sample)
@@ -144,15 +155,24 @@ def in_pieces(length: int, num: int) -> list[int]:
 def to_device(batch: Any, device: torch.device | str) -> Any:
     """Return the batch with every tensor on the device; all other leaves, numpy arrays too, stay what they are.
 
-    Copies from pinned memory to a CUDA device do not wait; all others do.
+    Copies to a CUDA device go by way of pinned memory and do not wait; all others do.
     """
     target = torch.device(device)
 
     def move(leaf: Any) -> Any:
-        is_moved = isinstance(leaf, (torch.Tensor, rnn.PackedSequence))
-        return leaf.to(target, non_blocking=target.type == "cuda") if is_moved else leaf
+        return moved(leaf, target) if isinstance(leaf, (torch.Tensor, rnn.PackedSequence)) else leaf
 
     return mapped(batch, move)
+
+
+def moved(values: Any, device: torch.device) -> Any:
+    """Return a tensor, or PackedSequence, on the device; see `to_device`."""
+    if device.type != "cuda":
+        return values.to(device)
+    is_dense = isinstance(values, torch.Tensor) and values.layout == torch.strided and not values.is_nested
+    if is_dense and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def mapped(batch: Any, function: Callable[[Any], Any]) -> Any:

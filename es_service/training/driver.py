@@ -71,6 +71,7 @@ def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[s
         "seed": spec.seed,
         "storage": spec.storage,
         **measured(metrics, time.monotonic() - begin),
+        "backward_cost_measured": task.defaults.backward_cost is None,
         **trained_on(task, storage),
         "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
     }
@@ -142,6 +143,7 @@ def _fit_here(
             num_epochs=config.num_epochs,
             batch_size=config.batch_size,
             irreducible_losses=None if path is None else irreducible.read_losses(path, config.num_samples),
+            tokens=getattr(task, "tokens", None),
             exchange=Embedded(
                 LocalRun(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
             ),

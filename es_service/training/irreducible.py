@@ -110,11 +110,6 @@ class _OnSome:
         augment = getattr(task, "augment", None)
         self.augment = None if augment is None else lambda batch, ids_B, epoch: augment(batch, ids[ids_B], epoch)
 
-    @property
-    def augment(self) -> Any:
-        made = getattr(self._task, "augment", None)
-        return None if made is None else lambda batch, ids_B, epoch: made(batch, self._ids[ids_B], epoch)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 

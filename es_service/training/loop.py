@@ -7,26 +7,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
+from es_service.selection import methods
+from es_service.selection.config import Selection
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
+from es_service.training.cost import backward_cost
 from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
+from es_service.training.memory import forget_peak, peak_memory
 from es_service.training.observed import Signals, losses_in
 from es_service.training.optimizers import build_optimizer, learning_rate_at
+from es_service.training.passes import ScoringPasses, arrange, compile_errors
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.metrics import metric_name
 from es_service.training.workers.base import Workers
+from es_service.training.workers.local import LocalWorkers
 
-__all__ = ["TrainSettings", "fit", "fit_model"]
+__all__ = ["TrainSettings", "fit", "fit_model", "measure_backward_cost"]
 
 _LOOK_EVERY_S = 0.5
 
@@ -40,10 +47,11 @@ def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Worker
     Returns:
         accuracy, balanced_accuracy, accuracy_by_label, held_out_loss and metrics (see `Evaluation`; with the final ones
         after the last epoch), metric (the name of the one that counts), epoch, history (per epoch), ledger (of the
-        run, all ranks together), world_size.
+        run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most).
 
     Raises:
-        ConfigError: the selection goes by a signal that the task does not have, or a metric's name cannot be used.
+        ConfigError: the selection goes by a signal that the task does not have, a metric's name cannot be used, or a
+            setting asks for what the model or this machine does not offer.
     """
     return fit_model(task, selector, settings, workers)[0]
 
@@ -53,7 +61,18 @@ def fit_model(
 ) -> tuple[dict[str, Any], torch.nn.Module]:
     """Train as `fit` does; return the model too, bare."""
     training = _Training(task, selector, settings, workers)
-    return training.run(), training.bare
+    forget_peak(workers.device)
+    with compile_errors(settings):
+        return training.run(), training.bare
+
+
+def measure_backward_cost(task: Task, settings: TrainSettings, batch_size: int) -> float:
+    """Return what a backward pass counts as, measured as a training with these settings does where it begins."""
+    full, num = Selection(methods.full()), len(task.train_set)
+    selector = Selector(full, num_samples=num, num_epochs=1, batch_size=batch_size, world_size=1)
+    cost = _Training(task, selector, settings, LocalWorkers(Path())).measure_backward_cost()  # nothing is written
+    torch.cuda.empty_cache()  # for the runs that follow, in processes of their own
+    return cost
 
 
 class _Training:
@@ -62,9 +81,12 @@ class _Training:
     def __init__(self, task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> None:
         self.task, self.selector, self.settings, self.workers = task, selector, settings, workers
         torch.manual_seed(settings.seed)
-        self.model = workers.prepare(task.build_model())
+        model = task.build_model()
+        arrange(model, settings)
+        self.model = workers.prepare(model)
         self.bare = scoring.unwrap(self.model)
         self.optimizer = build_optimizer(self.model, settings)
+        self._score = ScoringPasses(self.model, self._signals, settings, workers.device)
         self.loader = SelectiveLoader(
             task.train_set,
             selector,
@@ -109,6 +131,28 @@ class _Training:
             self._log()
         return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
 
+    def measure_backward_cost(self) -> float:
+        """Measure it on samples from all over the train set."""
+        num, size = len(self.task.train_set), self.selector.config.batch_size
+        ids = np.linspace(0, num - 1, min(num, size)).astype(np.int64).tolist()
+        return backward_cost(
+            self.bare,
+            self.loader.to_device(self.task.train_set.__getitems__(ids)),
+            self._score,
+            self._signals,
+            micro_batch_size=self.settings.micro_batch_size,
+            autocast=self._autocast,
+        )
+
+    def _begin(self) -> None:
+        """Begin from nothing, with what a backward pass counts as: where it is measured, rank 0 does that for all."""
+        self.selector.reset()
+        cost = self.settings.backward_cost
+        if cost is None:
+            own = self.measure_backward_cost() if self.workers.rank == 0 else None
+            cost = self.workers.gather(own)[0]
+        self.selector.ledger.backward_cost = cost
+
     def _merged_ledger(self) -> Ledger:
         ledgers = self.workers.gather(self.selector.ledger.to_dict())
         return Ledger.merge([Ledger.from_dict(one) for one in ledgers])
@@ -129,13 +173,14 @@ class _Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            scale, weight = self._weighed(batch, scale)
             signals = train_step(
                 self.model,
                 self.optimizer,
                 batch,
                 scale,
                 self._signals,
-                weight=self.loader.weight,
+                weight=weight,
                 micro_batch_size=self.settings.micro_batch_size,
                 autocast=self._autocast,
             )
@@ -147,6 +192,17 @@ class _Training:
                 self.workers.raise_if_stopped()
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
         return float(sum(totals) / sum(nums))
+
+    def _weighed(self, batch: Any, scale: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Return the scale of each sample of a mini-batch times its share of the task's weights, and what this rank's
+        mean counts for.
+        """
+        weigh = getattr(self.task, "weights", None)
+        if weigh is None:
+            return scale, self.loader.weight
+        weights_b = weigh(batch)
+        mean = float(weights_b.mean())
+        return scale * torch.from_numpy(weights_b / mean).to(scale.device), self.loader.weight * mean
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
@@ -161,15 +217,6 @@ class _Training:
             given = self.task.signals(outputs, batch)
         return {"loss": losses, **{name: given[name] for name in self._further}}
 
-    def _score(self, batch: Any) -> Any:
-        return scoring.score(
-            self.model,
-            batch,
-            self._signals,
-            micro_batch_size=self.settings.micro_batch_size,
-            autocast=self._autocast,
-        )
-
     def _metrics(self, ledger: Ledger) -> dict[str, Any]:
         last = self.history[-1]
         reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss", "metrics")
@@ -179,6 +226,7 @@ class _Training:
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
+            "memory": max(self.workers.gather(peak_memory(self.workers.device)), key=lambda one: one["peak_bytes"]),
         }
 
     def _log(self) -> None:
@@ -191,18 +239,24 @@ class _Training:
         write_checkpoint(
             folder,
             self.selector.state_dict(),
-            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history},
+            {"model": self._state(is_trained=True), "optimizer": self.optimizer.state_dict(), "history": self.history},
         )
+
+    def _state(self, *, is_trained: bool) -> dict[str, Any]:
+        """Return what training changes of the model's state, or the frozen parameters, which the task makes again."""
+        named = self.bare.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {name: value for name, value in self.bare.state_dict().items() if (name not in frozen) == is_trained}
 
     def _restore(self) -> int:
         """Go to the last checkpoint and return the epoch to continue with."""
         with self.workers.checkpoint() as folder:
             if folder is None:
-                self.selector.reset()
+                self._begin()
                 return 0
             state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
         try:
-            self.bare.load_state_dict(saved["model"])
+            self.bare.load_state_dict({**self._state(is_trained=False), **saved["model"]})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise errors.RunMismatchError(

@@ -26,6 +26,8 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         "workers": metrics["world_size"],
         **{name: metrics[name] for name in reached},
         "samples": {"scored": ledger.scored, "trained": ledger.trained, "full": ledger.full},
+        "tokens": ledger.token_counts(),
+        "backward_cost": ledger.backward_cost,
         "seconds": {
             "total": ledger.total_s,
             **{section: ledger.seconds[section] for section in SECTIONS},
@@ -33,6 +35,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         },
         "saving": ledger.saving(),
         "skipped": ledger.skipped,
+        "memory": metrics["memory"],
         "history": metrics["history"],
     }
 

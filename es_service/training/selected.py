@@ -141,7 +141,7 @@ class SelectedBatches(abc.ABC):
         self._observed = losses_B is not None
         num_scored = len(ids_B) - (selector.ledger.skipped - skipped)
         self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size
-        self._scale = torch.from_numpy(draw.scale).to(self.device)
+        self._scale = batches.moved(torch.from_numpy(draw.scale), self.device)
         return draw
 
     def _yielded(self, batch: Any) -> Iterator[tuple[Any, torch.Tensor]]:

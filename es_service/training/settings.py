@@ -13,7 +13,7 @@ __all__ = ["DTYPES", "OF_THE_TASK", "OPTIMIZERS", "SCHEDULES", "TrainSettings"]
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
-OF_THE_TASK = ("learning_rate", "optimizer", "weight_decay", "warm_up", "schedule")
+OF_THE_TASK = ("learning_rate", "optimizer", "weight_decay", "warm_up", "schedule", "backward_cost")
 """Settings that are the task's own where they are not given."""
 
 
@@ -36,6 +36,7 @@ class TrainSettings:
         gradient_checkpointing: keep few activations for the backward pass, and compute the others again.
         channels_last: keep the weights of convolutions, and so what comes out of them, in channels last.
         compile: compile the model with `torch.compile`.
+        backward_cost: forward passes that a backward pass counts as, in the cost of a run; None measures it.
         seed: of the initial weights.
 
     Raises:
@@ -54,6 +55,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
+    backward_cost: float | None = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,4 +74,6 @@ class TrainSettings:
         for name in ("micro_batch_size", "scoring_batch_size"):
             if getattr(self, name) is not None:
                 as_integer(name, getattr(self, name), least=1)
+        if self.backward_cost is not None and not 0 < as_number("backward_cost", self.backward_cost) < math.inf:
+            raise errors.ConfigError(f"backward_cost must be above 0 and finite, got {self.backward_cost}")
         as_integer("seed", self.seed, least=0, end=2**63)

@@ -56,6 +56,7 @@ class TrainingSpec:
         learning_rate, optimizer, weight_decay, warm_up, schedule: see `TrainSettings`; None takes the task's own.
         micro_batch_size, scoring_batch_size, scoring_dtype, gradient_checkpointing, channels_last, compile: see
             `TrainSettings`.
+        backward_cost: forward passes that a backward pass counts as; None takes the task's own, or measures it.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
         seed: of the initial weights; the selection has its own.
         resume: continue a run of this name; otherwise the name must be new.
@@ -87,6 +88,7 @@ class TrainingSpec:
     gradient_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
+    backward_cost: float | None = None
     irreducible: str | None = None
     seed: int = 0
     resume: bool = False

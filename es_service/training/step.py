@@ -15,10 +15,15 @@ from es_service.training.observed import Signals, joined, losses_in
 __all__ = ["autocast_for", "rank_factor", "train_step"]
 
 
-def autocast_for(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the autocast context for training on this device: bfloat16 on a GPU that has it, none on a CPU."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+def autocast_for(device: torch.device, dtype: str = "auto") -> contextlib.AbstractContextManager[Any]:
+    """Return the autocast context for passes on this device.
+
+    Args:
+        device: of the model.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, float32 elsewhere.
+    """
+    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
@@ -93,8 +98,11 @@ def rank_factor(model: torch.nn.Module, weight: float, device: torch.device) -> 
         weight: this rank's, above 0.
         device: where the factor is wanted, that of the model.
     """
-    total, num_ranks = torch.tensor(float(weight), device=device), 1
-    for group in _averaging(model):
+    groups, num_ranks = _averaging(model), 1
+    if not groups:
+        return 1.0
+    total = torch.full((), float(weight), device=device)  # filled there: nothing is copied, nothing waits
+    for group in groups:
         torch.distributed.all_reduce(total, group=group)
         num_ranks *= torch.distributed.get_world_size(group)
     return 1.0 if num_ranks == 1 else weight * num_ranks / total

@@ -357,8 +357,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 
 @pytest.fixture
-def open_page(chromium: webdriver.Chrome) -> Iterator[Callable[[Server], Page]]:
-    """A function that gives the browser to a server; what it did behind the reader's back is checked at the end."""
+def open_page(chromium: webdriver.Chrome, serve: Callable[..., Server]) -> Iterator[Callable[[Server], Page]]:
+    """A function that gives the browser to a server; what it did behind the reader's back is checked at the end.
+
+    It asks for `serve` so that the browser leaves a server's page before the server stops: a page that is still loading
+    its pictures would report that nothing answers.
+    """
     pages: list[Page] = []
 
     def give(server: Server) -> Page:

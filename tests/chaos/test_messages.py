@@ -50,7 +50,9 @@ class _Method:
         return self._method.options(**options)
 
 
-@pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
+@pytest.mark.parametrize(
+    "exchange", ["leased", *(pytest.param(one, marks=pytest.mark.thorough) for one in ("sync", "prefetch"))]
+)
 @pytest.mark.parametrize("kills", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_what_arrives_twice_late_and_out_of_order_counts_once(
     exchange: str, kills: bool, run: str, tmp_path: Path

@@ -86,7 +86,7 @@ def _thaw_when_said(caplog: pytest.LogCaptureFixture, stopped: list[int], retrie
     thaw(stopped)
 
 
-@pytest.mark.parametrize("exchange", ["sync", "leased", "prefetch"])
+@pytest.mark.parametrize("exchange", ["leased", "sync", pytest.param("prefetch", marks=pytest.mark.thorough)])
 def test_a_training_that_continues_loses_no_step_and_comes_back(
     exchange: str, run: str, tmp_path: Path, frozen: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:

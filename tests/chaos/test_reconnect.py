@@ -27,7 +27,7 @@ def stop_and_start(run: str, storage: str, selection: es.Selection, took: list[f
     took.append(time.monotonic() - began)
 
 
-@pytest.mark.parametrize("exchange", ["leased", "sync"])
+@pytest.mark.parametrize("exchange", ["leased", pytest.param("sync", marks=pytest.mark.thorough)])
 def test_a_server_started_anew_under_the_name_is_found_without_a_busy_loop(
     exchange: str, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,8 +82,8 @@ def test_a_server_killed_in_a_close_that_it_could_not_write_gets_everything_agai
     expect_undisturbed(selection, selectors, drawn, folder)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.thorough), 2])
+@pytest.mark.parametrize("exchange", ["sync", "leased", pytest.param("prefetch", marks=pytest.mark.thorough)])
 @pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
 def test_epochs_that_could_not_be_written_are_made_up_for_after_a_crash(
     exchange: str, world_size: int, serve: Serve, folder: Path
@@ -134,7 +134,11 @@ def test_with_several_shards_an_epoch_that_could_not_be_written_is_said_to_be_lo
 
 @pytest.mark.parametrize(
     ("exchange", "world_size", "shards", "mended"),
-    [("leased", 1, 1, True), ("sync", 2, 1, False), ("prefetch", 2, 2, True)],
+    [
+        ("leased", 1, 1, True),
+        pytest.param("sync", 2, 1, False, marks=pytest.mark.thorough),
+        ("prefetch", 2, 2, True),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:epoch 1 of run 'mine' is over, but not on storage")
 def test_new_ranks_hear_that_the_end_of_the_epoch_before_theirs_is_not_on_storage(

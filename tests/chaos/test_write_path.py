@@ -95,7 +95,7 @@ def test_a_server_killed_while_it_recovers_is_not_noticed(run: str, folder: Path
     assert found == driving.undisturbed(selection)
 
 
-@pytest.mark.parametrize("where", [r"/journal/", r"/snapshots/"])
+@pytest.mark.parametrize("where", [r"/journal/", pytest.param(r"/snapshots/", marks=pytest.mark.thorough)])
 def test_a_full_disk_is_said_and_training_goes_on(where: str, run: str, folder: Path) -> None:
     """Until there is room again, a crash would cost the open epoch; nothing else is lost."""
     import es_service as es

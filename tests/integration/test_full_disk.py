@@ -63,7 +63,9 @@ def full_then_not(data: Path, disk: Path, exchange: str, left: int, what: str) -
     assert table(disk) == table(disk.parent / "undisturbed")
 
 
-@pytest.mark.parametrize(("left", "what"), [(9 * BLOCK, ""), (80 * BLOCK, "the checkpoint ")])
+@pytest.mark.parametrize(
+    ("left", "what"), [(9 * BLOCK, ""), pytest.param(80 * BLOCK, "the checkpoint ", marks=pytest.mark.thorough)]
+)
 def test_a_training_in_one_process_ends_with_its_epoch_and_can_be_resumed(
     few_images: Path, disk: Path, left: int, what: str
 ) -> None:

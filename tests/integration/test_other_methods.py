@@ -72,6 +72,7 @@ def test_a_cluster_without_the_package_says_so(
     assert "needs that package wherever a process of the run is" in refused.stderr
 
 
+@pytest.mark.thorough  # a task in the current directory is found the same way
 def test_a_method_in_the_current_directory_is_named_by_its_factory(
     few_images: Path, ray_head: Any, es_service: Any, example_method: Path, tmp_path: Path
 ) -> None:

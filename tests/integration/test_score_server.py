@@ -107,6 +107,7 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.thorough
 def test_sixty_four_clients_do_not_make_the_server_grow(run: str, storage: str) -> None:
     """What they report is applied and forgotten: after the first epochs the server holds no more than before."""
     num_clients, batch_size, steps = 64, 64, 6

@@ -96,6 +96,7 @@ def test_samples_are_counted_and_the_saving_follows(few_images: Path, tmp_path: 
     assert set(result["seconds"]) >= {"total", "score", "train", "exchange", "data"}
 
 
+@pytest.mark.thorough  # test_other_methods.py compares a quicker method
 def test_one_worker_is_the_same_with_and_without_ray(few_images: Path, ray_head: Any, tmp_path: Path) -> None:
     """Same weights, same losses, hence the same scores; KAKURENBO needs more signals, and a pass over the hidden."""
     common = ("--method", "kakurenbo", "--epochs", 4, "--set", "fraction=0.4", "--set", "threshold=0.2")
@@ -355,6 +356,7 @@ def test_irreducible_losses_are_worked_out_once_and_can_be_given(few_images: Pat
     assert json.loads(again.stdout)["prepared"] == made["prepared"]  # not made a second time
 
 
+@pytest.mark.thorough  # two workers do both
 def test_one_worker_holds_its_own_replica_and_a_resume_may_take_another_exchange(
     few_images: Path, ray_head: Any, tmp_path: Path
 ) -> None:

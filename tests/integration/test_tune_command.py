@@ -189,6 +189,7 @@ def test_a_search_killed_in_the_middle_becomes_what_an_undisturbed_one_is(
     wait_until_nothing_is_left()
 
 
+@pytest.mark.thorough  # each quicker search above ends with the same look
 def test_after_many_trials_of_every_end_nothing_is_left(
     few_images: Path,
     ray_cluster: subprocess.Popen[bytes],

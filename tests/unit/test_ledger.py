@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ def test_saving_by_hand() -> None:
         ledger.scored += 8
         ledger.trained += 2
         ledger.count_step(8, 8, 1.0, is_full_step=False)
-    ledger.count_pruned(24, 8)
+    ledger.count_pruned(32, np.arange(8), 8)
     assert ledger.full == 8 + 24 + 24
     assert ledger.full_steps == 7.0
     assert ledger.total_s == 7.0

@@ -16,10 +16,13 @@ class Saving(Model):
     """Shares of a full run that were saved; negative where selection cost more, null where unknown."""
 
     samples: float | None = Field(description="of back-propagated samples", examples=[0.56])
-    cost: float | None = Field(description="of passes, a backward counted as two forward ones", examples=[0.31])
+    cost: float | None = Field(
+        description="of passes, a backward one counted as `backward_cost` forward ones", examples=[0.31]
+    )
     seconds: float | None = Field(
         description="of time in steps, warm-up left out; null until something was selected", examples=[0.23]
     )
+    tokens: float | None = Field(description="of back-propagated tokens; null where they are not counted")
 
 
 class Run(Model):
@@ -89,7 +92,7 @@ class RunDetail(Run):
 
 
 class LedgerSamples(Model):
-    """Counts from the run's beginning."""
+    """Counts from the run's beginning, of samples or of tokens."""
 
     scored: int | None = Field(description="forward passes only to be scored")
     trained: int | None = Field(description="back-propagated")
@@ -128,6 +131,8 @@ class Ledger(Model):
     run: str
     available: bool
     samples: LedgerSamples | None
+    tokens: LedgerSamples | None = Field(description="the same of tokens; null where they are not counted")
+    backward_cost: float | None = Field(description="forward passes that a backward pass counts as", examples=[2.0])
     seconds: LedgerSeconds | None
     saving: Saving | None
     history: list[LedgerEpoch]

@@ -12,7 +12,7 @@ __all__ = ["ledger", "summary"]
 _SECONDS = ("total", "score", "train", "exchange", "data", "wall")
 _SAMPLES = ("scored", "trained", "full")
 _MOST_CHARACTERS = 100
-_SAVING = ("samples", "cost", "seconds")
+_SAVING = ("samples", "cost", "seconds", "tokens")
 _HISTORY = (
     "epoch", "accuracy", "balanced_accuracy", "held_out_loss", "train_loss", "scored", "trained", "seconds",
 )  # fmt: skip
@@ -29,6 +29,8 @@ def ledger(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None)
     return {
         "available": result is not None or found.get("samples") is not None,
         "samples": _numbers(found.get("samples"), _SAMPLES),
+        "tokens": _numbers(found.get("tokens"), _SAMPLES),
+        "backward_cost": number(found.get("backward_cost")),
         "seconds": seconds,
         "saving": _numbers(found.get("saving"), _SAVING),
         "history": history,

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.begin import check_known, check_run, task_of
+from es_service.experiments.begin import check_known, check_run, costed, task_of
 from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.selection.config import PRESETS, Selection, preset
 from es_service.selection.settings import as_integer, make_plain, parse_value
@@ -165,11 +165,14 @@ class Comparison(ExperimentSpec):
         return [self.spec(candidate, seed) for seed in self.seeds for candidate in candidates]
 
 
-def begin(*, candidates: tuple[Candidate, ...], seeds: tuple[int, ...], **asked: Any) -> Comparison:
+def begin(
+    *, candidates: tuple[Candidate, ...], seeds: tuple[int, ...], backward_cost: float | None = None, **asked: Any
+) -> Comparison:
     """Return the comparison with everything filled in that the task decides, having checked every run of it.
 
     Args:
         candidates, seeds: what is compared.
+        backward_cost: what it was measured to be, where the comparison is continued.
         asked: see `check_known`.
 
     Raises:
@@ -182,4 +185,4 @@ def begin(*, candidates: tuple[Candidate, ...], seeds: tuple[int, ...], **asked:
         for seed in seeds:
             what = f"method {candidate.label!r}"
             check_run(built, comparison, comparison.spec(candidate, seed), what=what, warn=seed == seeds[0])
-    return comparison
+    return costed(built, comparison, comparison.spec(candidates[0], seeds[0]), backward_cost)

@@ -25,6 +25,7 @@ class Measured:
         metric: name of the one that the task is judged by.
         metrics: that one and the final ones, by name.
         scored, trained: samples forwarded to be scored, and back-propagated; preparing included.
+        backward_cost: forward passes that a backward pass counts as.
         seconds: by section, with "prepare", "rest" and "total"; None where the run shared its cores.
         accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label; of a
             label without held-out samples the accuracy is None.
@@ -41,6 +42,7 @@ class Measured:
     scored: int
     trained: int
     full: int
+    backward_cost: float
     seconds: dict[str, float] | None
     accuracy_by_label: list[float | None] | None
     trained_by_label: list[float] | None
@@ -51,9 +53,9 @@ class Measured:
     history: list[dict[str, Any]]
 
     @property
-    def passes(self) -> int:
-        """Forward-equivalents: a forward pass 1, a backward pass 2."""
-        return self.scored + 3 * self.trained
+    def passes(self) -> float:
+        """What was spent: a forward pass 1, a backward pass `backward_cost`."""
+        return self.scored + (1 + self.backward_cost) * self.trained
 
     def value(self, metric: str) -> float | None:
         """Return what came of a metric, or of another figure of that name."""
@@ -74,6 +76,7 @@ class Measured:
             scored=samples["scored"] + prepared["scored"],
             trained=samples["trained"] + prepared["trained"],
             full=samples["full"],
+            backward_cost=result["backward_cost"],
             seconds=_seconds(result["seconds"], prepared["seconds"]) if exclusive else None,
             accuracy_by_label=result["accuracy_by_label"],
             trained_by_label=result["trained_by_label"],
@@ -81,7 +84,7 @@ class Measured:
             label_names=result["label_names"],
             corrupted_share=corrupted.get("share_of_trained"),
             corrupted_share_of_set=corrupted.get("share_of_set"),
-            history=[_epoch(one, prepared) for one in result["history"]],
+            history=[_epoch(one, prepared, result["backward_cost"]) for one in result["history"]],
         )
 
 
@@ -125,10 +128,10 @@ def _seconds(spent: dict[str, float], prepare: float) -> dict[str, float]:
     return {"prepare": prepare, **sections, "rest": rest, "total": spent["total"] + prepare}
 
 
-def _epoch(entry: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
+def _epoch(entry: dict[str, Any], prepared: dict[str, Any], backward_cost: float) -> dict[str, Any]:
     """Return an epoch's entry with the passes made by its end; preparing came before the first."""
-    passes = entry["scored"] + prepared["scored"] + 3 * (entry["trained"] + prepared["trained"])
-    return {**entry, "passes": passes}
+    scored, trained = (entry[name] + prepared[name] for name in ("scored", "trained"))
+    return {**entry, "passes": scored + (1 + backward_cost) * trained}
 
 
 SECTION_NAMES = ("prepare", *SECTIONS, "rest")
@@ -164,7 +167,6 @@ def results_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
 
 def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Table:
     """Return one row for each epoch of each run; counts, cost and seconds are those of the run up to its end."""
-    whole = _whole(comparison)
     rows = [
         {
             **{name: entry.get(name) for name in _EPOCHS.names},
@@ -172,7 +174,7 @@ def history_table(comparison: Comparison, outcomes: Sequence[Outcome]) -> pa.Tab
             "run": one.spec.run,
             "label": one.spec.method,
             "seed": one.spec.seed,
-            "cost": entry["passes"] / whole,
+            "cost": entry["passes"] / comparison.whole,
             "seconds": None if one.measured.seconds is None else entry["seconds"],
         }
         for one in outcomes
@@ -193,11 +195,6 @@ def metric_names(measured: Sequence[Measured]) -> list[str]:
     return list(dict.fromkeys(name for one in measured for name in one.metrics))
 
 
-def _whole(comparison: Comparison) -> int:
-    """Return the passes of a full run."""
-    return 3 * comparison.num_samples * comparison.epochs
-
-
 def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
     spec, measured = outcome.spec, outcome.measured
     row: dict[str, Any] = {
@@ -213,7 +210,7 @@ def _run(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
         own = [name for name in _RUNS.names if name not in row and hasattr(measured, name)]
         row.update({name: getattr(measured, name) for name in own})
         row.update(measured.metrics)
-        row["cost"] = measured.passes / _whole(comparison)
+        row["cost"] = measured.passes / comparison.whole
         if measured.seconds is not None:
             row.update({f"{name}_s": seconds for name, seconds in measured.seconds.items()})
             row["wall_s"] = outcome.wall_s

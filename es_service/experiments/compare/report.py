@@ -11,7 +11,7 @@ from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.comparison import FULL, SHORT_FULL
 from es_service.experiments.compare.pictures import PICTURES, Rows
 from es_service.experiments.compare.worker import MOST_WAITED
-from es_service.experiments.report import difference_in_words, draw, spread_in_words, write_page
+from es_service.experiments.report import cost_in_words, difference_in_words, draw, spread_in_words, write_page
 from es_service.training.tasks.metrics import ACCURACY
 
 __all__ = ["write"]
@@ -35,6 +35,7 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
     context = {
         "results": results,
         "unit": "Accuracies in percent" if results["metric"] in _SHARES else f"{metric}: times 100",
+        "cost": cost_in_words(results["backward_cost"]),
         "header": _header(results),
         "rows": [_cells(results, row) for row in results["rows"]],
         "outcome": _outcome(results["rows"]),

@@ -71,6 +71,7 @@ def results(
         "epochs": comparison.epochs,
         "batch_size": comparison.batch_size,
         "learning_rate": comparison.learning_rate,
+        "backward_cost": comparison.backward_cost,
         "seeds": list(comparison.seeds),
         "metric": metric,
         "metrics": named,
@@ -176,8 +177,7 @@ class _Table:
         return {"value": saving.value, "bound": saving.bound, "kind": saving.kind}
 
     def _cost(self, entry: _Entry) -> float:
-        whole = 3 * self.comparison.num_samples * self.comparison.epochs
-        return _mean(entry, lambda one: one.passes / whole) or 0.0
+        return _mean(entry, lambda one: one.passes / self.comparison.whole) or 0.0
 
     def _measured(self, entry: _Entry, method: str) -> dict[str, Any]:
         runs = entry.finished
@@ -235,7 +235,7 @@ def decide_lengths(measured: Mapping[str, Sequence[Measured]], num_epochs: int) 
 
     Returns:
         {label: {epochs, basis}}, epochs in [1, E]. The basis is "seconds" in steps where both sides' runs had their
-        cores to themselves, else "cost" in forward-equivalents. A method without a finished run has no entry.
+        cores to themselves, else "cost" in passes. A method without a finished run has no entry.
     """
     decided: dict[str, dict[str, Any]] = {}
     full = measured.get(FULL)
@@ -252,7 +252,7 @@ def decide_lengths(measured: Mapping[str, Sequence[Measured]], num_epochs: int) 
 
 
 def _mean_time(runs: Sequence[Measured], timed: bool) -> float:
-    values = [one.seconds["total"] if timed and one.seconds else float(one.passes) for one in runs]
+    values = [one.seconds["total"] if timed and one.seconds else one.passes for one in runs]
     return math.fsum(values) / len(values)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from es_service import errors
 from es_service.experiments import figures
-from es_service.experiments.report import draw, spread_in_words, write_page, write_table
+from es_service.experiments.report import cost_in_words, draw, spread_in_words, write_page, write_table
 from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.objectives import BALANCED
 from es_service.experiments.tune.pictures import PICTURES
@@ -122,6 +122,7 @@ def _context(results: Mapping[str, Any], pictures: Sequence[Mapping[str, str]]) 
         "results": results,
         "metric": metric.replace("_", " "),
         "unit": _unit(metric, " in percent"),
+        "cost": cost_in_words(results["backward_cost"]),
         "names": list(results["space"]["domains"]),
         "sentence": _sentence(results),
         "rows": [_cells(results, row) for row in _ranked(results)],

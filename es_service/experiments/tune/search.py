@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from es_service import errors
-from es_service.experiments.begin import USUAL, check_extra, check_known, check_run, task_of
+from es_service.experiments.begin import USUAL, check_extra, check_known, check_run, costed, task_of
 from es_service.experiments.tune.folder import SearchFolder
 from es_service.experiments.tune.objectives import BALANCED, OF_THE_TASK, Objective
 from es_service.experiments.tune.replay import starting_points
@@ -157,7 +157,7 @@ def begin(
     as_far_as_known = SearchSpec(**known, **unknown, **chosen)
     if folder is not None:
         identity = as_far_as_known.identity()
-        later = (*unknown, *(["objective"] if objective.metric == OF_THE_TASK else []))
+        later = (*unknown, "backward_cost", *(["objective"] if objective.metric == OF_THE_TASK else []))
         folder.check_identity({key: value for key, value in identity.items() if key not in later})
     built, filled = task_of(known)
     metric = metric_name(built)
@@ -177,7 +177,8 @@ def begin(
         named = ", ".join(f"{name}={value}" for name, value in extreme.items())
         run = search_spec.run_with(extreme, seed, "trial")
         check_run(built, search_spec, run, what=f"a trial with {named}" if named else None)
-    return search_spec
+    kept = None if folder is None else folder.backward_cost()
+    return costed(built, search_spec, search_spec.run_with(extreme, seed, "trial"), kept)
 
 
 def _extremes(space: Space) -> list[dict[str, Any]]:
@@ -263,6 +264,7 @@ def _run(
     job = Job(
         storage=str(folder.runs),
         whole=search_spec.whole,
+        backward_cost=search_spec.backward_cost,
         metric=search_spec.objective.metric,
         places=search_spec.places,
         stop=folder.tune / "stop",

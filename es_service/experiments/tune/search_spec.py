@@ -151,11 +151,6 @@ class SearchSpec(ExperimentSpec):
         """How many settings there are to try."""
         return len(self.space.grid()) if self.algorithm == "grid" else self.samples
 
-    @property
-    def whole(self) -> int:
-        """Forward-equivalents of a full training: a forward pass 1, a backward pass 2."""
-        return 3 * self.num_samples * self.epochs
-
     def spec(self, trial: Trial) -> TrainingSpec:
         """Return the run of a trial."""
         return self.run_with(trial.settings, trial.seed, trial.run)

@@ -38,14 +38,16 @@ class Job:
 
     Args:
         storage: folder of the search's runs.
-        whole: forward-equivalents of a full training.
+        whole: passes of a full training.
+        backward_cost: forward passes that a backward pass counts as.
         metric: what trials are compared by.
         places: where trials train.
         stop: a file that is there once the search is to stop.
     """
 
     storage: str
-    whole: int
+    whole: float
+    backward_cost: float
     metric: str
     places: Places
     stop: Path
@@ -206,7 +208,7 @@ class Training:
             self._job.metric: self._value(entry),
             "scored": scored,
             "trained": trained,
-            "cost": (scored + 3 * trained) / self._job.whole,
+            "cost": (scored + (1 + self._job.backward_cost) * trained) / self._job.whole,
             "seconds": entry["seconds"] + prepared.get("seconds", 0.0),
         }
 

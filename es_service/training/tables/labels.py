@@ -62,14 +62,16 @@ def read_labels(table: pa.Table, column: str, *, like: Labels | None = None, ski
     elif pa.types.is_string(values.type):
         names = None  # `datasets` keeps numbers: another program wrote this
     is_good = _usable(values, None if names is None else len(names))
-    if not (skip_broken or is_good.all()):
-        row = int(np.argmin(is_good))
-        raise errors.DataError(
-            f"row {row} (from 0) of column {column!r} has {values[row].as_py()!r} for a label, and "
-            f"{int((~is_good).sum())} rows of {len(values)} have none that can be used: mend them, or leave them out "
-            "with --skip-broken"
-        )
     rows_n = np.flatnonzero(is_good)
+    if rows_n.size < is_good.size:
+        row = int(np.argmin(is_good))
+        problem = (
+            f"row {row} (from 0) of column {column!r} has {values[row].as_py()!r} for a label, which should be an "
+            f"integer, a string or a boolean; {is_good.size - rows_n.size} of {is_good.size} rows have no label"
+        )
+        if not skip_broken:
+            raise errors.DataError(f"{problem}: mend them, or leave them out with --skip-broken")
+        _log.warning("%s and are left out", problem)
     if not rows_n.size:
         raise errors.DataError(f"no row of column {column!r} has a label")
     values = values.take(pa.array(rows_n))

@@ -88,6 +88,9 @@ class Task(Protocol):
     - `augment(batch, ids_B, epoch) -> batch`: another view of the samples int64[B] of a batch of the train set, on
       whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What it
       draws follows from the sample's id and the epoch alone.
+    - `weights(batch) -> float32[B]`, a numpy array: what each sample counts for beside the others of its mini-batch.
+      The step then minimises sum(weights·scale·losses) / sum(weights) over the mini-batches of all ranks. Scores stay
+      the losses.
     - `tokens`: int64[n], the tokens of each sample of the train set; the ledger then counts them too.
     - `metric_name`: what the metric is called that the task is judged by, the mean of `metric` unless there are
       `statistics`; "accuracy" where there is none. Higher is better.

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Derived", "DerivedTask", "derive"]
 
+_HANDED_ON = ("metric_name", "statistics", "metric_of", "final_metrics", "weights")
+"""Members of a task that it may have, and that do not ask which samples it trains on."""
+
 
 class _Purpose(enum.IntEnum):
     """Random decisions; each has its own stream of random numbers."""
@@ -128,38 +131,10 @@ class DerivedTask:
         self.train_set: Samples = _DerivedSamples(task.train_set, self.source_ids, self.labels, relabel)
 
     @property
-    def metric_name(self) -> str | None:
-        """What the metric is called, where the task this one was made of says so."""
-        return getattr(self._task, "metric_name", None)
-
-    @property
-    def statistics(self) -> Callable[[Any, Any], torch.Tensor] | None:
-        """Handed on, as are the others of a metric that is no mean: the held-out samples stay as they are."""
-        return getattr(self._task, "statistics", None)
-
-    @property
-    def metric_of(self) -> Callable[[Any, int], float] | None:
-        """See `statistics`."""
-        return getattr(self._task, "metric_of", None)
-
-    @property
-    def final_metrics(self) -> Callable[..., dict[str, Any]] | None:
-        """See `statistics`."""
-        return getattr(self._task, "final_metrics", None)
-
-    @property
     def tokens(self) -> NDArray[np.int64] | None:
         """Tokens int64[m] of each sample, where the task this one was made of counts them."""
         tokens_n: NDArray[np.int64] | None = getattr(self._task, "tokens", None)
         return None if tokens_n is None else tokens_n[self.source_ids]
-
-    @property
-    def augment(self) -> Callable[[Any, NDArray[np.int64], int], Any] | None:
-        """Another view of a batch, by the ids that its samples have in the task this one was made of."""
-        augment: Callable[[Any, NDArray[np.int64], int], Any] | None = getattr(self._task, "augment", None)
-        if augment is None:
-            return None
-        return lambda batch, ids_B, epoch: augment(batch, self.source_ids[ids_B], epoch)
 
     @property
     def preview(self) -> Callable[[int], bytes | str] | None:
@@ -172,6 +147,11 @@ class DerivedTask:
         """Makes other views of samples, where the task this one was made of does: the same ones as there."""
         made: Callable[[Any, NDArray[np.int64], int], Any] | None = getattr(self._task, "augment", None)
         return None if made is None else lambda batch, ids_B, epoch: made(batch, self.source_ids[ids_B], epoch)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HANDED_ON:
+            return getattr(self._task, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""

@@ -22,7 +22,7 @@ MODELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TaskOptions:
-    """What a task from files is told beside where its data are; None leaves it to the task.
+    """Options of a task from files; None takes what the task takes by itself.
 
     Args:
         model: one of `MODELS`, or a folder that holds a model in Hugging Face's layout. Paths are made absolute.

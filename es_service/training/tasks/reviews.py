@@ -9,21 +9,20 @@ ICWSM 2014.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from es_service import errors
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.packaged import PackagedFile
 from es_service.training.tasks.splits import stratified_split
 from es_service.training.tasks.supervised import Classification, TensorSet
+from es_service.training.tasks.text.words import BagOfWords, hashed
 
-__all__ = ["FILE", "LABELS", "BagOfWords", "build", "encode"]
+__all__ = ["FILE", "LABELS", "build", "encode"]
 
 LABELS = ("negative", "positive")
 """Names of the labels 0 and 1: the mean rating, from -4 to 4, is below or above 0."""
@@ -43,10 +42,7 @@ FILE = PackagedFile(
     ),
 )
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
-_NUM_BUCKETS = 1 << 14
 _MOST_WORDS = 64  # of one sentence; the longest has 51
-_WIDTH = 64
-_GAIN = 10.0  # a mean passes on little of the gradient to each word: this makes up for it
 
 
 def build(data: str | None = None) -> Classification:
@@ -82,14 +78,11 @@ def build(data: str | None = None) -> Classification:
 
 
 def encode(texts: Sequence[str]) -> torch.Tensor:
-    """Return int64[n, 64], the hashed words of each text, filled up with 0; what is beyond 64 words is cut off.
-
-    The hash is CRC-32, which is the same everywhere.
-    """
+    """Return int64[n, 64], the hashed words of each text, filled up with 0; what is beyond 64 words is cut off."""
     words_n = np.zeros((len(texts), _MOST_WORDS), dtype=np.int64)
     for row, text in enumerate(texts):
         words = _WORD.findall(text.lower())[:_MOST_WORDS]
-        words_n[row, : len(words)] = [1 + zlib.crc32(word.encode()) % (_NUM_BUCKETS - 1) for word in words]
+        words_n[row, : len(words)] = hashed(words)
     return torch.from_numpy(words_n)
 
 
@@ -112,18 +105,3 @@ def _parse(content: bytes) -> tuple[NDArray[np.float64], list[str]]:
             ) from None
         texts.append(text)
     return np.array(ratings), texts
-
-
-class BagOfWords(nn.Module):
-    """The mean of the embeddings of a text's words, and a hidden layer; int64[B, 64] in, logits float[B, 2] out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.EmbeddingBag(_NUM_BUCKETS, _WIDTH, mode="mean", padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=0.05)
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, len(LABELS)))
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        """Return logits float[B, 2] of hashed words int64[B, 64], 0 where there is none."""
-        logits: torch.Tensor = self.head(_GAIN * self.embedding(words))
-        return logits

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.training import batches, losses, signals
+from es_service.training.tasks import class_metrics
 from es_service.training.tasks.base import Samples, TaskDefaults
 
 __all__ = ["Batch", "Classification", "Regression", "TargetedSamples", "TensorSet"]
@@ -114,12 +115,14 @@ class Classification(_Supervised):
         preview: returns a sample of the train set, by its id, as a PNG file or a text; None where it cannot be shown.
         augment: returns another view of a batch; see `Task`.
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
+        metric_name: the metric that results are judged by: "accuracy", or one of `class_metrics.METRICS`.
 
     Raises:
         DataError: the targets of one of the sets are not labels int64[n], or one of them has no name.
     """
 
     label_names: tuple[str, ...] | None = None
+    metric_name: str = "accuracy"
 
     def __post_init__(self) -> None:
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):
@@ -152,6 +155,16 @@ class Classification(_Supervised):
         losses.check_outputs("logits", outputs)
         is_right: torch.Tensor = outputs.argmax(dim=1) == batch[1]
         return is_right
+
+    @property
+    def statistics(self) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
+        """What the metric follows from, of each sample; None where it is a mean over samples."""
+        return class_metrics.counts if self.metric_name in class_metrics.METRICS else None
+
+    @property
+    def metric_of(self) -> Callable[[Any, int], float] | None:
+        """The metric as a function of the sums of `statistics` and the number of samples."""
+        return class_metrics.METRICS.get(self.metric_name)
 
     def check_logits(self, logits: Any) -> None:
         """Raise DataError where a label of either set is none of the classes that logits float[B, C] have.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def work(values: dict[str, Any]) -> None:
         values: `TrainingSpec.to_dict()` of a filled spec.
     """
     spec = TrainingSpec.from_dict(values)
-    task = build_task(spec.task, spec.data, spec.derived, spec.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.DataWarning)  # who started the workers has warned already
+        task = build_task(spec.task, spec.data, spec.derived, spec.options)
     config = spec.config(len(task.train_set))
     selector = connect(
         spec.run,
@@ -111,6 +114,7 @@ def work(values: dict[str, Any]) -> None:
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
         irreducible_losses=None if spec.irreducible is None else read_losses(spec.irreducible, config.num_samples),
+        tokens=getattr(task, "tokens", None),
         exchange=spec.exchange,  # type: ignore[arg-type]  # "embedded" has no workers
         every=spec.every,
         storage=spec.storage,

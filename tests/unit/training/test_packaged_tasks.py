@@ -21,6 +21,7 @@ from es_service import errors
 from es_service.training.tasks import build_task, flights, own, packaged, reviews
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.supervised import Classification, Regression
+from es_service.training.tasks.text import words
 
 TRUTH = "movieReviewSnippets_GroundTruth.txt"
 REVIEWS = (
@@ -127,7 +128,7 @@ def test_words_are_hashed_the_same_everywhere() -> None:
         [8497, 8497, 8497, 8497, 8497],
     ]
     torch.manual_seed(0)
-    model = reviews.BagOfWords().eval()
+    model = words.BagOfWords().eval()
     one, filled = reviews.encode(["great"]), torch.zeros(1, 64, dtype=torch.int64)
     assert torch.equal(model(one), model(one.flip(1)))  # neither order nor the filling counts
     assert torch.isfinite(model(filled)).all()  # a text without any word

@@ -56,6 +56,7 @@ def _outcome(
         "metrics": named,
         "held_out_loss": 1.5 * (1 - accuracy),
         "samples": {"scored": scored, "trained": trained, "full": NUM_SAMPLES * spec.epochs},
+        "backward_cost": comparison.backward_cost,
         "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
         "seconds": {
             "total": seconds,

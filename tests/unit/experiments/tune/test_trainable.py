@@ -28,7 +28,8 @@ def training(by_hand: Hand, tmp_path: Path) -> Callable[..., Training]:
         derived={"limit": 64}, num_samples=64,
     )  # fmt: skip
     job = Job(
-        storage=str(tmp_path), whole=search.whole, metric="accuracy", places=Places(), stop=tmp_path / "stop"
+        storage=str(tmp_path), whole=search.whole, backward_cost=2.0, metric="accuracy", places=Places(),
+        stop=tmp_path / "stop",
     )  # fmt: skip
 
     def make(run: str, **settings: float) -> Training:
@@ -95,7 +96,14 @@ def test_a_trial_reports_the_metric_of_its_task(by_hand: Hand, tmp_path: Path) -
     search = by_hand["search"](
         {"beta1": "uniform(0, 0.5)"}, task="matthews_task:build_task", derived={}, num_samples=203, epochs=2
     )
-    job = Job(storage=str(tmp_path), whole=search.whole, metric="matthews", places=Places(), stop=tmp_path / "stop")
+    job = Job(
+        storage=str(tmp_path),
+        whole=search.whole,
+        backward_cost=2.0,
+        metric="matthews",
+        places=Places(),
+        stop=tmp_path / "stop",
+    )
     training = Training(job, search.spec(Trial(number=0, setting=0, settings={"beta1": 0.2}, seed=0, run="one")))
     entries = [training.step() for _ in range(2)]
     result = RunStorage(str(tmp_path), "one").result()

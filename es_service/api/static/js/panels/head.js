@@ -91,6 +91,8 @@ export function showFigures(run, ledger, coverage, effective) {
     ["Accuracy", accuracy === null || accuracy === undefined ? "–" : accuracy.toFixed(4), "on held-out samples"],
     ["Time saved", format.percent(ledger.saving?.seconds), "against this run's own full steps"],
     ["Back-propagation saved", format.percent(ledger.saving?.samples), trained(ledger)],
+    ["Passes saved", format.percent(ledger.saving?.cost), counted(ledger)],
+    ...(ledger.tokens ? [["Tokens saved", format.percent(ledger.saving?.tokens), `${format.count(ledger.tokens.trained)} of ${format.count(ledger.tokens.full)} tokens`]] : []),
     ["Never picked", coverage ? format.count(coverage.never_picked) : "–", coverage ? `${format.percent(never)} of the samples` : ""],
     ["Effective samples", effective ? format.count(effective.effective) : "–", effective ? `weights are worth ${format.percent(effective.share)} of all` : ""],
     ["Table", run.table ? freshness(run.table) : "none yet", run.table ? origin(run) : "available after the first epoch"],
@@ -102,6 +104,10 @@ export function showFigures(run, ledger, coverage, effective) {
 
 function trained(ledger) {
   return ledger.samples ? `${format.count(ledger.samples.trained)} of ${format.count(ledger.samples.full)} samples` : "";
+}
+
+function counted({ backward_cost: cost }) {
+  return typeof cost === "number" ? `a backward pass counted as ${Number(cost.toFixed(2))} forward passes` : "";
 }
 
 function freshness(table) {
