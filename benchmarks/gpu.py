@@ -30,7 +30,7 @@ __all__ = ["main"]
 METHODS = "full,es,eswp,infobatch,random"
 _POLL_S = 0.05
 _END_S = 10.0  # for the table, and for processes that have to end
-_TINY_ROWS = 96
+_TINY_ROWS = 32
 
 
 def main(words: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
@@ -118,6 +118,7 @@ def _images(options: argparse.Namespace, data: Path | None, seeds: tuple[int, ..
     found = data is not None and all((data / name).is_file() for name in gpu_data.IMAGES)
     train = str((data or Path()) / gpu_data.IMAGES[0])
     rows = gpu_data.num_rows(Path(train)) if found else 8_000
+    small = {"image_size": 8} if options.tiny else {}
     num = min(options.images or (_TINY_ROWS if options.tiny else 20_000), rows)
     return Part(
         name="CIFAR-10, ResNet-18" if found else "Fashion-MNIST",
@@ -125,10 +126,10 @@ def _images(options: argparse.Namespace, data: Path | None, seeds: tuple[int, ..
             task="images" if found else "fashion",
             data=train if found else None,
             derived={"limit": num},
-            options={"model": "resnet18", "augment": "crop,flip"} if found else {},
+            options={"model": "resnet18", "augment": "crop,flip", **small} if found else {},
             num_samples=num,
             epochs=options.epochs or (3 if options.tiny else 30),
-            batch_size=16 if options.tiny else 512,
+            batch_size=8 if options.tiny else 512,
             learning_rate=0.1,
             candidates=_candidates(options.methods),
             seeds=seeds,

@@ -16,7 +16,7 @@ from es_service.experiments.compare.comparison import FULL, Candidate, Compariso
 from es_service.experiments.compare.rows import decide_lengths
 from es_service.training.spec import TrainingSpec
 
-__all__ = ["EXCHANGES", "Job", "Part", "check", "choose", "estimate", "jobs", "lengths"]
+__all__ = ["EXCHANGES", "Job", "Part", "check", "choose", "costed", "estimate", "jobs", "lengths"]
 
 EXCHANGES = ("embedded", "leased")
 _PROBE = Candidate(label="probe", name=FULL, epochs=1)
@@ -95,33 +95,43 @@ def jobs(parts: Sequence[Part], finished: Sequence[Finished]) -> list[Job]:
     return list(left.values())
 
 
+def costed(part: Part, finished: Sequence[Finished]) -> Part:
+    """Return the part with what a backward pass counts as in all of its runs: what its probe measured."""
+    for one in finished:
+        if one.part == part.name and one.spec.method == _PROBE.label and one.measured is not None:
+            cost = one.measured.backward_cost
+            return dataclasses.replace(part, comparison=dataclasses.replace(part.comparison, backward_cost=cost))
+    return part
+
+
 def _all(parts: Sequence[Part], finished: Sequence[Finished]) -> Iterator[Job]:
-    decided = {part.name: lengths(part, finished) for part in parts}
+    for part in parts:
+        probe = part.comparison.spec(_PROBE, part.comparison.seeds[0])
+        yield Job(part.name, dataclasses.replace(probe, backward_cost=None), alone=True)
+    probed = {one.part for one in finished if one.spec.method == _PROBE.label}
+    ready = [costed(part, finished) for part in parts if part.name in probed]
+    decided = {part.name: lengths(part, finished) for part in ready}
 
-    def of(part: Part, candidates: Sequence[Candidate], seed: int, *, alone: bool = False) -> Iterator[Job]:
-        for candidate in candidates:
-            yield Job(part.name, part.comparison.spec(candidate, seed), alone)
-            length = decided[part.name].get(candidate.label)
-            if length is not None and length["epochs"] < part.comparison.epochs:
-                yield Job(part.name, part.comparison.spec(short_full(length["epochs"]), seed), alone)
+    def of(part: Part, candidates: Sequence[Candidate], number: int, *, alone: bool = False) -> Iterator[Job]:
+        for seed in part.comparison.seeds[number : number + 1]:
+            for candidate in candidates:
+                yield Job(part.name, part.comparison.spec(candidate, seed), alone)
+                length = decided[part.name].get(candidate.label)
+                if length is not None and length["epochs"] < part.comparison.epochs:
+                    yield Job(part.name, part.comparison.spec(short_full(length["epochs"]), seed), alone)
 
-    firsts = {part.name: (part.comparison.candidates[:2], part.comparison.seeds[0]) for part in parts}
-    for part in parts:
-        yield from of(part, [_PROBE], part.comparison.seeds[0], alone=True)
-    for part in parts:
-        yield from of(part, *firsts[part.name], alone=True)
-    for part in parts:
+    for part in ready:
+        yield from of(part, part.comparison.candidates[:2], 0, alone=True)
+    for part in ready:
         yield from _exchange_jobs(part)
-    most = max((len(part.comparison.seeds) for part in parts), default=0)
-    for number in range(1, most):
-        for part in parts:
-            for seed in part.comparison.seeds[number : number + 1]:
-                yield from of(part, part.comparison.candidates, seed)
-        if number == min(2, most - 1):  # seconds of the other methods; their short full runs need not be alone
-            for part in parts:
-                yield from of(part, part.comparison.candidates[2:], part.comparison.seeds[0], alone=True)
-    for part in parts:
-        yield from of(part, part.comparison.candidates, part.comparison.seeds[0], alone=True)
+    for number in (1, 2):
+        for part in ready:
+            yield from of(part, part.comparison.candidates, number)
+    for part in ready:
+        yield from of(part, part.comparison.candidates, 0, alone=True)
+    for number in range(3, max((len(part.comparison.seeds) for part in ready), default=0)):
+        for part in ready:
+            yield from of(part, part.comparison.candidates, number)
 
 
 def _exchange_jobs(part: Part) -> Iterator[Job]:

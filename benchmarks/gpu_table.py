@@ -12,7 +12,7 @@ from es_service.experiments.compare import rows
 
 __all__ = ["table"]
 
-_HEADER = ("method", "seeds", "metric", "cost", "seconds alone", "peak memory", "against its short full run", "verdict")
+_HEADER = ("cost", "seconds alone", "peak memory", "against its short full run", "verdict")
 
 
 def table(parts: Sequence[Part], finished: Sequence[Finished], missing: Sequence[str]) -> str:
@@ -27,14 +27,22 @@ def table(parts: Sequence[Part], finished: Sequence[Finished], missing: Sequence
 
 
 def _part(part: Part, own: Sequence[Finished]) -> str:
+    part = gpu_plan.costed(part, own)
     known = part.comparison
     title = f"### {part.name}"
     if not own:
         return f"{title}\n\nNo run has finished."
     results = rows.results(known, [one.outcome for one in own], gpu_plan.lengths(part, own))
     size = f"{known.num_samples:,} samples, {known.epochs} epochs, batches of {known.batch_size}"
-    lines = [title, "", f"{size}; {'; '.join(results['machines'])}.", "", _line(_HEADER), "|---" * len(_HEADER) + "|"]
-    lines += [_line(_cells(row, results["metric"], own)) for row in results["rows"] if row["seeds"] or row["failed"]]
+    about = [
+        size,
+        *results["machines"],
+        f"a scoring pass takes {1 / (1 + known.backward_cost):.2f} of a full step's time",
+    ]
+    metrics = list(dict.fromkeys([results["metric"], *results["metrics"]]))
+    header = ("method", "seeds", *(f"{name.replace('_', ' ')} %" for name in metrics), "held-out loss", *_HEADER)
+    lines = [title, "", f"{'; '.join(about)}.", "", _line(header), "|---" * len(header) + "|"]
+    lines += [_line(_cells(row, metrics, own)) for row in results["rows"] if row["seeds"] or row["failed"]]
     exchanges = [one for one in own if one.spec.method in EXCHANGES]
     if exchanges:
         lines += ["", _line(("exchange", "ms a step", "of it exchange")), "|---|---|---|"]
@@ -42,7 +50,7 @@ def _part(part: Part, own: Sequence[Finished]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Mapping[str, Any], metric: str, own: Sequence[Finished]) -> list[str]:
+def _cells(row: Mapping[str, Any], metrics: Sequence[str], own: Sequence[Finished]) -> list[str]:
     runs = [one for one in own if one.spec.method == row["label"] and one.measured is not None]
     alone = [one for one in runs if one.alone and one.values["exclusive"]]
     memory = [one.values["result"]["memory"]["peak_bytes"] for one in runs]
@@ -50,7 +58,8 @@ def _cells(row: Mapping[str, Any], metric: str, own: Sequence[Finished]) -> list
     return [
         f"`{row['label']}`",
         str(row["seeds"]),
-        _spread(row[metric]),
+        *(_spread(row[name]) for name in metrics),
+        "" if row["held_out_loss"] is None else f"{row['held_out_loss']['mean']:.3f}",
         "" if row["cost"] is None else f"{row['cost']:.2f}",
         ", ".join(f"{one.total_s:.1f}" for one in alone),
         f"{max(memory) / 2**30:.2f} GiB" if memory else "",

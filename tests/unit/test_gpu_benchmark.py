@@ -45,6 +45,9 @@ def end(job: Job, total_s: float = 40.0, accuracy: float = 0.8) -> Finished:
     spent = {"total": total_s, "score": 0.0, "train": total_s, "exchange": 0.1, "data": 0.0, "wall": total_s + 10}
     result = {
         **dict.fromkeys(("accuracy", "balanced_accuracy"), accuracy),
+        "metric": "accuracy",
+        "metrics": {"accuracy": accuracy, "exact_match": accuracy / 2},
+        "backward_cost": 1.5 if job.spec.backward_cost is None else job.spec.backward_cost,
         "held_out_loss": 1.0,
         "samples": {"scored": scored, "trained": trained, "full": N * epochs},
         "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
@@ -58,46 +61,55 @@ def end(job: Job, total_s: float = 40.0, accuracy: float = 0.8) -> Finished:
     return Finished(job.part, job.alone, {**values, "waited_share": 0.0, "machine": "a GPU", "process_s": total_s + 12})
 
 
+def probed(part: Part) -> list[Finished]:
+    return [end(job, total_s=4.0) for job in gpu_plan.jobs([part], [])]
+
+
 def names(jobs: list[Job]) -> list[tuple[str, int, bool]]:
     return [(one.spec.method, one.spec.seed, one.alone) for one in jobs]
 
 
 def test_the_plan_begins_with_what_is_worth_most_and_adds_short_runs_once_their_length_is_known() -> None:
     part = part_of(exchanges=True)
-    left = gpu_plan.jobs([part], [])
-    assert names(left)[:5] == [
-        ("probe", 0, True), ("full", 0, True), ("es", 0, True), ("embedded", 0, True), ("leased", 0, True),
-    ]  # fmt: skip
-    assert names(left)[5:8] == [("full", 1, False), ("es", 1, False), ("random", 1, False)]
-    assert [one.spec.exchange for one in left[3:5]] == ["embedded", "leased"]
-    finished = [end(one) for one in left[:3]]
+    [probe] = gpu_plan.jobs([part], [])
+    assert names([probe]) == [("probe", 0, True)]
+    assert probe.spec.backward_cost is None
+    finished = [end(probe)]
     left = gpu_plan.jobs([part], finished)
-    assert names(left)[0] == ("short_full:epochs=7", 0, True)  # 0.8/3 + 0.4 of ten epochs
-    assert ("short_full:epochs=7", 2, False) in names(left)
+    assert names(left)[:4] == [("full", 0, True), ("es", 0, True), ("embedded", 0, True), ("leased", 0, True)]
+    assert names(left)[4:7] == [("full", 1, False), ("es", 1, False), ("random", 1, False)]
+    assert [one.spec.exchange for one in left[2:4]] == ["embedded", "leased"]
+    assert {one.spec.backward_cost for one in left} == {1.5}  # what the probe measured
+    finished += [end(one) for one in left[:2]]
+    left = gpu_plan.jobs([part], finished)
+    assert names(left)[0] == ("short_full:epochs=8", 0, True)  # 0.8/2.5 + 0.4 of ten epochs
+    assert ("short_full:epochs=8", 2, False) in names(left)
     assert not {one.key for one in finished} & {one.key for one in left}
     while left := gpu_plan.jobs([part], finished):
         finished.append(end(left[0]))
     assert len({one.key for one in finished}) == len(finished)
-    assert {one.spec.method for one in finished} >= {"random", "short_full:epochs=4", "short_full:epochs=7"}
+    assert {one.spec.method for one in finished} >= {"random", "short_full:epochs=4", "short_full:epochs=8"}
 
 
 def test_lengths_stay_where_later_seeds_cost_more() -> None:
     part = part_of()
-    finished = [end(one) for one in gpu_plan.jobs([part], [])[:3]]
-    dearer = end(gpu_plan.jobs([part], finished)[2])
-    assert dearer.spec.method == "es"
-    dearer.values["result"]["samples"]["trained"] = N * EPOCHS
-    assert gpu_plan.lengths(part, [*finished, dearer]) == {"es": {"epochs": 7, "basis": "cost"}}
+    finished = probed(part)
+    finished += [end(one) for one in gpu_plan.jobs([part], finished)[:2]]
+    later = end(next(one for one in gpu_plan.jobs([part], finished) if one.spec.method == "es"))
+    later.values["result"]["samples"]["trained"] = N * EPOCHS
+    assert gpu_plan.lengths(part, [*finished, later]) == {"es": {"epochs": 8, "basis": "cost"}}
 
 
 def test_the_time_of_a_run_is_estimated_from_what_has_finished() -> None:
     part = part_of()
-    probe, full, *_ = left = gpu_plan.jobs([part], [])
+    finished = probed(part)
+    full, *_ = left = gpu_plan.jobs([part], finished)
     beside = next(one for one in left if not one.alone)
     assert gpu_plan.estimate(full, [], 4) == 0.0
-    probed = [end(probe, total_s=4.0)]  # 12 s around it
-    assert gpu_plan.estimate(full, probed, 4) == pytest.approx(1.05 * (12 + 1.25 * 4.0 * EPOCHS))
-    alone = [*probed, end(full, total_s=40.0)]
+    assert gpu_plan.estimate(full, finished, 4) == pytest.approx(
+        1.05 * (12 + 1.25 * 4.0 * EPOCHS)
+    )  # 12 s around the steps
+    alone = [*finished, end(full, total_s=40.0)]
     assert gpu_plan.estimate(full, alone, 4) == pytest.approx(1.05 * 52)
     assert gpu_plan.estimate(beside, alone, 4) == pytest.approx(4 * 1.05 * 52)
     assert gpu_plan.estimate(beside, [*alone, end(beside, total_s=100.0)], 4) == pytest.approx(1.05 * 112)
@@ -106,7 +118,7 @@ def test_the_time_of_a_run_is_estimated_from_what_has_finished() -> None:
 
 
 def test_the_next_run_is_the_first_that_fits_and_one_alone_waits_for_the_others() -> None:
-    left = gpu_plan.jobs([part_of()], [])
+    left = gpu_plan.jobs([part_of()], probed(part_of()))
     alone, beside = left[0], [one for one in left if not one.alone]
     assert gpu_plan.choose(left, [], lambda _: True, 2) is alone
     assert gpu_plan.choose(left, [], lambda job: not job.alone, 2) is beside[0]
@@ -120,7 +132,8 @@ def test_the_next_run_is_the_first_that_fits_and_one_alone_waits_for_the_others(
 def test_finished_runs_are_read_back_without_a_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     assert gpu_runs.read(path) == []
-    first, second = (end(one) for one in gpu_plan.jobs([part_of()], [])[:2])
+    [first] = probed(part_of())
+    second = end(gpu_plan.jobs([part_of()], [first])[0])
     gpu_runs.append(path, first)
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:100])
@@ -133,7 +146,8 @@ def test_finished_runs_are_read_back_without_a_line_that_was_cut_off(tmp_path: P
 
 
 def test_runs_of_other_settings_are_refused() -> None:
-    finished = [end(gpu_plan.jobs([part_of()], [])[1])]
+    finished = probed(part_of())
+    finished.append(end(gpu_plan.jobs([part_of()], finished)[0]))
     gpu_plan.check([part_of("full,es", seeds=5)], finished)
     other = part_of()
     other = dataclasses.replace(other, comparison=dataclasses.replace(other.comparison, epochs=EPOCHS + 1))
@@ -146,10 +160,12 @@ def test_the_table_has_what_finished_and_names_what_is_missing() -> None:
     for accuracy in (0.5, 0.8, 0.7, 0.6, 0.1, 0.1):
         finished.append(end(gpu_plan.jobs([part], finished)[0], accuracy=accuracy))
     text = gpu_table.table([part], finished, ["GSM8K: no --model names a folder"])
-    assert "| `full` | 1 | 80.00 | 1.00 | 40.0 | 3.00 GiB |" in text
-    assert "| `es` | 1 | 70.00 | 0.67 | 40.0 |" in text
-    assert "| +10.00, 7 ep. | undecided |" in text
+    assert "| `full` | 1 | 80.00 | 40.00 | 1.000 | 1.00 | 40.0 | 3.00 GiB |" in text
+    assert "| `es` | 1 | 70.00 | 35.00 | 1.000 | 0.72 | 40.0 | 3.00 GiB |" in text
+    assert "| +10.00, 8 ep. | undecided |" in text
     assert "| `leased` | 1000.00 | 2.50 |" in text
+    assert "batches of 50; a GPU; a scoring pass takes 0.40 of a full step's time." in text
+    assert "| method | seeds | accuracy % | exact match % | held-out loss | cost |" in text
     assert "random" not in text
     assert text.endswith("Not run:\n\n- GSM8K: no --model names a folder\n")
 
