@@ -131,6 +131,12 @@ def test_names_of_datasets(tmp_path: Path, form: str) -> None:
     assert read_labels(table, "x").names == ("a",)
 
 
+def test_strings_are_no_classes_of_datasets_even_if_its_metadata_are_there() -> None:
+    table = classes_of(["pos", "neg"], [0, 1])
+    labels = read_labels(table.set_column(0, "label", pa.array(["pos", "neg"])), "label")
+    assert (labels.labels_n.tolist(), labels.names) == ([1, 0], ("neg", "pos"))
+
+
 UNUSABLE: list[tuple[Any, str, str]] = [
     ([1, None, 0], "None", "1 of 3 rows"),
     ([1.0, float("nan"), 0.0], "nan", "1 of 3 rows"),
