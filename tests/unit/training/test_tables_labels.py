@@ -68,6 +68,7 @@ def test_a_missing_column_is_an_error_that_names_the_nearest() -> None:
         ["1", "0", "2"],
         ["1.0", "0.0", "2"],
         pa.array(["1", "0", "2"], pa.large_string()),
+        pa.array(["1", "0", "2"], pa.string_view()),
         pa.array(["1", "0", "2"]).dictionary_encode(),
         pa.chunked_array([[1], [], [0, 2]]),
     ],
