@@ -103,6 +103,11 @@ def build(data: str, options: TaskOptions) -> ImageClassification:
         )
     height, width = train_set.images.shape[1:3]
     num_classes = len(labels.values)
+    if num_classes < 2:
+        only = (labels.names or labels.values)[0]
+        raise errors.DataError(
+            f"{data}: all samples have one label, {only}: name the folder above that of the class, or another column"
+        )
     if folder is not None:
         folder.check(height, width, num_classes)
         make: Callable[[], torch.nn.Module] = functools.partial(folder.build, num_classes)
