@@ -509,6 +509,7 @@ def test_model_folders_that_cannot_be_used(tmp_path: Path, data: Path, folder: P
     for name in ("empty", "bare", "bin", "gguf", "broken"):
         (tmp_path / name).mkdir()
     _refused(data, tmp_path / "nothing", errors.ConfigError, "no such folder", "--download")
+    _refused(data, Path("nobody/nothing"), errors.ConfigError, "tokenizer cannot be used", download=True)  # offline
     _refused(data, tmp_path / "empty", errors.ConfigError, "holds no model")
     tiny.make_config().save_pretrained(tmp_path / "bare")
     _refused(data, tmp_path / "bare", errors.ConfigError, "has no tokenizer", "save_pretrained")
