@@ -52,3 +52,12 @@ def s3_server() -> Iterator[str]:
 def s3_storage(s3_server: str) -> str:
     """The URI of an empty storage in a bucket of the test's own."""
     return moto_s3.new_storage(s3_server)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets that ES_SERVICE_DATA names; a test that wants one is skipped where it is not set."""
+    folder = os.environ.get("ES_SERVICE_DATA")
+    if not folder:
+        pytest.skip("ES_SERVICE_DATA names no folder of data sets")
+    return Path(folder)

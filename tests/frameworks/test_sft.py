@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -422,11 +421,8 @@ def test_the_negative_loss_can_be_the_metric(data: Path, folder: Path) -> None:
     assert (_task(data, folder).statistics, _task(data, folder).metric_of) == (None, None)
 
 
-def test_problems_of_gsm8k_train_a_tiny_model(folder: Path) -> None:
-    place = os.environ.get("ES_SERVICE_DATA")
-    if place is None:
-        pytest.skip("ES_SERVICE_DATA does not name the folder of the public data sets")
-    table = pq.read_table(Path(place) / "gsm8k_train.parquet").slice(0, 24)
+def test_problems_of_gsm8k_train_a_tiny_model(shared_data: Path) -> None:
+    table = pq.read_table(shared_data / "gsm8k_train.parquet").slice(0, 24)
     pq.write_table(table, "gsm8k_train.parquet")
     pq.write_table(table.slice(0, 4), "gsm8k_test.parquet")
     longer = tiny.make_folder(Path("longer"), chat_template=tiny.CHAT, max_position_embeddings=2048)

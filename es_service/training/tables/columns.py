@@ -30,8 +30,8 @@ def find_column(table: pa.Table, asked: str | None, usual: Sequence[str], *, fla
     folded = {name.casefold(): name for name in reversed(names)}
     if asked is None:
         for name in usual:
-            if name in folded:
-                return folded[name]
+            if name in names or name in folded:
+                return name if name in names else folded[name]
         raise errors.ConfigError(
             f"none of the columns is called {' or '.join(usual)}: name one with {flag}; there are {', '.join(names)}"
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from es_service import errors
+from es_service.storage.files import absolute
+from es_service.training.tasks.options import TaskOptions
 
-__all__ = ["HELD_OUT_NAMES", "SUFFIXES", "Parts", "beside", "find_parts"]
+__all__ = ["HELD_OUT_NAMES", "SUFFIXES", "Parts", "find_parts"]
 
 SUFFIXES = (
     *(".parquet", ".arrow", ".feather"),
@@ -19,8 +22,10 @@ SUFFIXES = (
 """Endings of the files that hold tables."""
 HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test")
 """What held-out samples are called beside `train`, the first that is there."""
+_TRAIN = "train"
 _DEFAULT_SHARE = 0.2
 _SPLIT = re.compile(rf"(?<![a-z])(train|training|{'|'.join(HELD_OUT_NAMES)})(?![a-z])", re.IGNORECASE)
+_ENDING = re.compile(r"\.\w+(\.gz)?$")
 _NUMBER = re.compile(r"[-_.]?\d+(-of-(?P<count>\d+))?(-[0-9a-f]{16})?$")  # of one file among several of a split
 _NOT_DATA = re.compile(r"(dataset_infos?|dataset_dict|state)\.json|cache-.*\.arrow")  # what `datasets` writes beside
 _MOST_NAMED = 8
@@ -57,108 +62,108 @@ def find_parts(data: str, held_out: str | None, suffixes: Sequence[str] = SUFFIX
         DataError: no such file or folder, nothing in it, several data sets in it, a file of a set is missing, or the
             held-out files are those to train on.
     """
-    train = _files_of(Path(data).expanduser(), ("train", "training"), suffixes)
+    path = Path(absolute(data))
+    train, others = _pick(path, (_TRAIN,), suffixes)
     if held_out is None:
-        found = beside(train[0], suffixes)
+        found = next((_complete(others[name]) for name in HELD_OUT_NAMES if name in others), ())
+        found = found or _beside(path, suffixes)
         return Parts(train, found or None, None if found else _DEFAULT_SHARE)
-    if not os.path.exists(held_out):
-        try:
-            return Parts(train, None, float(held_out))
-        except ValueError:
-            pass
-    held_out_files = _files_of(Path(held_out).expanduser(), HELD_OUT_NAMES, suffixes)
+    share = None if os.path.exists(held_out) else TaskOptions(held_out=held_out).held_out_share
+    if share is not None:
+        return Parts(train, None, share)
+    held_out_files, _ = _pick(Path(absolute(held_out)), HELD_OUT_NAMES, suffixes)
     for path in held_out_files:
         if any(path.samefile(one) for one in train):
             raise errors.DataError(f"--held-out {held_out}: {path} is also trained on; hold out other files")
     return Parts(train, held_out_files, None)
 
 
-def beside(path: Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[Path, ...]:
-    """Return the held-out files that lie beside a file to train on, or beside its folder; none where nothing does."""
-    for named in (path, path.parent):
-        key, split, _ = _parse(named.name)
-        if split not in ("train", "training"):
-            continue
-        siblings = [one for one in sorted(named.parent.iterdir()) if _parse(one.name)[0] == key]
+def _beside(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """Return the held-out files beside a file or a folder to train on, or beside the folder that a file is in."""
+    for one in (path, path.parent) if path.is_file() else (path,):
+        key, split, _ = _parse(one.name)
+        siblings: dict[str | None, list[Path]] = {}
+        for other in sorted(one.parent.iterdir()) if split == _TRAIN else ():
+            other_key, other_split, _ = _parse(other.name)
+            if other_key == key:
+                siblings.setdefault(other_split, []).append(other)
         for name in HELD_OUT_NAMES:
-            of_split = [one for one in siblings if _parse(one.name)[1] == name]
-            if named == path and of_split:
-                return _complete([one for one in of_split if one.is_file()])
-            if of_split:
-                return _files_of(of_split[0], HELD_OUT_NAMES, suffixes)
+            if name in siblings:
+                picked = (_pick(other, HELD_OUT_NAMES, suffixes)[0] for other in siblings[name])
+                return _complete([file for files in picked for file in files])
     return ()
 
 
-def _files_of(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> tuple[Path, ...]:
-    """Return a file, or those of a folder that belong to the first of these splits, or to none."""
+def _pick(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> tuple[tuple[Path, ...], dict[str, list[Path]]]:
+    """Return a file, or those of a folder for the first of these splits, else for none; and their data set by split."""
     if path.is_file():
-        return (path,)
+        return (path,), {}
     if not path.is_dir():  # opening a FIFO would wait for ever
         what = "it is neither a file nor a folder" if path.exists() else "there is no such file or folder"
         raise errors.DataError(f"{path}: {what}")
-    groups: dict[tuple[str, str | None], list[Path]] = {}
+    sets: dict[str, dict[str, list[Path]]] = {}
+    unnamed: list[Path] = []
     for one in _walk(path, suffixes):
-        key, split = _group(one.relative_to(path))
-        groups.setdefault((key, split), []).append(one)
-    if not groups:
-        raise errors.DataError(f"{path} has no file to read: none ends in {', '.join(suffixes)}")
-    for name in (*names, None):
-        found = {key: files for (key, split), files in groups.items() if split == name}
-        if name is None:
-            found = {"": [one for files in found.values() for one in files]} if found else {}
+        key, split = _set_of(one.relative_to(path))
+        (unnamed if split is None else sets.setdefault(key, {}).setdefault(split, [])).append(one)
+    for name in names:
+        found = [splits for splits in sets.values() if name in splits]
         if len(found) > 1:
-            firsts = [str(files[0].relative_to(path)) for files in found.values()]
-            raise errors.DataError(f"{path} holds {len(found)} data sets ({_listed(firsts)}): name one of their files")
-        for files in found.values():
-            return _complete(files)
-    firsts = [str(files[0].relative_to(path)) for files in groups.values()]
-    raise errors.DataError(f"{path} has no file for {names[0]} ({_listed(firsts)}): name the file")
+            raise errors.DataError(
+                f"{path} holds {len(found)} data sets ({_listed([splits[name][0] for splits in found], path)}): give "
+                "one file or folder of them"
+            )
+        if found:
+            return _complete(found[0][name]), found[0]
+    if unnamed:
+        return _complete(unnamed), {}
+    if sets:
+        firsts = [files[0] for splits in sets.values() for files in splits.values()]
+        raise errors.DataError(f"{path} has no file for {names[0]} ({_listed(firsts, path)}): give a file")
+    raise errors.DataError(f"{path} has no file to read: none in it ends in {', '.join(suffixes)}")
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith(".") and not _NOT_DATA.fullmatch(name):
                 yield Path(place, name)
 
 
-def _group(path: Path) -> tuple[str, str | None]:
-    """Return the data set and the split that a path below a folder says."""
-    for depth, name in enumerate(reversed(path.parts)):
-        key, split, _ = _parse(name)
+def _set_of(path: Path) -> tuple[str, str | None]:
+    """Return the data set and the split that the name of a file says, else that of the nearest folder above it."""
+    for one in (path, *path.parents):
+        key, split, _ = _parse(one.name)
         if split is not None:
-            above = path.parts[: len(path.parts) - 1 - depth]
-            return "/".join((*above, key)), split
+            return str(one.parent / key), split
     return str(path), None
 
 
 def _parse(name: str) -> tuple[str, str | None, int | None]:
-    """Return a file's name less split, number and ending; the split; and of how many files it is one, where it says."""
-    stem, dot, ending = name.partition(".") if not name.startswith(".") else (name, "", "")
-    while dot and "." + ending.lower() not in SUFFIXES and "." in ending:  # dots inside of the name
-        more, dot, ending = ending.partition(".")
-        stem = f"{stem}.{more}"
+    """Return a name with * for its split and no number; the split; and of how many files it is one, if it says."""
+    ending = _ENDING.search(name)
+    stem = name[: ending.start()] if ending else name
     number = _NUMBER.search(stem)
-    count = int(number["count"]) if number and number["count"] else None
     stem = stem[: number.start()] if number else stem
+    count = int(number["count"]) if number and number["count"] else None
     found = list(_SPLIT.finditer(stem))
     if not found:
-        return stem + dot + ending, None, count
-    last = found[-1]
-    return f"{stem[: last.start()]}*{stem[last.end() :]}{dot}{ending}", last[0].lower(), count
+        return name, None, count
+    split = found[-1][0].lower()
+    key = f"{stem[: found[-1].start()]}*{stem[found[-1].end() :]}{ending[0] if ending else ''}"
+    return key, _TRAIN if split == "training" else split, count
 
 
-def _complete(files: list[Path]) -> tuple[Path, ...]:
-    counts = {_parse(one.name)[2] for one in files} - {None}
-    for count in counts:
-        if count is not None and len(files) != count and len(counts) == 1:
-            raise errors.DataError(
-                f"{files[0].parent} has {len(files)} of the {count} files that {files[0].name} is one of: "
-                "fetch the others"
-            )
+def _complete(files: Sequence[Path]) -> tuple[Path, ...]:
+    """Return them; DataError where the names say that others belong to them."""
+    for (folder, count), num in Counter((one.parent, _parse(one.name)[2]) for one in files).items():
+        if count is not None and count != num:
+            one = next(one for one in files if one.parent == folder)
+            raise errors.DataError(f"{one} is one of {count} files, but {num} of them are there")
     return tuple(files)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(paths: Sequence[Path], folder: Path) -> str:
+    names = [str(path.relative_to(folder)) for path in paths]
     return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")

@@ -62,14 +62,16 @@ def read_labels(table: pa.Table, column: str, *, like: Labels | None = None, ski
     elif pa.types.is_string(values.type):
         names = None  # `datasets` keeps numbers: another program wrote this
     is_good = _usable(values, None if names is None else len(names))
-    if not (skip_broken or is_good.all()):
-        row = int(np.argmin(is_good))
-        raise errors.DataError(
-            f"row {row} (from 0) of column {column!r} has {values[row].as_py()!r} for a label, and "
-            f"{int((~is_good).sum())} rows of {len(values)} have none that can be used: mend them, or leave them out "
-            "with --skip-broken"
-        )
     rows_n = np.flatnonzero(is_good)
+    if rows_n.size < is_good.size:
+        row = int(np.argmin(is_good))
+        problem = (
+            f"row {row} (from 0) of column {column!r} has {values[row].as_py()!r} for a label, which should be an "
+            f"integer, a string or a boolean; {is_good.size - rows_n.size} of {is_good.size} rows have no label"
+        )
+        if not skip_broken:
+            raise errors.DataError(f"{problem}: mend them, or leave them out with --skip-broken")
+        _log.warning("%s and are left out", problem)
     if not rows_n.size:
         raise errors.DataError(f"no row of column {column!r} has a label")
     values = values.take(pa.array(rows_n))
@@ -109,7 +111,8 @@ def _plain(values: pa.Array, column: str) -> pa.Array:
         return _cast(values, pa.int64(), column)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _cast(values, pa.float64(), column)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if str(kind) in ("string", "large_string", "string_view"):
+        values = values.cast(pa.string())
         for number in (pa.int64(), pa.float64()):
             try:
                 numbers = values.cast(number)
@@ -117,7 +120,7 @@ def _plain(values: pa.Array, column: str) -> pa.Array:
                 continue
             if pc.count_distinct(numbers) == pc.count_distinct(values):  # "1" and "01" are two
                 return numbers
-        return values.cast(pa.string())
+        return values
     if pa.types.is_boolean(kind):
         return values
     raise errors.DataError(f"column {column!r} holds {kind}, and labels are integers, strings or booleans")

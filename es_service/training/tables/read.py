@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import functools
 import gzip
 import io
+import itertools
 import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ from es_service.training.tables.labels import class_names
 __all__ = ["ReadTable", "read_table"]
 
 _log = logging.getLogger(__name__)
-_IPC_MAGIC = b"ARROW1"
-_DAMAGED = (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeError, RecursionError)
+_IPC_MAGIC, _END_OF_STREAM = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+_PEEKED_BYTES = 64
+_ROWS_AT_ONCE = 10_000
+_BLOCK_BYTES = 64 << 20  # of CSV that is parsed at once: a row may not be larger
+_DAMAGED = (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,17 +77,15 @@ def read_table(paths: Sequence[Path], *, skip_broken: bool = False) -> ReadTable
             _log.warning("%s is left out: %s", path, error)
             broken.append(path)
             continue
-        tables.append(table)
         skipped += num_broken
-        _check_columns(path, table, tables[0])
-    if not tables:
-        raise errors.DataError(f"no file can be read, of {len(paths)}: {', '.join(map(str, broken[:3]))}")
-    if skipped:
-        _log.warning("%d rows of %s are left out: they cannot be read", skipped, paths[0].parent)
-    table = _concatenated([one.select(tables[0].column_names) for one in tables], paths[0].parent)
-    if not table.num_rows:
-        raise errors.DataError(f"{', '.join(map(str, paths[:3]))}: there is no row in it")
-    return ReadTable(table, skipped, tuple(broken))
+        if num_broken:
+            _log.warning("%d rows of %s are left out: they cannot be read", num_broken, path)
+        if table.num_columns:  # JSON without a row has none
+            tables.append(table)
+            _check_columns(path, table, tables[0])
+    if not sum(table.num_rows for table in tables):
+        raise errors.DataError(f"no row can be read from {', '.join(map(str, paths[:3]))}{', …' * (len(paths) > 3)}")
+    return ReadTable(_concatenated(tables, paths[0].parent), skipped, tuple(broken))
 
 
 class _BrokenFileError(Exception):
@@ -93,16 +96,15 @@ def _read(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
     """Return a file's table, and how many of its rows were left out."""
     if not path.is_file():  # opening a FIFO would wait for ever
         raise errors.DataError(f"{path}: there is no such file")
-    name = path.name.lower()
-    read = next((read for ending, read in _READERS.items() if name.endswith((ending, f"{ending}.gz"))), None)
-    if read is None or (name.endswith(".gz") and not name.endswith(SUFFIXES)):
+    ending = next((one for one in SUFFIXES if path.name.lower().endswith(one)), None)
+    if ending is None:
         raise errors.DataError(f"{path} is of no known format: its name must end in {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
         raise _BrokenFileError("the file is empty")
     try:
-        return read(path, skip_broken)
+        return _READERS[ending.removesuffix(".gz")](path, skip_broken)
     except _DAMAGED as error:
-        raise _BrokenFileError(f"it is damaged, or not what its name says ({error})") from error
+        raise _BrokenFileError(f"it cannot be read ({error})") from error
 
 
 def _parquet(path: Path, _: bool) -> tuple[pa.Table, int]:
@@ -113,6 +115,9 @@ def _parquet(path: Path, _: bool) -> tuple[pa.Table, int]:
 def _arrow(path: Path, _: bool) -> tuple[pa.Table, int]:
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_IPC_MAGIC)) == _IPC_MAGIC
+        source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+        if not is_file and source.read() != _END_OF_STREAM:  # cut between two batches, Arrow would call it whole
+            raise _BrokenFileError("it is truncated: the end of an Arrow stream is missing")
         source.seek(0)
         table = (ipc.open_file(source) if is_file else ipc.open_stream(source)).read_all()
     table.validate(full=True)  # offsets that point outside would end the process later
@@ -120,26 +125,42 @@ def _arrow(path: Path, _: bool) -> tuple[pa.Table, int]:
 
 
 def _json(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
-    content = _content(path).removeprefix(codecs.BOM_UTF8)
-    is_array = content.lstrip()[:1] == b"["
-    texts = json.loads(content) if is_array else content.split(b"\n")
-    rows, num_broken = [], 0
-    for number, text in enumerate(texts):
-        if not is_array and not text.strip():
-            continue
-        try:
-            row = text if is_array else json.loads(text)
-            reason = "" if isinstance(row, dict) else "not an object"
-        except (ValueError, RecursionError) as error:
-            reason = str(error)
-        if not reason:
-            rows.append(row)
-        elif skip_broken:
-            num_broken += 1
-        else:
-            raise _BrokenFileError(f"{'row' if is_array else 'line'} {number + (not is_array)} is no row: {reason}")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _array(path, name, [row.get(name) for row in rows]) for name in names}), num_broken
+    """Read an array of objects, or an object a line; of lines only so many are held as Python objects at a time."""
+    num_broken = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal num_broken
+        for where, row, reason in _elements(path):
+            if isinstance(row, dict):
+                yield row
+            elif not skip_broken:
+                raise _BrokenFileError(f"{where} is no row ({reason})")
+            else:
+                num_broken += 1
+
+    every_row = rows()
+    tables = []
+    while chunk := list(itertools.islice(every_row, _ROWS_AT_ONCE)):
+        names = dict.fromkeys(name for row in chunk for name in row)
+        tables.append(pa.table({name: _array(path, name, [row.get(name) for row in chunk]) for name in names}))
+    return _concatenated(tables, path) if tables else pa.table({}), num_broken
+
+
+def _elements(path: Path) -> Iterator[tuple[str, Any, str]]:
+    """Yield where each element stands, the element, and why it is none."""
+    with _open(path) as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        if file.peek(_PEEKED_BYTES).lstrip()[:1] == b"[":
+            for number, row in enumerate(json.load(file), 1):
+                yield f"element {number}", row, "not an object"
+            return
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    yield f"line {number}", json.loads(line), "not an object"
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", None, str(error)
 
 
 def _array(path: Path, name: str, values: list[Any]) -> pa.Array:
@@ -149,25 +170,19 @@ def _array(path: Path, name: str, values: list[Any]) -> pa.Array:
         raise errors.DataError(f"{path}: the values of {name!r} are not all of one kind: {error}") from None
 
 
-def _comma_separated(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
-    return _separated(path, skip_broken, ",")
-
-
-def _tab_separated(path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
-    return _separated(path, skip_broken, "\t")
-
-
-def _separated(path: Path, skip_broken: bool, delimiter: str) -> tuple[pa.Table, int]:
-    content = _content(path).removeprefix(codecs.BOM_UTF8)
+def _separated(delimiter: str, path: Path, skip_broken: bool) -> tuple[pa.Table, int]:
+    with _open(path) as file:
+        content = file.read().removeprefix(codecs.BOM_UTF8)
     names = next(csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8"), delimiter=delimiter), [])
     broken: list[Any] = []
 
     def skip(row: Any) -> str:
         broken.append(row)
-        return "skip" if skip_broken else "error"
+        return "skip"
 
     table = arrow_csv.read_csv(
         pa.BufferReader(content),
+        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
         parse_options=arrow_csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip if skip_broken else None
         ),
@@ -187,16 +202,13 @@ _READERS: dict[str, Callable[[Path, bool], tuple[pa.Table, int]]] = {
     ".feather": _arrow,
     ".jsonl": _json,
     ".json": _json,
-    ".csv": _comma_separated,
-    ".tsv": _tab_separated,
+    ".csv": functools.partial(_separated, ","),
+    ".tsv": functools.partial(_separated, "\t"),
 }
 
 
-def _content(path: Path) -> bytes:
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as file:
-            return file.read()
-    return path.read_bytes()
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _check_columns(path: Path, table: pa.Table, first: pa.Table) -> None:
@@ -217,8 +229,8 @@ def _check_columns(path: Path, table: pa.Table, first: pa.Table) -> None:
             )
 
 
-def _concatenated(tables: list[pa.Table], folder: Path) -> pa.Table:
+def _concatenated(tables: list[pa.Table], path: Path) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise errors.DataError(f"a column is not of one type in all files of {folder}: {error}") from None
+        raise errors.DataError(f"{path}: the values of a column are not all of one kind: {error}") from None
