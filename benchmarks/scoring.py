@@ -26,7 +26,7 @@ from es_service.cli.task_flags import add_task_flags, derived_settings, option_s
 from es_service.cli.text import grid
 from es_service.errors import ConfigError, DataError
 from es_service.training import batches
-from es_service.training.memory import forget_peak, peak_memory
+from es_service.training.memory import peak_memory, reset_peak
 from es_service.training.optimizers import build_optimizer
 from es_service.training.passes import ScoringPasses, arrange
 from es_service.training.settings import TrainSettings
@@ -116,7 +116,7 @@ def measure(task: Task, name: str, batch_size: int, rounds: int, settings: Seque
     peaks: dict[str, int] = {}
     for _ in range(WARM_UP + rounds):
         for one, passes in measured.items():
-            forget_peak(device)
+            reset_peak(device)
             seconds[one].append((passes.seconds(passes.score), passes.seconds(passes.step)))
             peaks[one] = peak_memory(device)["peak_bytes"]
     plain = np.array(seconds["plain"][WARM_UP:])
