@@ -34,9 +34,9 @@ def backward_cost(
 ) -> float:
     """Return c: a forward and a backward pass over a batch take 1 + c times as long as scoring it.
 
-    Both are timed in turns, and the shortest of each counts: seconds on a GPU, on the CPU those of its processors, which
-    hardly depend on what else the machine does. It takes a few seconds at most. The model stays as it is,
-    bit for bit: weights, buffers, gradients, and the states of random generators.
+    Both are timed in turns, and the shortest of each counts: by the clock on a GPU, else by the time of the
+    processors, which depends little on what else the machine does. It takes a few seconds at most. The model stays
+    as it is, bit for bit: weights, buffers, gradients, and the states of random generators.
 
     Args:
         model: bare, in training mode.
