@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, tried on the CPU at a size where its figures mean nothing: stopped in the middle, continued."""
+"""The benchmark for a GPU, on the CPU at a size where its figures mean nothing: stopped half-way, and continued."""
 
 from __future__ import annotations
 
