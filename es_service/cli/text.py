@@ -58,6 +58,7 @@ def summary(result: dict[str, Any]) -> str:
         ("time saved", _time_saved(saving)),
         *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
+        ("memory", _memory(result["memory"])),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
         ("scores", f"{join(result['storage'], result['run'])} (es-service top {result['run']} --storage {storage})"),
     ]
@@ -104,6 +105,12 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         cost = f"{prepared['trained']:,} samples trained and {prepared['scored']:,} scored"
         asides.append(("prepared", f"irreducible losses, by hold-out models: {cost}, {seconds(prepared['seconds'])}"))
     return asides
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    """Return the peak of the worker that took most."""
+    whose = "tensors on the GPU" if memory["kind"] == "cuda" else "the worker's process"
+    return f"{memory['peak_bytes'] / 1e9:.2f} GB at most, of {whose}"
 
 
 def _count(number: int, what: str) -> str:

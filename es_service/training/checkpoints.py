@@ -1,6 +1,7 @@
 """The checkpoint of a training run: a folder with all it needs to continue, and the digests of it.
 
-    training.pt        model, optimizer and history, and the selector's state but for its table; PyTorch's format
+    training.pt        model (without frozen parameters), optimizer and history, and the selector's state but for its
+                       table; PyTorch's format
     scores.arrow       the table, an Arrow IPC file
     checkpoint.json    format; bytes and sha256 of the other two, written last
 

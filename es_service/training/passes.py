@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -19,7 +20,7 @@ from es_service.training.step import autocast_for
 
 __all__ = ["ScoringPasses", "arrange", "compile_errors"]
 
-_CHECKPOINTING = "gradient_checkpointing_enable"
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # newer transformers, all others
 _log = logging.getLogger(__name__)
 
 
@@ -34,31 +35,44 @@ def arrange(model: torch.nn.Module, settings: TrainSettings) -> None:
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
-        model.compile()  # in place, so that its state_dict stays that of the model
+        _compile(model)
 
 
 def _enable_checkpointing(model: torch.nn.Module) -> None:
-    offering = _outermost(model)
-    if not offering:
+    offered = _offered(model)
+    if not offered:
         raise errors.ConfigError(
-            f"--gradient-checkpointing needs a model with the method {_CHECKPOINTING}(), as transformers has it; "
+            f"--gradient-checkpointing needs a model with the method {_CHECKPOINTING[1]}(), as transformers has it; "
             f"{type(model).__name__} has none: leave the flag out, or add the method to it"
         )
-    for module in offering:
-        enable = getattr(module, _CHECKPOINTING)
-        name = "gradient_checkpointing_kwargs"
-        arguments = {name: {"use_reentrant": False}} if name in inspect.signature(enable).parameters else {}
+    for enable in offered:
+        names = [name for name in inspect.signature(enable).parameters if name.endswith("checkpointing_kwargs")]
         try:
-            enable(**arguments)
+            enable(**{name: {"use_reentrant": False} for name in names})
         except ValueError as error:  # transformers, where an architecture does not support it
             raise errors.ConfigError(f"--gradient-checkpointing: {error}") from error
 
 
-def _outermost(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the modules that offer gradient checkpointing, and are in none that does."""
-    if callable(getattr(module, _CHECKPOINTING, None)):
-        return [module]
-    return [found for child in module.children() for found in _outermost(child)]
+def _offered(module: torch.nn.Module) -> list[Callable[..., Any]]:
+    """Return the methods that enable gradient checkpointing: the module's own, or those of modules in it."""
+    for name in _CHECKPOINTING:
+        if callable(found := getattr(module, name, None)):
+            return [found]
+    return [found for child in module.children() for found in _offered(child)]
+
+
+def _compile(model: torch.nn.Module) -> None:
+    """Compile a model in place, so that its state_dict stays the same.
+
+    By a function around it: torch.compile leaves torch's own modules out, of which an nn.Sequential is one.
+    """
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    model.forward = torch.compile(run)
 
 
 @contextlib.contextmanager

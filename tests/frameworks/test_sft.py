@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(tmp_path: Pat
     assert task.preview(0) == expected.rstrip("\n")
 
 
+def test_an_answer_may_hold_the_token_that_ends_it(tmp_path: Path, folder: Path) -> None:
+    rows = [{"prompt": "how does a turn end?", "answer": "with <|end|>, always"}] * 5
+    task = _task(tiny.write_jsonl(tmp_path / "all.jsonl", rows), folder)
+    assert _answer_text(task, 0) == "with <|end|>, always<|end|>"
+
+
 def test_prompts_are_tokenised_as_they_are_for_a_generation(data: Path, folder: Path) -> None:
     task = _task(data, folder)
     question = [{"role": "user", "content": tiny.sums(1)[0]["question"]}]
@@ -140,6 +147,28 @@ def test_a_gguf_file_brings_weights_tokenizer_and_template(data: Path, tmp_path:
     found = task.build_model().language_model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_text_may_be_dictionary_encoded(tmp_path: Path, folder: Path) -> None:
+    rows = tiny.sums(10)
+    columns = {name: pa.array([row[name] for row in rows]).dictionary_encode() for name in rows[0]}
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet")
+    assert _task(tmp_path / "all.parquet", folder).tokens.size == 8
+
+
+def test_nothing_asks_the_network(data: Path, folder: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for place in (folder, plain):
+        _task(data, place, lora=2).build_model()
+    assert asked == []
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -278,10 +307,12 @@ def test_what_counts_of_an_answer(text: str, expected: str) -> None:
 def test_generated_answers_are_those_of_each_prompt_by_itself(data: Path, plain: Path) -> None:
     task = _task(data, plain)
     model = task.build_model().train()
+    model.language_model.generation_config.repetition_penalty = 9.0  # as folders have it: not ours
     prompts = [task.held_out.tokens_of(i)[: task.held_out.prompt_lengths_n[i]] for i in range(4)]
     prompts += [np.arange(40, 60), np.array([70])]
     made = generate(model.language_model, prompts, most=9, ends=(256,), to_device=lambda batch: batch)
     assert model.training
+    assert model.language_model.generation_config.repetition_penalty == 9.0
     for prompt, answer in zip(prompts, made, strict=True):
         tokens = torch.from_numpy(prompt)[None]
         model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from es_service import errors, plugins
@@ -113,6 +114,13 @@ def _check_outputs(task: Any) -> None:
             raise errors.DataError(
                 f"its {part} returned a batch of {batches.batch_length(batch)} samples for {len(ids)} ids"
             )
+        augment = getattr(task, "augment", None) if part == "train_set" else None
+        if augment is not None:
+            batch = augment(batch, np.array(ids), 0)
+            if batches.batch_length(batch) != len(ids):
+                raise errors.DataError(
+                    f"its augment returned a batch of {batches.batch_length(batch)} samples for {len(ids)}"
+                )
         outputs = model(task.inputs(batch))
         if isinstance(task, Classification):
             task.check_logits(outputs)

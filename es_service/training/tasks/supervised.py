@@ -93,6 +93,11 @@ class _Supervised:
     preview: Callable[[int], bytes | str] | None = None
     augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("preview", "augment"):  # where none was given, a method that a subclass has counts
+            if getattr(self, name) is None:
+                object.__delattr__(self, name)
+
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU."""
         return self.model()
@@ -115,16 +120,17 @@ class Classification(_Supervised):
         preview: returns a sample of the train set, by its id, as a PNG file or a text; None where it cannot be shown.
         augment: returns another view of a batch; see `Task`.
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
-        metric_name: the metric that results are judged by: "accuracy", or one of `class_metrics.METRICS`.
+        judged_by: the metric that results are judged by: "accuracy", or one of `class_metrics.METRICS`.
 
     Raises:
         DataError: the targets of one of the sets are not labels int64[n], or one of them has no name.
     """
 
     label_names: tuple[str, ...] | None = None
-    metric_name: str = "accuracy"
+    judged_by: str = "accuracy"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):
             check_labels(part, samples.targets_n, len(samples), self.label_names)
 
@@ -157,14 +163,19 @@ class Classification(_Supervised):
         return is_right
 
     @property
+    def metric_name(self) -> str:
+        """The metric that results are judged by; a subclass with `statistics` of its own names its own."""
+        return self.judged_by
+
+    @property
     def statistics(self) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
         """What the metric follows from, of each sample; None where it is a mean over samples."""
-        return class_metrics.counts if self.metric_name in class_metrics.METRICS else None
+        return class_metrics.counts if self.judged_by in class_metrics.METRICS else None
 
     @property
     def metric_of(self) -> Callable[[Any, int], float] | None:
         """The metric as a function of the sums of `statistics` and the number of samples."""
-        return class_metrics.METRICS.get(self.metric_name)
+        return class_metrics.METRICS.get(self.judged_by)
 
     def check_logits(self, logits: Any) -> None:
         """Raise DataError where a label of either set is none of the classes that logits float[B, C] have.
@@ -210,6 +221,7 @@ class Regression(_Supervised):
     metric_name = "r2"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part, samples in (("train_set", self.train_set), ("held_out", self.held_out)):
             targets_n = samples.targets_n
             if targets_n.dtype != np.float32 or targets_n.shape != (len(samples),) or not np.isfinite(targets_n).all():

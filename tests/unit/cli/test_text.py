@@ -69,6 +69,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "seconds": {"total": 300.0, "score": 90.0, "train": 180.0, "exchange": 1.5, "data": 8.5, "wall": 360.0},
         "saving": {"samples": 0.7917, "cost": 0.5139, "seconds": 0.421},
         "skipped": 0,
+        "memory": {"peak_bytes": 1_234_567_890, "kind": "rss"},
         "history": [],
         "storage": "/data/runs/",
     }
@@ -92,9 +93,14 @@ def test_a_summary_says_it_all() -> None:
         "  saved            79.2 % of the back-propagated samples, 51.4 % of the passes",
         "  time saved       42.1 % against the full steps of this run",
         "  steps took       5.0 min: training 3.0 min, scoring 90.0 s, exchange 1.5 s, data 8.5 s, rest 20.0 s",
+        "  memory           1.23 GB at most, of the worker's process",
         "  whole run        6.0 min with start-up, evaluation and checkpoints",
         "  scores           /data/runs/try-1 (es-service top try-1 --storage /data/runs)",
     ]
+
+
+def test_memory_of_a_gpu_is_that_of_its_tensors() -> None:
+    assert "0.50 GB at most, of tensors on the GPU" in lines_of(memory={"peak_bytes": 5e8, "kind": "cuda"})["memory"]
 
 
 def test_one_is_no_plural() -> None:

@@ -67,4 +67,4 @@ def test_only_known_metrics_are_taken_and_accuracy_needs_no_statistics() -> None
         return Classification(**what, defaults=TaskDefaults(epochs=1, batch_size=1, learning_rate=1.0), **metric)
 
     assert (named().metric_name, named().statistics, named().metric_of) == ("accuracy", None, None)
-    assert (named(metric_name="f1").statistics, named(metric_name="f1").metric_of) == (counts, METRICS["f1"])
+    assert (named(judged_by="f1").statistics, named(judged_by="f1").metric_of) == (counts, METRICS["f1"])

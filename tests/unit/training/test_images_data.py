@@ -261,6 +261,14 @@ def test_held_out_images_have_the_size_of_those_to_train_on(tmp_path: Path) -> N
         build(path)
 
 
+def test_held_out_images_that_are_not_encoded_have_that_size_too(tmp_path: Path) -> None:
+    image_files.write_folder(tmp_path, "train", *image_files.pictures(24, side=16))
+    write_cifar_10(tmp_path / "cifar", "test", *HELD_OUT)
+    (tmp_path / "cifar" / CIFAR_10 / "batches.meta.txt").write_text("\n".join([*image_files.NAMES, *"abcdefg"]))
+    with pytest.raises(errors.ConfigError, match=r"32×32 pixels, those to train on have 16×16"):
+        build(tmp_path / "train", held_out=str(tmp_path / "cifar"))
+
+
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     path = image_files.write_parquet(tmp_path, "all", *TRAIN)
     with pytest.raises(errors.ConfigError, match=r"--label-column labl: .*did you mean 'label'.*image, label"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,11 +183,9 @@ def test_a_run_is_resumed_bit_by_bit_and_its_samples_are_shown(data: Path, tmp_p
         assert np.array_equal(np.array(shown), image_files.pictures(NUM, side=SIDE)[0][7])
 
 
-@pytest.mark.skipif("ES_SERVICE_DATA" not in os.environ, reason="ES_SERVICE_DATA names no folder of data sets")
-def test_cifar_10_trains(tmp_path: Path) -> None:
-    folder = Path(os.environ["ES_SERVICE_DATA"])
+def test_cifar_10_trains(shared_data: Path, tmp_path: Path) -> None:
     for part, name in (("train", "cifar10_train.parquet"), ("test", "cifar10_test.parquet")):
-        parquet.write_table(parquet.read_table(folder / name).slice(0, 64), tmp_path / f"{part}.parquet")
+        parquet.write_table(parquet.read_table(shared_data / name).slice(0, 64), tmp_path / f"{part}.parquet")
     task = build(tmp_path / "train.parquet")
     assert (len(task.train_set), len(task.held_out)) == (64, 64)
     assert task.train_set.__getitems__([0]).inputs.shape == (1, 32, 32, 3)

@@ -187,7 +187,7 @@ def test_the_same_seed_trains_the_same_weights_and_another_others(tmp_path: Path
 
 def test_no_pass_is_larger_than_a_micro_batch(tmp_path: Path) -> None:
     task = PointsTask()
-    settings = dataclasses.replace(SETTINGS, micro_batch_size=8)
+    settings = dataclasses.replace(SETTINGS, micro_batch_size=8, scoring_batch_size=8)
     fit(task, select(), settings, LocalWorkers(tmp_path))
     assert max(task.loss_sizes) == 8
     assert sum(task.loss_sizes) == 3 * NUM + 2 * NUM + 3 * NUM // 4  # scored and trained
@@ -291,7 +291,7 @@ def test_a_finished_training_fits_again_without_training(tmp_path: Path) -> None
     again = run(tmp_path, selector, task)
     assert task.loss_sizes == []
     assert task.train_set.num_asked == task.held_out.num_asked == 0
-    assert again == first
+    assert {**again, "memory": None} == {**first, "memory": None}
     assert saved(tmp_path)["scores"] == before
     assert sum(selector.table()["selected"].to_pylist()) == first["ledger"]["trained"]
 

@@ -141,6 +141,11 @@ WRONG: list[tuple[dict[str, Any], type[errors.EsServiceError], str]] = [
     ({"labels": np.zeros(6, dtype=np.int32)}, errors.DataError, r"int64\[6\], got int32\[6\]"),
     ({"held_out_labels": [0] * 6}, errors.DataError, "of the held_out must be .* got list"),
     ({"labels": None}, errors.ConfigError, "must both be there"),
+    (
+        {"augment": lambda batch, ids, epoch: (batch[0][1:], batch[1][1:])},
+        errors.DataError,
+        "its augment returned a batch of 3 samples for 4",
+    ),
     ({"label_names": ("only",)}, errors.DataError, r"label 1 of sample 1 .* outside: there are only 0 .. 0"),
 ]
 

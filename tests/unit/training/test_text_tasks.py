@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 import es_service as es
 from es_service import errors
+from es_service.cli import main
 from es_service.selection.config import preset
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
@@ -236,7 +237,7 @@ def test_the_transformer_learns(tmp_path: Path) -> None:
 def run(folder: Path, data: str, *, watch: Any = None, **changes: Any) -> dict[str, Any]:
     spec = {
         "run": "r", "storage": str(folder), "task": "text", "data": data, "method": "es", "exchange": "embedded",
-        "selection": preset("es"), "epochs": 3, "batch_size": 16, "learning_rate": 0.05, **changes,
+        "selection": preset("es"), "epochs": 3, "batch_size": 16, "learning_rate": 0.002, **changes,
     }  # fmt: skip
     return train(TrainingSpec(**spec), watch or (lambda progress: None))
 
@@ -267,16 +268,34 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
 
 
 def test_a_bag_of_words_trains_on_noisy_labels(tmp_path: Path) -> None:
-    data = write(tmp_path / "train.parquet", sentences(80))
-    reached = {
-        method: run(
-            tmp_path / method, data, method=method, selection=preset(method), derived=Derived(label_noise=0.1),
-            options=TaskOptions(model="bow"), learning_rate=0.2, epochs=6,
-        )["accuracy"]
-        for method in ("full", "es", "infobatch")
-    }  # fmt: skip
-    assert reached["full"] > 0.8
+    data = write(tmp_path / "train.parquet", sentences(100))
+    noise, options = Derived(label_noise=0.25), TaskOptions(model="bow")
+    result = run(tmp_path / "es", data, derived=noise, options=options)
+    assert result["corrupted"]["share_of_set"] == 0.25
+    assert result["samples"]["full"] == 3 * 80
     assert labels.read_notes(RunStorage(str(tmp_path / "es"), "r")) == labels.SampleNotes(None, True, "text/plain")
+
+
+@pytest.mark.filterwarnings("default::es_service.errors.DataWarning")
+def test_the_command_prints_what_was_truncated_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "train.jsonl", sentences(60))
+    words = [
+        "--data",
+        data,
+        "--model",
+        "bow",
+        "--max-length",
+        "5",
+        "--exchange",
+        "embedded",
+        "--storage",
+        str(tmp_path),
+    ]
+    assert main(["train", "--task", "text", *words, "--batch-size", "8", "--epochs", "2", "--json"]) == 0
+    printed = capsys.readouterr()
+    [warning] = [line for line in printed.err.splitlines() if "truncated" in line]
+    assert warning == "es-service: warning: 20 of 60 samples were truncated to 5 tokens (--max-length)"
+    assert json.loads(printed.out)["task"] == "text"
 
 
 def test_a_folder_needs_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def load(
         DataError: one cannot be read, or none can.
     """
     num = len(encoded)
-    if isinstance(encoded, Raw) and size is None:
+    if isinstance(encoded, Raw) and size is None and like in (None, encoded.images.shape[1:3]):
         return encoded.images, np.arange(num)
     _check_pillow()
     if size is not None:

@@ -97,7 +97,7 @@ class FolderModel:
             net, found = auto.from_pretrained(
                 self._place,
                 config=self._sized(num_classes),
-                ignore_mismatched_sizes=num_before != num_classes,
+                ignore_mismatched_sizes=True,  # found by ourselves below
                 dtype=torch.float32,
                 output_loading_info=True,
                 **self._where,

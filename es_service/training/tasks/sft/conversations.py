@@ -48,7 +48,7 @@ def conversations(table: pa.Table, options: TaskOptions) -> Iterator[Callable[[]
     columns = []
     for name in (prompt, answer):
         kind = table.schema.field(name).type
-        if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        if not _is_text(kind):
             raise errors.DataError(f"column {name!r} holds {kind}, and not text")
         columns.append(table[name].to_pylist())
     return (
@@ -57,6 +57,13 @@ def conversations(table: pa.Table, options: TaskOptions) -> Iterator[Callable[[]
         )
         for asked, answered in zip(*columns, strict=True)
     )
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_known(kind) for is_known in known)
 
 
 def _checked(messages: Any) -> list[Message]:

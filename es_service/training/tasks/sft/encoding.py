@@ -26,14 +26,10 @@ class Part:
     Args:
         sequences: their tokens.
         answers: text of the last answer of each.
-        truncated: how many of them were cut.
-        skipped: how many rows were left out.
     """
 
     sequences: Sequences
     answers: list[str]
-    truncated: int
-    skipped: int
 
 
 class Encoder:
@@ -109,13 +105,11 @@ class Encoder:
                 "%s samples: %d of %d sequences are longer than %d tokens, and lose their end (--max-length)",
                 *(name, num_truncated, len(sequences), self._max_length),
             )
-        return Part(Sequences(sequences), answers, num_truncated, len(problems))
+        return Part(Sequences(sequences), answers)
 
     def _plain(self, messages: list[Message]) -> _Pieces:
         return [
-            (message["content"] if is_answer else message["content"] + "\n", is_answer)
-            for message in messages
-            for is_answer in (message["role"] == "assistant",)
+            (one["content"], True) if one["role"] == "assistant" else (one["content"] + "\n", False) for one in messages
         ]
 
     def _from_template(self, messages: list[Message]) -> _Pieces:
@@ -152,7 +146,7 @@ class Encoder:
                 if self._tokenizer.chat_template is None:
                     ids = [*ids, *self._ends[:1]]
                 else:  # the template may add a line break behind the end of a turn, which is no answer
-                    length = next((place + 1 for place, one in enumerate(ids) if one in self._ends), len(ids))
+                    length = max((place + 1 for place, one in enumerate(ids) if one in self._ends), default=len(ids))
                     ids, rest = ids[:length], ids[length:] if number + 1 < len(pieces) else []
             tokens += [*ids, *rest]
             is_answer += [of_answer] * len(ids) + [False] * len(rest)

@@ -124,7 +124,10 @@ class ModelFolder:
     def skeleton(self, config: Any) -> torch.nn.Module:
         """Return the model without memory for its weights, to look at; ConfigError where it is no language model."""
         with torch.device("meta"):
-            return self._new(config)
+            model: Any = self._new(config)
+        if model.get_output_embeddings() is None:
+            raise errors.ConfigError(f"--model {self.place} is a {type(model).__name__}, which has no head over tokens")
+        return model  # type: ignore[no-any-return]
 
     def model(self, config: Any) -> torch.nn.Module:
         """Return a model in float32 on the CPU: with its weights, or new ones from torch's global generator.

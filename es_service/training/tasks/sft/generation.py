@@ -52,7 +52,7 @@ def generate(
     )
     answers: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: -prompts[number].size)
-    with torch.no_grad(), _evaluating(language_model):
+    with torch.no_grad(), _set_to(language_model, settings):
         for start in range(0, len(order), _AT_ONCE):
             numbers = order[start : start + _AT_ONCE]
             longest = prompts[numbers[0]].size
@@ -62,7 +62,7 @@ def generate(
                 tokens[row, longest - prompts[number].size :] = torch.from_numpy(prompts[number])
                 mask[row, longest - prompts[number].size :] = 1
             inputs = to_device({"input_ids": tokens, "attention_mask": mask})
-            made = language_model.generate(**inputs, generation_config=settings)[:, longest:].cpu().numpy()
+            made = language_model.generate(**inputs)[:, longest:].cpu().numpy()
             for row, number in enumerate(numbers):
                 is_end = np.isin(made[row], ends)
                 answers[number] = made[row, : is_end.argmax() if is_end.any() else None]
@@ -70,10 +70,13 @@ def generate(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    before = model.training
+def _set_to(model: Any, settings: Any) -> Iterator[None]:
+    """Put a model in evaluation mode, to generate as the settings say: its folder may have others, e.g. a penalty."""
+    before = model.training, model.generation_config
     model.eval()
+    model.generation_config = settings
     try:
         yield
     finally:
-        model.train(before)
+        model.train(before[0])
+        model.generation_config = before[1]

@@ -75,18 +75,18 @@ def build(data: str, options: TaskOptions) -> TextClassification:
         reader: Reader = Encoder(folder, num_classes, options.max_length)
     else:
         reader = _OURS[model](num_classes, options.max_length)
-    sequences = {name: _encoded(texts, reader, name) for name, texts in (("train", train), ("held-out", held_out))}
-    _warn(train, held_out, list(sequences.values()), reader.limit)
-    by_length = np.argsort(sequences["held-out"].lengths, kind="stable")  # evaluated with little padding
+    encoded = [_encoded(texts, reader) for texts in (train, held_out)]
+    _warn(train.num_skipped + held_out.num_skipped, encoded, reader.limit)
+    by_length = np.argsort(encoded[1].lengths, kind="stable")  # evaluated with little padding
     return TextClassification(
         name="text",
-        train_set=TextSet(sequences["train"], train.labels_n, reader),
-        held_out=TextSet(sequences["held-out"], held_out.labels_n, reader, by_length),
+        train_set=TextSet(encoded[0], train.labels_n, reader),
+        held_out=TextSet(encoded[1], held_out.labels_n, reader, by_length),
         label_names=train.labels.names,
         model=reader.build_model,
         defaults=reader.defaults,
         preview=train.shown,
-        metric_name=metric,
+        judged_by=metric,
     )
 
 
@@ -115,7 +115,7 @@ def _samples(data: str, options: TaskOptions) -> tuple[Texts, Texts]:
     return train, read_texts(other, names, label, like=train.labels, skip_broken=skip)
 
 
-def _encoded(texts: Texts, reader: Reader, part: str) -> Sequences:
+def _encoded(texts: Texts, reader: Reader) -> Sequences:
     def samples() -> Iterator[Encoded]:
         for start in range(0, len(texts.labels_n), _AT_ONCE):
             first, *second = [column.slice(start, _AT_ONCE).to_pylist() for column in texts.columns]
@@ -125,14 +125,13 @@ def _encoded(texts: Texts, reader: Reader, part: str) -> Sequences:
     empty = np.flatnonzero(found.lengths == 0)
     if empty.size:
         raise errors.DataError(
-            f"the model's tokenizer makes no token of {empty.size} texts of the {part} samples, first of "
-            f"{texts.shown(int(empty[0]))[:60]!r}: take them out, or another model"
+            f"the model's tokenizer makes no token of {empty.size} texts, the first being "
+            f"{texts.shown(int(empty[0]))[:60]!r}: remove them, or take another model"
         )
     return found
 
 
-def _warn(train: Texts, held_out: Texts, sequences: list[Sequences], limit: int) -> None:
-    num_skipped = train.num_skipped + held_out.num_skipped
+def _warn(num_skipped: int, sequences: list[Sequences], limit: int) -> None:
     num_cut, num = sum(one.num_cut for one in sequences), sum(one.lengths.size for one in sequences)
     for count, message in (
         (num_skipped, f"{num_skipped:,} rows were left out, which have no text"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -64,17 +63,15 @@ def find_texts(table: pa.Table, asked: str | None) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such column, or more than two were named.
     """
-    if asked is None:
-        folded = {name.casefold() for name in table.column_names}
-        pair = next((pair for pair in _PAIRS if folded.issuperset(pair)), None)
-        wanted: Sequence[str | None] = pair or (None,)
-    else:
-        wanted = [name.strip() for name in asked.split(",")]
-    if len(wanted) > 2 or len(set(wanted)) < len(wanted):
-        raise errors.ConfigError(f"{_FLAG} {asked}: name one column, or the two of a pair")
-    if asked is None:
-        return tuple(find_column(table, None, _SINGLES if name is None else (name,), flag=_FLAG) for name in wanted)
-    return tuple(find_column(table, name, (), flag=_FLAG) for name in wanted)
+    if asked is not None:
+        names = [name.strip() for name in asked.split(",")]
+        if len(names) > 2 or len(set(names)) < len(names):
+            raise errors.ConfigError(f"{_FLAG} {asked}: name one column, or the two of a pair")
+        return tuple(find_column(table, name, (), flag=_FLAG) for name in names)
+    folded = {name.casefold() for name in table.column_names}
+    pair = next((pair for pair in _PAIRS if folded.issuperset(pair)), None)
+    usual = [_SINGLES] if pair is None else [(name,) for name in pair]
+    return tuple(find_column(table, None, names, flag=_FLAG) for names in usual)
 
 
 def read_texts(

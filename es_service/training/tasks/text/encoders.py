@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from es_service import errors
-from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.folders import ModelFolder
-from es_service.training.tasks.text.sequences import Encoded
+from es_service.training.tasks.text.sequences import Encoded, with_adamw
 
 __all__ = ["Encoder"]
 
@@ -55,7 +54,8 @@ class Encoder:
         self.names = self._names(outline)
         self.limit = self._limit(outline, max_length)
         self._num_words = getattr(outline.get_input_embeddings(), "num_embeddings", None)
-        self.defaults = _defaults(learning_rate=3e-5, epochs=3) if folder.has_weights else _defaults(5e-4, 10)
+        epochs, learning_rate = (3, 5e-5) if folder.has_weights else (10, 5e-4)
+        self.defaults = with_adamw(epochs=epochs, batch_size=32, learning_rate=learning_rate)
         if folder.has_weights:
             self._check_weights()
 
@@ -137,7 +137,7 @@ class Encoder:
             )
 
     def _padding(self) -> int:
-        for found in (self._tokenizer.pad_token_id, self._config.pad_token_id, self._tokenizer.eos_token_id):
+        for found in (self._config.pad_token_id, self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if found is not None:
                 return int(found)
         return 0
@@ -179,16 +179,3 @@ class _Logits(nn.Module):
 
 def _row(encoded: Mapping[str, list[list[int]]], row: int) -> tuple[list[int], list[int]]:
     return encoded["input_ids"][row], encoded["token_type_ids"][row]
-
-
-def _defaults(learning_rate: float, epochs: int) -> TaskDefaults:
-    return TaskDefaults(
-        epochs=epochs,
-        batch_size=32,
-        learning_rate=learning_rate,
-        weight_decay=0.01,
-        optimizer="adamw",
-        schedule="linear",
-        warm_up=0.1,
-        backward_cost=None,
-    )

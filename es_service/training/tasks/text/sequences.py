@@ -14,10 +14,24 @@ from numpy.typing import NDArray
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.supervised import Batch
 
-__all__ = ["LENGTHS", "Encoded", "Reader", "Sequences", "TextSet"]
+__all__ = ["LENGTHS", "Encoded", "Reader", "Sequences", "TextSet", "with_adamw"]
 
 LENGTHS = "lengths"
 """Name in a batch of int64[B], the tokens of each sample; it stays on the CPU."""
+
+
+def with_adamw(*, epochs: int, batch_size: int, learning_rate: float) -> TaskDefaults:
+    """Return the settings that all models of texts have in common, with these."""
+    return TaskDefaults(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=0.01,
+        optimizer="adamw",
+        schedule="linear",
+        warm_up=0.1,
+        backward_cost=None,
+    )
 
 
 class Encoded(NamedTuple):

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from es_service.training.tasks.base import TaskDefaults
-from es_service.training.tasks.text.sequences import Encoded
+from es_service.training.tasks.text.sequences import Encoded, with_adamw
 
 __all__ = ["NUM_BUCKETS", "BagOfWords", "Bow", "Tiny", "Transformer", "hashed"]
 
@@ -49,7 +48,7 @@ class Bow:
         max_length: words of a sample; None for 512.
     """
 
-    defaults = TaskDefaults(epochs=12, batch_size=64, learning_rate=0.1, backward_cost=None)
+    defaults = with_adamw(epochs=8, batch_size=64, learning_rate=3e-3)
     pad = 0
     names: tuple[str, ...] = ()
 
@@ -77,16 +76,7 @@ class Tiny:
         max_length: tokens of a sample; None for 128.
     """
 
-    defaults = TaskDefaults(
-        epochs=10,
-        batch_size=64,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        optimizer="adamw",
-        schedule="linear",
-        warm_up=0.1,
-        backward_cost=None,
-    )
+    defaults = with_adamw(epochs=10, batch_size=64, learning_rate=1e-3)
     pad = 0
     names: tuple[str, ...] = ("attention_mask", "token_type_ids")
 
