@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,10 @@ def _write(table: pa.Table, path: Path) -> int:
 
 
 @contextlib.contextmanager
-def opened(data: Path | None, most: int | None = None) -> Iterator[Path | None]:
-    """Give the folder of the data: `data` itself, or what the tar holds; with `most`, so many samples of each file."""
-    if data is None or (most is None and data.is_dir()):
-        yield data
+def opened(data: Path | None, most: Mapping[str, int]) -> Iterator[Path | None]:
+    """Give a temporary folder with what a folder or a tar of `pack` holds; of some files, the first so many samples."""
+    if data is None:
+        yield None
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,6 +82,6 @@ def opened(data: Path | None, most: int | None = None) -> Iterator[Path | None]:
                     tar.extractall(folder, filter="data")
         except (OSError, tarfile.TarError) as error:
             raise errors.DataError(f"--data {data} is neither a folder nor a tar of `pack`: {error}") from error
-        for path in [] if most is None else folder.glob("*.parquet"):
-            _write(pq.read_table(path).slice(0, most), path)
+        for path in [folder / one for one in most if (folder / one).is_file()]:
+            _write(pq.read_table(path).slice(0, most[path.name]), path)
         yield folder

@@ -33,7 +33,9 @@ def _part(part: Part, own: Sequence[Finished]) -> str:
     if not own:
         return f"{title}\n\nNo run has finished."
     results = rows.results(known, [one.outcome for one in own], gpu_plan.lengths(part, own))
-    size = f"{known.num_samples:,} samples, {known.epochs} epochs, batches of {known.batch_size}"
+    size = (
+        f"{known.num_samples:,} samples, {known.epochs} epoch{'s' * (known.epochs > 1)}, batches of {known.batch_size}"
+    )
     about = [
         size,
         *results["machines"],

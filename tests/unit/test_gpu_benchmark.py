@@ -187,14 +187,14 @@ def test_data_are_packed_whole_or_in_part(data: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
     whole = dict(zip((*gpu_data.IMAGES, *gpu_data.MATHS), (400, 20, 30, 10), strict=True))
     assert gpu_data.pack(data, packed) == whole
-    with gpu_data.opened(packed) as folder:
+    with gpu_data.opened(packed, {}) as folder:
         assert folder is not None
         assert pq.read_table(folder / gpu_data.IMAGES[0]).equals(pq.read_table(data / gpu_data.IMAGES[0]))
     kept = gpu_data.pack(data, packed, limit_mib=1)
     assert packed.stat().st_size < 2**20
     assert kept == {**whole, gpu_data.IMAGES[0]: kept[gpu_data.IMAGES[0]]}
     assert 150 < kept[gpu_data.IMAGES[0]] < 250
-    with gpu_data.opened(packed) as folder, gpu_data.opened(data, 10) as few:
+    with gpu_data.opened(packed, {}) as folder, gpu_data.opened(data, dict.fromkeys(whole, 10)) as few:
         assert folder is not None
         labels = pq.read_table(folder / gpu_data.IMAGES[0])["label"].to_pylist()
         assert labels == sorted(labels)
@@ -208,7 +208,10 @@ def test_data_that_cannot_be_packed_or_opened_are_named(data: Path, tmp_path: Pa
         gpu_data.pack(data, tmp_path / "packed.tar", limit_mib=0.1)
     with pytest.raises(errors.DataError, match="there is none of cifar10_train"):
         gpu_data.pack(tmp_path, tmp_path / "packed.tar")
-    with pytest.raises(errors.DataError, match="neither a folder nor a tar"), gpu_data.opened(tmp_path / "nothing.tar"):
+    with (
+        pytest.raises(errors.DataError, match="neither a folder nor a tar"),
+        gpu_data.opened(tmp_path / "nothing.tar", {}),
+    ):
         pass
 
 
