@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from es_service import errors
+from es_service.storage.files import absolute
+from es_service.training.tasks.options import TaskOptions
 
-__all__ = ["HELD_OUT_NAMES", "SUFFIXES", "Parts", "beside", "find_parts"]
+__all__ = ["HELD_OUT_NAMES", "SUFFIXES", "Parts", "find_parts"]
 
 SUFFIXES = (
     *(".parquet", ".arrow", ".feather"),
@@ -60,48 +62,40 @@ def find_parts(data: str, held_out: str | None, suffixes: Sequence[str] = SUFFIX
         DataError: no such file or folder, nothing in it, several data sets in it, a file of a set is missing, or the
             held-out files are those to train on.
     """
-    path = Path(data).expanduser()
+    path = Path(absolute(data))
     train, others = _pick(path, (_TRAIN,), suffixes)
     if held_out is None:
-        found = next((others[name] for name in HELD_OUT_NAMES if name in others), None) or _beside(path, suffixes)
+        found = next((_complete(others[name]) for name in HELD_OUT_NAMES if name in others), ())
+        found = found or _beside(path, suffixes)
         return Parts(train, found or None, None if found else _DEFAULT_SHARE)
-    if not os.path.exists(held_out) and _is_number(held_out):
-        return Parts(train, None, float(held_out))
-    held_out_files, _ = _pick(Path(held_out).expanduser(), HELD_OUT_NAMES, suffixes)
+    share = None if os.path.exists(held_out) else TaskOptions(held_out=held_out).held_out_share
+    if share is not None:
+        return Parts(train, None, share)
+    held_out_files, _ = _pick(Path(absolute(held_out)), HELD_OUT_NAMES, suffixes)
     for path in held_out_files:
         if any(path.samefile(one) for one in train):
             raise errors.DataError(f"--held-out {held_out}: {path} is also trained on; hold out other files")
     return Parts(train, held_out_files, None)
 
 
-def beside(path: Path) -> tuple[Path, ...]:
-    """Return what lies beside a file or a folder to train on, by its name, to be held out: files, or one folder."""
-    key, split, _ = _parse(path.name)
-    if split != _TRAIN:
-        return ()
-    siblings: dict[str, list[Path]] = {}
-    for one in sorted(path.parent.iterdir()):
-        other_key, other_split, _ = _parse(one.name)
-        if other_key == key and other_split is not None and one.is_dir() == path.is_dir():
-            siblings.setdefault(other_split, []).append(one)
-    return next((tuple(siblings[name]) for name in HELD_OUT_NAMES if name in siblings), ())
-
-
 def _beside(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
-    """Return the held-out files beside a file or a folder, or beside the folder that a file is in."""
-    found = beside(path) or (beside(path.parent) if path.is_file() else ())
-    if len(found) == 1:
-        return _pick(found[0], HELD_OUT_NAMES, suffixes)[0]
-    return _complete(found)
+    """Return the held-out files beside a file or a folder to train on, or beside the folder that a file is in."""
+    for one in (path, path.parent) if path.is_file() else (path,):
+        key, split, _ = _parse(one.name)
+        siblings: dict[str | None, list[Path]] = {}
+        for other in sorted(one.parent.iterdir()) if split == _TRAIN else ():
+            other_key, other_split, _ = _parse(other.name)
+            if other_key == key:
+                siblings.setdefault(other_split, []).append(other)
+        for name in HELD_OUT_NAMES:
+            if name in siblings:
+                picked = (_pick(other, HELD_OUT_NAMES, suffixes)[0] for other in siblings[name])
+                return _complete([file for files in picked for file in files])
+    return ()
 
 
-def _pick(
-    path: Path, names: Sequence[str], suffixes: Sequence[str]
-) -> tuple[tuple[Path, ...], dict[str, tuple[Path, ...]]]:
-    """Return a file, or those of a folder that belong to the first of these splits, else to none; and their siblings.
-
-    The siblings are the files of other splits of the same data set, by split.
-    """
+def _pick(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> tuple[tuple[Path, ...], dict[str, list[Path]]]:
+    """Return a file, or those of a folder for the first of these splits, else for none; and their data set by split."""
     if path.is_file():
         return (path,), {}
     if not path.is_dir():  # opening a FIFO would wait for ever
@@ -120,8 +114,7 @@ def _pick(
                 "one file or folder of them"
             )
         if found:
-            files = {split: _complete(files) for split, files in found[0].items()}
-            return files.pop(name), files
+            return _complete(found[0][name]), found[0]
     if unnamed:
         return _complete(unnamed), {}
     if sets:
@@ -169,14 +162,6 @@ def _complete(files: Sequence[Path]) -> tuple[Path, ...]:
             one = next(one for one in files if one.parent == folder)
             raise errors.DataError(f"{one} is one of {count} files, but {num} of them are there")
     return tuple(files)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _listed(paths: Sequence[Path], folder: Path) -> str:

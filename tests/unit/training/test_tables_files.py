@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from es_service import errors
-from es_service.training.tables.files import Parts, beside, find_parts
+from es_service.training.tables.files import Parts, find_parts
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -39,6 +39,7 @@ def found(folder: Path, data: str = "", held_out: str | None = None) -> tuple[li
         ("train.v3.csv", "test.v3.csv"),
         ("train/0000.parquet", "validation/0000.parquet"),
         ("train.parquet/part-0.snappy.parquet", "test.parquet/part-0.snappy.parquet"),
+        ("train.parquet/part-0.snappy.parquet", "test.parquet"),
         ("train-00000-of-00001.parquet", "validation-00000-of-00001-0123456789abcdef.parquet"),
     ],
 )
@@ -74,6 +75,17 @@ def test_shards_belong_together_in_order(tmp_path: Path) -> None:
     (tmp_path / train[1]).unlink()
     with pytest.raises(errors.DataError, match=r"train-00000-of-00003.parquet is one of 3 files, but 2 of them"):
         find_parts(str(tmp_path), None)
+
+
+def test_a_file_that_is_missing_of_a_part_that_is_not_used_does_not_matter(tmp_path: Path) -> None:
+    touched(tmp_path, "train.csv", "val-00000-of-00001.csv", "test-00000-of-00002.csv")
+    assert found(tmp_path) == (["train.csv"], ["val-00000-of-00001.csv"])
+    (tmp_path / "val-00000-of-00001.csv").unlink()
+    for data in ("", "train.csv"):
+        with pytest.raises(
+            errors.DataError, match=r"test-00000-of-00002.csv is one of 2 files, but 1 of them are there"
+        ):
+            found(tmp_path, data)
 
 
 def test_files_of_one_split_with_plain_numbers_belong_together(tmp_path: Path) -> None:
@@ -113,7 +125,13 @@ def test_held_out_as_the_user_names_it(tmp_path: Path) -> None:
 def test_a_folder_called_like_a_share_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touched(tmp_path, "train.csv", "0.3/x.csv")
     monkeypatch.chdir(tmp_path)
-    assert find_parts("train.csv", "0.3") == Parts((Path("train.csv"),), (Path("0.3/x.csv"),), None)
+    assert find_parts("train.csv", "0.3") == Parts((tmp_path / "train.csv",), (tmp_path / "0.3/x.csv",), None)
+
+
+def test_the_folder_that_one_is_in_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched(tmp_path, "train/x.csv", "test/x.csv")
+    monkeypatch.chdir(tmp_path / "train")
+    assert find_parts(".", None) == Parts((tmp_path / "train/x.csv",), (tmp_path / "test/x.csv",), None)
 
 
 def test_other_endings_may_be_asked_for(tmp_path: Path) -> None:
@@ -121,12 +139,6 @@ def test_other_endings_may_be_asked_for(tmp_path: Path) -> None:
     parts = find_parts(str(tmp_path), None, (".tar",))
     assert [path.name for path in parts.train] == ["train-000.tar", "train-001.tar"]
     assert parts.held_out == (tmp_path / "val-000.tar",)
-
-
-def test_a_folder_lies_beside_a_folder(tmp_path: Path) -> None:
-    touched(tmp_path, "train/cat/1.png", "val/cat/2.png", "test.csv")
-    assert beside(tmp_path / "train") == (tmp_path / "val",)
-    assert beside(tmp_path / "val") == ()
 
 
 def test_several_data_sets_in_a_folder_are_named(tmp_path: Path) -> None:
