@@ -60,6 +60,7 @@ def test_two_ranks_make_one_metric_one_cost_and_one_count(ray_head: Any, tmp_pat
     assert f"{tokens['trained']:,} back-propagated" in shown
 
 
+@pytest.mark.thorough
 def test_a_comparison_is_decided_by_the_metric_and_counts_all_runs_alike(tmp_path: Path) -> None:
     words = ("--methods", "es", "--seeds", 1, "--jobs", 1, "--out", tmp_path / "out")
     printed = es_service("compare", *TASK, *words).stdout

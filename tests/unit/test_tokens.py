@@ -120,6 +120,8 @@ def test_a_run_that_is_kept_shows_them(tmp_path: Path) -> None:
     assert found["tokens"] == {"scored": counts.scored, "trained": counts.trained, "full": EPOCHS * TOKENS.sum()}
     assert found["saving"]["tokens"] == selector.ledger.saving()["tokens"]
     assert found["backward_cost"] == 2.0
+    history = [{"epoch": 0, "accuracy": 0.5, "metrics": {"accuracy": 0.5, "seconds": 3.0, "matthews": 0.25}}]
+    assert shown({"history": history}, None)["history"][0]["metrics"] == {"seconds": 3.0, "matthews": 0.25}
     old = shown({"samples": {"scored": 1, "trained": 2, "full": 3}, "saving": {"samples": 0.5}}, None)
     assert old["tokens"] is old["backward_cost"] is old["saving"]["tokens"] is None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from es_service.storage.plain import number
+from es_service.storage.progress import SHOWN
 
 __all__ = ["ledger", "summary"]
 
@@ -65,7 +66,7 @@ def _metrics(found: Any) -> dict[str, float | int]:
     return {
         name[:_MOST_CHARACTERS]: value
         for name, one in values
-        if name not in _HISTORY and (value := number(one)) is not None
+        if name not in SHOWN and (value := number(one)) is not None
     }
 
 
