@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -204,6 +205,8 @@ class Ledger:
         for value in (*seconds.values(), *(value for name, value in values.items() if name != "seconds")):
             if not isinstance(value, int | float):
                 raise ValueError(f"the ledger holds {value!r}, where a number is needed")
+        if not 0 < own.backward_cost < math.inf:
+            raise ValueError(f"the ledger counts a backward pass as {own.backward_cost} forward passes")
         return own
 
     @classmethod

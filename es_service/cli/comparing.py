@@ -106,7 +106,7 @@ def _summary(results: dict[str, Any], folder: Any) -> str:
     metric = results["metric"]
     header = (
         "method", metric.replace("_", " "), "± std", "scored", "trained", "seconds", "cost",
-        f"saving at equal {metric.replace('balanced_', '').replace('_', ' ')}",
+        f"saving at equal {'accuracy' if metric == 'balanced_accuracy' else metric.replace('_', ' ')}",
     )  # fmt: skip
     lines = [
         (

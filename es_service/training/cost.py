@@ -30,12 +30,13 @@ def backward_cost(
     *,
     micro_batch_size: int | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> float:
     """Return c: a forward and a backward pass over a batch take 1 + c times as long as scoring it.
 
-    Both are timed in turns, and the shortest of each counts. It takes a few seconds at most. The model stays as it is,
-    bit for bit: weights, buffers, gradients, and the states of random generators.
+    Both are timed in turns, and the shortest of each counts: by the clock on a GPU, else by the time of the
+    processors, which depends little on what else the machine does. It takes a few seconds at most. The model stays
+    as it is, bit for bit: weights, buffers, gradients, and the states of random generators.
 
     Args:
         model: bare, in training mode.
@@ -45,9 +46,11 @@ def backward_cost(
         forward_losses: (model, batch) -> losses, or signals by name.
         micro_batch_size: most samples of a pass with gradient; None takes all at once.
         autocast: context of the forward passes.
-        clock: seconds.
+        clock: seconds; None for one of these.
     """
     parameters = list(model.parameters())
+    if clock is None:
+        clock = time.perf_counter if _on_gpu(parameters) else time.process_time
     gradients = [parameter.grad for parameter in parameters]
 
     def seconds(work: Callable[[Any], Any]) -> float:
@@ -81,10 +84,10 @@ def backward_cost(
                     torch.cuda.empty_cache()
                     num //= 2
                 batch = batches.take(batch, range(max(_FEWEST, num)))
-            began, forward_s, both_s = clock(), math.inf, math.inf
+            ends, forward_s, both_s = time.monotonic() + _BUDGET_S, math.inf, math.inf
             for _ in range(_ALTERNATIONS):
                 forward_s, both_s = min(forward_s, seconds(score)), min(both_s, seconds(train))
-                if clock() - began > _BUDGET_S:
+                if time.monotonic() > ends:
                     break
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -94,5 +97,9 @@ def backward_cost(
 
 def _wait(parameters: list[torch.nn.Parameter]) -> None:
     """Return once the device of the model has done what was asked for."""
-    if any(parameter.is_cuda for parameter in parameters):
+    if _on_gpu(parameters):
         torch.cuda.synchronize()
+
+
+def _on_gpu(parameters: list[torch.nn.Parameter]) -> bool:
+    return any(parameter.is_cuda for parameter in parameters)

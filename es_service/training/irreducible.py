@@ -66,6 +66,7 @@ def hold_out_losses(
         selection_seed: decides the halves and their order.
     """
     num = len(task.train_set)
+    settings = dataclasses.replace(settings, backward_cost=2.0)  # what these models cost is counted in the run
     ids = np.arange(num)
     order = np.argsort(keys.hashes(selection_seed, keys.Purpose.HALVES, 0, ids), kind="stable")
     halves = [np.sort(order[: num // 2]), np.sort(order[num // 2 :])]

@@ -21,7 +21,7 @@ from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.cost import backward_cost
 from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
-from es_service.training.memory import forget_peak, peak_memory
+from es_service.training.memory import peak_memory, reset_peak
 from es_service.training.observed import Signals, losses_in
 from es_service.training.optimizers import build_optimizer, learning_rate_at
 from es_service.training.passes import ScoringPasses, arrange, compile_errors
@@ -61,7 +61,7 @@ def fit_model(
 ) -> tuple[dict[str, Any], torch.nn.Module]:
     """Train as `fit` does; return the model too, bare."""
     training = _Training(task, selector, settings, workers)
-    forget_peak(workers.device)
+    reset_peak(workers.device)
     with compile_errors(settings):
         return training.run(), training.bare
 

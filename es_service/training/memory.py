@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["forget_peak", "peak_memory"]
+__all__ = ["peak_memory", "reset_peak"]
 
 
-def forget_peak(device: torch.device) -> None:
-    """Start to measure anew, where that is possible: on a CUDA device."""
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak of a CUDA device; that of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -422,11 +421,8 @@ def test_the_negative_loss_can_be_the_metric(data: Path, folder: Path) -> None:
     assert (_task(data, folder).statistics, _task(data, folder).metric_of) == (None, None)
 
 
-def test_problems_of_gsm8k_train_a_tiny_model(folder: Path) -> None:
-    place = os.environ.get("ES_SERVICE_DATA")
-    if place is None:
-        pytest.skip("ES_SERVICE_DATA does not name the folder of the public data sets")
-    table = pq.read_table(Path(place) / "gsm8k_train.parquet").slice(0, 24)
+def test_problems_of_gsm8k_train_a_tiny_model(shared_data: Path) -> None:
+    table = pq.read_table(shared_data / "gsm8k_train.parquet").slice(0, 24)
     pq.write_table(table, "gsm8k_train.parquet")
     pq.write_table(table.slice(0, 4), "gsm8k_test.parquet")
     longer = tiny.make_folder(Path("longer"), chat_template=tiny.CHAT, max_position_embeddings=2048)
@@ -509,6 +505,7 @@ def test_model_folders_that_cannot_be_used(tmp_path: Path, data: Path, folder: P
     for name in ("empty", "bare", "bin", "gguf", "broken"):
         (tmp_path / name).mkdir()
     _refused(data, tmp_path / "nothing", errors.ConfigError, "no such folder", "--download")
+    _refused(data, Path("nobody/nothing"), errors.ConfigError, "tokenizer cannot be used", download=True)  # offline
     _refused(data, tmp_path / "empty", errors.ConfigError, "holds no model")
     tiny.make_config().save_pretrained(tmp_path / "bare")
     _refused(data, tmp_path / "bare", errors.ConfigError, "has no tokenizer", "save_pretrained")

@@ -189,6 +189,15 @@ def test_a_head_that_is_there_is_kept(tmp_path: Path, capfd: pytest.CaptureFixtu
         _built(path, _classifier(tmp_path / "two", 2))
 
 
+def test_a_head_of_another_kind_gives_way(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=16, max_position_embeddings=24, num_labels=5, **_SIZES)
+    transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "tagger")
+    _tokenizer(tmp_path / "tagger")
+    with pytest.warns(es.DataWarning, match="lacks 2 weights"):  # the pooler's
+        task = _built(_data(tmp_path), str(tmp_path / "tagger"))
+    assert task.build_model().state_dict()["net.classifier.weight"].shape == (2, 16)
+
+
 def test_what_is_too_long_for_the_model_is_truncated_and_counted(tmp_path: Path, albert: str) -> None:
     rows = [{"text": "a " * (40 if i < 5 else 3), "label": i % 2} for i in range(20)]
     path = tmp_path / "long.jsonl"

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import api, draws, loader, peers, service, service_kernel
+from benchmarks import api, draws, loader, peers, scoring, service, service_kernel
 from benchmarks.figures import Figure
+from es_service.training.tasks import build_task
+from es_service.training.tasks.base import TaskDefaults
+from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.supervised import Classification, TensorSet
 
 
 def test_the_kernel_is_timed() -> None:
@@ -24,6 +30,21 @@ def test_loops_over_jpeg_files_are_timed() -> None:
     assert set(found["ms"]) == {"plain", "full", "selective"}
     assert all(clock > 0 and cpu > 0 for [(clock, cpu)] in found["ms"].values())
     assert [figure["target"] for figure in found["figures"]] == [1.05, 1.05]
+
+
+def test_scoring_is_timed_beside_a_full_step() -> None:
+    names = ["plain", "scoring in bfloat16", "scoring in pieces of B/8", "gradient checkpointing"]
+    samples = TensorSet(torch.randn(20, 3), np.tile([0, 1], 10))
+    points = Classification(
+        name="points", train_set=samples, held_out=samples, model=lambda: torch.nn.Linear(3, 2),
+        defaults=TaskDefaults(epochs=1, batch_size=16, learning_rate=0.1),
+    )  # fmt: skip
+    rows = scoring.measure(build_task("fashion", None, Derived(limit=40)), "fashion", 16, 1, names)
+    rows += scoring.measure(points, "points", 16, 1, names)
+    assert [row["setting"] for row in rows] == [*names, *names[:-1]]  # the model of points offers no checkpointing
+    assert all(row[key] > 0 for row in rows for key in ("score_ms", "step_ms", "score_to_step", "score_to_plain_step"))
+    assert rows[0]["step_to_plain_step"] == 1.0
+    assert scoring.readable(rows).splitlines()[1].split()[:3] == ["fashion", "16", "plain"]
 
 
 def test_a_table_that_does_not_fit_is_named() -> None:

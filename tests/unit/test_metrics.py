@@ -271,7 +271,7 @@ def test_no_table_and_no_server_is_asked() -> None:
 
 def test_every_name_is_documented_and_every_documented_name_is_there() -> None:
     documented = set(re.findall(r"^\| `(selection/\w+)` \|", REFERENCE.read_text(), flags=re.MULTILINE))
-    selector = make(anneal=(0.25, 0.0), sizes={**SIZES, "num_samples": 200})
+    selector = make(anneal=(0.25, 0.0), sizes={**SIZES, "num_samples": 200, "tokens": np.arange(200)})
     for epoch in range(2):
         for ids in selector.epoch(epoch):
             with selector.ledger.timing("score"), selector.ledger.timing("data"), selector.ledger.timing("train"):

@@ -141,6 +141,12 @@ def test_ledgers_of_before_have_none_and_count_a_backward_pass_as_two() -> None:
     assert old.saving()["cost"] == pytest.approx(1 - (4 + 3 * 2) / (3 * 8))
 
 
+@pytest.mark.parametrize("cost", [0.0, -1.0, float("nan"), float("inf"), "2"])
+def test_a_damaged_ledger_is_refused(cost: Any) -> None:
+    with pytest.raises(ValueError, match="the ledger"):
+        Ledger.from_dict({**Ledger().to_dict(), "backward_cost": cost})
+
+
 def test_ranks_add_up_and_share() -> None:
     parts = [
         Ledger(scored_tokens=k, trained_tokens=2 * k, full_tokens=5 * k, backward_cost=2.6, full=k) for k in (3, 4)

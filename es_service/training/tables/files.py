@@ -85,12 +85,12 @@ def _beside(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
         siblings: dict[str | None, list[Path]] = {}
         for other in sorted(one.parent.iterdir()) if split == _TRAIN else ():
             other_key, other_split, _ = _parse(other.name)
-            if other_key == key and other.is_dir() == one.is_dir():
+            if other_key == key:
                 siblings.setdefault(other_split, []).append(other)
         for name in HELD_OUT_NAMES:
             if name in siblings:
-                found = siblings[name]
-                return _complete(found) if one.is_file() else _pick(found[0], HELD_OUT_NAMES, suffixes)[0]
+                picked = (_pick(other, HELD_OUT_NAMES, suffixes)[0] for other in siblings[name])
+                return _complete([file for files in picked for file in files])
     return ()
 
 

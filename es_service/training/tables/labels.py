@@ -111,7 +111,8 @@ def _plain(values: pa.Array, column: str) -> pa.Array:
         return _cast(values, pa.int64(), column)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _cast(values, pa.float64(), column)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if str(kind) in ("string", "large_string", "string_view"):
+        values = values.cast(pa.string())
         for number in (pa.int64(), pa.float64()):
             try:
                 numbers = values.cast(number)
@@ -119,7 +120,7 @@ def _plain(values: pa.Array, column: str) -> pa.Array:
                 continue
             if pc.count_distinct(numbers) == pc.count_distinct(values):  # "1" and "01" are two
                 return numbers
-        return values.cast(pa.string())
+        return values
     if pa.types.is_boolean(kind):
         return values
     raise errors.DataError(f"column {column!r} holds {kind}, and labels are integers, strings or booleans")

@@ -104,7 +104,7 @@ def test_runs_as_json(storage: Path, capsys: pytest.CaptureFixture[str]) -> None
         "finished_epochs": 4,
         "state": "done",
         "accuracy": 0.91234,
-        "saving": RESULT["saving"],
+        "saving": {**RESULT["saving"], "tokens": None},
         "search": None,
     }
     assert newer["run"] == "newer"

@@ -258,7 +258,7 @@ def test_json_has_null_for_what_is_no_number(storage: Path, capsys: pytest.Captu
     assert main(["runs", "--json", "--storage", str(storage)]) == 0
     [run] = json.loads(capsys.readouterr().out, parse_constant=refuse)["runs"]
     assert run["accuracy"] is None
-    assert run["saving"] == {"samples": None, "cost": 0.5, "seconds": None}
+    assert run["saving"] == {"samples": None, "cost": 0.5, "seconds": None, "tokens": None}
     output.print_json({"deep": [{"in": (math.nan, -math.inf, 1.5)}]})
     assert capsys.readouterr().out == '{"deep": [{"in": [null, null, 1.5]}]}\n'
 

@@ -96,7 +96,6 @@ def test_what_takes_long_or_does_not_fit_is_measured_on_fewer_samples() -> None:
     machine = Machine()
     assert measure(Model(machine, a_sample_s=0.05), machine) == pytest.approx(2.6)
     assert machine.sizes == [32, 5, *[5] * (len(machine.sizes) - 2)]
-    assert machine.now < 32 * 0.05 + 5.0
     endless = Machine()
     assert measure(Model(endless, a_sample_s=1.0), endless) == pytest.approx(2.6)
     assert set(endless.sizes) == {32, 2}

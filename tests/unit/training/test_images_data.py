@@ -349,6 +349,19 @@ def test_images_outside_of_any_class(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def test_pictures_beside_a_data_set_are_none_of_its_samples(tmp_path: Path) -> None:
+    image_files.write_parquet(tmp_path, "all", *image_files.pictures(30))
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "logo.png").write_bytes(encode_png(TRAIN[0][0]))
+    assert len(build(tmp_path).train_set) == 24
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    image_files.write_folder(tmp_path, "blue", TRAIN[0], np.zeros(24, dtype=np.int64))
+    with pytest.raises(errors.DataError, match="all samples have one label, blue"):
+        build(tmp_path)
+
+
 def test_without_pillow_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_files.write_parquet(tmp_path, "all", *TRAIN)
     write_cifar_10(tmp_path / "cifar", "train", *TRAIN)

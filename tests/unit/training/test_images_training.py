@@ -86,6 +86,15 @@ def test_small_images_keep_their_resolution_in_the_first_layer() -> None:
         assert stem(torch.zeros(1, 3, side, side)).shape[2:] == (reduced, reduced)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_block_of_a_resnet_begins_as_its_shortcut(name: str) -> None:
+    blocks = models.build_named(name, 16, 16, 10).net.blocks
+    assert isinstance(blocks, nn.Sequential)
+    for block in blocks:
+        x = torch.rand(2, next(block.parameters()).shape[1], 4, 4)
+        assert torch.equal(block(x.clone()), block.shortcut(x).relu())  # type: ignore[operator, union-attr]
+
+
 def test_images_are_normalised_on_their_way_into_the_model() -> None:
     batch = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     mean, std = (torch.tensor(one).view(3, 1, 1) for one in (models.MEAN, models.STD))

@@ -39,6 +39,7 @@ def found(folder: Path, data: str = "", held_out: str | None = None) -> tuple[li
         ("train.v3.csv", "test.v3.csv"),
         ("train/0000.parquet", "validation/0000.parquet"),
         ("train.parquet/part-0.snappy.parquet", "test.parquet/part-0.snappy.parquet"),
+        ("train.parquet/part-0.snappy.parquet", "test.parquet"),
         ("train-00000-of-00001.parquet", "validation-00000-of-00001-0123456789abcdef.parquet"),
     ],
 )

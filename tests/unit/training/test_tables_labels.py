@@ -68,6 +68,7 @@ def test_a_missing_column_is_an_error_that_names_the_nearest() -> None:
         ["1", "0", "2"],
         ["1.0", "0.0", "2"],
         pa.array(["1", "0", "2"], pa.large_string()),
+        pa.array(["1", "0", "2"], pa.string_view()),
         pa.array(["1", "0", "2"]).dictionary_encode(),
         pa.chunked_array([[1], [], [0, 2]]),
     ],
@@ -129,6 +130,12 @@ def test_names_of_datasets(tmp_path: Path, form: str) -> None:
     assert (labels.labels_n.tolist(), labels.names) == ([2, 0, 2], ("neg", "neutral", "pos"))
     assert labels.values == (0, 1, 2)
     assert read_labels(table, "x").names == ("a",)
+
+
+def test_strings_are_no_classes_of_datasets_even_if_its_metadata_are_there() -> None:
+    table = classes_of(["pos", "neg"], [0, 1])
+    labels = read_labels(table.set_column(0, "label", pa.array(["pos", "neg"])), "label")
+    assert (labels.labels_n.tolist(), labels.names) == ([1, 0], ("neg", "pos"))
 
 
 UNUSABLE: list[tuple[Any, str, str]] = [

@@ -125,10 +125,12 @@ def test_every_ending_has_a_writer_here() -> None:
 
 
 def test_columns_of_text_files_are_strings_whatever_stands_in_them(tmp_path: Path) -> None:
-    path = written(tmp_path, "x.csv", 'a,b\n007,1.50\n2024-01-01,true\n"",NA\n,x\n')
+    path = written(tmp_path, "x.csv", 'a,b,c,d\n007,1.50,NA,""\n008,2.00,true,\n')
     assert read_table([path]).table.to_pydict() == {
-        "a": ["007", "2024-01-01", "", None],
-        "b": ["1.50", "true", "NA", "x"],
+        "a": ["007", "008"],
+        "b": ["1.50", "2.00"],
+        "c": ["NA", "true"],
+        "d": ["", None],
     }
     path = written(tmp_path, "x.jsonl", '{"a": "2024-01-01"}\n{"a": "007", "b": 1}\n')
     assert read_table([path]).table.to_pydict() == {"a": ["2024-01-01", "007"], "b": [None, 1]}
@@ -136,8 +138,8 @@ def test_columns_of_text_files_are_strings_whatever_stands_in_them(tmp_path: Pat
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
     long = "word " * 400_000  # 2 MB: Arrow parses 1 MB at once, and Python's csv takes 128 KB
-    path = written(tmp_path, "x.csv", f"text,label\n{long},1\n")
-    assert read_table([path]).table["text"].to_pylist() == [long]
+    path = written(tmp_path, "x.csv", f"text,label\n{long},1\na,0\n{long},1\n")
+    assert read_table([path]).table["text"].to_pylist() == [long, "a", long]
 
 
 def test_conversations_and_images_keep_their_shape(tmp_path: Path) -> None:

@@ -103,17 +103,20 @@ def build(data: str, options: TaskOptions) -> ImageClassification:
         )
     height, width = train_set.images.shape[1:3]
     num_classes = len(labels.values)
+    if num_classes < 2:
+        only = (labels.names or labels.values)[0]
+        raise errors.DataError(
+            f"{data}: all samples have one label, {only}: name the folder above that of the class, or another column"
+        )
     if folder is not None:
         folder.check(height, width, num_classes)
         make: Callable[[], torch.nn.Module] = functools.partial(folder.build, num_classes)
+        defaults = _FINE_TUNED if folder.is_pretrained else _TRANSFORMER
     else:
         if model == "vit_tiny":
             models.patch_of(height, width)
         make = functools.partial(models.build_named, model, height, width, num_classes)
-    if folder is not None and folder.is_pretrained:
-        defaults = _FINE_TUNED
-    else:
-        defaults = _RESNET if model.startswith("resnet") else _TRANSFORMER
+        defaults = _TRANSFORMER if model == "vit_tiny" else _RESNET
     ways = (options.augment or _AUGMENT).split(",")
     return ImageClassification(
         name="images",

@@ -175,7 +175,7 @@ def decode(content: bytes | NDArray[np.uint8], size: int | None = None) -> NDArr
     """Return uint8[h, w, 3] of an image.
 
     Args:
-        content: of its file, or uint8[h, w, 3]. It is turned as its EXIF data say; grey becomes RGB, and what is
+        content: of its file, or uint8[h, w, 3]. It is turned as its EXIF data ask; grey becomes RGB, and what is
             transparent loses that.
         size: scale the shorter side to so many pixels, and cut a square out of the middle.
 

@@ -15,21 +15,22 @@ from es_service.training.tasks.images.source import SUFFIXES, Files, Source
 __all__ = ["find", "read"]
 
 _TRAIN = ("train", "training")
+_OTHERS = (".parquet", ".arrow", ".feather", ".tar")
 
 
 def find(path: Path) -> tuple[tuple[Path, ...], tuple[Path, ...] | None] | None:
     """Return the folder whose folders are classes, and that of the held-out samples, None where there is none.
 
-    None where this is no folder of images: it holds none, or files of another kind.
+    None where this is no folder of images: it holds none, or data sets of another kind, and some pictures beside them.
 
     Raises:
         DataError: the images are in no folder of a class.
     """
-    if not path.is_dir():
+    if not path.is_dir() or next(_files(path, _OTHERS), None) is not None:
         return None
     below = _below(path, _TRAIN)
     root = below or path
-    if next(_images(root), None) is None:
+    if next(_files(root), None) is None:
         return None
     if not any(True for _ in _classes(root)):
         raise errors.DataError(
@@ -50,7 +51,7 @@ def read(folders: Sequence[Path]) -> Source:
     paths, labels = [], []
     for folder in folders:
         for one in _classes(folder):
-            found = list(_images(one))
+            found = list(_files(one))
             paths += found
             labels += [one.name] * len(found)
     if not paths:
@@ -67,13 +68,13 @@ def _below(folder: Path, names: Sequence[str]) -> Path | None:
 def _classes(root: Path) -> Iterator[Path]:
     """Yield the folders right below that hold images, in the order of their names."""
     for one in sorted(root.iterdir()):
-        if one.is_dir() and not one.name.startswith(".") and next(_images(one), None) is not None:
+        if one.is_dir() and not one.name.startswith(".") and next(_files(one), None) is not None:
             yield one
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(place, name)

@@ -96,7 +96,10 @@ class ResNet(nn.Module):
         self.blocks, width_in = nn.Sequential(), 64
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for index in range(depth):
-                self.blocks.append(block(width_in, width, 2 if stage > 0 and index == 0 else 1))
+                one = block(width_in, width, 2 if stage > 0 and index == 0 else 1)
+                # It begins as its shortcut, which makes the first steps stable (Goyal et al., arXiv 1706.02677).
+                nn.init.zeros_(one.norm3.weight if isinstance(one, Bottleneck) else one.norm2.weight)
+                self.blocks.append(one)
                 width_in = width
         self.head = nn.Linear(width_in, num_classes)
 

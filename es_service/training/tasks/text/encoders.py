@@ -115,12 +115,11 @@ class Encoder:
     def _check_weights(self) -> None:
         with torch.random.fork_rng(devices=[]):
             model, report = self._pretrained()
-        if report["mismatched_keys"]:
-            name, found, needed = sorted(report["mismatched_keys"])[0]
+        body = f"{model.base_model_prefix}."  # without the head
+        for name, found, needed in sorted(one for one in report["mismatched_keys"] if one[0].startswith(body)):
             raise errors.DataError(
                 f"--model {self._folder.name}: {name} has the shape {list(found)}, and by config.json {list(needed)}"
             )
-        body = f"{model.base_model_prefix}."  # without the head
         missing = sorted(name for name in report["missing_keys"] if name.startswith(body))
         num = sum(name.startswith(body) for name in model.state_dict())
         if 2 * len(missing) > num:
