@@ -44,7 +44,8 @@ def _part(part: Part, own: Sequence[Finished]) -> str:
     metrics = list(dict.fromkeys([results["metric"], *results["metrics"]]))
     header = ("method", "seeds", *(f"{name.replace('_', ' ')} %" for name in metrics), "held-out loss", *_HEADER)
     lines = [title, "", f"{'; '.join(about)}.", "", _line(header), "|---" * len(header) + "|"]
-    lines += [_line(_cells(row, metrics, own)) for row in results["rows"] if row["seeds"] or row["failed"]]
+    shown = {row["label"]: row for row in results["rows"] if row["seeds"] or row["failed"]}  # full may be there twice
+    lines += [_line(_cells(row, metrics, own)) for row in shown.values()]
     exchanges = [one for one in own if one.spec.method in EXCHANGES]
     if exchanges:
         lines += ["", _line(("exchange", "ms a step", "of it exchange")), "|---|---|---|"]

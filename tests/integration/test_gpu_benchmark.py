@@ -74,4 +74,5 @@ def test_it_keeps_what_finished_when_time_is_up_and_continues(
     table = (out / "table.md").read_text()
     assert "### CIFAR-10, ResNet-18\n\n32 samples, 1 epoch," in table
     assert ", 1 ep. | undecided |" in table
+    assert table.count("| `full` |") == 1
     assert table.split("Not run:")[1].strip() == "- GSM8K: --data has no gsm8k_train.parquet and gsm8k_test.parquet"
