@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks import gpu_data, gpu_plan, gpu_runs, gpu_table
 from benchmarks.gpu_plan import Job, Part
 from es_service import errors
+from es_service.experiments.begin import check_extra
 from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates
 from es_service.experiments.compare.running import Slots
 
@@ -30,8 +31,8 @@ __all__ = ["main"]
 METHODS = "full,es,eswp,infobatch,random"
 _POLL_S = 0.05
 _END_S = 10.0  # for the table, and for processes that have to end
-_TINY_ROWS = 32
-_ANSWERED = {gpu_data.MATHS[1]: 256}  # problems whose answers are generated: that takes longer than training does
+_IMAGES, _ANSWERED, _TINY = 20_000, 256, 32
+"""Images to train on; problems whose answers are generated, which takes longer than training; samples of a try."""
 
 
 def main(words: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
@@ -47,8 +48,11 @@ def main(words: Sequence[str] | None = None, clock: Callable[[], float] = time.m
         if not on_gpu and not options.tiny:
             print("there is no GPU here: --tiny runs on the CPU, at sizes where the figures mean nothing")
             return 2
+        check_extra("report", "the table", "scipy")  # before the time is spent
         options.out.mkdir(parents=True, exist_ok=True)
-        most = dict.fromkeys((*gpu_data.IMAGES, *gpu_data.MATHS), _TINY_ROWS) if options.tiny else _ANSWERED
+        most = {gpu_data.IMAGES[0]: options.images or _IMAGES, gpu_data.MATHS[1]: _ANSWERED}
+        if options.tiny:
+            most = dict.fromkeys((*gpu_data.IMAGES, *gpu_data.MATHS), _TINY)
         with gpu_data.opened(options.data, most) as data:
             parts, left_out = _parts(options, data)
             work = _Work(parts, options.out / "runs.jsonl", options.jobs or (4 if on_gpu else 1))
@@ -121,7 +125,7 @@ def _images(options: argparse.Namespace, data: Path | None, seeds: tuple[int, ..
     train = str((data or Path()) / gpu_data.IMAGES[0])
     rows = gpu_data.num_rows(Path(train)) if found else 8_000
     small = {"image_size": 8} if options.tiny else {}
-    num = min(options.images or (_TINY_ROWS if options.tiny else 20_000), rows)
+    num = min(options.images or (_TINY if options.tiny else _IMAGES), rows)
     return Part(
         name="CIFAR-10, ResNet-18" if found else "Fashion-MNIST",
         comparison=Comparison(
@@ -143,7 +147,7 @@ def _images(options: argparse.Namespace, data: Path | None, seeds: tuple[int, ..
 
 def _maths(options: argparse.Namespace, data: Path, seeds: tuple[int, ...]) -> Part:
     train = data / gpu_data.MATHS[0]
-    num = min(32 if options.tiny else 2_000, gpu_data.num_rows(train))
+    num = min(_TINY if options.tiny else 2_000, gpu_data.num_rows(train))
     columns = {"prompt_column": "question", "answer_column": "answer", "max_length": 512}
     return Part(
         name="GSM8K, language model",

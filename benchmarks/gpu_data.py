@@ -44,8 +44,8 @@ def pack(data: Path, packed: Path, limit_mib: float = LIMIT_MIB) -> dict[str, in
         room = limit - sum(size for name, size in sizes.items() if name != IMAGES[0])
         if sum(sizes.values()) > limit and IMAGES[0] in sizes and room > 0:
             table = pq.read_table(data / IMAGES[0])
-            rows = shuffled(np.arange(table.num_rows))[: int(table.num_rows * _PARQUET * room / sizes[IMAGES[0]])]
-            sizes[IMAGES[0]] = _write(table.take(np.sort(rows)), kept[IMAGES[0]])
+            rows = int(table.num_rows * _PARQUET * room / sizes[IMAGES[0]])
+            sizes[IMAGES[0]] = _write(_part(table, rows), kept[IMAGES[0]])
         if sum(sizes.values()) > limit:
             needed = sum(sizes.values()) / _MIB
             raise errors.DataError(f"--data {data} still needs {needed:.1f} MiB: raise --mib, now {limit_mib}")
@@ -60,6 +60,11 @@ def num_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
+def _part(table: pa.Table, rows: int) -> pa.Table:
+    """Return at most so many rows, always the same random ones, in their order."""
+    return table.take(np.sort(shuffled(np.arange(table.num_rows))[:rows]))
+
+
 def _write(table: pa.Table, path: Path) -> int:
     pq.write_table(table, path, compression="zstd")
     return path.stat().st_size
@@ -67,7 +72,7 @@ def _write(table: pa.Table, path: Path) -> int:
 
 @contextlib.contextmanager
 def opened(data: Path | None, most: Mapping[str, int]) -> Iterator[Path | None]:
-    """Give a temporary folder with what a folder or a tar of `pack` holds; of some files, the first so many samples."""
+    """Give a temporary folder with what a folder or a tar of `pack` holds; of some files, at most so many samples."""
     if data is None:
         yield None
         return
@@ -83,5 +88,5 @@ def opened(data: Path | None, most: Mapping[str, int]) -> Iterator[Path | None]:
         except (OSError, tarfile.TarError) as error:
             raise errors.DataError(f"--data {data} is neither a folder nor a tar of `pack`: {error}") from error
         for path in [folder / one for one in most if (folder / one).is_file()]:
-            _write(pq.read_table(path).slice(0, most[path.name]), path)
+            _write(_part(pq.read_table(path), most[path.name]), path)
         yield folder
