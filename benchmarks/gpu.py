@@ -202,8 +202,8 @@ class _Work:
                     if job is not None:
                         slot = min(set(range(self.side_by_side)) - set(running))
                         print(f"{left_s():.0f} s left: {job.part}, {job.spec.run}", file=sys.stderr, flush=True)
-                        cores = self._cores[job.alone][slot]
-                        process = gpu_runs.Process(job.spec, Path(folder), cores, alone=job.alone)
+                        cores, place = self._cores[job.alone][slot], Path(folder) / job.folder
+                        process = gpu_runs.Process(job.spec, place, cores, alone=job.alone)
                         running[slot] = (job, process, left_s())
                         continue
                     if not running:

@@ -7,6 +7,7 @@ with further seeds share it, for accuracy. Short full runs are as long as the fi
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,11 @@ class Job:
     def key(self) -> tuple[str, str]:
         """What no other run has."""
         return self.part, self.spec.run
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for the runs of its part: those of another part have the same names."""
+        return re.sub(r"\W+", "-", self.part)
 
 
 def check(parts: Sequence[Part], finished: Sequence[Finished]) -> None:

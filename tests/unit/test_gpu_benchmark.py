@@ -91,6 +91,16 @@ def test_the_plan_begins_with_what_is_worth_most_and_adds_short_runs_once_their_
     assert {one.spec.method for one in finished} >= {"random", "short_full:epochs=4", "short_full:epochs=8"}
 
 
+def test_parts_take_turns_and_their_runs_have_folders_of_their_own() -> None:
+    parts = [part_of(), dataclasses.replace(part_of(), name="maths, long")]
+    probes = gpu_plan.jobs(parts, [])
+    assert names(probes) == [("probe", 0, True)] * 2
+    assert len({(one.folder, one.spec.run) for one in probes}) == 2
+    left = gpu_plan.jobs(parts, [end(one) for one in probes])
+    assert [one.part for one in left[:4]] == ["images", "images", "maths, long", "maths, long"]
+    assert len({(one.folder, one.spec.run) for one in left}) == len(left)
+
+
 def test_lengths_stay_where_later_seeds_cost_more() -> None:
     part = part_of()
     finished = probed(part)
