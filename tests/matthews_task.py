@@ -50,8 +50,8 @@ class MatthewsTask(Classification):
         return {"mirrored": (float((model(-x).argmax(dim=1) == y).sum()), len(ids))}
 
     def augment(self, batch: Any, ids_B: NDArray[np.int64], epoch: int) -> Batch:
-        """Return the batch moved by its samples' ids."""
-        return Batch(batch[0] + torch.as_tensor(ids_B).unsqueeze(1) + 1000 * epoch, batch[1])
+        """Return the batch moved a little, by its samples' ids and the epoch."""
+        return Batch(batch[0] + (torch.as_tensor(ids_B).unsqueeze(1) + 1000 * epoch) / 100_000, batch[1])
 
 
 def points(num: int, seed: int) -> TensorSet:

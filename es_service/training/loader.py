@@ -185,7 +185,9 @@ class SelectiveLoader(SelectedBatches):
     def _view(self, batch: Any, ids: NDArray[np.int64], epoch: int) -> Any:
         """Return a fetched batch as it is scored and trained on: on the device, augmented."""
         moved = self.to_device(batch)
-        return moved if self._augment is None else self._augment(moved, ids, epoch)
+        if self._augment is None:
+            return moved
+        return self._augment(moved, ids.copy(), epoch)  # torch warns about arrays that are not writable
 
     def _rows(self, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
         """Return the drawn rows of the batch of all."""

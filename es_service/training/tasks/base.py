@@ -25,7 +25,11 @@ class TaskDefaults:
         epochs: passes over the train set.
         batch_size: B, the meta-batch of one worker.
         learning_rate: the highest of the schedule.
-        momentum, weight_decay, optimizer, schedule, warm_up: see `training.settings.TrainSettings`.
+        momentum: of SGD.
+        weight_decay: see `training.settings.TrainSettings`, as for those below.
+        optimizer: one of `OPTIMIZERS`.
+        schedule: one of `SCHEDULES`.
+        warm_up: share of the training in which the learning rate rises.
         backward_cost: forward passes that a backward pass counts as, in the cost of a run; None measures it.
 
     Raises:

@@ -150,7 +150,7 @@ class DerivedTask:
 
     def __getattr__(self, name: str) -> Any:
         if name in _HANDED_ON:
-            return getattr(self._task, name)
+            return getattr(self._task, name, None)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def build_model(self) -> torch.nn.Module:

@@ -138,9 +138,10 @@ def test_a_derived_task_hands_all_optional_members_on() -> None:
     own_ids = np.array([4, 0, 49])
     moved = few.augment(few.train_set.__getitems__([4, 0, 49]), own_ids, 2)  # type: ignore[attr-defined]
     x = task.train_set.__getitems__(ids[own_ids].tolist())[0]
-    assert torch.equal(moved[0], x + torch.as_tensor(ids[own_ids]).unsqueeze(1) + 2000)
+    assert torch.equal(moved[0], x + (torch.as_tensor(ids[own_ids]).unsqueeze(1) + 2000) / 100_000)
     plain = derive(own.check(matthews_without_extras(), "plain"), Derived(limit=50))
-    for name in ("augment", "tokens", "statistics", "metric_of", "final_metrics", "metric_name", "preview"):
+    assert plain.metric_name == "accuracy"  # type: ignore[attr-defined]
+    for name in ("augment", "tokens", "statistics", "metric_of", "final_metrics", "preview"):
         assert getattr(plain, name) is None
     assert metric_name(plain) == "accuracy"
 
