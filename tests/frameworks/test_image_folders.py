@@ -119,7 +119,7 @@ def test_images_are_scaled_and_normalised_as_the_folder_says(data: Path, tmp_pat
 
 def test_what_is_no_model_of_images_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.ConfigError, match="has no model that transformers can read"):
+    with pytest.raises(errors.DataError, match="its configuration cannot be loaded"):
         build(data, tmp_path / "empty")
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(errors.ConfigError, match="does not take images of 16×16 pixels"):
@@ -132,12 +132,12 @@ def test_what_is_no_model_of_images_is_refused(data: Path, tmp_path: Path) -> No
 def test_weights_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     config(hidden_size=32, num_labels=5).save_pretrained(folder)
-    with pytest.raises(errors.DataError, match=r"the weights in .* are not of its config\.json: .*cls_token"):
+    with pytest.raises(errors.DataError, match=r"its weights are not of its config\.json: .*cls_token"):
         build(data, folder).build_model()
     folder = write_model(tmp_path / "cut")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(errors.DataError, match="cannot be used"):
+    with pytest.raises(errors.DataError, match="its weights cannot be loaded"):
         build(data, folder).build_model()
 
 

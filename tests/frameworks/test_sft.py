@@ -505,7 +505,7 @@ def test_model_folders_that_cannot_be_used(tmp_path: Path, data: Path, folder: P
     for name in ("empty", "bare", "bin", "gguf", "broken"):
         (tmp_path / name).mkdir()
     _refused(data, tmp_path / "nothing", errors.ConfigError, "no such folder", "--download")
-    _refused(data, Path("nobody/nothing"), errors.ConfigError, "tokenizer cannot be used", download=True)  # offline
+    _refused(data, Path("nobody/nothing"), errors.DataError, "its tokenizer cannot be loaded", download=True)  # offline
     _refused(data, tmp_path / "empty", errors.ConfigError, "holds no model")
     tiny.make_config().save_pretrained(tmp_path / "bare")
     _refused(data, tmp_path / "bare", errors.ConfigError, "has no tokenizer", "save_pretrained")
@@ -515,10 +515,10 @@ def test_model_folders_that_cannot_be_used(tmp_path: Path, data: Path, folder: P
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / "gguf" / name).touch()
     _refused(data, tmp_path / "gguf", errors.ConfigError, "2 GGUF files", "a.gguf, b.gguf")
-    _refused(data, tmp_path / "gguf/a.gguf", errors.ConfigError, "cannot be used")
+    _refused(data, tmp_path / "gguf/a.gguf", errors.DataError, "cannot be loaded")
     tiny.make_folder(tmp_path / "broken")
     (tmp_path / "broken/config.json").write_text('{"model_type": "nothing"}')
-    _refused(data, tmp_path / "broken", errors.ConfigError, "configuration cannot be used")
+    _refused(data, tmp_path / "broken", errors.DataError, "its configuration cannot be loaded")
     with pytest.raises(errors.ConfigError, match="needs --model"):
         build_task("sft", str(data))
     small = tiny.make_folder(tmp_path / "small", vocab_size=100)

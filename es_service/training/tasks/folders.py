@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,17 @@ from typing import Any
 from es_service import errors
 from es_service.selection.settings import suggest
 
-__all__ = ["ModelFolder"]
+__all__ = ["ModelFolder", "imported"]
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+def imported(name: str, why: str) -> Any:
+    """Return a library that comes with the extra [transformers]; ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise errors.ConfigError(f"{why} needs {name}: pip install 'es-service[transformers]' ({error})") from error
 
 
 class ModelFolder:
@@ -34,13 +43,7 @@ class ModelFolder:
                 f"--model {name}: there is no such folder{', and ' + suggest(name, models) if models else ''}; a model "
                 "of the Hugging Face hub is fetched with --download"
             )
-        try:
-            import transformers
-        except ImportError as error:
-            raise errors.ConfigError(
-                f"--model {name} needs transformers: pip install 'es-service[transformers]' ({error})"
-            ) from error
-        self.library: Any = transformers
+        self.library = imported("transformers", f"--model {name}")
 
     @property
     def has_weights(self) -> bool:

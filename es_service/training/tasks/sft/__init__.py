@@ -12,11 +12,12 @@ from es_service import errors
 from es_service.selection.settings import suggest
 from es_service.training.tables import files, holdout, read
 from es_service.training.tasks.base import TaskDefaults
+from es_service.training.tasks.folders import imported
 from es_service.training.tasks.options import TaskOptions
 from es_service.training.tasks.sft import adapters
 from es_service.training.tasks.sft.conversations import conversations
 from es_service.training.tasks.sft.encoding import Encoder, Part
-from es_service.training.tasks.sft.folder import ModelFolder, imported
+from es_service.training.tasks.sft.folder import LanguageModelFolder
 from es_service.training.tasks.sft.model import AnswerModel
 from es_service.training.tasks.sft.task import FineTuning
 
@@ -43,7 +44,7 @@ def build(data: str, options: TaskOptions) -> FineTuning:
         raise errors.ConfigError(f"--metric {metric!r}: {suggest(metric, _METRICS)}{once}")
     if options.lora_targets is not None and options.lora is None:
         raise errors.ConfigError("--lora-targets names layers that get adapters: give --lora too")
-    folder = ModelFolder.find(options.model, download=bool(options.download))
+    folder = LanguageModelFolder.find(options.model, download=bool(options.download))
     if options.lora is not None:
         imported("peft", "--lora")
     tokenizer, config = folder.tokenizer(), folder.config()
@@ -73,7 +74,7 @@ def build(data: str, options: TaskOptions) -> FineTuning:
     )
 
 
-def _model(folder: ModelFolder, config: Any, rank: int | None, targets: list[str] | None) -> torch.nn.Module:
+def _model(folder: LanguageModelFolder, config: Any, rank: int | None, targets: list[str] | None) -> torch.nn.Module:
     language_model = folder.model(config)
     if rank is not None and targets is not None:
         language_model = adapters.add_adapters(language_model, rank, targets)

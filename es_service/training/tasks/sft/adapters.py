@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from es_service import errors
-from es_service.training.tasks.sft.folder import imported
+from es_service.training.tasks.folders import imported
 
 __all__ = ["add_adapters", "targets_of"]
 
