@@ -51,6 +51,7 @@ def evaluate(
     workers: Workers,
     to_device: Callable[[Any], Any],
     autocast: Callable[[], AbstractContextManager[Any]],
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Evaluate a bare model in evaluation mode, each rank taking its part of the samples; it is left in training mode.
 
@@ -60,6 +61,7 @@ def evaluate(
         workers: this rank's group; all ranks call it.
         to_device: moves a batch to where the model is.
         autocast: context of the forward passes.
+        batch_size: most samples of a pass; 500 where there is no lower limit.
 
     Raises:
         ShapeError: the task's statistics are not one row for each sample.
@@ -71,8 +73,9 @@ def evaluate(
     workers.share_buffers(model)
     model.eval()
     with torch.no_grad():
-        for start in range(0, mine.size, _BATCH):
-            part = slice(start, start + _BATCH)
+        size = min(_BATCH, batch_size or _BATCH)
+        for start in range(0, mine.size, size):
+            part = slice(start, start + size)
             batch = to_device(held_out.__getitems__(mine[part].tolist()))
             with autocast():
                 outputs = model(task.inputs(batch))

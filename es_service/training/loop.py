@@ -108,7 +108,7 @@ class _Training:
         for epoch in range(self._restore(), self.selector.config.num_epochs):
             train_loss = self._train_epoch(epoch)
             asked = (self.bare, self.task, self.workers, self.loader.to_device, self._autocast)
-            reached = evaluate(*asked)
+            reached = evaluate(*asked, self._score.batch_size)
             is_last = epoch + 1 == self.selector.config.num_epochs
             ledger = self._merged_ledger()  # gathers: past it, every rank has closed the epoch
             self.history.append(
