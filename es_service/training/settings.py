@@ -30,8 +30,8 @@ class TrainSettings:
         warm_up: share in [0, 1) of the training in which the learning rate rises.
         schedule: one of `SCHEDULES`, what the learning rate does after it has risen.
         micro_batch_size: most samples of one forward or backward pass on a worker; None for no limit.
-        scoring_batch_size: most samples of a pass that scores, or that evaluates; None takes the meta-batch at once. It is
-            halved where the device has too little memory.
+        scoring_batch_size: most samples of a pass that scores, or that evaluates; None takes the meta-batch at
+            once. It is halved where the device has too little memory.
         scoring_dtype: one of `DTYPES`: of the passes that score; "auto" takes that of the training passes.
         gradient_checkpointing: keep few activations for the backward pass, and compute the others again.
         channels_last: keep the weights of convolutions, and so what comes out of them, in channels last.
