@@ -100,11 +100,9 @@ docs: setup  ## the documentation as a site, in build/docs: fails on any warning
 check: setup  ## the fast part of the tests: format, lint, types, import graph, unit tests
 	$(MAKE) --jobs=3 --keep-going --output-sync=target unit lint
 
-# Several groups run at once, and threads of torch that wait for a core spin.
-test: export OMP_NUM_THREADS := 1
 test: setup data  ## everything: check, and the tests on a real Ray, real files, a real wheel and a real browser
 	@# First what waits for Ray as much as it works, four at a time; last what only works, in small parts.
-	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges chaos examples documents dashboard frameworks unit lint docs
+	$(MAKE) --jobs=4 --keep-going --output-sync=target integration commands exchanges examples chaos documents dashboard frameworks unit lint docs
 
 thorough: setup data browser  ## the tests that take long and look once more at what `make test` has looked at
 	$(BIN)/pytest -q -m thorough tests

@@ -39,8 +39,8 @@ def commands() -> list[str]:
     return found
 
 
-WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "tracking.md", "transformers.md")
-"""Pages whose framework or logger other tests run."""
+WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "streams.md", "tracking.md", "transformers.md")
+"""Pages whose framework, logger or streams other tests run."""
 
 
 @pytest.mark.parametrize(

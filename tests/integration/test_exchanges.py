@@ -155,7 +155,7 @@ SOME = [("es", True), ("eswp", False), ("infobatch", False), ("kakurenbo", False
     ("groups", "name", "scored"),
     [  # every method by both, with several ranks, and some with one; one group of ranks after the other on one server
         *((("sync", 3, "leased", 2), *case) for case in EVERY),
-        *((("leased", 1, "sync", 1), *case) for case in SOME),
+        *(pytest.param(("leased", 1, "sync", 1), *case, marks=pytest.mark.thorough) for case in SOME),
         *(pytest.param(("leased", 3), *case, marks=pytest.mark.thorough) for case in SOME),
     ],
 )

@@ -197,6 +197,7 @@ def things() -> dict[str, Any]:
     return {**{key: name for key, name in actors.items() if name != "_AutoscalingCoordinatorActor"}, **groups}
 
 
+@pytest.mark.thorough  # as in one process, and as chaos ends the processes of a cluster
 def test_a_training_on_a_cluster_leaves_nothing_there(
     few_images: Path, ray_cluster: Any, start: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -265,6 +265,7 @@ def test_trials_of_two_workers_side_by_side_stop_in_order_and_go_on(
     wait_until_nothing_is_left()
 
 
+@pytest.mark.thorough
 def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     few_images: Path, ray_cluster: Any, wait_until_nothing_is_left: Callable[[], None], tmp_path: Path
 ) -> None:
