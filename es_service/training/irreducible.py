@@ -105,7 +105,7 @@ class _OnSome:
     metric_name = statistics = metric_of = final_metrics = tokens = None
 
     def __init__(self, task: Task, ids: NDArray[np.int64]) -> None:
-        self._task, self._ids = task, ids
+        self._task = task
         self.train_set = _Some(task.train_set, ids)
         self.held_out = _Some(task.held_out, np.zeros(1, dtype=np.int64))
         augment = getattr(task, "augment", None)

@@ -13,7 +13,7 @@ from es_service import errors
 from es_service.storage.files import absolute
 from es_service.training.tasks.options import TaskOptions
 
-__all__ = ["HELD_OUT_NAMES", "SUFFIXES", "Parts", "find_parts"]
+__all__ = ["DEFAULT_SHARE", "HELD_OUT_NAMES", "SUFFIXES", "Parts", "find_parts"]
 
 SUFFIXES = (
     *(".parquet", ".arrow", ".feather"),
@@ -23,7 +23,8 @@ SUFFIXES = (
 HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test")
 """What held-out samples are called beside `train`, the first that is there."""
 _TRAIN = "train"
-_DEFAULT_SHARE = 0.2
+DEFAULT_SHARE = 0.2
+"""Of the samples, held out where no file is."""
 _SPLIT = re.compile(rf"(?<![a-z])(train|training|{'|'.join(HELD_OUT_NAMES)})(?![a-z])", re.IGNORECASE)
 _ENDING = re.compile(r"\.\w+(\.gz)?$")
 _NUMBER = re.compile(r"[-_.]?\d+(-of-(?P<count>\d+))?(-[0-9a-f]{16})?$")  # of one file among several of a split
@@ -67,7 +68,7 @@ def find_parts(data: str, held_out: str | None, suffixes: Sequence[str] = SUFFIX
     if held_out is None:
         found = next((_complete(others[name]) for name in HELD_OUT_NAMES if name in others), ())
         found = found or _beside(path, suffixes)
-        return Parts(train, found or None, None if found else _DEFAULT_SHARE)
+        return Parts(train, found or None, None if found else DEFAULT_SHARE)
     share = None if os.path.exists(held_out) else TaskOptions(held_out=held_out).held_out_share
     if share is not None:
         return Parts(train, None, share)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,7 @@ from es_service.training.workers.local import LocalWorkers
 NUM, HELD_OUT, SIZE, EPOCHS = 240, 80, 40, 5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class InterruptedHere(Exception):

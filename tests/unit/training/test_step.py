@@ -20,12 +20,7 @@ from es_service.training.step import autocast_for, train_step
 Batch = dict[str, torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(num: int) -> tuple[nn.Module, Batch, torch.Tensor]:

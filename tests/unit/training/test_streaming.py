@@ -19,12 +19,7 @@ NUM, SIZE, EPOCHS = 46, 10, 4
 SELECTION = es.Selection(es.methods.evolved(), ratio=0.3, anneal=(0.25, 0), seed=5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Records(data.IterableDataset[dict[str, Any]]):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from es_service import errors
-from es_service.training.tables.files import SUFFIXES, Parts, find_parts
+from es_service.training.tables.files import DEFAULT_SHARE, SUFFIXES, Parts, find_parts
 from es_service.training.tasks.images import cifar, columns, folders, shards
 from es_service.training.tasks.images.source import Source
 from es_service.training.tasks.options import TaskOptions
@@ -15,7 +15,6 @@ from es_service.training.tasks.options import TaskOptions
 __all__ = ["find", "read"]
 
 _SHARD = ".tar"
-_DEFAULT_SHARE = 0.2
 
 
 def find(data: str, held_out: str | None) -> Parts:
@@ -33,7 +32,7 @@ def find(data: str, held_out: str | None) -> Parts:
         return find_parts(data, held_out, (*SUFFIXES, _SHARD))
     train, beside = found
     if held_out is None:
-        return Parts(train, beside, None if beside else _DEFAULT_SHARE)
+        return Parts(train, beside, None if beside else DEFAULT_SHARE)
     if not os.path.exists(held_out):
         try:
             return Parts(train, None, float(held_out))
