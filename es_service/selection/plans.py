@@ -9,7 +9,7 @@ Shapes: n samples, of which this shard has n/S; m ids in the plan.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Plan:
         ratio: b/B of this epoch's steps; None for the selection's own.
         hidden: int64[h], left out, but to be observed by a forward pass at the epoch's end.
         learning_rate_factor: by which the learning rate of this epoch is multiplied.
+        decision: what a method that decides from the run itself has decided, and by which figures; JSON-ready.
     """
 
     ids: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Plan:
     ratio: float | None = None
     hidden: NDArray[np.int64] = dataclasses.field(default_factory=lambda: _NONE)
     learning_rate_factor: float = 1.0
+    decision: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,7 @@ class Prospect:
         max_age: as in `Selection`.
         prune_unobserved: as in `Selection`.
         seed: of the run.
+        scoring_cost: what scoring a meta-batch costs, as a share of a full step over it.
         ids: int64[n/S], ascending: the samples of this shard.
         column: name -> copy of a column of the shard's table, [n/S].
     """
@@ -74,6 +77,7 @@ class Prospect:
     seed: int
     ids: NDArray[np.int64]
     column: Callable[[str], NDArray[Any]]
+    scoring_cost: float = 1 / 3
 
     def uniforms(self) -> NDArray[np.float64]:
         """Return this epoch's random numbers for pruning, float64[n/S] in (0, 1)."""

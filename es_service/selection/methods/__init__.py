@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from es_service.selection.methods.active_bias import prediction_variance, threshold_closeness
+from es_service.selection.methods.auto import auto
 from es_service.selection.methods.bandit import epsilon_greedy, ucb
 from es_service.selection.methods.base import Method
 from es_service.selection.methods.evolved import ema, evolved, loss
@@ -19,6 +20,7 @@ from es_service.selection.methods.uniform import full, random, random_subset
 __all__ = [
     "METHODS",
     "Method",
+    "auto",
     "ema",
     "epsilon_greedy",
     "evolved",
@@ -42,6 +44,7 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "random": random,
         "random_subset": random_subset,
         "loss": loss,
+        "auto": auto,
         "ema": ema,
         "evolved": evolved,
         "ordered": ordered,

@@ -20,6 +20,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         ),
         "ema": ("ema", {}),
         "es": ("evolved", {"beta1": 0.2, "beta2": 0.9}),
+        "auto": ("auto", {"anneal": (0.0, 0.0)}),
         "eswp": ("evolved", {"beta1": 0.2, "beta2": 0.8, "prune_ratio": 0.2}),
         "ordered": ("ordered", {"draw": "topk", "anneal": (0.0, 0.0)}),
         "selective_backprop": ("selective_backprop", {"draw": "systematic", "anneal": (0.0, 0.0)}),
