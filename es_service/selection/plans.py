@@ -77,7 +77,7 @@ class Prospect:
     seed: int
     ids: NDArray[np.int64]
     column: Callable[[str], NDArray[Any]]
-    scoring_cost: float = 1 / 3
+    scoring_cost: float = 0.35
 
     def uniforms(self) -> NDArray[np.float64]:
         """Return this epoch's random numbers for pruning, float64[n/S] in (0, 1)."""
