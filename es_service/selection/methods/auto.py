@@ -80,7 +80,8 @@ class Auto(Evolved):
         last = prospect.column("last_loss")[seen]
         # The score before the last observation, without the weight that 1/n still has in it.
         earlier = (prospect.column("s")[seen] - (1 - self.beta2) * last.astype(np.float64)) / self.beta2
-        earlier /= 1 - self.beta2 ** (visits[seen] - 1.0)
+        of_first = self.beta2 ** (visits[seen] - 1.0)
+        earlier = (earlier - of_first * self.initial_score(prospect.num_samples)) / (1 - of_first)
         [num] = yield from reductions.count(seen)
         if num == 0:
             return None
@@ -105,7 +106,8 @@ def auto(beta1: float = 0.2, beta2: float = 0.9, *, least: float = 0.25, progres
     proportional to the gradients' norms: that is where r + c = 1 comes from.
 
     Args:
-        beta1, beta2: see `evolved`.
+        beta1: in [0, 1]; how much of the weight is the old score.
+        beta2: in [0, 1]; how slowly the score follows the loss. At 0 and 1 it holds no earlier losses to compare with.
         least: in (0, 1]; the smallest share of a meta-batch to train on.
         progress: in [0, 1]; 0 selects whatever the losses do.
 
