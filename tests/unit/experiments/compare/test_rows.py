@@ -10,8 +10,9 @@ import pytest
 
 from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.comparison import Comparison, parse_candidates
+from es_service.experiments.compare.lengths import decide_lengths, matched_length
 from es_service.experiments.compare.outcomes import Measured, Outcome
-from es_service.experiments.compare.rows import decide_lengths, matched_length, results
+from es_service.experiments.compare.rows import results
 from es_service.training.spec import TrainingSpec
 
 Make = Callable[..., Any]
