@@ -113,7 +113,10 @@ def verdict(
     if judged is None:
         reason = "one seed" if to_short.pairs < 2 else "not all values are finite"
         return UNDECIDED, f"{UNDECIDED}: {reason}, {numbers}{against_full}"
-    words = f"{judged.decision}: {numbers}, corrected {p_in_words(judged.corrected)}{against_full}"
+    words = f"{judged.decision}: {numbers}, corrected {p_in_words(judged.corrected)}"
+    if judged.decision == NO_DIFFERENT:
+        words += f" ({100 * judged.detectable:.2f} points would be seen)"
+    words += against_full
     if judged.alone != judged.decision:
         words += f"; without the correction it {_SHORTLY[judged.alone]}"
     return judged.decision, words + _flips(judged.decision, by_metric)
