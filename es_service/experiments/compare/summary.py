@@ -69,7 +69,7 @@ def _rows(folder: str) -> list[dict[str, Any]]:
     except (AttributeError, LookupError, TypeError, ValueError, errors.ConfigError) as error:
         raise errors.StorageError(
             f"--summary {folder}: {path} does not hold the results of a comparison ({error!r}); run its es-service "
-            "compare command again, which writes them anew from the runs it has kept"
+            "compare command again, which writes this file and repeats no finished run"
         ) from error
 
 
