@@ -36,7 +36,7 @@ def summarize(folders: Sequence[str], methods: Sequence[str] | None = None) -> d
         StorageError: its results cannot be read.
     """
     found: list[dict[str, Any]] = []
-    places = [CompareFolder(one).path for one in folders]
+    places = [os.path.realpath(CompareFolder(one).path) for one in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:
             raise errors.ConfigError(f"--summary names {folder} twice: a comparison counts once")

@@ -108,11 +108,13 @@ def test_bad_usage(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "results.json").write_text("{")
+    (tmp_path / "link").symlink_to(folders[0])
     cases = {
         f"--summary {tmp_path}/empty": (2, "no finished comparison is there"),
         f"--summary {tmp_path}/nowhere": (2, "no finished comparison is there"),
         f"--summary {tmp_path}/text": (1, "is not valid JSON"),
         f"--summary {folders[0]} {folders[0]}/": (2, "twice: a comparison counts once"),
+        f"--summary {folders[0]} {tmp_path}/link": (2, "twice: a comparison counts once"),
         f"--summary {folders[0]} --methods es,esw": (2, "--methods esw: none of these comparisons has it, only random"),
         f"--summary {folders[0]} --out {tmp_path}/out --seeds 3": (2, "leave --seeds, --out out"),
         "--summary s3://bucket/x": (2, "not a local folder"),
