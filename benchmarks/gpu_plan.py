@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.gpu_runs import Finished
 from es_service import errors
 from es_service.experiments.compare.comparison import FULL, Candidate, Comparison, short_full
-from es_service.experiments.compare.rows import decide_lengths
+from es_service.experiments.compare.lengths import decide_lengths
 from es_service.training.spec import TrainingSpec
 
 __all__ = ["EXCHANGES", "Job", "Part", "check", "choose", "costed", "estimate", "jobs", "lengths"]

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from typing import Any
 
+from es_service import errors
 from es_service.cli import output, text
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
 from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.experiments.begin import check_extra, check_known
 from es_service.experiments.compare.compare import compare
-from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, parse_candidates
+from es_service.experiments.compare.comparison import DEFAULT_METHODS, begin, method_labels, parse_candidates
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots
+from es_service.experiments.compare.summary import summarize
+from es_service.experiments.compare.verdicts import correction_in_words, difference_in_words, power_in_words
+from es_service.experiments.statistics import Difference
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser", "subject_of"]
+
+_DEFAULTS = {"seeds": 5, "seed_base": 0, "jobs": 1}
 
 
 def add_parser(commands: Any) -> None:
@@ -32,29 +39,39 @@ def add_parser(commands: Any) -> None:
     add_task_flags(flag)
     flag(
         "--methods",
-        default=DEFAULT_METHODS,
         metavar="M,…",
         help="comma-separated, name or name:key=value:…, e.g. es:ratio=0.5; full, short_full and random are always "
-        "compared (default: %(default)s)",
+        f"compared (default: {DEFAULT_METHODS}); with --summary those to show (default: all)",
     )
     flag(
         "--seeds",
         type=int,
-        default=3,
+        default=_DEFAULTS["seeds"],
         metavar="S",
         help="runs of each method (default: %(default)s; 1 gives no verdict)",
     )
-    flag("--seed-base", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    flag("--seed-base", type=int, default=_DEFAULTS["seed_base"], metavar="N", help="the first seed (default: 0)")
     flag(
         "--out",
-        required=True,
         metavar="DIR",
-        help="folder for runs, tables and the report; the same command continues there",
+        help="folder for runs, tables and the report, required; the same command continues there",
+    )
+    flag(
+        "--summary",
+        nargs="+",
+        metavar="DIR",
+        help="train nothing; show the verdicts of these finished comparisons, corrected for all of them",
     )
     flag("--epochs", type=int, metavar="E", help="epochs of a full run (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
     add_training_flags(flag)
-    flag("--jobs", type=int, default=1, metavar="J", help="parallel runs, each on its own cores (default: 1)")
+    flag(
+        "--jobs",
+        type=int,
+        default=_DEFAULTS["jobs"],
+        metavar="J",
+        help="parallel runs, each on its own cores (default: 1)",
+    )
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
     parser.set_defaults(run_command=compare_command)
 
@@ -64,9 +81,13 @@ def compare_command(options: argparse.Namespace) -> int:
 
     Each is compared with full training, and with a full run cut short to the same cost.
     """
+    if options.summary is not None:
+        return _summarize(options)
+    if options.out is None:
+        raise errors.ConfigError("--out is missing: name a folder for the runs, tables and the report")
     as_integer("seeds", options.seeds, least=1)
     as_integer("seed-base", options.seed_base, least=0, end=2**63 - options.seeds)
-    candidates = parse_candidates(options.methods)
+    candidates = parse_candidates(DEFAULT_METHODS if options.methods is None else options.methods)
     folder, slots = CompareFolder(options.out), Slots.of(options.jobs)
     subject = subject_of(options)
     folder.check_identity(check_known(**subject))
@@ -102,6 +123,44 @@ def subject_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _summarize(options: argparse.Namespace) -> int:
+    own = ("command", "run_command", "summary", "methods", "json")
+    given = [name for name, value in vars(options).items() if name not in own and value != _DEFAULTS.get(name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise errors.ConfigError(f"--summary reads finished comparisons and trains nothing: leave {flags} out")
+    check_extra("report", "comparing", "scipy")
+    found = summarize(options.summary, None if options.methods is None else method_labels(options.methods))
+    output.print_json(found) if options.json else output.print_text(_summary_in_words(found))
+    return 0
+
+
+def _summary_in_words(found: dict[str, Any]) -> str:
+    header = ("comparison", "task", "method", "metric", "seeds", "cost", "against its short full run", "p",
+              "corrected p", "would be seen", "verdict")  # fmt: skip
+    lines = [(*_test(row), row["decision"]) for row in found["rows"]]
+    counts = {
+        method: ", ".join(f"{number} × {decision}" for decision, number in decisions.items())
+        for method, decisions in found["methods"].items()
+    }
+    width = max(map(len, counts), default=0)
+    totals = [f"{method.ljust(width)}  {words}" for method, words in counts.items()]
+    notes = ["", correction_in_words(found["tests"])] * (found["tests"] > 0)
+    return "\n".join([text.grid(header, lines), "", *totals, *notes])
+
+
+def _test(row: dict[str, Any]) -> tuple[Any, ...]:
+    cost = None if row["cost"] is None else f"{row['cost']:.3f}"
+    names = (row["comparison"], row["task"], row["method"], row["metric"])
+    short = row["difference_to_short_full"]
+    if short is None:
+        return (*names, None, cost, None, None, None, None)
+    ps = (None if short[name] is None else f"{short[name]:.3f}" for name in ("p", "p_corrected"))
+    seen = None if short["detectable"] is None else f"{100 * short['detectable']:.2f}"
+    difference = Difference(**{field.name: short[field.name] for field in dataclasses.fields(Difference)})
+    return (*names, short["pairs"], cost, difference_in_words(difference), *ps, seen)
+
+
 def _summary(results: dict[str, Any], folder: Any) -> str:
     metric = results["metric"]
     header = (
@@ -123,7 +182,11 @@ def _summary(results: dict[str, Any], folder: Any) -> str:
     ]
     width = max(len(row["method"]) for row in results["rows"])
     verdicts = [f"{row['method'].ljust(width)}  {row['verdict']}" for row in results["rows"]]
-    notes = ["", "seconds: left out where a run shared its cores; see the report"] * (results["timings"] == "shared")
+    notes = []
+    if results["tests"]:
+        power = power_in_words(results["rows"], len(results["seeds"]))
+        notes = ["", correction_in_words(results["tests"]), power]
+    notes += ["", "seconds: left out where a run shared its cores; see the report"] * (results["timings"] == "shared")
     if results["backward_cost"] != 2:
         notes += ["", f"cost: a backward pass counted as {results['backward_cost']:.2f} forward passes"]
     return "\n".join([text.grid(header, lines), "", *verdicts, *notes, "", f"report: {folder.path / 'report.html'}"])

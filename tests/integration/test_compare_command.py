@@ -73,6 +73,10 @@ def test_what_it_prints_and_writes(undisturbed: tuple[Path, dict[str, Any]]) -> 
     assert (results["timings"] == "exclusive") == all(row["seconds"] is not None for row in results["rows"])
     assert es["difference_to_short_full"]["epochs"] == rows_lengths(out)["es:anneal=[0,0]"]
     assert es["verdict"].startswith(("pays", "hurts", "no different from a short run"))
+    assert results["tests"] == 2  # random and es
+    assert es["difference_to_short_full"]["p"] <= es["difference_to_short_full"]["p_corrected"] <= 1
+    assert {"balanced_accuracy", "held_out_loss"} == set(es["by_metric"])
+    assert "would be seen in 80 % of such comparisons" in (out / "report.md").read_text()
     assert len(runs) == 2 * len({run["label"] for run in runs})
     assert parquet.read_table(out / "history.parquet").num_rows == sum(run["epochs"] for run in runs)
     for name in ("report.md", "report.html", "pictures/accuracy_against_cost.png", "pictures/curves.png"):
@@ -116,6 +120,17 @@ def test_the_same_command_runs_nothing_again_and_another_is_refused(
     words = compare(few_images, out, "--methods", "es:anneal=[0,0]", "--epochs", 4, "--batch-size", 32, "--seeds", 2)
     assert "pays" in words.stdout or "hurts" in words.stdout or "no different" in words.stdout
     assert str(out / "report.html") in words.stdout
+    assert "corrected for 2 tests (Holm)" in words.stdout
+    assert "With these 2 seeds a difference of " in words.stdout
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["compare", "--summary", str(out), "--json"]) == 0
+    summed = {row["method"]: row for row in json.loads(printed.getvalue())["rows"]}
+    assert set(summed) == {"random", "es:anneal=[0,0]"}
+    for method, row in summed.items():
+        assert row["decision"] == rows_of(results)[method]["decision"]
+        own = rows_of(results)[method]["difference_to_short_full"]
+        assert row["difference_to_short_full"]["p_corrected"] == own["p_corrected"]
     other = compare(few_images, out, "--methods", "es:anneal=[0,0]", *COMMON, "--learning-rate", 0.05, expect=2)
     assert "learning_rate there 0.1, here 0.05" in other.stderr
 

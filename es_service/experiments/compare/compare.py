@@ -10,6 +10,7 @@ from es_service import errors
 from es_service.experiments.compare import rows
 from es_service.experiments.compare.comparison import Comparison, short_full
 from es_service.experiments.compare.folder import CompareFolder
+from es_service.experiments.compare.lengths import decide_lengths
 from es_service.experiments.compare.outcomes import Measured, Outcome, history_table, results_table
 from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots, run_all
@@ -63,6 +64,6 @@ def _lengths(comparison: Comparison, folder: CompareFolder, outcomes: dict[str, 
     for one in outcomes.values():
         if one.measured is not None:
             measured[one.spec.method].append(one.measured)
-    lengths = {**rows.decide_lengths(measured, comparison.epochs), **folder.lengths()}
+    lengths = {**decide_lengths(measured, comparison.epochs), **folder.lengths()}
     folder.write_lengths(lengths)
     return {label: lengths[label] for label in measured if label in lengths}

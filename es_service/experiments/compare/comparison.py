@@ -23,6 +23,7 @@ __all__ = [
     "Candidate",
     "Comparison",
     "begin",
+    "method_labels",
     "parse_candidates",
     "short_full",
 ]
@@ -99,10 +100,15 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         ['full', 'random', 'es', 'es:ratio=0.5']
     """
     found = {name: Candidate(label=name, name=name) for name in (FULL, RANDOM)}
-    for label in _split(text, ","):
+    for label in method_labels(text):
         if label != SHORT_FULL and label not in found:
             found[label] = _candidate(label)
     return tuple(found.values())
+
+
+def method_labels(text: str) -> list[str]:
+    """Return the labels that a list of methods names, each once, as they are written."""
+    return list(dict.fromkeys(_split(text, ",")))
 
 
 def _candidate(label: str) -> Candidate:

@@ -13,7 +13,7 @@ from es_service.experiments.compare.comparison import Comparison
 from es_service.ledger import SECTIONS
 from es_service.training.spec import TrainingSpec
 
-__all__ = ["SECTION_NAMES", "Measured", "Outcome", "history_table", "metric_names", "results_table"]
+__all__ = ["SCORERS", "SECTION_NAMES", "Measured", "Outcome", "history_table", "metric_names", "results_table"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,8 @@ class Measured:
         metric: name of the one that the task is judged by.
         metrics: that one and the final ones, by name.
         scored, trained: samples forwarded to be scored, and back-propagated; preparing included.
+        scorers: what scorers did beside the training: samples scored and trained on, seconds, and passes, counted in
+            forward passes of the trained model; None without any.
         backward_cost: forward passes that a backward pass counts as.
         seconds: by section, with "prepare", "rest" and "total"; None where the run shared its cores.
         accuracy_by_label, trained_by_label, label_shares, label_names: None where a sample has no single label; of a
@@ -42,6 +44,7 @@ class Measured:
     scored: int
     trained: int
     full: int
+    scorers: dict[str, float] | None
     backward_cost: float
     seconds: dict[str, float] | None
     accuracy_by_label: list[float | None] | None
@@ -54,8 +57,13 @@ class Measured:
 
     @property
     def passes(self) -> float:
-        """What was spent: a forward pass 1, a backward pass `backward_cost`."""
-        return self.scored + (1 + self.backward_cost) * self.trained
+        """What was spent: a forward pass 1, a backward pass `backward_cost`; with what scorers spent."""
+        return self.scored + (1 + self.backward_cost) * self.trained + self.scorer_passes
+
+    @property
+    def scorer_passes(self) -> float:
+        """What scorers spent."""
+        return self.scorers["passes"] if self.scorers else 0.0
 
     def value(self, metric: str) -> float | None:
         """Return what came of a metric, or of another figure of that name."""
@@ -67,6 +75,8 @@ class Measured:
         """Take what is needed from the result of `training.driver.train`."""
         samples, prepared = result["samples"], result["prepared"]
         corrupted = result["corrupted"] or {}
+        found = result.get("scorers")
+        scorers = None if found is None else {name: found[name] for name in SCORERS}
         return cls(
             accuracy=result["accuracy"],
             balanced_accuracy=result["balanced_accuracy"],
@@ -76,6 +86,7 @@ class Measured:
             scored=samples["scored"] + prepared["scored"],
             trained=samples["trained"] + prepared["trained"],
             full=samples["full"],
+            scorers=scorers,
             backward_cost=result["backward_cost"],
             seconds=_seconds(result["seconds"], prepared["seconds"]) if exclusive else None,
             accuracy_by_label=result["accuracy_by_label"],
@@ -84,7 +95,7 @@ class Measured:
             label_names=result["label_names"],
             corrupted_share=corrupted.get("share_of_trained"),
             corrupted_share_of_set=corrupted.get("share_of_set"),
-            history=[_epoch(one, prepared, result["backward_cost"]) for one in result["history"]],
+            history=_history(result, scorers),
         )
 
 
@@ -128,20 +139,29 @@ def _seconds(spent: dict[str, float], prepare: float) -> dict[str, float]:
     return {"prepare": prepare, **sections, "rest": rest, "total": spent["total"] + prepare}
 
 
-def _epoch(entry: dict[str, Any], prepared: dict[str, Any], backward_cost: float) -> dict[str, Any]:
-    """Return an epoch's entry with the passes made by its end; preparing came before the first."""
-    scored, trained = (entry[name] + prepared[name] for name in ("scored", "trained"))
-    return {**entry, "passes": scored + (1 + backward_cost) * trained}
+def _history(result: dict[str, Any], scorers: dict[str, float] | None) -> list[dict[str, Any]]:
+    """Return the epochs with the passes made by the end of each.
+
+    Preparing came before the first; what scorers spent is spread evenly over all.
+    """
+    prepared, backward_cost, epochs = result["prepared"], result["backward_cost"], result["history"]
+    each = scorers["passes"] / len(epochs) if scorers else 0.0
+    history = []
+    for number, entry in enumerate(epochs, start=1):
+        scored, trained = (entry[name] + prepared[name] for name in ("scored", "trained"))
+        history.append({**entry, "passes": scored + (1 + backward_cost) * trained + number * each})
+    return history
 
 
 SECTION_NAMES = ("prepare", *SECTIONS, "rest")
+SCORERS = ("scored", "trained", "seconds", "passes")
 _F64, _I64, _TEXT = pa.float64(), pa.int64(), pa.string()
 _RUNS = pa.schema(
     [
         ("run", _TEXT), ("label", _TEXT), ("method", _TEXT), ("settings", _TEXT), ("seed", _I64), ("epochs", _I64),
         ("batch_size", _I64), ("learning_rate", _F64), ("error", _TEXT), ("accuracy", _F64),
         ("balanced_accuracy", _F64), ("held_out_loss", _F64), ("scored", _I64), ("trained", _I64), ("full", _I64),
-        ("cost", _F64), *[(f"{name}_s", _F64) for name in (*SECTION_NAMES, "total", "wall")],
+        ("scorer_passes", _F64), ("cost", _F64), *[(f"{name}_s", _F64) for name in (*SECTION_NAMES, "total", "wall")],
         ("corrupted_share", _F64), ("label_names", pa.list_(_TEXT)), ("label_shares", pa.list_(_F64)),
         ("trained_by_label", pa.list_(_F64)), ("accuracy_by_label", pa.list_(_F64)), ("waited_share", _F64),
         ("machine", _TEXT),

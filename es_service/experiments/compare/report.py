@@ -50,6 +50,7 @@ def write(folder: Path, results: Mapping[str, Any], runs: Rows, history: Rows) -
 def _header(results: Mapping[str, Any]) -> list[str]:
     header = ["method", *(name.replace("_", " ") for name in _shown(results))]
     header += ["cost", f"saving at equal {_saved_at(results)}", "against full", "against its short full run"]
+    header += ["corrected p", "would be seen"]
     header += ["seconds", "scored", "back-propagated"]
     if any(row["corrupted_share"] is not None for row in results["rows"]):
         header.append("corrupted")
@@ -74,6 +75,8 @@ def _cells(results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         **{name.replace("_", " "): spread_in_words(row[name]) for name in _shown(results)},
         "against full": difference_in_words(row["difference_to_full"]),
         "against its short full run": "" if short is None else f"{difference_in_words(short)}, {short['epochs']} ep.",
+        "corrected p": "" if short is None or short["p_corrected"] is None else f"{short['p_corrected']:.3f}",
+        "would be seen": "" if short is None or short["detectable"] is None else f"{100 * short['detectable']:.2f}",
         "scored": _count(row["samples"]["scored"]),
         "back-propagated": _count(row["samples"]["trained"]),
         "seconds": spread_in_words(row["seconds"], 1, 1),
@@ -123,7 +126,7 @@ def _notes(results: Mapping[str, Any], runs: Rows, drawn: Sequence[str]) -> list
     notes = []
     num_seeds = len(results["seeds"])
     if num_seeds < 2:
-        notes.append("One seed decides nothing: run the same command with --seeds 3 or more for verdicts.")
+        notes.append("One seed decides nothing: run the same command with --seeds 5 or more for verdicts.")
     elif num_seeds == 2:
         notes.append("Two seeds make very wide intervals: with three they are a third as wide, with five a fifth.")
     if results["timings"] == "shared":
@@ -145,8 +148,14 @@ def _notes(results: Mapping[str, Any], runs: Rows, drawn: Sequence[str]) -> list
         notes.append("No method left room for a full run with fewer epochs: short_full is full itself.")
     if missing := [picture.title.lower() for name, picture in PICTURES.items() if name not in drawn]:
         notes.append(f"Not drawn, since these runs did not measure it: {', '.join(missing)}.")
-    notes.append(
-        "Of twenty methods that change nothing, one comes out as paying or hurting by chance: confirm a surprise with "
-        "more seeds (--seed-base)."
-    )
+    if results["tests"]:
+        notes.append(verdicts.correction_in_words(results["tests"]))
+        notes.append(verdicts.power_in_words(results["rows"], num_seeds))
+    with_scorers = [row for row in results["rows"] if row["scorers"] is not None]
+    if with_scorers:
+        spent = (f"{row['method']} ({row['scorers']['seconds']:.1f} s)" for row in with_scorers)
+        notes.append(
+            f"Scorers worked beside the training of {', '.join(spent)}. Cost counts their passes; the seconds of a "
+            "method are those of its training alone."
+        )
     return notes

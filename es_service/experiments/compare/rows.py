@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from es_service.experiments import statistics
 from es_service.experiments.compare import verdicts
-from es_service.experiments.compare.comparison import FULL, SHORT_FULL, Comparison, short_full
-from es_service.experiments.compare.outcomes import Measured, Outcome, metric_names
+from es_service.experiments.compare.comparison import FULL, SHORT_FULL, Candidate, Comparison, short_full
+from es_service.experiments.compare.lengths import matched_length
+from es_service.experiments.compare.outcomes import SCORERS, Measured, Outcome, metric_names
 from es_service.selection.idle import why_idle
 from es_service.training.tasks.metrics import ACCURACY
 
-__all__ = ["decide_lengths", "matched_length", "results"]
+__all__ = ["results"]
+
+_LOSS = "held_out_loss"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A row to be: a method and its runs by seed."""
+    """A row to be: a method, its runs by seed, and why it never selects, if so."""
 
     label: str
     epochs: int
     finished: dict[int, Measured]
     errors: list[str]
+    idle: str | None
 
     @property
     def runs(self) -> int:
@@ -53,16 +56,20 @@ def results(
     measured = [one.measured for one in outcomes if one.measured is not None]
     metric = _metric(comparison, measured)
     named = metric_names(measured)
-    table = _Table(comparison=comparison, metric=metric, named=named, full=full, by_length=by_length)
+    table = _Table(comparison=comparison, metric=metric, named=named, full=full, by_length=by_length, own=own)
     rows = [table.reference_row(full, FULL, "the reference: every sample in every epoch")]
     matched = matched_length(own, comparison.epochs)
     others = sorted(set(own.values()) - {matched, comparison.epochs})
     rows += [table.short_row(epochs, is_matched=epochs == matched) for epochs in (matched, *others)]
-    for candidate in comparison.candidates:
-        if candidate.label != FULL:
-            entry = _entry(candidate.label, candidate.epochs or comparison.epochs, outcomes)
-            idle = why_idle(comparison.spec(candidate, comparison.seeds[0]).config(comparison.num_samples))
-            rows.append(table.method_row(entry, own.get(candidate.label), lengths.get(candidate.label, {}), idle))
+    entries = [
+        _entry(one.label, one.epochs or comparison.epochs, outcomes, idle=_idle(comparison, one))
+        for one in comparison.candidates
+        if one.label != FULL
+    ]
+    judged = {name: table.judge(entries, name) for name in (metric, *_others(metric, named))}
+    for entry in entries:
+        own_judged = {name: one[entry.label] for name, one in judged.items() if entry.label in one}
+        rows.append(table.method_row(entry, lengths.get(entry.label, {}), own_judged))
     return {
         "task": comparison.task,
         "data": comparison.data,
@@ -75,6 +82,7 @@ def results(
         "seeds": list(comparison.seeds),
         "metric": metric,
         "metrics": named,
+        "tests": len(judged[metric]),
         "timings": "exclusive" if measured and all(one.seconds is not None for one in measured) else "shared",
         "machines": sorted({one.machine for one in outcomes if one.machine}),
         "corrupted_share_of_set": next((one.corrupted_share_of_set for one in measured), None),
@@ -90,13 +98,23 @@ def _metric(comparison: Comparison, measured: Sequence[Measured]) -> str:
     return "balanced_accuracy" if metric == ACCURACY and balanced and is_tail else metric
 
 
-def _entry(label: str, epochs: int, outcomes: Sequence[Outcome]) -> _Entry:
+def _others(metric: str, named: Sequence[str]) -> list[str]:
+    """Return what methods could be compared by as well."""
+    return [one for one in dict.fromkeys([*named, ACCURACY, "balanced_accuracy", _LOSS]) if one != metric]
+
+
+def _idle(comparison: Comparison, candidate: Candidate) -> str | None:
+    return why_idle(comparison.spec(candidate, comparison.seeds[0]).config(comparison.num_samples))
+
+
+def _entry(label: str, epochs: int, outcomes: Sequence[Outcome], idle: str | None = None) -> _Entry:
     own = [one for one in outcomes if one.spec.method == label]
     return _Entry(
         label=label,
         epochs=epochs,
         finished={one.spec.seed: one.measured for one in own if one.measured is not None},
         errors=[f"seed {one.spec.seed}: {one.error}" for one in own if one.error is not None],
+        idle=idle,
     )
 
 
@@ -109,6 +127,17 @@ class _Table:
     named: list[str]
     full: _Entry
     by_length: dict[int, _Entry]
+    own: dict[str, int]
+
+    def judge(self, entries: Sequence[_Entry], metric: str) -> dict[str, verdicts.Judged]:
+        """Return what a metric says of these methods, by label; not of those that failed or never select."""
+        differences = {
+            one.label: difference
+            for one in entries
+            if one.label in self.own and one.idle is None and not one.errors
+            if (difference := self._to(one, self.by_length[self.own[one.label]], metric)) is not None
+        }
+        return verdicts.judge(differences, lower_is_better=metric == _LOSS)
 
     def reference_row(self, entry: _Entry, method: str, sentence: str) -> dict[str, Any]:
         """Return the row of full itself, or of a short full run."""
@@ -117,6 +146,7 @@ class _Table:
             "difference_to_full": None if entry is self.full else _difference(self._to(entry, self.full)),
             "difference_to_short_full": None,
             "saving_at_equal_accuracy": None,
+            "by_metric": {},
             "decision": None,
             "verdict": sentence if entry.finished else f"failed: {'; '.join(entry.errors) or 'no run ended'}",
         }
@@ -134,35 +164,42 @@ class _Table:
         return self.reference_row(entry, method, sentence)
 
     def method_row(
-        self, entry: _Entry, epochs: int | None, length: Mapping[str, Any], idle: str | None
+        self, entry: _Entry, length: Mapping[str, Any], judged: Mapping[str, verdicts.Judged]
     ) -> dict[str, Any]:
-        """Return the row of a method; `epochs` is the length of its short full run, `idle` why it never selects."""
+        """Return the row of a method; `length` is that of its short full run, `judged` what each metric says."""
+        epochs = self.own.get(entry.label)
         rival = None if epochs is None else self.by_length[epochs]
         to_full = self._to(entry, self.full)
         to_short = None if rival is None else self._to(entry, rival)
+        by_metric = {name: one for name, one in judged.items() if name != self.metric}
         decision, sentence = verdicts.verdict(
+            judged.get(self.metric),
             to_short,
             to_full,
+            by_metric=by_metric,
             epochs=epochs,
             is_full=rival is self.full,
             num_failed=len(entry.errors),
             runs=entry.runs,
             rival_failed=0 if rival is None else len(rival.errors),
             rival_runs=0 if rival is None else rival.runs,
-            idle=idle,
+            idle=entry.idle,
         )
-        short = _difference(to_short)
+        short = None if to_short is None else {**_tested(to_short, judged.get(self.metric)), **length}
         return {
             **self._measured(entry, entry.label),
             "difference_to_full": _difference(to_full),
-            "difference_to_short_full": None if short is None else {**short, "epochs": epochs, **_basis(length)},
+            "difference_to_short_full": short,
             "saving_at_equal_accuracy": self._saving(entry),
+            "by_metric": {
+                name: {**_tested(one.difference, one), "decision": one.decision} for name, one in by_metric.items()
+            },
             "decision": decision,
             "verdict": sentence,
         }
 
-    def _to(self, entry: _Entry, other: _Entry) -> statistics.Difference | None:
-        return statistics.paired_difference(entry.values(self.metric), other.values(self.metric))
+    def _to(self, entry: _Entry, other: _Entry, metric: str = "") -> statistics.Difference | None:
+        return statistics.paired_difference(entry.values(metric or self.metric), other.values(metric or self.metric))
 
     def _saving(self, entry: _Entry) -> dict[str, Any] | None:
         line = [
@@ -194,6 +231,7 @@ class _Table:
             "held_out_loss": _spread(entry.values("held_out_loss")),
             **{name: _spread(entry.values(name)) for name in self.named},
             "samples": {"scored": _count(entry, "scored"), "trained": _count(entry, "trained")},
+            "scorers": _scorers(entry),
             "seconds": _spread(timed) if len(timed) == len(runs) else None,
             "cost": self._cost(entry) if runs else None,
             "corrupted_share": _mean(entry, lambda one: one.corrupted_share),
@@ -218,48 +256,14 @@ def _difference(difference: statistics.Difference | None) -> dict[str, Any] | No
     return None if difference is None else {"mean": difference.mean, "low": difference.low, "high": difference.high}
 
 
-def _basis(length: Mapping[str, Any]) -> dict[str, Any]:
-    return {"basis": length["basis"]} if length else {}
+def _tested(difference: statistics.Difference, judged: verdicts.Judged | None) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(difference),
+        "p_corrected": None if judged is None else judged.corrected,
+        "detectable": None if judged is None else judged.detectable,
+    }
 
 
-TOLERANCE = 0.02
-"""Share of an epoch that a short run may have less than its method: clocks are not more exact than that."""
-
-
-def decide_lengths(measured: Mapping[str, Sequence[Measured]], num_epochs: int) -> dict[str, dict[str, Any]]:
-    """Return, for each method but full, the epochs of the full run that takes as long: E_m = ⌈E·t_m/t_full⌉.
-
-    Args:
-        measured: the finished runs of each method, by label, those of full among them.
-        num_epochs: E of full.
-
-    Returns:
-        {label: {epochs, basis}}, epochs in [1, E]. The basis is "seconds" in steps where both sides' runs had their
-        cores to themselves, else "cost" in passes. A method without a finished run has no entry.
-    """
-    decided: dict[str, dict[str, Any]] = {}
-    full = measured.get(FULL)
-    if not full:
-        return decided
-    for label, runs in measured.items():
-        if label == FULL or not runs:
-            continue
-        timed = all(one.seconds is not None for one in (*full, *runs))
-        share = _mean_time(runs, timed) / _mean_time(full, timed)
-        epochs = min(max(math.ceil(num_epochs * share - (TOLERANCE if timed else 1e-9)), 1), num_epochs)
-        decided[label] = {"epochs": epochs, "basis": "seconds" if timed else "cost"}
-    return decided
-
-
-def _mean_time(runs: Sequence[Measured], timed: bool) -> float:
-    values = [one.seconds["total"] if timed and one.seconds else one.passes for one in runs]
-    return math.fsum(values) / len(values)
-
-
-def matched_length(lengths: Mapping[str, int], num_epochs: int) -> int:
-    """Return the epochs of the row that is called short_full: es's, or the middle one where es's is no shorter."""
-    shorter = sorted({epochs for epochs in lengths.values() if epochs < num_epochs})
-    if not shorter:
-        return num_epochs
-    matched = lengths.get("es", num_epochs)
-    return matched if matched < num_epochs else shorter[len(shorter) // 2]
+def _scorers(entry: _Entry) -> dict[str, float] | None:
+    found = [one.scorers for one in entry.finished.values() if one.scorers is not None]
+    return {name: statistics.spread([one[name] for one in found]).mean for name in SCORERS} if found else None

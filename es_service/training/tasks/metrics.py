@@ -16,14 +16,14 @@ ACCURACY = "accuracy"
 _MOST_CHARACTERS = 40
 _TAKEN = frozenset(
     {
-        "above_full", "accuracy_by_label", "balanced_accuracy", "batch_size", "config", "corrupted_share", "cost",
-        "data_s", "date", "decision", "difference_to_full", "difference_to_short_full", "done", "epoch", "epochs",
-        "error", "errors", "exchange_s", "failed", "full", "held_out_loss", "hostname", "label", "label_names",
-        "label_shares", "last", "learning_rate", "loss", "machine", "method", "metric", "metrics", "node_ip",
-        "number", "pid", "prepare_s", "reached", "rest_s", "run", "samples", "saving_at_equal_accuracy", "score_s",
-        "scored", "seconds", "seed", "seeds", "setting", "settings", "status", "stopped", "timestamp", "total_s",
-        "train_loss", "train_s", "trained", "trained_by_label", "training_iteration", "trial_id", "value",
-        "verdict", "waited_share", "wall_s",
+        "above_full", "accuracy_by_label", "balanced_accuracy", "batch_size", "by_metric", "config",
+        "corrupted_share", "cost", "data_s", "date", "decision", "difference_to_full", "difference_to_short_full",
+        "done", "epoch", "epochs", "error", "errors", "exchange_s", "failed", "full", "held_out_loss", "hostname",
+        "label", "label_names", "label_shares", "last", "learning_rate", "loss", "machine", "method", "metric",
+        "metrics", "node_ip", "number", "pid", "prepare_s", "reached", "rest_s", "run", "samples",
+        "saving_at_equal_accuracy", "score_s", "scored", "scorer_passes", "scorers", "seconds", "seed", "seeds",
+        "setting", "settings", "status", "stopped", "timestamp", "total_s", "train_loss", "train_s", "trained",
+        "trained_by_label", "training_iteration", "trial_id", "value", "verdict", "waited_share", "wall_s",
     }
 )  # fmt: skip  # columns, and keys of results, of compare and tune
 

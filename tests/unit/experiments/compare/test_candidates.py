@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from es_service import errors
+from es_service.cli import build_parser
 from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates, short_full
 from es_service.selection.config import preset
 from es_service.storage.runs import check_run_name
@@ -21,6 +22,11 @@ def labels(text: str) -> list[str]:
 def test_full_and_random_come_unasked_and_doubles_collapse() -> None:
     assert labels("es") == ["full", "random", "es"]
     assert labels("es, full,es:ratio=0.5 ,random,es,short_full") == ["full", "random", "es", "es:ratio=0.5"]
+
+
+def test_every_method_gets_five_seeds_unless_others_are_asked_for() -> None:
+    options = build_parser().parse_args(["compare", "--out", "x"])
+    assert (options.seeds, options.seed_base, options.jobs) == (5, 0, 1)
 
 
 def test_settings_go_to_the_method_the_selection_or_the_run() -> None:

@@ -46,15 +46,26 @@ class Links(html.parser.HTMLParser):
 
 
 def test_the_report_shows_every_row_and_every_picture(
-    make_comparison: Make, make_outcomes: Make, lengths: dict[str, Any], tmp_path: Path
+    make_comparison: Make, make_outcome: Make, make_outcomes: Make, lengths: dict[str, Any], tmp_path: Path
 ) -> None:
     comparison = make_comparison()
-    markdown, page, drawn = write(tmp_path, comparison, make_outcomes(comparison), lengths)
+    outcomes = [one for one in make_outcomes(comparison) if one.spec.method not in ("es", "eswp")]
+    *_, es, eswp = comparison.candidates
+    for seed, accuracy in enumerate((0.902, 0.899, 0.905)):
+        outcomes.append(make_outcome(comparison, es, seed, accuracy, scored=9, held_out_loss=0.9))
+        scorers = {"scored": 100, "trained": 0, "seconds": 7.0, "passes": 100.0}
+        outcomes.append(make_outcome(comparison, eswp, seed, accuracy - 0.008, scored=9, scorers=scorers))
+    markdown, page, drawn = write(tmp_path, comparison, outcomes, lengths)
     assert drawn == set(PICTURES)
     for text in (markdown, page):
         assert "short_full (6 epochs)" in text
         assert "pays: +0.53 points" in text
         assert "Of 4 methods: 1 × pays" in text
+        assert "but by held_out_loss it hurts" in text
+        assert "corrected for 4 tests (Holm)" in text
+        assert "With these 3 seeds a difference of " in text
+        assert "would be seen in 80 % of such comparisons" in text
+        assert "Scorers worked beside the training of eswp (7.0 s)" in text
         assert "corrupted" not in text
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 7

@@ -10,8 +10,9 @@ import pytest
 
 from es_service.experiments.compare import verdicts
 from es_service.experiments.compare.comparison import Comparison, parse_candidates
+from es_service.experiments.compare.lengths import decide_lengths, matched_length
 from es_service.experiments.compare.outcomes import Measured, Outcome
-from es_service.experiments.compare.rows import decide_lengths, matched_length, results
+from es_service.experiments.compare.rows import results
 from es_service.training.spec import TrainingSpec
 
 Make = Callable[..., Any]
@@ -89,7 +90,16 @@ def test_rows_hold_what_the_runs_measured(make_comparison: Make, make_outcomes: 
     short = es["difference_to_short_full"]
     assert (short["mean"], short["epochs"], short["basis"]) == (pytest.approx(0.016 / 3), 6, "seconds")
     assert short["low"] > 0
+    assert (found["tests"], short["pairs"]) == (4, 3)
+    # Differences of .005, .005 and .006: t = 16, p = .0039; only random's p is smaller, so it counts 3 times.
+    assert short["p"] == pytest.approx(1 - 16 / (16**2 + 2) ** 0.5)
+    assert short["p_corrected"] == pytest.approx(3 * short["p"])
+    assert 0 < short["detectable"] < 0.016 / 3
     assert es["decision"] == "pays"
+    assert es["by_metric"]["held_out_loss"]["decision"] == "pays"
+    assert es["by_metric"]["held_out_loss"]["mean"] == pytest.approx(-0.008)
+    assert set(es["by_metric"]) == {"balanced_accuracy", "held_out_loss"}
+    assert es["scorers"] is None
     # On the line from (.75, .89667) to (1, .905), accuracy .902 costs .91.
     assert es["saving_at_equal_accuracy"]["value"] == pytest.approx(1 - 0.6875 / 0.91)
     assert rows["loss"]["decision"] == "hurts"
@@ -97,6 +107,64 @@ def test_rows_hold_what_the_runs_measured(make_comparison: Make, make_outcomes: 
     for reference in ("full", "short_full"):
         assert rows[reference]["difference_to_short_full"] is None
         assert rows[reference]["decision"] is None
+
+
+def test_what_pays_alone_may_not_pay_among_others(
+    make_comparison: Make, make_outcome: Make, make_outcomes: Make, lengths: dict[str, Any]
+) -> None:
+    """Differences of .005, .006 and .009 have p = .031, which two smaller ones of four double."""
+    comparison = make_comparison()
+    others = [one for one in make_outcomes(comparison) if one.spec.method != "es"]
+    es = comparison.candidates[3]
+    own = [make_outcome(comparison, es, seed, accuracy) for seed, accuracy in enumerate((0.902, 0.900, 0.908))]
+    row = rows_of(comparison, others + own, lengths)["es"]
+    short = row["difference_to_short_full"]
+    assert short["low"] > 0
+    assert (short["p"], short["p_corrected"]) == (pytest.approx(0.031, abs=1e-3), pytest.approx(2 * short["p"]))
+    assert row["decision"] == verdicts.NO_DIFFERENT
+    assert row["verdict"].endswith("; without the correction it pays")
+    fewer = make_comparison("es")
+    [row] = [row for row in results(fewer, others + own, lengths)["rows"] if row["method"] == "es"]
+    assert row["decision"] == verdicts.PAYS  # beside random alone, which is tested too and has the smaller p
+
+
+def test_a_verdict_says_where_another_metric_decides_otherwise(
+    make_comparison: Make, make_outcome: Make, make_outcomes: Make, lengths: dict[str, Any]
+) -> None:
+    comparison = make_comparison()
+    outcomes = [one for one in make_outcomes(comparison) if one.spec.method != "es"]
+    for seed, accuracy in enumerate((0.902, 0.899, 0.905)):
+        changes = {"held_out_loss": 0.9 + 0.001 * seed, "balanced_accuracy": 0.0}
+        outcomes.append(make_outcome(comparison, comparison.candidates[3], seed, accuracy, **changes))
+    rows = rows_of(comparison, outcomes, lengths)
+    assert rows["es"]["decision"] == verdicts.PAYS
+    assert rows["es"]["verdict"].endswith("; but by balanced_accuracy it hurts, by held_out_loss it hurts")
+    assert rows["es"]["by_metric"]["held_out_loss"]["decision"] == verdicts.HURTS
+    assert "but" not in rows["loss"]["verdict"]
+    assert rows["full"]["by_metric"] == {}
+
+
+def test_the_work_of_scorers_counts(make_comparison: Make, make_outcome: Make) -> None:
+    """In cost, in the curves, and in the length of the short run, however fast the training became."""
+    comparison = make_comparison("es")
+    full, _, es = comparison.candidates
+    scorers = {"scored": 9000, "trained": 10, "seconds": 4.0, "passes": 9000.0, "lost": 0}
+    plain, helped = (
+        [make_outcome(comparison, es, seed, 0.9, seconds=3.0, trained=2000, **more) for seed in comparison.seeds]
+        for more in ({}, {"scorers": scorers})
+    )
+    fulls = [make_outcome(comparison, full, seed, 0.9, seconds=10.0) for seed in comparison.seeds]
+    assert helped[0].measured.passes == 9000 + 3 * 2000
+    assert helped[0].measured.history[-1]["passes"] == pytest.approx(9000 + 3 * 2000)
+    assert helped[0].measured.history[0]["passes"] == pytest.approx((9000 + 3 * 2000) / 8)
+    assert decide_lengths(by_label([*fulls, *plain]), 8)["es"] == {"epochs": 3, "basis": "seconds"}
+    own = decide_lengths(by_label([*fulls, *helped]), 8)
+    assert own["es"] == {"epochs": 5, "basis": "cost"}  # 15,000 of 24,000 passes
+    slow = [make_outcome(comparison, es, 0, 0.9, seconds=9.0, trained=2000, scorers=scorers)]
+    assert decide_lengths(by_label([*fulls, *slow]), 8)["es"] == {"epochs": 8, "basis": "seconds"}
+    row = rows_of(comparison, fulls + helped, own)["es"]
+    assert row["cost"] == pytest.approx(15000 / 24000)
+    assert row["scorers"] == {"scored": 9000, "trained": 10, "seconds": 4.0, "passes": 9000.0}
 
 
 def test_one_seed_gets_no_verdict(make_comparison: Make, make_outcomes: Make, lengths: dict[str, Any]) -> None:
@@ -146,6 +214,7 @@ def test_failed_runs_are_named_and_decide_nothing(
     rows = rows_of(comparison, outcomes, lengths)
     assert (rows["es"]["seeds"], rows["es"]["failed"], rows["es"]["errors"]) == (2, 1, ["seed 1: loss nan"])
     assert rows["es"]["verdict"] == "undecided: 1 of 3 runs failed"
+    assert rows["es"]["difference_to_short_full"]["p_corrected"] is None
     assert rows["full"]["seeds"] == 2
 
     failed = [make_outcome(comparison, es, seed, 0.0, error="loss nan") for seed in range(3)]
