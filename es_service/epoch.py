@@ -158,6 +158,7 @@ class Epoch:
             needs_all = self.streamed or self.config.selection.on_bad_loss == "skip"
             needed = np.arange(ids_B.size) if needs_all else self.to_score(ids_B)
             scored = check_scored(scored, ids_B.size, needed, has_losses=losses is not None)
+            losses = losses if scored.size else None
         if losses is None:
             if self.is_scoring(ids_B.size):
                 raise errors.ShapeError(
@@ -165,7 +166,7 @@ class Epoch:
                     "select(ids_B, losses_B) needs one per id (whenever selector.wants_scores is true)"
                 )
             draw = self._draws.blind(ids_B, num)
-        elif scored is None:
+        elif scored is None or scored.size == ids_B.size:
             draw = self._draws.scored(ids_B, losses, num)
         else:
             draw = self._draws.partly(ids_B, scored, losses, num)

@@ -42,8 +42,8 @@ def check_share(share: float, *, skips: bool) -> None:
         )
 
 
-def check_scored(scored: Any, num: int, needed_k: I64, *, has_losses: bool) -> I64 | None:
-    """Return the positions that were scored of a meta-batch, int64[k]; None where that is all of it.
+def check_scored(scored: Any, num: int, needed_k: I64, *, has_losses: bool) -> I64:
+    """Return the positions that were scored of a meta-batch, int64[k].
 
     Args:
         scored: positions as a caller gave them.
@@ -68,7 +68,7 @@ def check_scored(scored: Any, num: int, needed_k: I64, *, has_losses: bool) -> I
         )
     if not has_losses and found.size:
         raise errors.ShapeError("scored says of which positions the losses are, but no losses came with it")
-    return found if 0 < found.size < num else None
+    return found
 
 
 def noted(plan: Plan, prospect: Prospect) -> Plan:
