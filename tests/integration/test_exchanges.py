@@ -62,7 +62,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
     "es-drop-last": ("es", {"seed": 25, "anneal": (0.2, 0), "drop_last": True}),
     "infobatch-drop-last": ("infobatch", {"seed": 26, "drop_last": True}),
-    "es-part": ("eswp", {"seed": 27, "anneal": (0.2, 0), "prune_ratio": 0.2, "score_share": 0.4, "reweight": "unbiased"}),
+    "es-part": (
+        "eswp",
+        {"seed": 27, "anneal": (0.2, 0), "prune_ratio": 0.2, "score_share": 0.4, "reweight": "unbiased"},
+    ),
     "backprop-part": ("selective_backprop", {"seed": 28, "history": 3 * BATCH_SIZE + 5, "score_share": 0.3}),
     "es-skip": ("es", {"seed": 23, "anneal": (0.2, 0), "on_bad_loss": "skip"}),
 }
