@@ -420,6 +420,21 @@ def test_drawn_texts_are_padded_anew_where_asked_for(make: Any, collate: Any, nu
     assert max(widths[True]) == 0
 
 
+@pytest.mark.parametrize("make, collate", [(Texts, padded), (TextsAtOnce, as_is)])
+def test_the_part_that_is_scored_is_padded_anew_too(make: Any, collate: Any) -> None:
+    widths: list[int] = []
+
+    def score(batch: torch.Tensor) -> NDArray[np.float32]:
+        ids = (batch[:, 0] - 1).tolist()
+        widths.append(batch.shape[1] - max(1 + index % 7 for index in ids))
+        assert batch.tolist() == padded([Texts()[index] for index in ids]).tolist()
+        return loss_of(ids)
+
+    loader = SelectiveLoader(make(), select(score_share=0.2), score, collate_fn=collate, recollate=True)
+    assert [sum(1 for _ in loader.epoch(epoch)) for epoch in range(3)] == [5, 5, 5]
+    assert set(widths) == {0}
+
+
 def test_batches_that_cannot_be_taken_apart_can_be_collated_anew() -> None:
     loader = SelectiveLoader(
         DictSet(),
