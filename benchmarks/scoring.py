@@ -6,8 +6,8 @@
 Without --task, the built-in tasks are measured (reviews and flights where `make data` has put their data into data/),
 and images (resnet18), text (bow and tiny) and sft (a small Llama) on made-up files; with it any task that es-service
 train takes. A scoring pass goes over the meta-batch of B samples; a full step is forward, backward and optimizer step
-over the same B samples. In every round each way is taken once, in turns, until --seconds are over; shown are medians, and
-medians of the ratios within a round. On a GPU the clock waits for the device. --compile takes minutes on a CPU.
+over the same B samples. In every round each way is taken once, in turns, until --seconds are over; shown are medians,
+and medians of the ratios within a round. On a GPU the clock waits for the device. --compile takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WAYS = (
     "fetched, then scored",
     "fetched while scoring",
 )
-"""Other ways to score with the plain model. Of those at once a fourth counts; what is fetched is the next meta-batch."""
+"""Other ways to score with the plain model. Of those at once a fourth counts; fetched is the next meta-batch."""
 
 
 class _Measured:
