@@ -43,7 +43,7 @@ from es_service.training.tasks.options import TaskOptions
 
 __all__ = ["measure"]
 
-WARM_UP, ROUNDS, LEAST_ROUNDS = 2, 200, 5
+WARM_UP, ROUNDS, LEAST_ROUNDS = 1, 200, 5
 SECONDS, QUICK_SECONDS = 60.0, 1.0
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
