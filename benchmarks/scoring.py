@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.scoring_tasks import TASKS
+from benchmarks.scoring_tasks import SMALL, TASKS
 from es_service.cli.task_flags import add_task_flags, derived_settings, option_settings
 from es_service.cli.text import grid
 from es_service.errors import ConfigError, DataError
@@ -251,7 +251,8 @@ def main() -> None:
                     raise
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
-            size = asked.batch_size or task.defaults.batch_size
+            small = SMALL.get(name) if asked.task is None else None
+            size = asked.batch_size or small or task.defaults.batch_size
             most_s = QUICK_SECONDS if asked.quick else SECONDS if asked.seconds is None else asked.seconds
             found = measure(task, name, size, settings, most_s=most_s)
             rows += found

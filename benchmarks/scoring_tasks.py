@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from es_service.training.tasks import build_task
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.options import TaskOptions
 
-__all__ = ["TASKS"]
+__all__ = ["SMALL", "TASKS"]
 
 _NUM, _WORDS = 640, 2000
 
@@ -26,7 +24,7 @@ def _images(folder: Path) -> Task:
         path = folder / f"class-{index % 2}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
-    return _small(build_task("images", str(folder), options=TaskOptions(model="resnet18")))
+    return build_task("images", str(folder), options=TaskOptions(model="resnet18"))
 
 
 def _sentence(rng: np.random.Generator, longest: int) -> str:
@@ -61,13 +59,7 @@ def _answers(folder: Path) -> Task:
     rng = np.random.default_rng(0)
     rows = [json.dumps({"prompt": _sentence(rng, 12), "answer": _sentence(rng, 40)}) for _ in range(_NUM)]
     (folder / "answers.jsonl").write_text("\n".join(rows))
-    return _small(build_task("sft", str(folder / "answers.jsonl"), options=TaskOptions(model=str(folder))))
-
-
-def _small(task: Any) -> Task:
-    """Return the task with a meta-batch that a CPU takes seconds for, not minutes."""
-    small: Task = dataclasses.replace(task, defaults=dataclasses.replace(task.defaults, batch_size=16))
-    return small
+    return build_task("sft", str(folder / "answers.jsonl"), options=TaskOptions(model=str(folder)))
 
 
 TASKS: Mapping[str, Callable[[Path], Task]] = {
@@ -80,3 +72,5 @@ TASKS: Mapping[str, Callable[[Path], Task]] = {
     "sft": _answers,
 }
 """Name -> function that builds the task; it may put files into the folder."""
+SMALL: Mapping[str, int] = {"images": 16, "sft": 16}
+"""Meta-batches that a CPU takes seconds for, not minutes."""
