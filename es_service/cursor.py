@@ -29,7 +29,8 @@ class Cursor:
         num_left: ids that were not selected yet.
         is_scored: by a forward pass of its own.
         is_counted: in the ledger.
-        unreported: drawn without losses, which are still to come.
+        unreported: drawn, of which losses are still to come.
+        awaited: positions in that draw whose losses are, where its step was scored in part; None: all.
     """
 
     ids_B: I64
@@ -41,6 +42,7 @@ class Cursor:
     is_scored: bool = False
     is_counted: bool = False
     unreported: Draw | None = None
+    awaited: I64 | None = None
 
     def begin(self, step: int, ids_B: I64, repeats: Repeats | None, now: float) -> None:
         """Go to the next step; what is still to be reported of the one before stays."""
@@ -50,8 +52,13 @@ class Cursor:
 
     @property
     def is_done(self) -> bool:
-        """Whether all ids of the step are selected, and their losses observed."""
-        return self.step >= 0 and self.num_left <= 0 and self.unreported is None
+        """Whether all ids of the step are selected, and losses observed."""
+        return self.step >= 0 and self.num_left <= 0 and self.blind is None
+
+    @property
+    def blind(self) -> Draw | None:
+        """A draw without any losses, which are still to come."""
+        return self.unreported if self.awaited is None else None
 
     def count(self, ledger: Ledger, batch_size: int, num_to_draw: int) -> None:
         """Count the step in a ledger."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from es_service.ledger import Ledger
 from es_service.measures import Measures
 from es_service.selection import observations
 from es_service.selection.engine import Draw
-from es_service.selection.methods.base import Columns
-from es_service.selection.repeats import Repeats, among_distinct
+from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
+from es_service.selection.staleness import check_scored
+from es_service.step_draws import StepDraws
 
 __all__ = ["Epoch"]
 
@@ -61,13 +62,14 @@ class Epoch:
         closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.config: RunConfig = exchange.config
-        self._exchange, self._ledger, self._irreducible = exchange, ledger, irreducible
+        self._exchange, self._ledger = exchange, ledger
         self.number, self.share, self.streamed, self.measures = number, share, streamed, Measures()
         self.num_steps = num_steps if streamed else len(self.batches())
         self._selecting = self.config.selecting(number, None if streamed else self.num_steps)  # steps; others anneal
         self.is_closed, self._closed = False, closed
         self.awaits_hidden = False  # the steps are done, what the epoch hid is still to be seen
         self._cursor = Cursor(share.ids[:0])
+        self._draws = StepDraws(exchange, ledger, irreducible, self._cursor, self.measures, streamed=streamed)
         self._held: errors.EsServiceError | None = None  # of closing behind the last step
         self._is_pruned = False  # the ledger has counted what was left out
         self._shown_at = -math.inf
@@ -100,10 +102,16 @@ class Epoch:
             return False
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
 
+    def to_score(self, ids_B: I64) -> I64:
+        """Return the positions of what a scoring pass has to go over; see `Selector.to_score`."""
+        if not self.is_scoring(ids_B.size):
+            return np.arange(0)
+        return self.share.to_score(self.step, ids_B, self.config.batch_size, self.config.selection.score_share)
+
     def position(self, ledger: Ledger) -> int:
         """Return the step to continue with after a restart, and bring a copy of the ledger to where it begins."""
-        if self._cursor.unreported is not None:  # drawn, but its losses are still to come: this step will be done again
-            ledger.count_trained(self._cursor.unreported.ids, -1)
+        if (blind := self._cursor.blind) is not None:  # its losses are still to come: this step will be done again
+            ledger.count_trained(blind.ids, -1)
         if not self._cursor.is_done:
             return max(0, self._cursor.step)
         if not self._cursor.is_counted:
@@ -143,29 +151,25 @@ class Epoch:
         own_B, end = self._cursor.ids_B, self.config.end_of_ids
         return own_B if ids_B is own_B else observations.check_ids(ids_B, end, distinct=not self.streamed)
 
-    def _distinct(self, ids_B: I64, seen: Columns) -> tuple[I64, Columns, Repeats | None]:
-        """Return the distinct ids of a batch, the mean signals of each, and how they repeat in it, where they do."""
-        is_own = not self.streamed or ids_B is self._cursor.ids_B
-        repeats = self._cursor.repeats if is_own else Repeats.of(ids_B)
-        if repeats is None:
-            return ids_B, seen, None
-        return repeats.ids_u, {name: repeats.means(values_B) for name, values_B in seen.items()}, repeats
-
-    def select(self, ids_B: I64, losses_B: Any) -> Draw:
+    def select(self, ids_B: I64, losses: Any, scored: Any = None) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
         num = self.num_to_draw(ids_B.size)
-        if losses_B is not None:
-            draw = self._draw_scored(ids_B, losses_B, num)
-        elif self.is_scoring(ids_B.size):
-            raise errors.ShapeError(
-                f"method {self.config.selection.method.name!r} draws by the losses of this step: "
-                "select(ids_B, losses_B) needs one per id (whenever selector.wants_scores is true)"
-            )
-        else:  # reported together with its losses, or alone if none come
-            with self._ledger.timing("exchange"):
-                self._report_pending()
-                distinct, _, repeats = self._distinct(ids_B, {})
-                draw = self._cursor.unreported = self._exchange.draw(self._cursor.step, distinct, num, repeats)
+        if scored is not None:
+            needs_all = self.streamed or self.config.selection.on_bad_loss == "skip"
+            needed = np.arange(ids_B.size) if needs_all else self.to_score(ids_B)
+            scored = check_scored(scored, ids_B.size, needed, has_losses=losses is not None)
+            losses = losses if scored.size else None
+        if losses is None:
+            if self.is_scoring(ids_B.size):
+                raise errors.ShapeError(
+                    f"method {self.config.selection.method.name!r} draws by the losses of this step: "
+                    "select(ids_B, losses_B) needs one per id (whenever selector.wants_scores is true)"
+                )
+            draw = self._draws.blind(ids_B, num)
+        elif scored is None or scored.size == ids_B.size:
+            draw = self._draws.scored(ids_B, losses, num)
+        else:
+            draw = self._draws.partly(ids_B, scored, losses, num)
         self._ledger.count_trained(draw.ids)
         factors_b = self.share.factors(self._cursor.step, draw.ids, self.config.batch_size)
         if factors_b is not None:
@@ -175,53 +179,15 @@ class Epoch:
         self._advance()
         return draw
 
-    def _draw_scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
-        ids, seen, good = self._signals(ids_B, losses)
-        self._ledger.count_scored(ids_B)
-        self._cursor.is_scored = True
-        with self._ledger.timing("exchange"):
-            self._report_pending()
-            distinct, seen, repeats = self._distinct(ids, seen)
-            draw = self._exchange.step(self._cursor.step, distinct, seen, min(num, ids.size), repeats)
-        self.measures.add_scored(seen["loss"], among_distinct(draw.positions, repeats))
-        return draw if good is None else dataclasses.replace(draw, positions=good[draw.positions])
-
-    def _signals(self, ids_B: I64, observed: Any) -> tuple[I64, Columns, I64 | None]:
-        """Return ids and signals; where samples are to be skipped those of the others, and the others' positions."""
-        selection, num = self.config.selection, ids_B.size
-        needed, non_negative = selection.signals, selection.non_negative
-        if self._irreducible is not None and "irreducible_loss" in needed:
-            known = {"irreducible_loss": self._irreducible[ids_B]}
-            observed = {**known, **(observed if isinstance(observed, Mapping) else {"loss": observed})}
-        if selection.on_bad_loss == "raise":
-            return ids_B, observations.check_signals(observed, num, needed, non_negative=non_negative), None
-        seen, good = observations.split_signals(observed, num, needed, non_negative=non_negative)
-        self._ledger.skipped += num - good.size
-        if good.size == num:
-            return ids_B, seen, None
-        return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}, good
-
     def observe(self, losses_b: Any) -> None:
-        """Take the losses of the last draw, where it was made without any; see `Selector.observe`."""
-        draw = self._cursor.unreported
-        if draw is None:
-            return
-        ids, seen, good = self._signals(draw.ids, losses_b)
-        with self._ledger.timing("exchange"):
-            if good is not None:
-                self._report_pending()  # all were trained on, only the good ones observed
-            self._cursor.unreported = None
-            distinct, seen, _ = self._distinct(ids, seen)
-            self._exchange.record(self._cursor.step, distinct, seen, np.arange(distinct.size if good is None else 0))
-        self.measures.add_observed(seen["loss"], draw, by_scores=self.config.selection.method.needs_losses)
-        self._advance()
+        """Take losses of the last draw; see `Selector.observe`."""
+        if self._draws.observe(losses_b):
+            self._advance()
 
-    def _report_pending(self) -> None:
-        """Count a blind draw whose losses never came."""
-        draw, self._cursor.unreported = self._cursor.unreported, None
-        if draw is not None:
-            ids = self._distinct(draw.ids, {})[0]
-            self._exchange.record(self._cursor.step, ids, None, np.arange(ids.size))
+    def settle_part(self) -> None:
+        """Wait no longer for losses of a partly scored draw: its step will not be done again."""
+        if self._cursor.awaited is not None:
+            self.observe(None)
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +197,8 @@ class Epoch:
         An error of that is raised by the next call: what was drawn is to be trained on first.
         """
         self._cursor.touched = self._ledger.clock()
-        if self._cursor.step + 1 == self.num_steps and self._cursor.is_done and not self.share.hidden.size:
+        is_over = self._cursor.step + 1 == self.num_steps and self._cursor.is_done and self._cursor.unreported is None
+        if is_over and not self.share.hidden.size:
             try:
                 self.finish()
             except errors.EsServiceError as error:
@@ -263,17 +230,17 @@ class Epoch:
                 f"id {ids[position]} at position {position} is none that epoch {self.number} hid: refresh what "
                 "selector.hidden_batches() yields"
             )
-        good_ids, seen, _ = self._signals(ids, observed)
+        good_ids, seen, _ = self._draws.signals(ids, observed)
         self._ledger.count_scored(ids)
         with self._ledger.timing("exchange"):
-            self._report_pending()
+            self._draws.report_pending()
             self._exchange.refresh(len(self.batches()) - 1, good_ids, seen)
         self.measures.num_seen += good_ids.size
 
     def _settle_step(self) -> None:
         """Report the rest of the last step, and count it if it was made."""
         with self._ledger.timing_overhead():
-            self._report_pending()
+            self._draws.report_pending()
         if self._cursor.is_done and not self._cursor.is_counted:
             self._count_step(self._ledger)
         self._cursor.is_counted = True

@@ -69,9 +69,12 @@ class Measures:
         self.all_losses.add(losses_u)
         self.selected_losses.add(losses_u.take(drawn_v))
 
-    def add_observed(self, losses_v: NDArray[np.float32], draw: Draw, *, by_scores: bool) -> None:
-        """Count the losses, float32[v], of a draw that was made without any; one by scores does not stand for all."""
-        self.num_seen += losses_v.size
+    def add_observed(self, losses_v: NDArray[np.float32], draw: Draw, *, num_new: int, by_scores: bool) -> None:
+        """Count the losses, float32[v], that training brought of a draw, so many of them of samples not seen before.
+
+        A draw by scores does not stand for all.
+        """
+        self.num_seen += num_new
         self.selected_losses.add(losses_v)
         if draw.weights is None or not by_scores:
             self.all_losses.add(losses_v)

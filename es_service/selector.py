@@ -255,7 +255,16 @@ class Selector(Restorable):
         """
         self._opened("refresh inside `for ids_B in selector.hidden_batches()`").refresh(ids_B, observed)
 
-    def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
+    def to_score(self, ids_B: Any) -> _I64:
+        """Return the positions int64[k], ascending, of the samples whose losses this step's draw needs.
+
+        No position where `wants_scores` is False; all B where it is True, unless `score_share` is below 1. Raises as
+        `select` does, which takes them as `scored`.
+        """
+        here = self._opened("to_score inside `for ids_B in selector.epoch(e)`")
+        return here.to_score(here.checked(ids_B))
+
+    def select(self, ids_B: Any, losses_B: Any = None, *, scored: Any = None) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
 
         Args:
@@ -264,6 +273,8 @@ class Selector(Restorable):
                 that observes more takes a mapping of such arrays by name: {"loss": …, "correct": …}, see
                 `selection.signals`. May be None where `wants_scores` is False; `observe` then takes the losses that
                 training computes anyway.
+            scored: int[k], ascending positions that the losses are of: those of `to_score`, or more; None for all B.
+                The others are drawn by the weights there are; those that are drawn `observe` takes the losses of.
 
         Returns:
             b = ⌈ratio·B⌉ of them; all B in an annealing step. draw.scale is 1 unless the method or `reweight` weighs.
@@ -273,14 +284,14 @@ class Selector(Restorable):
             EpochOrderError: no epoch is open.
         """
         here = self._opened("select inside `for ids_B in selector.epoch(e)`")
-        return here.select(here.checked(ids_B), losses_B)
+        return here.select(here.checked(ids_B), losses_B, scored)
 
     def observe(self, losses_b: Any) -> None:
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.
 
         Args:
             losses_b: float[b], in the order of the draw's positions, or signals by name, as in `select`. Ignored where
-                the draw was scored.
+                the draw was scored. None where there will be none: the draw counts without.
 
         Raises:
             ShapeError, LossError: the losses cannot be used; nothing was written.

@@ -52,6 +52,7 @@ class Restorable(RunView):
         """
         here = self._here
         if here is not None:
+            here.settle_part()
             here.raise_held()
             _check_savable(here)
         saved = self.exchange.save()
@@ -175,4 +176,8 @@ def _share_from_dict(values: dict[str, Any]) -> Share:
         scale = None if values["scale"] is None else np.asarray(values["scale"], dtype=np.float32)
     if scale is not None and not np.isfinite(scale).all():
         raise ValueError("a scale that is not finite")
-    return Share(**{**values, **arrays, "scale": scale})
+    stale = values["staleness"]
+    staleness = None if stale is None else np.asarray(stale, dtype=np.uint8)
+    if staleness is not None and staleness.shape != arrays["ids"].shape:
+        raise ValueError("a staleness that is not one per id")
+    return Share(**{**values, **arrays, "scale": scale, "staleness": staleness})

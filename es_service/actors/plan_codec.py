@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ _SCHEMA = pa.schema(
         ("scale", pa.large_binary()),  # float32 of each id, or null
         ("ratio", pa.float64()),
         ("learning_rate_factor", pa.float64()),
+        ("staleness", pa.large_binary()),  # uint8 of each id, or null
     ]
 )
 
@@ -26,7 +29,8 @@ _SCHEMA = pa.schema(
 def encode_plan(plan: Plan) -> bytes:
     """Pack a plan."""
     scale = None if plan.scale is None else plan.scale.astype("<f4").tobytes()
-    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor]
+    staleness = None if plan.staleness is None else plan.staleness.tobytes()
+    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor, staleness]
     batch = pa.record_batch([pa.array([v], f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -49,18 +53,21 @@ def decode_plan(data: bytes) -> Plan:
     if row["ids"] is None or row["hidden"] is None or row["learning_rate_factor"] is None:
         raise errors.StorageError("the journal holds a plan without ids")
     ids = _ids(row["ids"])
-    if row["scale"] is not None and len(row["scale"]) != 4 * ids.size:
-        raise errors.StorageError(
-            f"the journal holds a plan of {ids.size} ids with {len(row['scale'])} bytes of scales"
-        )
-    scale = None if row["scale"] is None else np.frombuffer(row["scale"], dtype="<f4")
     return Plan(
         ids=ids,
-        scale=scale,
+        scale=_per_id(row, "scale", "<f4", ids.size),
         ratio=row["ratio"],
         hidden=_ids(row["hidden"]),
         learning_rate_factor=row["learning_rate_factor"],
+        staleness=_per_id(row, "staleness", "u1", ids.size),
     )
+
+
+def _per_id(row: dict[str, Any], name: str, dtype: str, num: int) -> NDArray[Any] | None:
+    data = row[name]
+    if data is not None and len(data) != np.dtype(dtype).itemsize * num:
+        raise errors.StorageError(f"the journal holds a plan of {num} ids with {len(data)} bytes of {name}")
+    return None if data is None else np.frombuffer(data, dtype=dtype)
 
 
 def _bits(ids: NDArray[np.int64]) -> bytes:

@@ -90,7 +90,7 @@ class Exchange(Protocol):
         ...
 
     def draw(self, step: int, ids_B: I64, num: int, repeats: Repeats | None = None) -> Draw:
-        """Draw `num` of what the batch holds by the scores of the epoch's start; observe and count nothing."""
+        """Draw `num` of what the batch holds by what is known of it by now; observe and count nothing."""
         ...
 
     def record(self, step: int, ids_B: I64, seen: Columns | None, positions_b: I64) -> None:

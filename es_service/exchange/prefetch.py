@@ -90,7 +90,13 @@ class Prefetch(Background):
             self._put(step, ids_B, None, ids_B[positions_b])
             return
         new = self._observe(step, ids_B, seen)
+        held = self._held
         self._report(step, ids_B, seen, ids_B[positions_b], new)
+        if held is not None:  # a draw from this step may follow
+            rows = places(held[0], ids_B)
+            for name, values in held[1].items():
+                values[rows] = new[name]
+            self._held = held
 
     def _observe(self, step: int, ids_B: I64, seen: Columns) -> dict[str, NDArray[Any]]:
         """Return the columns of these rows as the server will have them after this observation."""

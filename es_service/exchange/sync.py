@@ -34,7 +34,7 @@ class Sync(Remote):
     def open_epoch(self, epoch: int, *, streamed: bool = False) -> Share:
         """See `Exchange.open_epoch`."""
         selection = self.config.selection
-        if streamed and selection.score_every > 1 and selection.method.needs_losses:
+        if streamed and selection.draws_by_known:
             raise errors.ConfigError(
                 f"score_every={selection.score_every} draws by what is known of ids, which 'sync' does not know of a "
                 "stream: take exchange='prefetch', or score_every=1"

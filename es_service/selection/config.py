@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from es_service import errors
-from es_service.selection import annealing, draws, methods
+from es_service.selection import annealing, draws, methods, staleness
 from es_service.selection.methods import registry
 from es_service.selection.methods.presets import PRESETS
 from es_service.selection.settings import as_flag, as_integer, as_number, ceil_share, exact_share, suggest
@@ -39,6 +39,8 @@ class Selection:
         power: α at least 0; a meta-batch is drawn from by w^α. Below 1 it evens the weights out, 0 makes them equal.
         cap: q in (0, 1]; no weight counts for more than the q-quantile of its meta-batch. 1 caps nothing.
         score_every: epochs between two scoring passes; in those between, draws go by the weights there are (StaleSB).
+        score_share: in (0, 1], the share of each meta-batch that a scoring pass goes over: never observed samples, then
+            the stalest scores, see `staleness`; the others are drawn by the weights there are. Not for streams.
         interrupt: every so many steps one trains on everything, unscored; None never.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
         prune_unobserved: let pruning drop samples whose loss was never seen.
@@ -67,6 +69,7 @@ class Selection:
     power: float = 1.0
     cap: float = 1.0
     score_every: int = 1
+    score_share: float = 1.0
     interrupt: int | None = None
     max_age: int | None = 5
     prune_unobserved: bool = False
@@ -80,7 +83,7 @@ class Selection:
                 f"method must come from es.methods, e.g. es.methods.evolved(); got {self.method!r}"
             )
         registry.check_class(self.method)
-        for name in ("ratio", "prune_ratio"):
+        for name in ("ratio", "prune_ratio", "score_share"):
             object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0.0 < self.ratio <= 1.0:
             raise errors.ConfigError(
@@ -90,6 +93,7 @@ class Selection:
             raise errors.ConfigError(
                 f"prune_ratio must lie in [0, 1), got {self.prune_ratio}: it is the share that an epoch leaves out"
             )
+        staleness.check_share(self.score_share, skips=self.on_bad_loss == "skip")
         object.__setattr__(self, "anneal", annealing.check_anneal(self.anneal))
         if self.draw not in draws.DRAWS:
             raise errors.ConfigError(f"unknown draw {self.draw!r}; {suggest(self.draw, draws.DRAWS)}")
@@ -143,6 +147,11 @@ class Selection:
                 f"method {self.method.name!r} takes the irreducible loss away from the loss, not from "
                 f"signal={self.signal!r}: leave signal out"
             )
+
+    @property
+    def draws_by_known(self) -> bool:
+        """Whether draws go by weights from before, of samples that their step does not score."""
+        return self.method.needs_losses and (self.score_every > 1 or self.score_share < 1)
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -276,5 +285,5 @@ def preset(name: str, **settings: Any) -> Selection:
 def _inert(method: methods.Method) -> tuple[str, ...]:
     """Return the settings of `Selection` that a method pays no heed to."""
     if not method.selects:
-        return ("ratio", "draw", "reweight", "power", "cap", "score_every", "interrupt")
-    return () if method.needs_losses else ("draw", "power", "cap", "score_every")
+        return ("ratio", "draw", "reweight", "power", "cap", "score_every", "score_share", "interrupt")
+    return () if method.needs_losses else ("draw", "power", "cap", "score_every", "score_share")

@@ -18,6 +18,7 @@ from es_service.selection.plans import Plan, Prospect
 from es_service.selection.reductions import Agreed
 from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
+from es_service.selection.staleness import noted
 from es_service.selection.table import ScoreTable
 from es_service.selection.updates import observed
 
@@ -111,10 +112,8 @@ def known_weights(columns: Columns) -> F32:
 
 def leased_columns(selection: Selection) -> tuple[str, ...]:
     """Return the columns of the table that a rank needs in order to draw on its own."""
-    names = dict.fromkeys(selection.method.reads)
-    if selection.method.window or (selection.method.needs_losses and selection.score_every > 1):
-        names |= dict.fromkeys(("w", "last_loss"))
-    return tuple(names)
+    known = ("w", "last_loss") if selection.method.window or selection.draws_by_known else ()
+    return tuple(dict.fromkeys((*selection.method.reads, *known)))
 
 
 class Engine:
@@ -297,4 +296,5 @@ class Engine:
         )
         if annealing.is_whole(epoch):
             return Plan(ids=prospect.ids)
-        return (yield from selection.method.plan(prospect))
+        plan = yield from selection.method.plan(prospect)
+        return noted(plan, prospect) if selection.score_share < 1 else plan

@@ -35,6 +35,7 @@ class Plan:
         hidden: int64[h], left out, but to be observed by a forward pass at the epoch's end.
         learning_rate_factor: by which the learning rate of this epoch is multiplied.
         decision: what a method that decides from the run itself has decided, and by which figures; JSON-ready.
+        staleness: uint8[m], how stale each id's score is, where steps score a part of their samples; see `staleness`.
     """
 
     ids: NDArray[np.int64]
@@ -43,6 +44,7 @@ class Plan:
     hidden: NDArray[np.int64] = dataclasses.field(default_factory=lambda: _NONE)
     learning_rate_factor: float = 1.0
     decision: Mapping[str, Any] | None = None
+    staleness: NDArray[np.uint8] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,10 +143,12 @@ def joined(parts: Sequence[Plan]) -> Plan:
         return parts[0]
     ids, hidden = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "hidden"))
     order = np.argsort(ids, kind="stable")
-    scale = None if parts[0].scale is None else np.concatenate([part.scale for part in parts if part.scale is not None])
-    return dataclasses.replace(
-        parts[0], ids=ids[order], scale=None if scale is None else scale[order], hidden=np.sort(hidden)
-    )
+    per_id: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])[order]
+        for name in ("scale", "staleness")
+        if getattr(parts[0], name) is not None
+    }
+    return dataclasses.replace(parts[0], ids=ids[order], hidden=np.sort(hidden), **per_id)
 
 
 def shuffle(ids_m: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import plans
+from es_service.selection import plans, staleness
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
 from es_service.selection.settings import as_integer, make_plain
@@ -78,6 +78,11 @@ class RunConfig:
             raise errors.ConfigError(
                 "drop_last=True is for epochs that this package plans; the batches of a stream are yours: leave the "
                 "last one out there"
+            )
+        if self.selection.score_share < 1:
+            raise errors.ConfigError(
+                f"score_share={self.selection.score_share:g} goes by the plan of an epoch, and a stream has none: "
+                "leave it out there; score_every re-uses losses in streams too"
             )
         if method.window > self.batch_size:
             raise errors.ConfigError(
@@ -153,6 +158,7 @@ class RunConfig:
                 ids=ids,
                 first_step=first_step,
                 scale=None if plan.scale is None else plan.scale[np.searchsorted(plan.ids, ids)],
+                staleness=None if plan.staleness is None else plan.staleness[np.searchsorted(plan.ids, ids)],
                 ratio=plan.ratio,
                 hidden=hidden[rank::world_size],
                 learning_rate_factor=plan.learning_rate_factor,
@@ -191,6 +197,7 @@ class Share:
         ratio: b/B of its steps; None for the selection's own.
         hidden: int64[h/W], to be observed by a forward pass at the epoch's end.
         learning_rate_factor: by which the epoch's learning rate is multiplied.
+        staleness: uint8[m/W], how stale each id's score is, see `staleness`; None where steps score all or nothing.
     """
 
     ids: I64
@@ -199,6 +206,7 @@ class Share:
     ratio: float | None = None
     hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     learning_rate_factor: float = 1.0
+    staleness: staleness.U8 | None = None
 
     def rows(self, step: int, ids_B: I64, batch_size: int) -> slice | I64:
         """Return where the share holds these ids: a slice where they are the step's own, looked up otherwise.
@@ -219,6 +227,19 @@ class Share:
             return None
         rows = self.rows(step, ids_b, batch_size)
         return self.scale[rows] if isinstance(rows, slice) else np.where(rows < 0, np.float32(1), self.scale[rows])
+
+    def to_score(self, step: int, ids_B: I64, batch_size: int, score_share: float) -> I64:
+        """Return the positions int64[k], ascending, of those of a step's ids that are to be scored.
+
+        Ids that the share does not hold are among them.
+        """
+        if self.staleness is None:
+            return np.arange(ids_B.size)
+        rows = self.rows(step, ids_B, batch_size)
+        stale_B = self.staleness[rows]
+        return staleness.stalest(
+            stale_B if isinstance(rows, slice) else np.where(rows < 0, staleness.NEVER, stale_B), score_share
+        )
 
     def window(self, step: int, batch_size: int, num: int) -> I64:
         """Return the ids of the `num` samples at most that came before this step of the epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch.utils import data
 
 from es_service import errors
-from es_service.selection.engine import Draw
 from es_service.selector import Selector
 from es_service.training import batches
 from es_service.training.accumulation import check_accumulation
@@ -149,11 +149,11 @@ class SelectiveLoader(SelectedBatches):
                 with timing("data"):
                     fetched = next(ahead) if ahead else self._fetch(ids_B)
                     whole = fetched.batch if is_blind else self._view(fetched.batch, ids_B, epoch)
-                draw = self._select(ids_B, None if is_blind else whole)
+                taken = functools.partial(self._taken, fetched, whole, ids_B, None if is_blind else epoch)
+                draw = self._select(ids_B, None if is_blind else whole, taken)
                 with timing("data"):
-                    again = self._collated_again(fetched, draw, ids_B)
-                    batch = self._rows(whole, draw, ids_B) if again is None else again
-                    if is_blind or again is not None:
+                    batch = taken(draw.positions)
+                    if is_blind:
                         batch = self._view(batch, draw.ids, epoch)
             yield from self._yielded(batch)
         self._check_observed()
@@ -189,24 +189,29 @@ class SelectiveLoader(SelectedBatches):
             return moved
         return self._augment(moved, ids.copy(), epoch)  # torch warns about arrays that are not writable
 
-    def _rows(self, whole: Any, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
-        """Return the drawn rows of the batch of all."""
-        if draw.positions.size == ids_B.size:
+    def _taken(
+        self, fetched: Fetched, whole: Any, ids_B: NDArray[np.int64], viewed: int | None, positions: NDArray[np.int64]
+    ) -> Any:
+        """Return some of the samples: rows of the batch of all, or collated again and seen as this epoch sees them."""
+        if positions.size == ids_B.size:
             return whole
-        return batches.take(whole, draw.positions, ids_B.size, self._per_sample)
+        again = self._collated_again(fetched, positions, ids_B)
+        if again is None:
+            return batches.take(whole, positions, ids_B.size, self._per_sample)
+        return again if viewed is None else self._view(again, ids_B[positions], viewed)
 
-    def _collated_again(self, fetched: Fetched, draw: Draw, ids_B: NDArray[np.int64]) -> Any:
-        """Return the drawn samples, padded to the longest of them; None where rows of what was fetched are taken."""
+    def _collated_again(self, fetched: Fetched, positions: NDArray[np.int64], ids_B: NDArray[np.int64]) -> Any:
+        """Return some of the samples, padded to the longest of them; None where rows of what was fetched are taken."""
         samples = fetched.samples
         is_asked = self._recollate or (self._recollate is None and samples is not None)
-        if draw.positions.size == ids_B.size or not is_asked:
+        if not is_asked:
             return None
         if samples is None or len(samples) != ids_B.size:
-            return self._fetch(draw.ids).batch  # __getitems__ returned a batch
+            return self._fetch(ids_B[positions]).batch  # __getitems__ returned a batch
         with random_as_it_was():
-            again = self._fetcher.collate([samples[position] for position in draw.positions.tolist()]).batch
+            again = self._fetcher.collate([samples[position] for position in positions.tolist()]).batch
         try:
-            rows = batches.take(fetched.batch, draw.positions, ids_B.size)
+            rows = batches.take(fetched.batch, positions, ids_B.size)
         except errors.ShapeError:
             if self._recollate:
                 return again  # cannot be taken apart, and so not compared

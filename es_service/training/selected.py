@@ -126,19 +126,31 @@ class SelectedBatches(abc.ABC):
         return batches.to_device(batch, self.device)
 
     def _is_blind(self) -> bool:
-        """Whether this step draws without losses of its own, and `observe` brings them later."""
+        """Whether this step draws without any losses of its own, and `observe` brings them later."""
         self._check_observed()
         return self._reuse_losses and not self.selector.wants_scores
 
-    def _select(self, ids_B: NDArray[np.int64], batch: Any = None) -> Draw:
-        """Score the batch, if given, and draw."""
+    def _select(
+        self,
+        ids_B: NDArray[np.int64],
+        batch: Any = None,
+        part: Callable[[NDArray[np.int64]], Any] | None = None,
+    ) -> Draw:
+        """Score the batch, if given, and draw; only its part at these positions where the step scores no more."""
         selector, timing = self.selector, self.selector.ledger.timing
-        skipped, losses_B = selector.ledger.skipped, None
+        skipped, losses, scored = selector.ledger.skipped, None, None
         if batch is not None:
+            if part is not None and selector.wants_scores:
+                scored = selector.to_score(ids_B)
+                with timing("data"):
+                    batch = part(scored)
             with timing("score"):
-                losses_B = self._score(batch)
-        draw = self.draw = selector.select(ids_B, losses_B)
-        self._observed = losses_B is not None
+                losses = self._score(batch)
+        draw = self.draw = selector.select(ids_B, losses, scored=scored)
+        is_whole = scored is None or scored.size == len(ids_B)
+        self._observed = losses is not None and (is_whole or not self._reuse_losses)
+        if not is_whole and not self._reuse_losses:
+            selector.observe(None)
         num_scored = len(ids_B) - (selector.ledger.skipped - skipped)
         self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size
         self._scale = batches.moved(torch.from_numpy(draw.scale), self.device)
@@ -148,6 +160,11 @@ class SelectedBatches(abc.ABC):
         assert self._scale is not None
         with self.selector.ledger.timing("train"):
             yield batch, self._scale
+
+    @property
+    def awaits_losses(self) -> bool:
+        """Whether `observe`, or `mean`, is still to be called for the batch just yielded: not all of it was scored."""
+        return not self._observed
 
     def _check_observed(self) -> None:
         if not self._observed:

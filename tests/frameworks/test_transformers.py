@@ -249,6 +249,28 @@ def test_blind_steps_take_the_losses_that_training_computes() -> None:
     assert np.isfinite(table["last_loss"].to_numpy()).all()
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_part_is_scored_and_other_drawn_samples_take_the_losses_of_training(accumulation: int) -> None:
+    selection = _selection(prune_ratio=0.0, anneal=(0, 0), score_share=0.25)
+    by_hand, model, data = _causal(), _causal(), _texts()
+    trainer = _trainer(model, _args(gradient_accumulation_steps=accumulation), data, _pad)
+    es.integrations.transformers.select(trainer, selection)
+    torch.manual_seed(1)
+    trainer.train()
+    ledger, table = trainer.selector.ledger, trainer.selector.table()
+    assert _N < ledger.scored < 2 * _N  # all of them in the first of four epochs
+    assert int(table["selected"].to_numpy().sum()) == ledger.trained
+    num_observed = int(table["visits"].to_numpy().sum())
+    if accumulation == 1:
+        assert num_observed > ledger.scored
+    else:  # drawn ahead of training: no losses are taken from there
+        torch.manual_seed(1)
+        selector = _loop(by_hand, data, selection, accumulation=accumulation)
+        _assert_same(model, by_hand)
+        assert table.equals(selector.table())
+        assert num_observed == ledger.scored
+
+
 class _Stops(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

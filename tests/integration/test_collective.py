@@ -336,6 +336,7 @@ KEPT = {
     "plain": {},
     "pruned": {"prune_ratio": 0.3},
     "scored every second epoch": {"score_every": 2},
+    "scored in part": {"score_share": 0.3},
     "pruned, and annealed at both ends": {"prune_ratio": 0.3, "anneal": (0.3, 0.3)},
 }
 
@@ -363,8 +364,19 @@ def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
     run_step = 0
     for epoch in range(epochs):
         for step, ids in enumerate(selector.epoch(epoch)):
-            if selector.wants_scores or step % 3 == 0:
+            asked = selector.to_score(ids)
+            if asked.size == ids.size or step % 3 == 0:
                 seen, picked = ids, selector.select(ids, losses_of(ids, epoch)).ids
+            elif asked.size:
+                scored = ids[asked]
+                picked = selector.select(ids, losses_of(scored, epoch), scored=asked).ids
+                new = picked[~np.isin(picked, scored)]
+                if step % 3 == 1:
+                    selector.observe(losses_of(picked, epoch))
+                    seen = np.concatenate([scored, new])
+                else:
+                    rows += [(one, None, rank, None, True) for one in new.tolist()]
+                    seen = scored
             else:
                 seen = picked = selector.select(ids).ids
                 if step % 3 == 1:
@@ -388,6 +400,7 @@ def train_and_tell(storage: str, name: str, every: int, epochs: int) -> Any:
         *(("plain", world_size, every) for world_size in (1, 2, 3, 4) for every in (1, 4)),
         *((name, 2, every) for name in KEPT if name != "plain" for every in (1, 1000)),
         ("scored every second epoch", 1, 1),
+        ("scored in part", 1, 1),
         ("pruned", 4, 3),
     ],
 )

@@ -62,6 +62,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rho": ("rho", {"seed": 22, "anneal": (0, 0)}),
     "es-drop-last": ("es", {"seed": 25, "anneal": (0.2, 0), "drop_last": True}),
     "infobatch-drop-last": ("infobatch", {"seed": 26, "drop_last": True}),
+    "es-part": (
+        "eswp",
+        {"seed": 27, "anneal": (0.2, 0), "prune_ratio": 0.2, "score_share": 0.4, "reweight": "unbiased"},
+    ),
+    "backprop-part": ("selective_backprop", {"seed": 28, "history": 3 * BATCH_SIZE + 5, "score_share": 0.3}),
     "es-skip": ("es", {"seed": 23, "anneal": (0.2, 0), "on_bad_loss": "skip"}),
 }
 SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}
@@ -113,10 +118,12 @@ def train(selectors: Sequence[es.Selector], epochs: range, *, scored: bool = Tru
     for epoch in epochs:
         for row in itertools.zip_longest(*(selector.epoch(epoch) for selector in selectors)):
             for rank, (selector, ids) in enumerate(zip(selectors, row, strict=True)):
-                if selector.wants_scores or scored:
+                if scored:
                     draw = selector.select(ids, observed(epoch, ids, with_gaps=with_gaps))
                 else:
-                    draw = selector.select(ids)
+                    asked = selector.to_score(ids)
+                    seen = observed(epoch, ids[asked], with_gaps=with_gaps) if asked.size else None
+                    draw = selector.select(ids, seen, scored=asked)
                     selector.observe(observed(epoch, draw.ids, with_gaps=with_gaps))
                 steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
         for rank, selector in enumerate(selectors):
@@ -186,6 +193,7 @@ def test_same_selection_and_table_as_in_process(
         ("leased", "epsilon-greedy", 4),
         pytest.param("sync", "backprop-stale", 7, marks=pytest.mark.thorough),
         ("leased", "backprop-stale", 2),
+        ("leased", "es-part", 3),
     ],
 )
 def test_same_selection_and_table_over_any_number_of_shards(
@@ -231,6 +239,7 @@ def test_reports_too_large_for_one_message_go_in_pieces(
         ("backprop", False, 1),
         ("backprop-stale", False, 3),
         ("rho", False, 1),
+        ("es-part", False, 3),
     ],
 )
 def test_same_selection_and_table_where_rows_are_fetched_step_by_step(
@@ -377,6 +386,9 @@ def test_every_method_has_a_case_and_every_case_does_what_it_is_there_for() -> N
     [stale] = embedded(SELECTIONS["backprop-stale"], 1)
     train([stale], range(NUM_EPOCHS), scored=False)
     assert stale.ledger.scored == 3 * NUM_SAMPLES
+    [part] = embedded(SELECTIONS["backprop-part"], 1)
+    train([part], range(NUM_EPOCHS), scored=False)
+    assert part.ledger.scored < 3 * NUM_SAMPLES
     [composer] = embedded(SELECTIONS["backprop-composer"], 1)
     sizes = [len(step[3]) for step in train([composer], range(2), scored=False) if step[0] == 1]
     assert sizes[:4] == [32, 16, 32, 16] or sizes[:4] == [16, 32, 16, 32]

@@ -33,18 +33,20 @@ def test_loops_over_jpeg_files_are_timed() -> None:
 
 
 def test_scoring_is_timed_beside_a_full_step() -> None:
-    names = ["plain", "scoring in bfloat16", "scoring in pieces of B/8", "gradient checkpointing"]
+    names = ["plain", "scoring in bfloat16", "scoring in pieces of B/8", "gradient checkpointing", *scoring.WAYS]
+    sizes = {"most_s": 0.0, "least": 1}
     samples = TensorSet(torch.randn(20, 3), np.tile([0, 1], 10))
     points = Classification(
         name="points", train_set=samples, held_out=samples, model=lambda: torch.nn.Linear(3, 2),
         defaults=TaskDefaults(epochs=1, batch_size=16, learning_rate=0.1),
     )  # fmt: skip
-    rows = scoring.measure(build_task("fashion", None, Derived(limit=40)), "fashion", 16, 1, names)
-    rows += scoring.measure(points, "points", 16, 1, names)
-    assert [row["setting"] for row in rows] == [*names, *names[:-1]]  # the model of points offers no checkpointing
+    rows = scoring.measure(build_task("fashion", None, Derived(limit=40)), "fashion", 8, names, **sizes)
+    rows += scoring.measure(points, "points", 16, names, **sizes)
+    less = [one for one in names if one not in ("gradient checkpointing", "4 meta-batches at once")]
+    assert [row["setting"] for row in rows] == [*names, *less]  # which points does not offer, nor has samples for
     assert all(row[key] > 0 for row in rows for key in ("score_ms", "step_ms", "score_to_step", "score_to_plain_step"))
     assert rows[0]["step_to_plain_step"] == 1.0
-    assert scoring.readable(rows).splitlines()[1].split()[:3] == ["fashion", "16", "plain"]
+    assert scoring.readable(rows).splitlines()[1].split()[:3] == ["fashion", "8", "plain"]
 
 
 def test_a_table_that_does_not_fit_is_named() -> None:

@@ -89,7 +89,8 @@ def test_messages(message: bytes) -> None:
 
 def a_plan() -> Plan:
     ids = np.array([1, 4, 9])
-    return Plan(ids=ids, scale=np.ones(3, np.float32), ratio=0.5, hidden=np.array([2, 63]), learning_rate_factor=1.5)
+    more = {"hidden": np.array([2, 63]), "staleness": np.array([16, 47, 255], np.uint8)}
+    return Plan(ids=ids, scale=np.ones(3, np.float32), ratio=0.5, learning_rate_factor=1.5, **more)
 
 
 @given(st.binary(max_size=300) | damaged(plan_codec.encode_plan(a_plan())))
@@ -102,8 +103,10 @@ def test_a_plan_comes_back_as_it_was() -> None:
     assert (back.ids.tolist(), back.hidden.tolist()) == ([1, 4, 9], [2, 63])
     assert back.scale is not None
     assert (back.scale.tolist(), back.ratio, back.learning_rate_factor) == ([1.0, 1.0, 1.0], 0.5, 1.5)
+    assert back.staleness is not None
+    assert (back.staleness.tolist(), back.staleness.dtype) == ([16, 47, 255], np.uint8)
     bare = plan_codec.decode_plan(plan_codec.encode_plan(Plan(ids=np.arange(0))))
-    assert (bare.ids.size, bare.scale, bare.ratio, bare.hidden.size) == (0, None, None, 0)
+    assert (bare.ids.size, bare.scale, bare.ratio, bare.hidden.size, bare.staleness) == (0, None, None, 0, None)
 
 
 @given(JSON)

@@ -26,6 +26,7 @@ FLOORS = {
     "selector_state": 4,
     "epoch": 4,
     "cursor": 4,
+    "step_draws": 4,
     "run_view": 4,
     "measures": 4,
     "metrics": 4,

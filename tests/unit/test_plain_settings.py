@@ -38,6 +38,7 @@ SELECTION: dict[str, Any] = {
     "power": 0.7,
     "cap": 0.9,
     "score_every": 2,
+    "score_share": 0.4,
     "interrupt": 3,
     "max_age": 4,
     "prune_unobserved": True,

@@ -38,11 +38,9 @@ def observed(epoch: int, ids: I64) -> dict[str, NDArray[np.float32]]:
 
 
 def one_step(selector: es.Selector, epoch: int, ids: I64) -> tuple[Any, ...]:
-    if selector.wants_scores:
-        draw = selector.select(ids, observed(epoch, ids))
-    else:
-        draw = selector.select(ids)
-        selector.observe(observed(epoch, draw.ids))
+    asked = selector.to_score(ids)
+    draw = selector.select(ids, observed(epoch, ids[asked]) if asked.size else None, scored=asked)
+    selector.observe(observed(epoch, draw.ids))
     return epoch, ids.tolist(), draw.ids.tolist(), draw.scale.tolist(), selector.learning_rate_factor
 
 
@@ -330,6 +328,7 @@ STATEFUL: dict[str, tuple[str, dict[str, Any]]] = {
     "selective_backprop": ("selective_backprop", {"history": 25}),
     "stale": ("selective_backprop", {"history": 25, "score_every": 2}),
     "composer": ("selective_backprop_composer", {}),
+    "part": ("es", {"score_share": 0.4}),
     "ucb": ("ucb", {"every": 2}),
 }
 
@@ -409,16 +408,16 @@ def test_a_state_between_epochs_continues_bit_for_bit(name: str) -> None:
     assert content(second) == content(undisturbed)
 
 
-@pytest.mark.parametrize("part", ["ids", "first_step", "scale", "ratio", "hidden", "learning_rate_factor"])
+@pytest.mark.parametrize("part", ["ids", "first_step", "scale", "ratio", "hidden", "learning_rate_factor", "staleness"])
 def test_a_share_with_a_part_missing_or_spoilt_is_damaged(part: str) -> None:
-    selector = make("infobatch")
+    selector = make("eswp", score_share=0.5) if part == "staleness" else make("infobatch")
     train(selector, range(1))
     next(selector.epoch(1))
     state = selector.state_dict()
     before = content(selector)
     missing = {name: value for name, value in state["share"].items() if name != part}
     shares: list[Any] = [{**state["share"], "more": 1}, []]
-    if part in {"ids", "scale", "hidden"}:
+    if part in {"ids", "scale", "hidden", "staleness"}:
         shares += [missing, {**state["share"], part: ["a"]}]
     for share in shares:
         with pytest.raises(errors.StorageError, match="the selector state is damaged"):

@@ -197,7 +197,12 @@ def _steps(
 
 
 def _check(space: Space, own: Selection) -> None:
-    """Raise ConfigError where the space varies what a replay cannot."""
+    """Raise ConfigError where the space varies what a replay cannot, or the run did not score whole meta-batches."""
+    if own.score_share < 1:
+        raise errors.ConfigError(
+            f"the run scored a part of each meta-batch (score_share={own.score_share:g}), and its history holds no "
+            "other candidates: it cannot be replayed"
+        )
     first = {name: domain.extremes()[0] for name, domain in space.domains.items()}
     known = (*space.selection(first, own.seed).method.settings(), *REPLAYED)
     values = own.to_dict()

@@ -78,11 +78,8 @@ class Batches:
             yield batch
 
     def _with_drawn(self, epoch: int) -> Iterator[tuple[Any, Drawn]]:
-        scored = self._selector.ledger.scored
         for (batch, counts), scale in self._loader.epoch(epoch):
-            is_scored = self._selector.ledger.scored > scored
-            yield batch, Drawn(scale, self._loader.weight, counts, is_scored)
-            scored = self._selector.ledger.scored
+            yield batch, Drawn(scale, self._loader.weight, counts, is_scored=not self._loader.awaits_losses)
 
     def observe(self, losses: Signals) -> None:
         """Hand over the losses that training computed."""

@@ -75,6 +75,7 @@ SELECTIONS = {
     "ema": preset("ema", seed=6, anneal=(0, 0), cap=0.75, power=0.5),
     "by gradient norm": preset("es", seed=7, anneal=(0, 0), signal="grad_norm"),
     "stale": preset("es", seed=8, anneal=(0, 0.2), score_every=2),
+    "in part": preset("es", seed=10, anneal=(0, 0), score_share=0.3),
     "no averages": preset("ucb", seed=9, anneal=(0, 0)),
 }
 
@@ -93,7 +94,8 @@ def test_a_run_is_the_same(name: str, with_machine_code: None, switch: Switch) -
         for epoch in range(5):
             for ids in selector.epoch(epoch):
                 seen = {one: values[epoch, ids] for one, values in signals.items()}
-                draw = selector.select(ids, seen)
+                asked = selector.to_score(ids)
+                draw = selector.select(ids, {one: values[asked] for one, values in seen.items()}, scored=asked)
                 steps.append((draw.positions.tolist(), draw.scale.tobytes()))
         return steps, encode_table(selector.table())
 

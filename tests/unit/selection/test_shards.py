@@ -148,7 +148,7 @@ def test_counts_are_totals() -> None:
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 PLANS: dict[str, dict[str, Any]] = {
-    "eswp": {"prune_ratio": 0.3, "max_age": 2},
+    "eswp": {"prune_ratio": 0.3, "max_age": 2, "score_share": 0.5},
     "random_subset": {},
     "infobatch": {},
     "kakurenbo": {},
@@ -197,9 +197,11 @@ def test_a_plan_is_the_same_whatever_the_number_of_shards(name: str, count: int)
 
 def same(one: Plan, other: Plan) -> bool:
     scales = [None if plan.scale is None else plan.scale.tolist() for plan in (one, other)]
+    stale = [None if plan.staleness is None else plan.staleness.tolist() for plan in (one, other)]
     return (
         one.ids.tolist() == other.ids.tolist()
         and one.hidden.tolist() == other.hidden.tolist()
         and scales[0] == scales[1]
+        and stale[0] == stale[1]
         and (one.ratio, one.learning_rate_factor) == (other.ratio, other.learning_rate_factor)
     )

@@ -185,6 +185,49 @@ def test_with_reuse_steps_that_need_no_losses_score_nothing(
         assert len(scorer.asked) == 1
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("reuse_losses", [False, True])
+def test_only_the_part_of_a_meta_batch_that_is_to_be_scored_is(reuse_losses: bool, num_workers: int) -> None:
+    selector, scorer = select(score_share=0.4), Scorer()
+    loader = SelectiveLoader(DictSet(), selector, scorer, reuse_losses=reuse_losses, num_workers=num_workers)
+    by_hand = select(score_share=0.4)
+    for epoch in range(1 + (not num_workers)):
+        scorer.asked.clear()
+        for (batch, scale), ids_B in zip(loader.epoch(epoch), by_hand.epoch(epoch), strict=True):
+            asked = by_hand.to_score(ids_B)
+            assert scorer.asked[-1] == ids_B[asked].tolist()
+            draw = by_hand.select(ids_B, loss_of(ids_B[asked].tolist()), scored=asked)
+            by_hand.observe(loss_of(draw.ids.tolist()) if reuse_losses else None)
+            assert ids_of(batch) == draw.ids.tolist()
+            assert scale.tolist() == draw.scale.tolist()
+            if reuse_losses:
+                assert loader.awaits_losses == bool(set(draw.ids.tolist()) - set(scorer.asked[-1]))
+                loader.observe(loss_of(ids_of(batch)))
+            assert not loader.awaits_losses
+        assert [len(ids) for ids in scorer.asked] == ([4, 4, 4, 4, 3] if epoch else [10, 10, 10, 10, 6])
+    assert selector.ledger.scored == by_hand.ledger.scored
+    assert repr(selector.table().to_pydict()) == repr(by_hand.table().to_pydict())
+
+
+def test_without_reuse_an_epoch_scored_in_part_is_closed_behind_its_last_step() -> None:
+    selector = select(score_share=0.4)
+    loader = SelectiveLoader(DictSet(), selector, Scorer())
+    for epoch in range(EPOCHS):
+        for _ in itertools.islice(loader.epoch(epoch), 5):
+            pass
+        assert selector.ledger.full == (epoch + 1) * NUM
+        assert selector.state_dict()["finished_epochs"] == epoch + 1
+
+
+def test_losses_that_a_partly_scored_draw_waits_for_are_not_forgotten() -> None:
+    loader = SelectiveLoader(
+        DictSet(), select(score_share=0.2, draw="topk", reweight="none"), Scorer(), reuse_losses=True
+    )
+    assert sum(1 for _ in loader.epoch(0)) == 5  # all were scored
+    with pytest.raises(errors.ShapeError, match=r"needs loader.observe\(losses\)"):
+        list(loader.epoch(1))
+
+
 def test_without_reuse_an_annealing_epoch_is_scored() -> None:
     scorer = Scorer()
     loader = SelectiveLoader(DictSet(), select(anneal=(0.25, 0.0)), scorer)
@@ -375,6 +418,21 @@ def test_drawn_texts_are_padded_anew_where_asked_for(make: Any, collate: Any, nu
             widths[recollate].append(batch.shape[1] - max(1 + index % 7 for index in ids))
     assert max(widths[False]) > 0  # as wide as the longest of the meta-batch
     assert max(widths[True]) == 0
+
+
+@pytest.mark.parametrize("make, collate", [(Texts, padded), (TextsAtOnce, as_is)])
+def test_the_part_that_is_scored_is_padded_anew_too(make: Any, collate: Any) -> None:
+    widths: list[int] = []
+
+    def score(batch: torch.Tensor) -> NDArray[np.float32]:
+        ids = (batch[:, 0] - 1).tolist()
+        widths.append(batch.shape[1] - max(1 + index % 7 for index in ids))
+        assert batch.tolist() == padded([Texts()[index] for index in ids]).tolist()
+        return loss_of(ids)
+
+    loader = SelectiveLoader(make(), select(score_share=0.2), score, collate_fn=collate, recollate=True)
+    assert [sum(1 for _ in loader.epoch(epoch)) for epoch in range(3)] == [5, 5, 5]
+    assert set(widths) == {0}
 
 
 def test_batches_that_cannot_be_taken_apart_can_be_collated_anew() -> None:

@@ -162,6 +162,16 @@ def test_a_training_returns_its_accuracy_history_and_ledger(tmp_path: Path) -> N
     assert selector.table()["visits"].to_pylist() == [EPOCHS] * NUM
 
 
+def test_a_part_of_each_meta_batch_is_scored_and_what_is_drawn_of_the_rest_is_observed(tmp_path: Path) -> None:
+    selector, task = select(score_share=0.5), PointsTask()
+    ledger = Ledger.from_dict(run(tmp_path, selector, task)["ledger"])
+    assert ledger.scored == 3 * NUM // 2
+    assert ledger.trained == 2 * NUM + 3 * NUM // 4
+    assert set(task.loss_sizes) == {SIZE, SIZE // 2, SIZE // 4}
+    assert sum(selector.table()["selected"].to_pylist()) == ledger.trained
+    assert 2 * NUM + ledger.scored < sum(selector.table()["visits"].to_pylist()) < ledger.trained + ledger.scored
+
+
 def test_the_accuracy_is_that_of_the_final_weights_in_evaluation_mode(tmp_path: Path) -> None:
     task = PointsTask()
     metrics = run(tmp_path, select(), task)
@@ -248,19 +258,21 @@ def test_the_learning_rate_rises_with_what_is_hidden(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same_selector", [False, True])
 @pytest.mark.parametrize("fail_in_epoch", [0, 1, 3, 4])
-@pytest.mark.parametrize("method, prune_ratio", [("evolved", 0.3), ("random", 0.0)])
+@pytest.mark.parametrize(
+    "method, settings", [("evolved", {"prune_ratio": 0.3}), ("random", {}), ("evolved", {"score_share": 0.5})]
+)
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
-    tmp_path: Path, method: str, prune_ratio: float, fail_in_epoch: int, same_selector: bool
+    tmp_path: Path, method: str, settings: dict[str, float], fail_in_epoch: int, same_selector: bool
 ) -> None:
-    quiet = select(method, prune_ratio=prune_ratio)
+    quiet = select(method, **settings)
     expected = run(tmp_path / "quiet", quiet)
 
-    selector = select(method, prune_ratio=prune_ratio)
+    selector = select(method, **settings)
     with pytest.raises(InterruptedHere):
         run(tmp_path / "cut", selector, PointsTask(fail_in_epoch))
     assert len(list((tmp_path / "cut").glob("epoch-*"))) == min(fail_in_epoch, 1)
     if not same_selector:
-        selector = select(method, prune_ratio=prune_ratio)
+        selector = select(method, **settings)
     task = PointsTask()
     metrics = run(tmp_path / "cut", selector, task)
 

@@ -125,6 +125,11 @@ def test_what_a_replay_cannot_vary_is_refused(method: str, entries: dict[str, An
         replay(recorded(tmp_path), read_space(method, entries), samples=2)
 
 
+def test_a_run_that_scored_a_part_of_its_meta_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match=r"score_share=0\.5.*cannot be replayed"):
+        replay(recorded(tmp_path, score_share=0.5), read_space("es", {"beta1": "grid(0.1)"}), samples=1)
+
+
 def test_a_run_without_its_whole_history_is_refused(tmp_path: Path) -> None:
     space = read_space("es", {"beta1": "grid(0.1)"})
     with pytest.raises(errors.StorageError, match="has 2 of 4 epochs"):
