@@ -1,10 +1,19 @@
-"""Progress of many training runs: a bar on a terminal, else one line per finished run."""
+"""Progress of many training runs: a bar on a terminal, else one line per finished run; and what they reached."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Bar"]
+from es_service.training.tasks.metrics import ACCURACY
+
+__all__ = ["Bar", "measured"]
+
+_IN_PERCENT = (ACCURACY, "balanced_accuracy")
+
+
+def measured(metric: str, value: float) -> str:
+    """Return what a metric is, in words: accuracies in percent."""
+    return f"{100 * value:.2f} %" if metric in _IN_PERCENT else f"{value:.4f}"
 
 
 class Bar:

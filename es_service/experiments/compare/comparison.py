@@ -11,6 +11,7 @@ from es_service import errors
 from es_service.experiments.begin import check_known, check_run, costed, task_of
 from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.methods.registry import preset_name
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 from es_service.training.spec import TrainingSpec
@@ -99,10 +100,16 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         ['full', 'random', 'es', 'es:ratio=0.5']
     """
     found = {name: Candidate(label=name, name=name) for name in (FULL, RANDOM)}
-    for label in _split(text, ","):
+    for label in map(_named, _split(text, ",")):
         if label != SHORT_FULL and label not in found:
             found[label] = _candidate(label)
     return tuple(found.values())
+
+
+def _named(label: str) -> str:
+    """Return a label with the method's one name, however it was typed."""
+    name, colon, settings = label.partition(":")
+    return f"{preset_name(name)}{colon}{settings}"
 
 
 def _candidate(label: str) -> Candidate:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from es_service.experiments.compare.outcomes import Outcome
-from es_service.experiments.progress import Bar
+from es_service.experiments.progress import Bar, measured
 from es_service.training.spec import TrainingSpec
 
 __all__ = ["Progress", "seconds_left"]
@@ -68,7 +68,8 @@ def _ended(outcome: Outcome) -> str:
         return f"{what} failed: {outcome.error}"
     metric = outcome.measured.metric
     return (
-        f"{what}: {metric.replace('_', ' ')} {outcome.measured.metrics[metric]:.4f}, took {_duration(outcome.wall_s)}"
+        f"{what}: {metric.replace('_', ' ')} {measured(metric, outcome.measured.metrics[metric])}, "
+        f"took {_duration(outcome.wall_s)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from es_service.experiments.progress import Bar
+from es_service.experiments.progress import Bar, measured
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.trials import FAILED, FINISHED, PRUNED, RUNNING, Trial
 
@@ -42,9 +42,10 @@ class Progress(Bar):
         if trial.status != FINISHED or self._objective is None or "epochs" in trial.settings:
             return  # a full run is none of the search's
         value = self._objective.values(trial.epochs)[0]
+        words = f"{value:.4f}" if self._objective.to_target else measured(self._objective.metric, value)
         better = value if self._objective.directions[0] == "max" else -value
         if self._highest is None or better > self._highest:
-            self._highest, self._best = better, f", best {value:.4f} by {trial.run}"
+            self._highest, self._best = better, f", best {words} by {trial.run}"
 
     def _words(self, trial: Trial) -> str:
         named = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
@@ -53,5 +54,5 @@ class Progress(Bar):
             return f"{what} failed: {trial.error}"
         last = trial.epochs[-1]
         metric = self._objective.metric if self._objective is not None else "accuracy"
-        words = f"{metric.replace('_', ' ')} {last[metric]:.4f}, cost {last['cost']:.3f}"
+        words = f"{metric.replace('_', ' ')} {measured(metric, last[metric])}, cost {last['cost']:.3f}"
         return f"{what}: {words}" + (f", stopped after epoch {last['epoch'] + 1}" if trial.status == PRUNED else "")

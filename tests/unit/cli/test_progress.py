@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from es_service.cli.training import Progress
+from es_service.cli.progress import Progress
 
 
 class Terminal(io.StringIO):
