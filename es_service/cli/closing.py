@@ -42,8 +42,10 @@ def closing(spec: TrainingSpec, result: dict[str, Any]) -> str:
     if saving["seconds"] is None:
         gained = f"{text.percent(saving['samples'])} fewer backward passes than full training, time unknown"
     else:
-        worse = saving["seconds"] <= -text.NOTHING
-        gained = f"{text.percent(abs(saving['seconds']))} {'more' if worse else 'less'} time than full training"
+        gained = (
+            f"{text.saved(saving['seconds'], 'slower')}{'' if saving['seconds'] <= -text.NOTHING else ' less time'}"
+        )
+        gained += " than full training"
     words, full = metric.replace("_", " "), _full_run(spec)
     if full is None:
         cost = f"{words} cost unknown: no full run beside it yet"

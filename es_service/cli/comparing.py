@@ -78,6 +78,8 @@ def compare_command(options: argparse.Namespace) -> int:
     subject = subject_of(options)
     folder.check_identity(check_known(**subject))
     check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
+    progress = Progress(sys.stderr, options.jobs, quiet=options.json)
+    progress.prepares("Loading data…")
     with output.warnings_on_stderr():
         comparison = begin(
             **subject,
@@ -85,7 +87,7 @@ def compare_command(options: argparse.Namespace) -> int:
             backward_cost=folder.backward_cost(),
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
         )
-    with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
+    with contextlib.closing(progress):
         try:
             results = compare(comparison, folder, slots, progress)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -25,30 +26,30 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse an unknown flag or command with the nearest known one, then parse."""
-        if args is not None:
-            self._check_words(args)
-        return super().parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        self._check_words(words)
+        return super().parse_known_args(words, namespace)
 
     def _check_words(self, words: Sequence[str]) -> None:
         for word in words:
             flag = word.partition("=")[0]
             if self.commands is not None and not word.startswith("-"):
                 if word not in self.commands.choices:
-                    self.error(f"unknown command {word!r}; {_nearest(word, self.commands.choices, self.prog)}")
+                    self.error(f"unknown command {word!r}{_nearest(word, self.commands.choices)}")
                 return  # what follows is the command's
             if word == "--":
                 return
             if word.startswith("--") and " " not in flag and flag not in self._option_string_actions:
-                self.error(f"{flag}: {_nearest(flag, self._option_string_actions, self.prog)}")
+                self.error(f"unknown flag {flag}{_nearest(flag, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line, and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help)\n")
 
 
-def _nearest(word: str, known: Iterable[str], prog: str) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"{prog} --help lists what there is"
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def add_command(commands: Any, name: str, run: Any, *, help: str, examples: Sequence[str], notes: str = "") -> Parser:  # noqa: A002

@@ -152,4 +152,4 @@ def _time_saved(saving: dict[str, Any]) -> str:
         return "unknown: no full step was measured to compare with (set anneal above 0)"
     if share <= -NOTHING:
         return f"none: {saved(share, 'slower')} than the full steps of this run; selection does not pay here"
-    return f"{percent(share)} against the full steps of this run"
+    return f"{saved(share, 'slower')} against the full steps of this run"

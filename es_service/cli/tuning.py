@@ -138,7 +138,10 @@ def tune_command(options: argparse.Namespace) -> int:
     Objective(name=options.objective, target=options.target, metric=OF_THE_TASK)
     space = _space(options)
     # Ray prints output of its daemons, and stdout is for the result alone.
-    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
+    with (
+        contextlib.closing(Progress(sys.stderr, quiet=options.json)) as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         try:
             with output.warnings_on_stderr():
                 results = search(

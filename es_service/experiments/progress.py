@@ -23,10 +23,11 @@ class Bar:
         stream: where to write.
         doing: what the bar shows, e.g. "comparing".
         unit: what is counted, one of them.
+        quiet: do not print what is prepared.
     """
 
-    def __init__(self, stream: Any, doing: str, unit: str) -> None:
-        self._stream, self._doing, self._unit = stream, doing, unit
+    def __init__(self, stream: Any, doing: str, unit: str, *, quiet: bool = False) -> None:
+        self._stream, self._doing, self._unit, self._quiet = stream, doing, unit, quiet
         self._total = self._counted = 0
         self._bar: Any = None
 
@@ -46,6 +47,21 @@ class Bar:
             self._bar.refresh()
         elif ended:
             self.say(f"{ended} {self._unit}{'s' if ended != 1 else ''} {before}")
+
+    def prepares(self, words: str) -> None:
+        """Print what is done before the first of them."""
+        if not self._quiet:
+            print(words, file=self._stream, flush=True)
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
+    def begins(self, words: str) -> None:
+        """Print that one begins, where no bar shows it."""
+        if not self.has_bar:
+            print(f"{words} begins", file=self._stream, flush=True)
 
     def beside(self, words: str) -> None:
         """Show words beside the bar, if there is one."""

@@ -29,12 +29,8 @@ from es_service.training.tasks.base import Task
 __all__ = ["note_samples", "train"]
 
 
-def _say_nothing(_: str) -> None:
-    pass
-
-
 def train(
-    spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], say: Callable[[str], None] = _say_nothing
+    spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Train a run and return its result, which also goes to result.json in the run's folder.
 

@@ -16,13 +16,15 @@ class Progress(Bar):
 
     Args:
         stream: where to.
+        quiet: do not print what is prepared.
     """
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, "searching", "trial")
+    def __init__(self, stream: Any, *, quiet: bool = False) -> None:
+        super().__init__(stream, "searching", "trial", quiet=quiet)
         self._objective: Objective | None = None
         self._highest: float | None = None
         self._best = ""
+        self._begun: set[str] = set()
 
     def expect(self, total: int, objective: Objective, ended: int = 0) -> None:
         """Take note of how many trials there are, and how many of them ended before this command."""
@@ -32,6 +34,9 @@ class Progress(Bar):
     def show(self, trial: Trial) -> None:
         """Take note of an epoch of a trial, or of its end."""
         if trial.status == RUNNING:
+            if trial.run not in self._begun:
+                self._begun.add(trial.run)
+                self.begins(self._what(trial))
             self.beside(f"{trial.run}, epoch {len(trial.epochs)}{self._best}")
             return
         self._remember(trial)
@@ -47,9 +52,12 @@ class Progress(Bar):
         if self._highest is None or better > self._highest:
             self._highest, self._best = better, f", best {words} by {trial.run}"
 
-    def _words(self, trial: Trial) -> str:
+    def _what(self, trial: Trial) -> str:
         named = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
-        what = f"{trial.run} ({named}, seed {trial.seed})"
+        return f"{trial.run} ({named}, seed {trial.seed})"
+
+    def _words(self, trial: Trial) -> str:
+        what = self._what(trial)
         if trial.status == FAILED:
             return f"{what} failed: {trial.error}"
         last = trial.epochs[-1]
