@@ -42,11 +42,9 @@ def closing(spec: TrainingSpec, result: dict[str, Any]) -> str:
     if saving["seconds"] is None:
         gained = f"{text.percent(saving['samples'])} fewer backward passes than full training, time unknown"
     else:
-        gained = (
-            f"{text.saved(saving['seconds'], 'slower')}{'' if saving['seconds'] <= -text.NOTHING else ' less time'}"
-        )
-        gained += " than full training"
-    words, full = metric.replace("_", " "), _full_run(spec)
+        less = "" if saving["seconds"] <= -text.NOTHING else " less time"
+        gained = f"{text.saved(saving['seconds'], 'slower')}{less} than full training"
+    words, full = metric.replace("_", " "), _full_run(spec, metric)
     if full is None:
         cost = f"{words} cost unknown: no full run beside it yet"
         answer = "this command answers it"
@@ -63,10 +61,14 @@ def _difference(metric: str, difference: float) -> str:
     return f"{amount} {'lower' if difference < 0 else 'higher'}"
 
 
-def _full_run(spec: TrainingSpec) -> tuple[str, float] | None:
+def _full_run(spec: TrainingSpec, metric: str) -> tuple[str, float] | None:
     """Return the name of a finished full run like this one, one of the same seed if possible, and what it reached."""
-    own, best = _trained(spec.storage, spec.run), None
-    for found in reversed(find_runs(spec.storage)[-_MOST_RUNS:]):
+    try:
+        own, others = _like(RunStorage(spec.storage, spec.run).training() or {}), find_runs(spec.storage)
+    except errors.EsServiceError:  # the run itself has ended well
+        return None
+    best = None
+    for found in reversed(others[-_MOST_RUNS:]):
         if found.problem is not None or found.name == spec.run:
             continue
         try:
@@ -74,17 +76,13 @@ def _full_run(spec: TrainingSpec) -> tuple[str, float] | None:
         except errors.EsServiceError:  # a damaged run is no full run
             continue
         metrics = (run.result or {}).get("metrics")
-        reached = number(metrics.get((run.result or {}).get("metric"))) if isinstance(metrics, dict) else None
+        reached = number(metrics.get(metric)) if isinstance(metrics, dict) else None
         if run.config.selection.method.name != "full" or reached is None or _like(run.training) != own:
             continue
         if run.training.get("seed") == spec.seed:
             return found.name, reached
         best = best or (found.name, reached)
     return best
-
-
-def _trained(storage: str, run: str) -> dict[str, Any]:
-    return _like(RunStorage(storage, run).training() or {})
 
 
 def _like(training: dict[str, Any]) -> dict[str, Any]:

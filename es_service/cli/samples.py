@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
+from es_service.api.table import exports
 from es_service.api.table.filters import select
-from es_service.api.table.view import Labels, TableView, present
+from es_service.api.table.view import Labels, TableView
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
 
@@ -33,16 +33,6 @@ def samples_of(storage: RunStorage, conditions: Sequence[str] = (), *further: st
     view = TableView([table], version="", source="storage", epoch=0, as_of=0.0, labels=known)
     for name in dict.fromkeys(("suspicion", "label", *further)):
         if name in view.columns and name not in table.column_names:
-            table = table.append_column(name, _array(view, name))
+            table = table.append_column(name, exports.array(view, name, 0, view.num_rows))
     mask = select(view, conditions)
     return table if mask is None else table.filter(pa.array(mask))
-
-
-def _array(view: TableView, name: str) -> pa.Array:
-    values = view.column(name)
-    if name == "label":
-        assert view.labels is not None
-        codes, places = np.unique(values, return_inverse=True)
-        return pa.array([view.labels.name(int(code)) for code in codes], pa.string()).take(pa.array(places))
-    there = present(name, values)
-    return pa.array(values, mask=None if there is None else ~there)

@@ -136,7 +136,9 @@ def train_command(options: argparse.Namespace) -> int:
     if options.json:
         output.print_json(result)
     else:
-        output.print_text("\n\n".join(filter(None, (text.summary(result), closing(spec, result)))))
+        output.print_text(text.summary(result))
+        if words := closing(spec, result):
+            output.print_text(f"\n{words}")
     return 0
 
 
