@@ -66,7 +66,7 @@ class Progress(Bar):
         self._finished.update((one.spec.run, one) for one in kept)
         self.expect_some(len(specs), len(kept), "finished before")
 
-    def watch(self, at_work: Sequence[TrainingSpec]) -> None:
+    def watch(self, at_work: Sequence[TrainingSpec], storage: str) -> None:
         """Show which runs are at work: on a terminal how far they are, too, once a second."""
         for spec in at_work:
             if spec.run not in self._begun:
@@ -74,7 +74,7 @@ class Progress(Bar):
                 self.begins(f"{spec.method} seed {spec.seed}")
         if self.has_bar and self._clock() - self._watched >= _EVERY_S:
             self._watched = self._clock()
-            self.beside("; ".join([*map(_how_far, at_work), *self._last]))
+            self.beside("; ".join([*(_how_far(one, storage) for one in at_work), *self._last]))
 
     def show(self, outcome: Outcome) -> None:
         """Take note of a run that ended."""
@@ -86,10 +86,10 @@ class Progress(Bar):
         self.ended(self._last[0])
 
 
-def _how_far(spec: TrainingSpec) -> str:
+def _how_far(spec: TrainingSpec, storage: str) -> str:
     what = f"{spec.method} seed {spec.seed}"
     try:
-        progress = RunStorage(spec.storage, spec.run).read_note("progress") or {}
+        progress = RunStorage(storage, spec.run).read_note("progress") or {}
         return f"{what}: {progress['epoch'] + progress['done']:.1f}/{progress['num_epochs']} epochs"
     except (errors.EsServiceError, KeyError, TypeError):  # it has not written any yet
         return f"{what}: starting"

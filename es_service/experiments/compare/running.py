@@ -54,7 +54,7 @@ def run_all(
     folder: CompareFolder,
     slots: Slots,
     report: Callable[[Outcome], None],
-    watch: Callable[[Sequence[TrainingSpec]], None] = lambda _: None,
+    watch: Callable[[Sequence[TrainingSpec], str], None] = lambda *_: None,
 ) -> dict[str, Outcome]:
     """Run these, in this order, and return their outcomes by the run's name.
 
@@ -63,7 +63,7 @@ def run_all(
         folder: of the comparison.
         slots: where they run.
         report: called with each outcome as it comes.
-        watch: called again and again with the runs that are at work, and where.
+        watch: called again and again with the runs that are at work, and the folder of runs.
 
     An exception, e.g. of a signal, ends the processes and is raised; finished runs stay.
     """
@@ -81,7 +81,7 @@ def run_all(
                 if slot not in running and waiting:
                     spec = waiting.pop()
                     running[slot] = (spec, _start(spec, folder, cores, alone=len(slots.cores) == 1))
-            watch([dataclasses.replace(spec, storage=str(folder.runs)) for spec, _ in running.values()])
+            watch([spec for spec, _ in running.values()], str(folder.runs))
             time.sleep(_POLL_S)
     finally:
         _stop([process for _, process in running.values()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 from collections.abc import Callable
@@ -66,7 +65,7 @@ def test_a_bar_on_a_terminal(make_comparison: Make, make_outcome: Make) -> None:
 
 def test_the_runs_at_work_are_shown(make_comparison: Make, make_outcome: Make, tmp_path: Path) -> None:
     comparison = make_comparison("es", seeds=1)
-    specs = [dataclasses.replace(one, storage=str(tmp_path)) for one in comparison.specs(comparison.candidates)]
+    specs = comparison.specs(comparison.candidates)
     (tmp_path / specs[0].run).mkdir()
     RunStorage(str(tmp_path), specs[0].run).write_note("progress", {"epoch": 1, "done": 0.5, "num_epochs": 8})
     now, lines, bar = [0.0], io.StringIO(), Terminal()
@@ -74,9 +73,9 @@ def test_the_runs_at_work_are_shown(make_comparison: Make, make_outcome: Make, t
         progress = Progress(stream, 2, clock=lambda: now[0])
         progress.expect(specs)
         for _ in range(100):  # many times a second
-            progress.watch(specs[:2])
+            progress.watch(specs[:2], str(tmp_path))
         now[0] += 1.0
-        progress.watch(specs[:2])
+        progress.watch(specs[:2], str(tmp_path))
         progress.close()
     assert lines.getvalue().splitlines() == ["full seed 0 begins", "random seed 0 begins"]
     shown = "full seed 0: 1.5/8 epochs; random seed 0: starting"
