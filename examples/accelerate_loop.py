@@ -46,7 +46,7 @@ def main():
         model.train()
         loader.selector.log(accuracy=accuracy)
         accelerator.print(f"epoch {epoch + 1}: accuracy {accuracy:.3f}")
-    accelerator.print(f"saved {loader.selector.ledger.saving()['samples']:.0%} of back-propagation")
+    accelerator.print(f"backward passes saved: {loader.selector.ledger.saving()['samples']:.0%}")
     accelerator.end_training()
 
 

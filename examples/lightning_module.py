@@ -51,7 +51,7 @@ def main():
     )
     trainer.fit(Classifier(), data)
     print(f"accuracy {trainer.callback_metrics['accuracy']:.3f}")
-    print(f"saved {data.selector.ledger.saving()['samples']:.0%} of back-propagation")
+    print(f"backward passes saved: {data.selector.ledger.saving()['samples']:.0%}")
 
 
 if __name__ == "__main__":

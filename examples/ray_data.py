@@ -44,7 +44,7 @@ def main():
             accuracy = (model(held_out.tensors[0]).argmax(dim=1) == held_out.tensors[1]).float().mean().item()
         model.train()
         print(f"epoch {epoch + 1}: accuracy {accuracy:.3f}")
-    print(f"saved {stream.selector.ledger.saving()['samples']:.0%} of back-propagation")
+    print(f"backward passes saved: {stream.selector.ledger.saving()['samples']:.0%}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main():
     )
     es.integrations.transformers.select(trainer, es.Selection(es.methods.evolved(), ratio=0.5))  # added
     trainer.train()
-    print(f"saved {trainer.selector.ledger.saving()['samples']:.0%} of back-propagation")
+    print(f"backward passes saved: {trainer.selector.ledger.saving()['samples']:.0%}")
 
 
 if __name__ == "__main__":

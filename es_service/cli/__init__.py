@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import es_service
 from es_service import errors
-from es_service.cli import comparing, inspecting, output, serving, training, tuning
+from es_service.cli import comparing, completing, inspecting, output, serving, training, tuning
+from es_service.cli.parser import Parser
 from es_service.stopping import Stops
 
 __all__ = ["command", "main"]
@@ -23,18 +24,21 @@ __all__ = ["command", "main"]
 _ENDS = {int(signal.SIGINT): "interrupted", int(signal.SIGTERM): "terminated"}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the whole command."""
-    parser = argparse.ArgumentParser(
-        prog="es-service", description="Data selection for training: which samples still teach the model something."
+    parser = Parser(
+        prog="es-service",
+        description="Data selection for training: which samples still teach the model something.",
+        epilog="es-service COMMAND --help shows a command's flags, and examples of it",
     )
     parser.add_argument("--version", action="version", version=f"es-service {es_service.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     training.add_parser(commands)
     comparing.add_parser(commands)
     tuning.add_parser(commands)
     inspecting.add_parsers(commands)
     serving.add_parser(commands)
+    completing.add_parser(commands)
     return parser
 
 

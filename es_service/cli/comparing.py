@@ -10,6 +10,7 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
+from es_service.cli.parser import add_command
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
 from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.experiments.begin import check_extra, check_known
@@ -21,6 +22,7 @@ from es_service.experiments.compare.running import Slots
 from es_service.experiments.compare.summary import summarize
 from es_service.experiments.compare.verdicts import correction_in_words, difference_in_words, power_in_words
 from es_service.experiments.statistics import Difference
+from es_service.experiments.progress import measured
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser", "subject_of"]
@@ -30,13 +32,18 @@ _DEFAULTS = {"seeds": 5, "seed_base": 0, "jobs": 1}
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
+        compare_command,
         help="compare methods with full training and with shorter full runs",
-        description=compare_command.__doc__,
+        examples=(
+            "compare --task fashion --methods es,loss --seeds 3 --out comparison",
+            'compare --task images --data photos/ --methods "es:ratio=0.5,infobatch" --epochs 6 --out comparison',
+        ),
     )
-    flag = parser.add_argument
-    add_task_flags(flag)
+    add_task_flags(parser.add_argument_group("task and data").add_argument)
+    flag = parser.add_argument_group("comparison").add_argument
     flag(
         "--methods",
         metavar="M,…",
@@ -62,9 +69,6 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="train nothing; show the verdicts of these finished comparisons, corrected for all of them",
     )
-    flag("--epochs", type=int, metavar="E", help="epochs of a full run (default: the task's)")
-    flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
-    add_training_flags(flag)
     flag(
         "--jobs",
         type=int,
@@ -73,7 +77,10 @@ def add_parser(commands: Any) -> None:
         help="parallel runs, each on its own cores (default: 1)",
     )
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
-    parser.set_defaults(run_command=compare_command)
+    flag = parser.add_argument_group("training").add_argument
+    flag("--epochs", type=int, metavar="E", help="epochs of a full run (default: the task's)")
+    flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
+    add_training_flags(flag)
 
 
 def compare_command(options: argparse.Namespace) -> int:
@@ -92,6 +99,8 @@ def compare_command(options: argparse.Namespace) -> int:
     subject = subject_of(options)
     folder.check_identity(check_known(**subject))
     check_extra("report", "comparing", "matplotlib", "jinja2", "scipy")
+    progress = Progress(sys.stderr, options.jobs, quiet=options.json)
+    progress.prepares("Loading data…")
     with output.warnings_on_stderr():
         comparison = begin(
             **subject,
@@ -99,7 +108,7 @@ def compare_command(options: argparse.Namespace) -> int:
             backward_cost=folder.backward_cost(),
             seeds=tuple(range(options.seed_base, options.seed_base + options.seeds)),
         )
-    with contextlib.closing(Progress(sys.stderr, options.jobs)) as progress:
+    with contextlib.closing(progress):
         try:
             results = compare(comparison, folder, slots, progress)
         except KeyboardInterrupt:
@@ -170,8 +179,8 @@ def _summary(results: dict[str, Any], folder: Any) -> str:
     lines = [
         (
             row["method"],
-            None if row[metric] is None else f"{row[metric]['mean']:.4f}",
-            None if row[metric] is None or row[metric]["std"] is None else f"{row[metric]['std']:.4f}",
+            None if row[metric] is None else measured(metric, row[metric]["mean"]),
+            None if row[metric] is None or row[metric]["std"] is None else measured(metric, row[metric]["std"]),
             None if row["samples"]["scored"] is None else f"{row['samples']['scored']:,}",
             None if row["samples"]["trained"] is None else f"{row['samples']['trained']:,}",
             None if row["seconds"] is None else f"{row['seconds']['mean']:.1f}",

@@ -5,19 +5,32 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+import threading
+import webbrowser
 from typing import Any
 
 from es_service import errors
+from es_service.cli.parser import add_command
 from es_service.storage import files
 from es_service.storage.listing import find_runs
-from es_service.storage.runs import DEFAULT_STORAGE
+from es_service.storage.runs import DEFAULT_STORAGE, check_run_name
 
 __all__ = ["add_parser", "serve_command"]
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's."""
-    serve = commands.add_parser("serve", help="show runs in a browser and over HTTP", description=serve_command.__doc__)
+    serve = add_command(
+        commands,
+        "serve",
+        serve_command,
+        help="show runs in a browser and over HTTP",
+        examples=(
+            "serve --storage runs --open",
+            "serve --storage runs --open demo",
+            "serve --storage s3://bucket/runs --host 0.0.0.0 --token-file token.txt",
+        ),
+    )
     serve.add_argument(
         "--storage", default=DEFAULT_STORAGE, metavar="DIR", help="folder or URI of the runs (default: %(default)s)"
     )
@@ -51,7 +64,13 @@ def add_parser(commands: Any) -> None:
     serve.add_argument(
         "--own-tasks", action="store_true", help="import the modules of users' tasks (module:function) for previews"
     )
-    serve.set_defaults(run_command=serve_command)
+    serve.add_argument(
+        "--open",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="open the dashboard in the browser, at this run if one is named",
+    )
 
 
 def serve_command(options: argparse.Namespace) -> int:
@@ -66,6 +85,7 @@ def serve_command(options: argparse.Namespace) -> int:
         raise errors.ConfigError(f"serving needs more packages: pip install 'es-service[api]' ({error})") from error
     if not 0 <= options.port < 65536:
         raise errors.ConfigError(f"port must lie in [0, 65535], got {options.port}")
+    page = f"/runs/{check_run_name(options.open)}" if options.open else "/"
     token = read_token(options.token_file)
     if token is None and not is_loopback(options.host) and not options.insecure:
         raise errors.ConfigError(
@@ -98,8 +118,17 @@ def serve_command(options: argparse.Namespace) -> int:
         how = "asks for the token" if token is not None else "asks for no token"
         where = f"http://{shown}:{listener.getsockname()[1]}{settings.root_path}"
         print(f"serving {storage} on {where} ({how}); press Ctrl-C to stop", file=sys.stderr, flush=True)
+        if options.open is not None:  # a text browser keeps its caller until it ends
+            here = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            threading.Thread(target=_open, args=(f"{here}{page}",), daemon=True).start()
         uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _open(address: str) -> None:
+    """Open an address in the browser; it is answered as soon as the server runs."""
+    if not webbrowser.open(address):
+        print(f"es-service: no browser found here: open {address}", file=sys.stderr, flush=True)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -21,7 +21,7 @@ OPTIONS: Mapping[str, type] = {
 
 
 def add_task_flags(flag: Callable[..., Any]) -> None:
-    """Add the flags to a parser whose `add_argument` this is."""
+    """Add the flags to a parser, or a group of one, whose `add_argument` this is."""
     flag(
         "--task",
         help="images, text or sft from your files; fashion, reviews or flights; or your own my_module:build_task "

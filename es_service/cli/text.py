@@ -6,14 +6,31 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from es_service.experiments.progress import measured
 from es_service.storage.files import join
 
-__all__ = ["grid", "percent", "saved_so_far", "seconds", "summary"]
+__all__ = ["NOTHING", "grid", "percent", "saved", "saved_so_far", "seconds", "summary", "time_saved"]
+
+
+NOTHING = 0.0005
+"""A share below this is 0.0 %."""
 
 
 def percent(share: float | None) -> str:
     """Return a share as a percentage, "unknown" for None."""
     return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def saved(share: float | None, worse: str) -> str:
+    """Return a share that was saved as a percentage; where it is below 0, how much worse it was, and in what."""
+    if share is not None and share <= -NOTHING:
+        return f"{percent(-share)} {worse}"
+    return percent(None if share is None else max(0.0, share))
+
+
+def time_saved(share: float) -> str:
+    """Return a share of time that was saved in words, e.g. "time saved 1.3 %" or "1.3 % slower"."""
+    return f"{'' if share <= -NOTHING else 'time saved '}{saved(share, 'slower')}"
 
 
 def seconds(value: float) -> str:
@@ -51,16 +68,15 @@ def summary(result: dict[str, Any]) -> str:
         *_reached(result),
         ("back-propagated", f"{samples['trained']:,} samples; a full run: {samples['full']:,}"),
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
-        (
-            "saved",
-            f"{percent(saving['samples'])} of the back-propagated samples, {_passes_saved(result)}",
-        ),
+        ("backward passes saved", percent(saving["samples"])),
+        ("compute saved", _compute_saved(result)),
         ("time saved", _time_saved(saving)),
         *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("memory", _memory(result["memory"])),
         ("whole run", f"{seconds(spent['wall'])} with start-up, evaluation and checkpoints"),
         ("scores", f"{join(result['storage'], result['run'])} (es-service top {result['run']} --storage {storage})"),
+        ("dashboard", f"es-service serve --storage {storage} --open {result['run']}"),
     ]
     title = f"{result['run']}: {result['method']} on {result['task']}, {_count(result['epochs'], 'epoch')}, "
     title += f"{_count(result['workers'], 'worker')}, exchange {result['exchange']}"
@@ -68,13 +84,14 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
 
 
-def _passes_saved(result: dict[str, Any]) -> str:
+def _compute_saved(result: dict[str, Any]) -> str:
     """Return what share of a full run's passes was saved, those of preparing counted as the run's own."""
     cost, prepared, each = result["saving"]["cost"], result["prepared"], 1 + result["backward_cost"]
     passes = prepared["scored"] + each * prepared["trained"]
     if cost is None or not passes:
-        return f"{percent(cost)} of the passes"
-    return f"{percent(cost - passes / (each * result['samples']['full']))} of the passes, preparing included"
+        return f"{saved(cost, 'more')} of a full run's passes"
+    cost -= passes / (each * result["samples"]["full"])
+    return f"{saved(cost, 'more')} of a full run's passes, preparing included"
 
 
 def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -83,9 +100,11 @@ def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [(name, metrics[name]), *((other, value) for other, value in metrics.items() if other != name)]
     if metrics[name] != accuracy:
         lines.insert(1, ("accuracy", accuracy))
-    aside = "" if balanced is None or abs(balanced - accuracy) < 5e-5 else f", {balanced:.4f} balanced over the labels"
+    aside = ""
+    if balanced is not None and abs(balanced - accuracy) >= 5e-5:
+        aside = f", {measured('balanced_accuracy', balanced)} balanced over the labels"
     return [
-        (key.replace("_", " "), f"{value:.4f} on held-out samples{aside if key == 'accuracy' else ''}")
+        (key.replace("_", " "), f"{measured(key, value)} on held-out samples{aside if key == 'accuracy' else ''}")
         for key, value in lines
     ]
 
@@ -121,8 +140,8 @@ def saved_so_far(saving: dict[str, Any]) -> str:
     """Return what a run has saved up to now, in words."""
     if not saving["samples"]:
         return "trained on everything so far"
-    time = "" if saving["seconds"] is None else f", {percent(saving['seconds'])} of the time"
-    return f"saved {percent(saving['samples'])} of back-propagation{time} so far"
+    time = "" if saving["seconds"] is None else f", {time_saved(saving['seconds'])}"
+    return f"backward passes saved {percent(saving['samples'])}{time} so far"
 
 
 def _time_saved(saving: dict[str, Any]) -> str:
@@ -131,6 +150,6 @@ def _time_saved(saving: dict[str, Any]) -> str:
         return "nothing: every step trained on everything"
     if share is None:
         return "unknown: no full step was measured to compare with (set anneal above 0)"
-    if share < 0:
-        return f"none: steps took {percent(-share)} longer than a full run's; selection does not pay here"
-    return f"{percent(share)} against the full steps of this run"
+    if share <= -NOTHING:
+        return f"none: {saved(share, 'slower')} than the full steps of this run; selection does not pay here"
+    return f"{saved(share, 'slower')} against the full steps of this run"

@@ -11,10 +11,14 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
+from es_service.cli.closing import closing
+from es_service.cli.parser import add_command
+from es_service.cli.progress import Progress
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, OPTIONS, add_task_flags, derived_settings, option_settings
 from es_service.cli.training_flags import TRAINING, add_training_flags
 from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
+from es_service.selection.methods.registry import preset_name
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.spec import TrainingSpec
@@ -55,11 +59,20 @@ _KINDS = {int: "whole number", float: "number", str: "word", bool: "truth value,
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "train", help="train a task with data selection", description=train_command.__doc__
+    parser = add_command(
+        commands,
+        "train",
+        train_command,
+        help="train a task with data selection",
+        examples=(
+            "train --task fashion --method es --ratio 0.25 --epochs 8 --run demo --storage runs",
+            "train --task images --data photos/ --model resnet18 --exchange embedded",
+            "train --method eswp --set beta1=0.1 --workers 2 --label-noise 0.2",
+            "train --run demo --storage runs --resume",
+        ),
     )
-    flag = parser.add_argument
-    add_task_flags(flag)
+    add_task_flags(parser.add_argument_group("task and data").add_argument)
+    flag = parser.add_argument_group("selection").add_argument
     flag(
         "--method",
         help=f"{', '.join(PRESETS)}, one of an installed package, or your own my_module:my_method (default: es)",
@@ -79,21 +92,23 @@ def add_parser(commands: Any) -> None:
     flag(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, e.g. beta1=0.1; repeatable"
     )
+    flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: trains hold-out models first)")
+    flag = parser.add_argument_group("training").add_argument
     flag("--epochs", type=int, metavar="E", help="number of epochs (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch of each worker (default: the task's)")
     add_training_flags(flag)
-    flag("--irreducible", metavar="FILE", help="irreducible losses for rho (default: trains hold-out models first)")
+    flag("--seed", type=int, help="seed of the initial weights and the selection (default: 0)")
+    flag = parser.add_argument_group("where it runs").add_argument
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, prefetch, collective, or embedded: one worker, no Ray (default: leased)")
     flag("--shards", type=int, metavar="S", help="actors that the score table is spread over (default: 1)")
     flag("--every", type=int, metavar="K", help="steps between two all-gathers of --exchange collective (default: 1)")
-    flag("--seed", type=int, help="seed of the initial weights and the selection (default: 0)")
+    flag = parser.add_argument_group("run").add_argument
     flag("--run", metavar="NAME", help="name of the run (default: from task, method and time)")
     flag("--storage", metavar="DIR", help=f"folder or URI for runs (default: {DEFAULT_STORAGE})")
     flag("--config", metavar="F.yaml", help="file with these settings by name; flags override it")
     flag("--resume", action="store_true", help="continue the run named by --run from its last checkpoint")
     flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
-    parser.set_defaults(run_command=train_command)
 
 
 def train_command(options: argparse.Namespace) -> int:
@@ -101,6 +116,8 @@ def train_command(options: argparse.Namespace) -> int:
     with output.warnings_on_stderr():
         spec = _spec(options)
     spec.check_place()
+    progress = Progress(sys.stderr, quiet=options.json)
+    progress.say("Loading PyTorch…")
     try:
         from es_service.training.driver import train
     except ImportError as error:
@@ -109,14 +126,19 @@ def train_command(options: argparse.Namespace) -> int:
         ) from error
     # Ray prints output of its daemons, and stdout is for the result alone.
     showing = output.warnings_on_stderr()
-    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr), showing:
+    with contextlib.closing(progress), contextlib.redirect_stdout(sys.stderr), showing:
         try:
-            result = train(spec, progress.show)
+            result = train(spec, progress.show, progress.say)
         except KeyboardInterrupt:
             if RunStorage(spec.storage, spec.run).exists():
                 print(f"es-service: stopped; --run {spec.run} --resume continues it", file=sys.stderr)
             raise
-    output.print_json(result) if options.json else output.print_text(text.summary(result))
+    if options.json:
+        output.print_json(result)
+    else:
+        output.print_text(text.summary(result))
+        if words := closing(spec, result):
+            output.print_text(f"\n{words}")
     return 0
 
 
@@ -125,6 +147,9 @@ def _spec(options: argparse.Namespace) -> TrainingSpec:
     given = {key: value for key, value in vars(options).items() if key in _DEFAULTS and value is not None}
     from_file = _read_config(options.config) if options.config else {}
     file_settings = from_file.pop("set", {})
+    for one in (given, from_file):
+        if "method" in one:
+            one["method"] = preset_name(one["method"])
     before: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if options.resume:
@@ -218,43 +243,3 @@ def _of_kind(path: str, key: str, value: Any) -> Any:
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise errors.ConfigError(f"--config {path}: {key} must be a {_KINDS[kind]}, got {value!r}")
     return value
-
-
-class Progress:
-    """Progress of a training run: a bar on a terminal, a line per epoch elsewhere."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._bar: Any = None
-        self._num_shown = 0
-
-    def show(self, stats: dict[str, Any]) -> None:
-        """Take the score server's stats, or the same from a training in this process."""
-        progress = stats["progress"]
-        if not progress:
-            return
-        evaluated = [one for one in progress["history"] if one["accuracy"] is not None]
-        if self._stream.isatty():
-            self._move_bar(progress, evaluated)
-            return
-        for one in evaluated[self._num_shown :]:
-            line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
-            print(line + text.saved_so_far(one["saving"]), file=self._stream, flush=True)
-            self._num_shown += 1
-
-    def _move_bar(self, progress: dict[str, Any], evaluated: list[dict[str, Any]]) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            layout = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
-            self._bar = tqdm(total=progress["num_epochs"], desc="training", bar_format=layout, file=self._stream)
-        self._bar.n = progress["epoch"] + progress["done"]
-        accuracy = f"accuracy {evaluated[-1]['accuracy']:.3f}, " if evaluated else ""
-        samples, saving = progress["samples"], progress["saving"]
-        net = "" if saving["seconds"] is None else f", net saving {text.percent(saving['seconds'])}"
-        self._bar.set_postfix_str(f"{accuracy}scored {samples['scored']:,}, trained {samples['trained']:,}{net}")
-
-    def close(self) -> None:
-        """Leave the terminal as it should be."""
-        if self._bar is not None:
-            self._bar.close()

@@ -9,31 +9,41 @@ from typing import Any
 
 from es_service import errors
 from es_service.cli import output, text
+from es_service.cli.parser import add_command
 from es_service.cli.task_flags import DEFAULT_TASK, add_task_flags, derived_settings, option_settings
 from es_service.cli.training_flags import add_training_flags, training_settings
 from es_service.cli.yaml_files import read_yaml
+from es_service.experiments.progress import measured
 from es_service.experiments.tune.domains import KINDS
 from es_service.experiments.tune.objectives import OBJECTIVES, OF_THE_TASK
 from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
 from es_service.selection.config import PRESETS
+from es_service.selection.methods.registry import preset_name
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 
 __all__ = ["add_parser"]
 
-_EPILOG = f"""domains: {", ".join(KINDS.values())}; a plain value is the same in all trials"""
+_DOMAINS = f"domains: {', '.join(KINDS.values())}; a plain value is the same in all trials"
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_command(
+        commands,
         "tune",
+        tune_command,
         help="search the settings of a method with Ray Tune",
-        description=tune_command.__doc__,
-        epilog=_EPILOG,
+        examples=(
+            "tune --task fashion --method es --trials 16 --out search",
+            'tune --method es --search "beta1=uniform(0,0.5)" --search ratio=0.5 --out search',
+            "tune --out search --resume",
+            'tune --from demo --search "beta1=grid(0, 0.2, 0.5)"',
+        ),
+        notes=_DOMAINS,
     )
-    flag = parser.add_argument
-    add_task_flags(flag)
+    add_task_flags(parser.add_argument_group("task and data").add_argument)
+    flag = parser.add_argument_group("search").add_argument
     flag(
         "--method",
         default="es",
@@ -48,11 +58,13 @@ def add_parser(commands: Any) -> None:
     )
     flag("--space", metavar="F.yaml", help="file with settings and their domains; --search overrides it")
     flag(
+        "--trials",
         "--samples",
+        dest="samples",
         type=int,
         default=16,
         metavar="N",
-        help="number of settings to try (default: %(default)s; a grid: all)",
+        help="number of settings to try, each a trial (default: %(default)s; a grid: all)",
     )
     flag("--out", metavar="DIR", help="folder for runs, tables and the report; required unless --from is given")
     flag("--resume", action="store_true", help="continue the search in --out")
@@ -89,9 +101,12 @@ def add_parser(commands: Any) -> None:
         default=True,
         help="also train full runs, whole and as short as the trials, for the report (default: yes)",
     )
+    flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
+    flag = parser.add_argument_group("training").add_argument
     flag("--epochs", type=int, metavar="E", help="epochs of every trial (default: the task's)")
     flag("--batch-size", type=int, metavar="B", help="meta-batch (default: the task's)")
     add_training_flags(flag)
+    flag = parser.add_argument_group("where it runs").add_argument
     flag("--max-concurrent", type=int, metavar="M", help="parallel trials (default: as many as the CPUs allow)")
     flag("--cpus-per-trial", type=float, default=1.0, metavar="C", help="CPUs and threads per trial (default: 1)")
     flag(
@@ -100,12 +115,11 @@ def add_parser(commands: Any) -> None:
         help="embedded: a trial trains in its own process; others: it is a Ray Train job (default: embedded)",
     )
     flag("--workers", type=int, default=1, metavar="W", help="Ray Train workers of a trial (default: 1)")
-    flag("--json", action="store_true", help="print the result as one JSON object and nothing else on stdout")
-    parser.set_defaults(run_command=tune_command)
 
 
 def tune_command(options: argparse.Namespace) -> int:
     """Search the settings of a method with Ray Tune. Each trial is a real training run. Report what the search cost."""
+    options.method = preset_name(options.method)
     if options.replayed is not None and options.out is None:
         return _replay(options)
     if options.out is None:
@@ -124,7 +138,10 @@ def tune_command(options: argparse.Namespace) -> int:
     Objective(name=options.objective, target=options.target, metric=OF_THE_TASK)
     space = _space(options)
     # Ray prints output of its daemons, and stdout is for the result alone.
-    with contextlib.closing(Progress(sys.stderr)) as progress, contextlib.redirect_stdout(sys.stderr):
+    with (
+        contextlib.closing(Progress(sys.stderr, quiet=options.json)) as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         try:
             with output.warnings_on_stderr():
                 results = search(
@@ -222,8 +239,8 @@ def _summary(results: dict[str, Any], out: str) -> str:
     rows = [
         (
             *(row["settings"][name] for name in names),
-            None if row[metric] is None else f"{row[metric]['mean']:.4f}",
-            None if row[metric] is None or row[metric]["std"] is None else f"{row[metric]['std']:.4f}",
+            None if row[metric] is None else measured(metric, row[metric]["mean"]),
+            None if row[metric] is None or row[metric]["std"] is None else measured(metric, row[metric]["std"]),
             None if row["cost"] is None else f"{row['cost']:.3f}",
             None if row["above_full"] is None else f"{100 * row['above_full']:+.2f}",
             row["status"] if row["reached"] in (None, True) else "target not reached",
@@ -234,7 +251,8 @@ def _summary(results: dict[str, Any], out: str) -> str:
     found = "no setting finished with every seed"
     if best is not None:
         named = " ".join(f"{name}={value}" for name, value in best["settings"].items())
-        found = f"best for {results['objective']['words']}: {named} ({metric.replace('_', ' ')} {best[metric]:.4f})"
+        reached = f"{metric.replace('_', ' ')} {measured(metric, best[metric])}"
+        found = f"best for {results['objective']['words']}: {named} ({reached})"
     place = out.rstrip("/")
     return "\n".join(
         [text.grid(header, rows), "", found, results["cost_in_words"], f"report: {place}/report.html",

@@ -1,10 +1,19 @@
-"""Progress of many training runs: a bar on a terminal, else one line per finished run."""
+"""Progress of many training runs: a bar on a terminal, else one line per finished run; and what they reached."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Bar"]
+from es_service.training.tasks.metrics import ACCURACY
+
+__all__ = ["Bar", "measured"]
+
+_IN_PERCENT = (ACCURACY, "balanced_accuracy")
+
+
+def measured(metric: str, value: float) -> str:
+    """Return what a metric is, in words: accuracies in percent."""
+    return f"{100 * value:.2f} %" if metric in _IN_PERCENT else f"{value:.4f}"
 
 
 class Bar:
@@ -14,10 +23,11 @@ class Bar:
         stream: where to write.
         doing: what the bar shows, e.g. "comparing".
         unit: what is counted, one of them.
+        quiet: do not print what is prepared.
     """
 
-    def __init__(self, stream: Any, doing: str, unit: str) -> None:
-        self._stream, self._doing, self._unit = stream, doing, unit
+    def __init__(self, stream: Any, doing: str, unit: str, *, quiet: bool = False) -> None:
+        self._stream, self._doing, self._unit, self._quiet = stream, doing, unit, quiet
         self._total = self._counted = 0
         self._bar: Any = None
 
@@ -37,6 +47,21 @@ class Bar:
             self._bar.refresh()
         elif ended:
             self.say(f"{ended} {self._unit}{'s' if ended != 1 else ''} {before}")
+
+    def prepares(self, words: str) -> None:
+        """Print what is done before the first of them."""
+        if not self._quiet:
+            print(words, file=self._stream, flush=True)
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
+    def begins(self, words: str) -> None:
+        """Print that one begins, where no bar shows it."""
+        if not self.has_bar:
+            print(f"{words} begins", file=self._stream, flush=True)
 
     def beside(self, words: str) -> None:
         """Show words beside the bar, if there is one."""

@@ -239,7 +239,8 @@ def preset(name: str, **settings: Any) -> Selection:
     """Make a Selection from a method's short name; `settings` are the method's own or those of `Selection`.
 
     Args:
-        name: in PRESETS, of an entry point in the group "es_service.methods", or module:factory.
+        name: in PRESETS (or what `preset_name` takes for one), of an entry point in the group "es_service.methods", or
+            module:factory.
         settings: as far as they differ from the defaults.
 
     Raises:
@@ -250,8 +251,8 @@ def preset(name: str, **settings: Any) -> Selection:
         >>> preset("eswp", beta1=0.1).to_dict()["settings"]
         {'beta1': 0.1, 'beta2': 0.8, 'prune_by': 'w'}
     """
+    name = registry.preset_name(name) if isinstance(name, str) else name
     if isinstance(name, str) and name in PRESETS:
-        registry.refuse_registered(name)
         method_name, defaults = PRESETS[name]
         make: Callable[..., methods.Method] = methods.METHODS[method_name]
     else:

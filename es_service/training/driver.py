@@ -29,12 +29,15 @@ from es_service.training.tasks.base import Task
 __all__ = ["note_samples", "train"]
 
 
-def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def train(
+    spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Train a run and return its result, which also goes to result.json in the run's folder.
 
     Args:
         spec: what to train.
         watch: called with how far it is: {"progress": {epoch, done, num_epochs, samples, saving, history}, …}.
+        say: called with what is done before the first step, each time something begins that may take a while.
 
     Raises:
         RunExistsError: the name is taken, and `resume` was not asked for.
@@ -43,6 +46,7 @@ def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[s
     """
     begin = time.monotonic()
     storage = RunStorage(spec.storage, spec.run)
+    say("Loading data…")
     task = build_task(spec.task, spec.data, spec.derived, spec.options)
     spec = spec.filled(task.defaults)
     config = spec.config(len(task.train_set))
@@ -51,11 +55,15 @@ def train(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None]) -> dict[s
     check_signals(task, spec.selection)
     spec.check_place()
     if spec.exchange != "embedded":
+        say("Starting Ray…")
         _reach_ray(spec.exchange)
     storage.begin(config, spec.description(), search=spec.search)  # what cannot be written shows before a worker starts
     note_samples(storage, task)
+    if spec.needs_irreducible and spec.irreducible is None:
+        say("Training hold-out models for the irreducible losses…")
     prepared = _prepare(spec, storage, config, task)
     spec = dataclasses.replace(spec, irreducible=prepared["path"])
+    say(f"Starting {spec.workers} worker{'s' * (spec.workers > 1)}…" if spec.exchange != "embedded" else "Training…")
     if spec.exchange == "embedded":
         metrics = _fit_here(spec, storage, config, task, watch)
     else:

@@ -27,7 +27,7 @@ def test_the_key_figures_are_those_of_the_api(page: Any, server: Any) -> None:
     shown = figures(page)
     ledger = server.get("runs/clothes/ledger")
     assert shown["Accuracy"] == f"{ledger['history'][-1]['accuracy']:.4f}"
-    assert shown["Back-propagation saved"] == f"{100 * ledger['saving']['samples']:.1f} %"
+    assert shown["Backward passes saved"] == f"{100 * ledger['saving']['samples']:.1f} %"
     assert shown["Time saved"] == f"{100 * ledger['saving']['seconds']:.1f} %"
     assert shown["Never picked"] == f"{server.get('runs/clothes/coverage')['never_picked']:,}"
     effective = server.get("runs/clothes/effective_sample_size")["effective"]

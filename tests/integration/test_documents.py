@@ -91,6 +91,20 @@ def test_the_demo_reaches_its_accuracy_and_the_other_commands_show_it(tmp_path: 
             assert run(*shlex.split(command)).strip()
 
 
+def test_after_the_demo_the_commands_are_on_the_path() -> None:
+    """README says how, and so does `make demo`, before the first command that needs it."""
+    text = (ROOT / "README.md").read_text()
+    line = 'export PATH="$PWD/.venv/bin:$PATH"'
+    behind_the_demo = text[text.index("$ make demo") :]
+    behind_the_demo = behind_the_demo[behind_the_demo.index("```\n\n") :]  # what it prints names commands, too
+    outputs = re.compile(r"^```text\n(?:epoch|full:).*?^```\n", flags=re.MULTILINE | re.DOTALL)
+    first = re.search(r"^(\$ )?es-service ", outputs.sub("", behind_the_demo), flags=re.MULTILINE)
+    assert first is not None
+    assert line in outputs.sub("", behind_the_demo)[: first.start()]
+    plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert line in plan.splitlines()[-1]
+
+
 def test_every_readme_command_is_one_of_ours() -> None:
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for command in commands():

@@ -13,7 +13,7 @@ from pyarrow import csv, parquet
 
 from es_service.api.table.view import TableView, present
 
-__all__ = ["MEDIA_TYPES", "stream"]
+__all__ = ["MEDIA_TYPES", "array", "stream"]
 
 MEDIA_TYPES = {
     "arrow": "application/vnd.apache.arrow.stream",
@@ -66,7 +66,7 @@ def stream(view: TableView, file_format: str, names: Sequence[str], mask: NDArra
             kept = None if mask is None else np.flatnonzero(mask[start:stop])
             if kept is not None and not kept.size:
                 continue
-            arrays = [_array(view, name, start, stop, kept) for name in names]
+            arrays = [array(view, name, start, stop, kept) for name in names]
             writer.write(pa.record_batch(arrays, schema=schema))
             if sink.size:
                 yield sink.take()
@@ -89,7 +89,8 @@ def _field(view: TableView, name: str) -> pa.Field:
     return pa.field(name, pa.from_numpy_dtype(view.block(name, 0, 0).dtype))
 
 
-def _array(view: TableView, name: str, start: int, stop: int, kept: NDArray[np.int64] | None) -> pa.Array:
+def array(view: TableView, name: str, start: int, stop: int, kept: NDArray[np.int64] | None = None) -> pa.Array:
+    """Return the rows from `start` to `stop` of a column, of them those at `kept`; labels are named."""
     values = view.block(name, start, stop)
     if kept is not None:
         values = values[kept]

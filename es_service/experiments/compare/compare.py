@@ -55,7 +55,8 @@ def _run(specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, pro
     """Return the outcomes of these runs, by name, having run those that have none yet."""
     kept = {spec.run: outcome for spec in specs if (outcome := folder.outcome(spec)) is not None}
     progress.expect(specs, list(kept.values()))
-    return {**kept, **run_all([spec for spec in specs if spec.run not in kept], folder, slots, progress.show)}
+    missing = [spec for spec in specs if spec.run not in kept]
+    return {**kept, **run_all(missing, folder, slots, progress.show, progress.watch)}
 
 
 def _lengths(comparison: Comparison, folder: CompareFolder, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:

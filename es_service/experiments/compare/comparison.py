@@ -11,6 +11,7 @@ from es_service import errors
 from es_service.experiments.begin import check_known, check_run, costed, task_of
 from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.methods.registry import preset_name
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 from es_service.training.spec import TrainingSpec
@@ -107,8 +108,14 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
 
 
 def method_labels(text: str) -> list[str]:
-    """Return the labels that a list of methods names, each once, as they are written."""
-    return list(dict.fromkeys(_split(text, ",")))
+    """Return the labels that a list of methods names, each once."""
+    return list(dict.fromkeys(map(_named, _split(text, ","))))
+
+
+def _named(label: str) -> str:
+    """Return a label with the method's one name, however it was typed."""
+    name, colon, settings = label.partition(":")
+    return f"{preset_name(name)}{colon}{settings}"
 
 
 def _candidate(label: str) -> Candidate:

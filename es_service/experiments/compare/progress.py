@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from es_service import errors
 from es_service.experiments.compare.outcomes import Outcome
-from es_service.experiments.progress import Bar
+from es_service.experiments.progress import Bar, measured
+from es_service.storage.runs import RunStorage
 from es_service.training.spec import TrainingSpec
 
 __all__ = ["Progress", "seconds_left"]
+
+_EVERY_S = 1.0
 
 
 def seconds_left(waiting: Sequence[TrainingSpec], finished: Sequence[Outcome], jobs: int) -> float | None:
@@ -39,13 +45,20 @@ class Progress(Bar):
     Args:
         stream: where to.
         jobs: runs at a time.
+        quiet: do not print what is prepared.
+        clock: seconds.
     """
 
-    def __init__(self, stream: Any, jobs: int) -> None:
-        super().__init__(stream, "comparing", "run")
+    def __init__(
+        self, stream: Any, jobs: int, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(stream, "comparing", "run", quiet=quiet)
         self._jobs = jobs
         self._specs: list[TrainingSpec] = []
         self._finished: dict[str, Outcome] = {}
+        self._begun: set[str] = set()
+        self._last: list[str] = []
+        self._clock, self._watched = clock, -math.inf
 
     def expect(self, specs: Sequence[TrainingSpec], kept: Sequence[Outcome] = ()) -> None:
         """Take note of runs to come, and of those among them that an earlier command finished."""
@@ -53,13 +66,33 @@ class Progress(Bar):
         self._finished.update((one.spec.run, one) for one in kept)
         self.expect_some(len(specs), len(kept), "finished before")
 
+    def watch(self, at_work: Sequence[TrainingSpec], storage: str) -> None:
+        """Show which runs are at work: on a terminal how far they are, too, once a second."""
+        for spec in at_work:
+            if spec.run not in self._begun:
+                self._begun.add(spec.run)
+                self.begins(f"{spec.method} seed {spec.seed}")
+        if self.has_bar and self._clock() - self._watched >= _EVERY_S:
+            self._watched = self._clock()
+            self.beside("; ".join([*(_how_far(one, storage) for one in at_work), *self._last]))
+
     def show(self, outcome: Outcome) -> None:
         """Take note of a run that ended."""
         self._finished[outcome.spec.run] = outcome
         waiting = [spec for spec in self._specs if spec.run not in self._finished]
         left = seconds_left(waiting, list(self._finished.values()), self._jobs)
         ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
-        self.ended(f"{_ended(outcome)}{ahead}")
+        self._last = [f"{_ended(outcome)}{ahead}"]
+        self.ended(self._last[0])
+
+
+def _how_far(spec: TrainingSpec, storage: str) -> str:
+    what = f"{spec.method} seed {spec.seed}"
+    try:
+        progress = RunStorage(storage, spec.run).read_note("progress") or {}
+        return f"{what}: {progress['epoch'] + progress['done']:.1f}/{progress['num_epochs']} epochs"
+    except (errors.EsServiceError, KeyError, TypeError):  # it has not written any yet
+        return f"{what}: starting"
 
 
 def _ended(outcome: Outcome) -> str:
@@ -68,7 +101,8 @@ def _ended(outcome: Outcome) -> str:
         return f"{what} failed: {outcome.error}"
     metric = outcome.measured.metric
     return (
-        f"{what}: {metric.replace('_', ' ')} {outcome.measured.metrics[metric]:.4f}, took {_duration(outcome.wall_s)}"
+        f"{what}: {metric.replace('_', ' ')} {measured(metric, outcome.measured.metrics[metric])}, "
+        f"took {_duration(outcome.wall_s)}"
     )
 
 

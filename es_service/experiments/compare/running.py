@@ -50,7 +50,11 @@ class Slots:
 
 
 def run_all(
-    specs: Sequence[TrainingSpec], folder: CompareFolder, slots: Slots, report: Callable[[Outcome], None]
+    specs: Sequence[TrainingSpec],
+    folder: CompareFolder,
+    slots: Slots,
+    report: Callable[[Outcome], None],
+    watch: Callable[[Sequence[TrainingSpec], str], None] = lambda *_: None,
 ) -> dict[str, Outcome]:
     """Run these, in this order, and return their outcomes by the run's name.
 
@@ -59,6 +63,7 @@ def run_all(
         folder: of the comparison.
         slots: where they run.
         report: called with each outcome as it comes.
+        watch: called again and again with the runs that are at work, and the folder of runs.
 
     An exception, e.g. of a signal, ends the processes and is raised; finished runs stay.
     """
@@ -76,6 +81,7 @@ def run_all(
                 if slot not in running and waiting:
                     spec = waiting.pop()
                     running[slot] = (spec, _start(spec, folder, cores, alone=len(slots.cores) == 1))
+            watch([spec for spec, _ in running.values()], str(folder.runs))
             time.sleep(_POLL_S)
     finally:
         _stop([process for _, process in running.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from es_service import errors
@@ -60,12 +60,14 @@ def search(
     whole_space = space if isinstance(space, Space) else read_space(method, space)
     folder = SearchFolder(out)
     folder.check(resume=resume)
-    search_spec = begin(task, whole_space, name=folder.path.name, folder=folder, **settings)
+    say = (lambda _: None) if progress is None else progress.prepares
+    search_spec = begin(task, whole_space, name=folder.path.name, folder=folder, say=say, **settings)
     check_extra("tune", "tuning", "ray.tune", "matplotlib", "jinja2", "scipy")
     from es_service.actors.cluster import ensure_ray
     from es_service.experiments.tune import report, results
 
     with folder.open(search_spec):
+        say("Starting Ray…")
         ensure_ray()
         trials = _trials(search_spec, folder, progress, retry_failed=retry_failed)
         if all(one.status != FINISHED for one in trials):
@@ -99,6 +101,7 @@ def begin(
     places: Places | None = None,
     start_from: RunStorage | None = None,
     folder: SearchFolder | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SearchSpec:
     """Return the search with everything filled in that the task decides, having checked it.
 
@@ -125,6 +128,7 @@ def begin(
         places: where trials run.
         start_from: a finished run of this task, to begin with settings that pick differently; see `starting_points`.
         folder: where the search is to go; one that holds another search is refused.
+        say: called with what is done next, where that takes a while.
 
     Raises:
         ConfigError: an unknown task, an objective that it cannot give, or a trial that could not begin.
@@ -159,6 +163,7 @@ def begin(
         identity = as_far_as_known.identity()
         later = (*unknown, "backward_cost", *(["objective"] if objective.metric == OF_THE_TASK else []))
         folder.check_identity({key: value for key, value in identity.items() if key not in later})
+    say("Loading data…")
     built, filled = task_of(known)
     metric = metric_name(built)
     balanced = metric == ACCURACY and wanted.long_tail is not None and objective.weighs_cost

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["PRESETS"]
+__all__ = ["ALIASES", "PRESETS"]
 
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -38,3 +38,6 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 """What a command line calls a method: (name in METHODS, settings that differ from the defaults)."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"evolved": "es"})
+"""Names in METHODS that no preset has -> the preset of the same settings."""

@@ -16,7 +16,7 @@ from typing import Any
 from es_service import errors, plugins
 from es_service.selection.methods import METHODS
 from es_service.selection.methods.base import Method
-from es_service.selection.methods.presets import PRESETS
+from es_service.selection.methods.presets import ALIASES, PRESETS
 from es_service.selection.settings import suggest
 from es_service.selection.signals import SIGNALS
 from es_service.selection.table import FURTHER_COLUMNS
@@ -29,9 +29,9 @@ __all__ = [
     "check_remade",
     "find",
     "make",
+    "preset_name",
     "record",
     "reference",
-    "refuse_registered",
 ]
 
 GROUP = "es_service.methods"
@@ -71,13 +71,26 @@ def find(name: str, known: Iterable[str]) -> Callable[..., Method]:
     return plugins.load(f"method {name!r} of package {packages[0]}", spec)
 
 
-def refuse_registered(name: str) -> None:
-    """Raise ConfigError where a package registers the name of a built-in method, which would be ambiguous."""
+def preset_name(name: str) -> str:
+    """Return the preset that a name means, which may have dashes or be the method's own; any other name as it is.
+
+    Raises:
+        ConfigError: a package registers the name of a built-in method, which would be ambiguous.
+
+    Example:
+        >>> [preset_name(name) for name in ("selective-backprop", "evolved", "my-module:mine")]
+        ['selective_backprop', 'es', 'my-module:mine']
+    """
+    word = name.replace("-", "_")
+    known = ALIASES.get(word, word)
+    if known not in _BUILT_IN:
+        return name
     for entry in plugins.registered(GROUP).get(name, ()):
         raise errors.ConfigError(
             f"method {name!r} is built in, and package {plugins.package_of(entry)} registers the same name: uninstall "
             f"it, or ask its authors for another name (its own method is {entry.value})"
         )
+    return known
 
 
 def build(name: str, factory: Callable[..., Any], /, **settings: Any) -> Method:

@@ -21,6 +21,7 @@ from es_service.exchange.embedded import Embedded
 from es_service.selection.local_run import LocalRun
 from es_service.selection.run import RunConfig
 from es_service.selection.table import SCHEMA
+from es_service.storage import labels
 from es_service.storage.runs import RunStorage
 
 NUM = 30
@@ -87,7 +88,8 @@ def test_runs_lists_what_there_is_oldest_first(storage: Path, capsys: pytest.Cap
     assert err == ""
     header, older, newer = out.splitlines()
     assert header.split()[:5] == ["run", "method", "epochs", "samples", "state"]
-    assert older.split() == ["older", "evolved", "4", "30", "done", "0.9123", "16.7", "%"]
+    assert header.endswith("accuracy  compute saved  time saved")
+    assert older.split() == ["older", "evolved", "4", "30", "done", "91.23", "%", "16.7", "%"]
     assert newer.split() == ["newer", "evolved", "4", "30", "2", "of", "4", "epochs", "16.7", "%"]
 
 
@@ -111,6 +113,21 @@ def test_runs_as_json(storage: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert newer["finished_epochs"] == 2
     assert newer["accuracy"] is None
     assert newer["saving"]["samples"] == 0.5  # so far
+
+
+def test_runs_names_a_method_as_it_was_typed(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunStorage(str(storage), "older").config()
+    RunStorage(str(storage), "typed").begin(config, {"task": "fashion", "method": "es"})
+    assert main(["runs", "--storage", str(storage), "--json"]) == 0
+    found = {run["run"]: run["method"] for run in one_json(capsys.readouterr().out)["runs"]}
+    assert found == {"older": "evolved", "newer": "evolved", "typed": "es"}
+
+
+def test_what_selection_cost_is_not_called_saved(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saving = {"samples": 0.5, "cost": -0.25, "seconds": -0.013}
+    RunStorage(str(storage), "older").write_result({**RESULT, "saving": saving})
+    assert main(["runs", "--storage", str(storage)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("91.23 %  25.0 % more    1.3 % slower")
 
 
 def test_runs_of_a_search_name_it(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +177,12 @@ def rows_of(out: str) -> list[list[str]]:
     return [line.split() for line in out.splitlines()[1:]]
 
 
+def with_suspicion(table: pa.Table) -> pa.Table:
+    """A stored table, with what the commands work out: every sample here was observed twice or more."""
+    suspicion = table["loss_mean"].to_numpy() - np.sqrt(table["loss_var"].to_numpy())
+    return table.append_column("suspicion", pa.array(suspicion))
+
+
 def test_top_shows_the_heaviest_samples(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "older", "--storage", str(storage), "--limit", "3"]) == 0
     out = capsys.readouterr().out
@@ -184,7 +207,7 @@ def test_top_orders_by_any_column_and_then_by_id(
     assert main(["top", "older", "--storage", str(storage), "--by", column, "--limit", "7", "--json", *flags]) == 0
     value = one_json(capsys.readouterr().out)
     assert value["run"] == "older"
-    everything = RunStorage(str(storage), "older").table().to_pylist()
+    everything = with_suspicion(RunStorage(str(storage), "older").table()).to_pylist()
     everything.sort(key=lambda row: (row[column] if lowest else -row[column], row["id"]))
     assert value["samples"] == everything[:7]
 
@@ -217,6 +240,77 @@ def test_errors_of_top(storage: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "no snapshot yet" in fails(capsys, 1, "top", "fresh", *place)
 
 
+@pytest.fixture
+def labelled(storage: Path) -> Path:
+    """The storage, with labels of the run `older`: the id modulo 3."""
+    names = ("Pullover", "T-shirt", "Coat")
+    labels.write_notes(RunStorage(str(storage), "older"), np.arange(NUM) % 3, names, None)
+    return storage
+
+
+def test_top_names_labels_and_how_suspicious_a_sample_is(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ("--storage", str(labelled), "--limit", "3")
+    assert main(["top", "older", "--by", "suspicion", *place]) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[-2:] == ["suspicion", "label"]
+    assert [(row[0], row[-1]) for row in rows] == [("29", "Coat"), ("28", "T-shirt"), ("27", "Pullover")]
+    assert float(rows[0][-2]) == pytest.approx(30.0, abs=1e-3)  # its loss is the same each time
+    assert "--where label=" in fails(capsys, 2, "top", "older", "--by", "label", *place)
+    assert main(["top", "newer", *place]) == 0
+    assert "label" not in capsys.readouterr().out  # of a run that has none
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ids"),
+    [
+        (["label=Coat"], [29, 26, 23]),
+        (["label!=Coat", "last_loss<=10"], [9, 7, 6]),
+        (["label=2", "id<20"], [17, 14, 11]),
+        (["suspicion>28.5"], [29, 28]),
+        (["last_loss=null"], []),
+    ],
+)
+def test_the_filters_of_the_http_api(
+    labelled: Path, conditions: list[str], ids: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [word for one in conditions for word in ("--where", one)]
+    assert main(["top", "older", "--storage", str(labelled), "--limit", "3", "--json", *where]) == 0
+    assert [row["id"] for row in one_json(capsys.readouterr().out)["samples"]] == ids
+    place = tmp_path / "some.parquet"
+    assert main(["export", "older", "--storage", str(labelled), "--out", str(place), "--json", *where]) == 0
+    table = parquet.read_table(place)
+    assert one_json(capsys.readouterr().out)["rows"] == table.num_rows
+    assert set(ids) <= set(table["id"].to_pylist())
+    assert table.num_rows == len(ids) or len(ids) == 3
+    assert [name[:3] for name in table["label"].to_pylist()] == [
+        ("Pul", "T-s", "Coa")[i % 3] for i in table["id"].to_pylist()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("selectd=0", "did you mean 'selected'?"),
+        ("w", "is not <column><op><value>"),
+        ("label>Coat", "labels have no order"),
+        ("label=Coats", "did you mean 'Coat'?"),
+        ("w>many", "'many' is not a number"),
+    ],
+)
+def test_conditions_that_are_none(
+    labelled: Path, condition: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("top", "export"):
+        assert message in fails(capsys, 2, command, "older", "--storage", str(labelled), "--where", condition)
+
+
+def test_top_orders_by_what_the_http_api_shows(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "older", "--storage", str(storage), "--by", "picked_share", "--json"]) == 0
+    shares = [row["picked_share"] for row in one_json(capsys.readouterr().out)["samples"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[0] <= 1
+
+
 # -- export -------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +333,7 @@ def test_export_writes_the_whole_table(
     assert main(arguments) == 0
     assert capsys.readouterr() == (f"wrote 30 rows to {place}\n", "")
     assert files_in(folder) == ["scores"]
-    expected = RunStorage(str(storage), "older").table()
+    expected = with_suspicion(RunStorage(str(storage), "older").table())
     got = read(place.read_bytes(), file_format)
     if file_format == "csv":
         got = got.cast(expected.schema)
@@ -279,7 +373,7 @@ def test_export_to_stdout(
     assert main(["export", "older", "--storage", str(storage), "--format", file_format, "--out", "-"]) == 0
     out, err = capsysbinary.readouterr()
     assert err == b""
-    expected = RunStorage(str(storage), "older").table()
+    expected = with_suspicion(RunStorage(str(storage), "older").table())
     got = read(out, file_format)
     assert (got.cast(expected.schema) if file_format == "csv" else got).to_pydict() == expected.to_pydict()
     assert files_in(folder) == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from es_service.cli.training import Progress
+from es_service.cli.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -71,7 +72,7 @@ def test_a_file_gets_one_line_per_finished_epoch_and_none_twice() -> None:
     for done in (0.0, 0.3, 0.6):  # asked again and again within an epoch
         progress.show(stats(1, done, finished(1)))
     assert stream.getvalue().splitlines() == [
-        "epoch 1/4: accuracy 0.5000, saved 75.0 % of back-propagation, 50.0 % of the time so far"
+        "epoch 1/4: accuracy 50.00 %, backward passes saved 75.0 %, time saved 50.0 % so far"
     ]
     progress.show(stats(3, 0.5, finished(3)))  # two more since the last look
     progress.show(stats(3, 1.0, finished(4)))
@@ -79,7 +80,7 @@ def test_a_file_gets_one_line_per_finished_epoch_and_none_twice() -> None:
     progress.close()
     lines = stream.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        f"epoch {epoch + 1}/4: accuracy 0.{5 + epoch}000" for epoch in range(4)
+        f"epoch {epoch + 1}/4: accuracy {5 + epoch}0.00 %" for epoch in range(4)
     ]
     assert stream.getvalue().endswith("\n")
     assert "\r" not in stream.getvalue()
@@ -90,14 +91,14 @@ def test_a_file_gets_one_line_per_finished_epoch_and_none_twice() -> None:
     [
         (saving(0.0, 0.0), "trained on everything so far"),
         (saving(None, None), "trained on everything so far"),
-        (saving(0.5, None), "saved 50.0 % of back-propagation so far"),
-        (saving(0.5, -0.25), "saved 50.0 % of back-propagation, -25.0 % of the time so far"),
+        (saving(0.5, None), "backward passes saved 50.0 % so far"),
+        (saving(0.5, -0.25), "backward passes saved 50.0 %, 25.0 % slower so far"),
     ],
 )
 def test_a_line_says_what_was_saved(of_epoch: dict[str, float | None], words: str) -> None:
     stream = io.StringIO()
     Progress(stream).show(stats(0, 1.0, [{"epoch": 0, "accuracy": 0.5, "saving": of_epoch}]))
-    assert stream.getvalue() == f"epoch 1/4: accuracy 0.5000, {words}\n"
+    assert stream.getvalue() == f"epoch 1/4: accuracy 50.00 %, {words}\n"
 
 
 def test_a_terminal_gets_a_bar(terminal: tuple[Terminal, Progress]) -> None:
@@ -106,10 +107,10 @@ def test_a_terminal_gets_a_bar(terminal: tuple[Terminal, Progress]) -> None:
     bar = last_bar(stream)
     assert "1.5/4 epochs" in bar
     assert "38%" in bar
-    assert "accuracy 0.500" in bar
+    assert "accuracy 50.00 %" in bar
     assert "scored 12,345" in bar
     assert "trained 6,789" in bar
-    assert "net saving 42.1 %" in bar
+    assert "time saved 42.1 %" in bar
     assert "\n" not in stream.getvalue()
 
 
@@ -122,8 +123,8 @@ def test_the_bar_moves_on_and_stays_one(terminal: tuple[Terminal, Progress]) -> 
     bar = last_bar(stream)
     assert "4.0/4 epochs" in bar
     assert "100%" in bar
-    assert "accuracy 0.800" in bar
-    assert "net saving" not in bar
+    assert "accuracy 80.00 %" in bar
+    assert "time saved" not in bar
     assert "\n" not in stream.getvalue()
     progress.close()
     assert stream.getvalue().endswith("\n")
@@ -134,3 +135,32 @@ def test_closing_what_never_began_prints_nothing() -> None:
     stream = Terminal()
     Progress(stream).close()
     assert stream.getvalue() == ""
+
+
+def test_what_begins_is_said_unless_the_result_is_for_a_program() -> None:
+    for quiet in (False, True):
+        stream = io.StringIO()
+        Progress(stream, quiet=quiet).say("Loading data…")
+        assert stream.getvalue() == ("" if quiet else "Loading data…\n")
+
+
+def test_a_long_epoch_gets_a_line_now_and_then() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    progress = Progress(stream, clock=lambda: now[0])
+    for second in range(0, 100, 5):
+        now[0] = float(second)
+        progress.show(stats(1, second / 100, finished(1)))
+    first, *inside = stream.getvalue().splitlines()
+    assert first.startswith("epoch 1/4: ")
+    assert inside == [f"  {percent} % of epoch 2/4" for percent in (30, 60, 90)]
+
+
+def test_the_seconds_on_the_bar_move_while_no_news_comes(terminal: tuple[Terminal, Progress]) -> None:
+    stream, progress = terminal
+    progress.show(stats(1, 0.5, finished(1)))
+    drawn, give_up = stream.getvalue(), time.monotonic() + 30
+    while stream.getvalue() == drawn:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    assert "1.5/4 epochs" in last_bar(stream)

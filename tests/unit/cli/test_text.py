@@ -79,7 +79,7 @@ def result(**changes: Any) -> dict[str, Any]:
 def lines_of(**changes: Any) -> dict[str, str]:
     """The summary's lines by their names, the title under ''."""
     title, *lines = text.summary(result(**changes)).splitlines()
-    named = {line[2:20].split("  ")[0].strip(): line for line in lines}
+    named = {line[2:26].split("  ")[0].strip(): line for line in lines}
     assert len(named) == len(lines)
     return {"": title, **named}
 
@@ -87,15 +87,17 @@ def lines_of(**changes: Any) -> dict[str, str]:
 def test_a_summary_says_it_all() -> None:
     assert text.summary(result()).splitlines() == [
         "try-1: es on fashion, 12 epochs, 2 workers, exchange leased",
-        "  accuracy         0.9123 on held-out samples",
-        "  back-propagated  150,000 samples; a full run: 720,000",
-        "  scored           600,000 samples by a forward pass of their own",
-        "  saved            79.2 % of the back-propagated samples, 51.4 % of the passes",
-        "  time saved       42.1 % against the full steps of this run",
-        "  steps took       5.0 min: training 3.0 min, scoring 90.0 s, exchange 1.5 s, data 8.5 s, rest 20.0 s",
-        "  memory           1.23 GB at most, of the worker's process",
-        "  whole run        6.0 min with start-up, evaluation and checkpoints",
-        "  scores           /data/runs/try-1 (es-service top try-1 --storage /data/runs)",
+        "  accuracy               91.23 % on held-out samples",
+        "  back-propagated        150,000 samples; a full run: 720,000",
+        "  scored                 600,000 samples by a forward pass of their own",
+        "  backward passes saved  79.2 %",
+        "  compute saved          51.4 % of a full run's passes",
+        "  time saved             42.1 % against the full steps of this run",
+        "  steps took             5.0 min: training 3.0 min, scoring 90.0 s, exchange 1.5 s, data 8.5 s, rest 20.0 s",
+        "  memory                 1.23 GB at most, of the worker's process",
+        "  whole run              6.0 min with start-up, evaluation and checkpoints",
+        "  scores                 /data/runs/try-1 (es-service top try-1 --storage /data/runs)",
+        "  dashboard              es-service serve --storage /data/runs --open try-1",
     ]
 
 
@@ -111,7 +113,7 @@ def test_one_is_no_plural() -> None:
 def test_a_run_that_cost_more_time_says_so() -> None:
     line = lines_of(saving={"samples": 0.5, "cost": 0.2, "seconds": -0.25})["time saved"]
     assert "none" in line
-    assert "25.0 % longer" in line
+    assert "25.0 % slower" in line
     assert "-25" not in line
 
 
@@ -129,7 +131,8 @@ def test_a_full_run_claims_no_saving(seconds: float | None) -> None:
         saving={"samples": 0.0, "cost": 0.0, "seconds": seconds},
     )
     assert lines["time saved"].endswith("nothing: every step trained on everything")
-    assert "0.0 % of the back-propagated samples, 0.0 % of the passes" in lines["saved"]
+    assert lines["backward passes saved"].endswith("  0.0 %")
+    assert lines["compute saved"].endswith("  0.0 % of a full run's passes")
 
 
 def test_a_run_whose_passes_come_out_even_was_no_full_run() -> None:
@@ -139,7 +142,7 @@ def test_a_run_whose_passes_come_out_even_was_no_full_run() -> None:
         saving={"samples": 1 / 3, "cost": 0.0, "seconds": -0.04},
     )
     assert "trained on everything" not in lines["time saved"]
-    assert "4.0 % longer" in lines["time saved"]
+    assert "4.0 % slower" in lines["time saved"]
 
 
 def test_rounding_leaves_no_negative_rest() -> None:
@@ -151,7 +154,7 @@ def test_rounding_leaves_no_negative_rest() -> None:
     "saving, words",
     [
         ({"samples": 0.0, "seconds": 0.3}, "trained on everything so far"),
-        ({"samples": 0.5, "seconds": 0.25}, "saved 50.0 % of back-propagation, 25.0 % of the time so far"),
+        ({"samples": 0.5, "seconds": 0.25}, "backward passes saved 50.0 %, time saved 25.0 % so far"),
     ],
 )
 def test_what_was_saved_so_far(saving: dict[str, float | None], words: str) -> None:
@@ -166,22 +169,40 @@ def test_what_only_some_runs_have_to_say() -> None:
             prepared={"scored": 10000, "trained": 40000, "seconds": 12.3},
         )
     ).splitlines()
-    assert "  accuracy         0.9123 on held-out samples, 0.8000 balanced over the labels" in lines
-    assert "  wrong labels     31.5 % of the back-propagated samples had one, 20.0 % of the set have" in lines
+    assert "  accuracy               91.23 % on held-out samples, 80.00 % balanced over the labels" in lines
+    assert "  wrong labels           31.5 % of the back-propagated samples had one, 20.0 % of the set have" in lines
     # 1 - (600,000 + 3·150,000 + 10,000 + 3·40,000)/(3·720,000)
-    assert "  saved            79.2 % of the back-propagated samples, 45.4 % of the passes, preparing included" in lines
+    assert "  compute saved          45.4 % of a full run's passes, preparing included" in lines
     [prepared] = [line for line in lines if "prepared" in line]
     assert "40,000 samples trained and 10,000 scored, 12.3 s" in prepared
 
 
 def test_a_summary_names_the_metric_of_the_task() -> None:
     regression = text.summary(result(balanced_accuracy=None, metric="r2", metrics={"r2": 0.91234})).splitlines()
-    assert regression[1] == "  r2               0.9123 on held-out samples"
+    assert regression[1] == "  r2                     0.9123 on held-out samples"
     assert "accuracy" not in regression[2]
     metrics = {"matthews": 0.4, "exact_match": 0.25}
     lines = text.summary(result(metric="matthews", metrics=metrics, balanced_accuracy=0.8)).splitlines()
     assert lines[1:4] == [
-        "  matthews         0.4000 on held-out samples",
-        "  accuracy         0.9123 on held-out samples, 0.8000 balanced over the labels",
-        "  exact match      0.2500 on held-out samples",
+        "  matthews               0.4000 on held-out samples",
+        "  accuracy               91.23 % on held-out samples, 80.00 % balanced over the labels",
+        "  exact match            0.2500 on held-out samples",
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "of_time", "of_compute"),
+    [
+        (0.013, "time saved 1.3 %", "1.3 %"),
+        (-0.013, "1.3 % slower", "1.3 % more"),
+        (-0.0004, "time saved 0.0 %", "0.0 %"),
+        (0.0, "time saved 0.0 %", "0.0 %"),
+    ],
+)
+def test_what_was_lost_is_not_called_saved(share: float, of_time: str, of_compute: str) -> None:
+    assert text.time_saved(share) == of_time
+    assert text.saved(share, "more") == of_compute
+    assert text.saved(None, "more") == "unknown"
+    lines = lines_of(saving={"samples": 0.5, "cost": share, "seconds": share})
+    assert lines["compute saved"].endswith(f"  {of_compute} of a full run's passes")
+    assert "-" not in lines["time saved"] + lines["compute saved"]

@@ -18,6 +18,7 @@ from es_service import errors
 from es_service.cli import main
 from es_service.selection.config import Selection, preset
 from es_service.selection.engine import Engine
+from es_service.selection.methods import registry
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 from es_service.storage.described import describe
@@ -244,9 +245,20 @@ def test_a_package_cannot_take_the_name_of_a_built_in_method(write: Write, name:
 def test_files_always_name_the_built_in_method(write: Write) -> None:
     package = write(METHOD, loss="mine", evolved="mine")
     assert Selection.from_dict({"method": "evolved"}) == Selection(es.methods.evolved(), anneal_by="epochs")
-    with pytest.raises(errors.ConfigError, match="unknown method 'evolved'"):  # of METHODS, not of PRESETS
+    with pytest.raises(errors.ConfigError, match=f"method 'evolved' is built in, and package {package} 2.5 registers"):
         preset("evolved")
     assert package not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("evolved", "es"), ("selective-backprop", "selective_backprop"), ("epsilon-greedy", "epsilon_greedy")],
+)
+def test_a_built_in_method_has_one_name_however_it_is_typed(typed: str, name: str) -> None:
+    assert registry.preset_name(typed) == name
+    assert preset(typed, seed=3) == preset(name, seed=3)
+    for other in ("my-module:mine", "my-method", "es:ratio"):
+        assert registry.preset_name(other) == other
 
 
 def test_two_packages_with_one_name_are_refused(write: Write) -> None:

@@ -17,8 +17,8 @@ const COLUMNS = [
   { key: "task", title: "Task" },
   { key: "num_samples", title: "Samples", number: true },
   { key: "accuracy", title: "Accuracy", number: true },
-  { key: "saving.samples", title: "Saved samples", number: true, fixed: true },
-  { key: "saving.seconds", title: "Saved time", number: true, fixed: true },
+  { key: "saving.samples", title: "Backward passes saved", number: true, fixed: true },
+  { key: "saving.seconds", title: "Time saved", number: true, fixed: true },
   { key: "updated_at", title: "Last seen", number: true },
 ];
 const STATUSES = ["all", "live", "finished", "stale"];
@@ -85,8 +85,8 @@ function row(run) {
     h("td", { "data-label": "Task" }, run.task ?? "–"),
     cell("Samples", format.count(run.num_samples)),
     cell("Accuracy", run.accuracy === null ? "–" : run.accuracy.toFixed(4)),
-    cell("Saved samples", format.percent(saved.samples)),
-    cell("Saved time", format.percent(saved.seconds)),
+    cell("Backward passes saved", format.percent(saved.samples)),
+    cell("Time saved", format.percent(saved.seconds)),
     h("td", { class: "number", "data-label": "Last seen" }, h("time", { datetime: run.updated_at, title: run.updated_at }, format.ago(run.age_s))),
   );
 }

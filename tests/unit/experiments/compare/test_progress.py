@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from es_service import errors
 from es_service.experiments.compare.progress import Progress, seconds_left
 from es_service.experiments.compare.running import Slots
+from es_service.storage.runs import RunStorage
 
 Make = Callable[..., Any]
 
@@ -38,7 +40,7 @@ def test_lines_where_there_is_no_terminal(make_comparison: Make, make_outcome: M
     progress.close()
     assert stream.getvalue().splitlines() == [
         "1 run finished before",
-        "2/3 random seed 0: accuracy 0.8000, took 60 s, about 2 min left",
+        "2/3 random seed 0: accuracy 80.00 %, took 60 s, about 2 min left",
         "3/3 es seed 0 failed: loss nan",
     ]
 
@@ -57,8 +59,28 @@ def test_a_bar_on_a_terminal(make_comparison: Make, make_outcome: Make) -> None:
     progress.say("stopped")
     progress.close()
     assert "1/3 runs" in stream.getvalue()
-    assert "full seed 0: accuracy 0.9000, took 13 s, about 26 s left" in stream.getvalue()
+    assert "full seed 0: accuracy 90.00 %, took 13 s, about 26 s left" in stream.getvalue()
     assert "stopped" in stream.getvalue()
+
+
+def test_the_runs_at_work_are_shown(make_comparison: Make, make_outcome: Make, tmp_path: Path) -> None:
+    comparison = make_comparison("es", seeds=1)
+    specs = comparison.specs(comparison.candidates)
+    (tmp_path / specs[0].run).mkdir()
+    RunStorage(str(tmp_path), specs[0].run).write_note("progress", {"epoch": 1, "done": 0.5, "num_epochs": 8})
+    now, lines, bar = [0.0], io.StringIO(), Terminal()
+    for stream in (lines, bar):
+        progress = Progress(stream, 2, clock=lambda: now[0])
+        progress.expect(specs)
+        for _ in range(100):  # many times a second
+            progress.watch(specs[:2], str(tmp_path))
+        now[0] += 1.0
+        progress.watch(specs[:2], str(tmp_path))
+        progress.close()
+    assert lines.getvalue().splitlines() == ["full seed 0 begins", "random seed 0 begins"]
+    shown = "full seed 0: 1.5/8 epochs; random seed 0: starting"
+    assert shown in bar.getvalue()
+    assert bar.getvalue().count(shown) <= 3  # and not a hundred times
 
 
 def test_slots_share_no_core() -> None:

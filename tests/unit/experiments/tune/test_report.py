@@ -228,6 +228,19 @@ def test_progress_is_a_line_for_each_trial(by_hand: Hand, tmp_path: Path) -> Non
     assert len(lines) == 10
 
 
+def test_a_trial_at_work_is_shown_without_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
+    search = by_hand["search"](samples=3)
+    told = Told()
+    progress = Progress(told)
+    progress.expect(6, search.objective)
+    [running] = by_hand["loop"](search, tmp_path).run(steps=1).trials
+    progress.show(running)
+    progress.show(running)
+    [line] = told.text.splitlines()
+    assert line.startswith("trial-0000 (beta1=")
+    assert line.endswith(") begins")
+
+
 def test_progress_is_a_bar_on_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
     search = by_hand["search"](samples=3)
     trials = by_hand["play"](search, tmp_path)
@@ -242,7 +255,7 @@ def test_progress_is_a_bar_on_a_terminal(by_hand: Hand, tmp_path: Path) -> None:
         progress.show(trial)
     progress.close()
     best = max((one for one in trials if one.status == "finished"), key=lambda one: one.epochs[-1]["accuracy"])
-    assert f"best {best.epochs[-1]['accuracy']:.4f} by {best.run}" in told.text
+    assert f"best {100 * best.epochs[-1]['accuracy']:.2f} % by {best.run}" in told.text
     assert "6/6 trials" in told.text
 
 

@@ -76,11 +76,11 @@ export function verdict(run, ledger) {
   const samples = format.percent(saved.samples);
   if (Math.abs(saved.samples) < 0.0005) return `Every sample was trained on${far}, so nothing is saved yet.`;
   if (saved.seconds === null) {
-    return `Selection saved ${samples} of back-propagation${far}. The time saved is unknown: this run has no full step to compare with.`;
+    return `Selection saved ${samples} of the backward passes${far}. The time saved is unknown: this run has no full step to compare with.`;
   }
-  if (saved.seconds > 0.01) return `Selection saves time${far}: ${format.percent(saved.seconds)} of what full training would have taken, with ${samples} less back-propagation.`;
-  if (saved.seconds < -0.01) return `Selection costs more than it saves${far}: ${format.percent(-saved.seconds)} more time than full training, for ${samples} less back-propagation.`;
-  return `Selection neither saves nor costs time${far}, with ${samples} less back-propagation.`;
+  if (saved.seconds > 0.01) return `Selection saves time${far}: ${format.percent(saved.seconds)} of what full training would have taken, with ${samples} fewer backward passes.`;
+  if (saved.seconds < -0.01) return `Selection costs more than it saves${far}: ${format.percent(-saved.seconds)} more time than full training, for ${samples} fewer backward passes.`;
+  return `Selection neither saves nor costs time${far}, with ${samples} fewer backward passes.`;
 }
 
 /** The key figures. */
@@ -90,8 +90,8 @@ export function showFigures(run, ledger, coverage, effective) {
   const figures = [
     ["Accuracy", accuracy === null || accuracy === undefined ? "–" : accuracy.toFixed(4), "on held-out samples"],
     ["Time saved", format.percent(ledger.saving?.seconds), "against this run's own full steps"],
-    ["Back-propagation saved", format.percent(ledger.saving?.samples), trained(ledger)],
-    ["Passes saved", format.percent(ledger.saving?.cost), counted(ledger)],
+    ["Backward passes saved", format.percent(ledger.saving?.samples), trained(ledger)],
+    ["Compute saved", format.percent(ledger.saving?.cost), counted(ledger)],
     ...(ledger.tokens ? [["Tokens saved", format.percent(ledger.saving?.tokens), `${format.count(ledger.tokens.trained)} of ${format.count(ledger.tokens.full)} tokens`]] : []),
     ["Never picked", coverage ? format.count(coverage.never_picked) : "–", coverage ? `${format.percent(never)} of the samples` : ""],
     ["Effective samples", effective ? format.count(effective.effective) : "–", effective ? `weights are worth ${format.percent(effective.share)} of all` : ""],

@@ -11,7 +11,7 @@ export class LedgerPanel {
   constructor() {
     this.ledger = null;
     this.chart = h("div");
-    this.table = new TableBelow("Epochs as a table", ["Epoch", "Seconds", "Trained", "Scored", "Accuracy", "Saved time so far"]);
+    this.table = new TableBelow("Epochs as a table", ["Epoch", "Seconds", "Trained", "Scored", "Accuracy", "Time saved so far"]);
     show(byId("ledger"), this.chart, this.table.element);
     this.redraw = [drawn(byId("ledger"), (width) => this.#drawLedger(width)), drawn(byId("accuracy"), (width) => this.#drawAccuracy(width))];
   }
