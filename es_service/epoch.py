@@ -84,19 +84,19 @@ class Epoch:
         ids, size = self.share.ids, self.config.batch_size
         return [ids[start : start + size] for start in range(0, ids.size, size)]
 
-    def num_to_draw(self, num_ids: int) -> int:
-        """Return b for so many ids of the step at hand."""
-        selection = self.config.selection
-        if self._cursor.step not in self._selecting:
+    def num_to_draw(self, num_ids: int, step: int | None = None) -> int:
+        """Return b for so many ids of a step, by default of the one at hand."""
+        selection, step = self.config.selection, self._cursor.step if step is None else step
+        if step not in self._selecting:
             return num_ids
-        run_step = self.share.first_step + self._cursor.step
+        run_step = self.share.first_step + step
         if selection.interrupt is not None and (run_step + 1) % selection.interrupt == 0:
             return num_ids
         return self.config.num_selected(num_ids, self.share.ratio)
 
-    def is_scoring(self, num_ids: int) -> bool:
-        """Return whether a draw from so many ids of the step at hand needs their losses."""
-        if self.is_closed or self.num_to_draw(num_ids) == num_ids:
+    def is_scoring(self, num_ids: int, step: int | None = None) -> bool:
+        """Return whether a draw from so many ids of a step, by default of the one at hand, needs their losses."""
+        if self.is_closed or self.num_to_draw(num_ids, step) == num_ids:
             return False
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
 
@@ -151,11 +151,11 @@ class Epoch:
             return ids_B, seen, None
         return repeats.ids_u, {name: repeats.means(values_B) for name, values_B in seen.items()}, repeats
 
-    def select(self, ids_B: I64, losses_B: Any) -> Draw:
+    def select(self, ids_B: I64, losses_B: Any, *, by_scorer: bool = False) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
         num = self.num_to_draw(ids_B.size)
         if losses_B is not None:
-            draw = self._draw_scored(ids_B, losses_B, num)
+            draw = self._draw_scored(ids_B, losses_B, num, by_scorer=by_scorer)
         elif self.is_scoring(ids_B.size):
             raise errors.ShapeError(
                 f"method {self.config.selection.method.name!r} draws by the losses of this step: "
@@ -175,9 +175,10 @@ class Epoch:
         self._advance()
         return draw
 
-    def _draw_scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
+    def _draw_scored(self, ids_B: I64, losses: Any, num: int, *, by_scorer: bool) -> Draw:
         ids, seen, good = self._signals(ids_B, losses)
-        self._ledger.count_scored(ids_B)
+        if not by_scorer:
+            self._ledger.count_scored(ids_B)
         self._cursor.is_scored = True
         with self._ledger.timing("exchange"):
             self._report_pending()

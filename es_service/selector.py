@@ -255,7 +255,7 @@ class Selector(Restorable):
         """
         self._opened("refresh inside `for ids_B in selector.hidden_batches()`").refresh(ids_B, observed)
 
-    def select(self, ids_B: Any, losses_B: Any = None) -> Draw:
+    def select(self, ids_B: Any, losses_B: Any = None, *, by_scorer: bool = False) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
 
         Args:
@@ -264,6 +264,8 @@ class Selector(Restorable):
                 that observes more takes a mapping of such arrays by name: {"loss": …, "correct": …}, see
                 `selection.signals`. May be None where `wants_scores` is False; `observe` then takes the losses that
                 training computes anyway.
+            by_scorer: the losses come from an `es.Scorer`, which has counted what they cost: no pass of this process
+                is counted.
 
         Returns:
             b = ⌈ratio·B⌉ of them; all B in an annealing step. draw.scale is 1 unless the method or `reweight` weighs.
@@ -273,7 +275,7 @@ class Selector(Restorable):
             EpochOrderError: no epoch is open.
         """
         here = self._opened("select inside `for ids_B in selector.epoch(e)`")
-        return here.select(here.checked(ids_B), losses_B)
+        return here.select(here.checked(ids_B), losses_B, by_scorer=by_scorer)
 
     def observe(self, losses_b: Any) -> None:
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.

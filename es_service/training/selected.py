@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from es_service.training import batches
 from es_service.training.losses import check_per_sample
 from es_service.training.observed import Signals, losses_in
 
+if TYPE_CHECKING:
+    from es_service.scorer import Scorer
+
 __all__ = ["SelectedBatches"]
 
 
@@ -31,6 +34,7 @@ class SelectedBatches(abc.ABC):
         reuse_losses: `observe`, or `mean`, is called after every step; steps that draw without losses then take them
             from there instead of from a separate scoring pass.
         device: moves every batch there; of a module, to where its parameters are.
+        scorer: computes losses of the steps to come; `score` is called only where it has none.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class SelectedBatches(abc.ABC):
         *,
         reuse_losses: bool,
         device: torch.device | str | torch.nn.Module,
+        scorer: Scorer | None = None,
     ) -> None:
-        self.selector = selector
+        self.selector, self._scorer = selector, scorer
         self._score = score
         self._reuse_losses = reuse_losses
         self._device = device if isinstance(device, torch.nn.Module) else torch.device(device)
@@ -130,14 +135,18 @@ class SelectedBatches(abc.ABC):
         self._check_observed()
         return self._reuse_losses and not self.selector.wants_scores
 
-    def _select(self, ids_B: NDArray[np.int64], batch: Any = None) -> Draw:
-        """Score the batch, if given, and draw."""
+    def _losses_ahead(self) -> Any:
+        """Return what a scorer computed for this step; None where it needs no losses, or has to be scored here."""
+        return None if self._scorer is None else self._scorer.losses(self.selector)
+
+    def _select(self, ids_B: NDArray[np.int64], batch: Any = None, ahead_B: Any = None) -> Draw:
+        """Draw by the losses that a scorer computed ahead, else those of the batch, if given."""
         selector, timing = self.selector, self.selector.ledger.timing
-        skipped, losses_B = selector.ledger.skipped, None
-        if batch is not None:
+        skipped, losses_B = selector.ledger.skipped, ahead_B
+        if ahead_B is None and batch is not None:
             with timing("score"):
                 losses_B = self._score(batch)
-        draw = self.draw = selector.select(ids_B, losses_B)
+        draw = self.draw = selector.select(ids_B, losses_B, by_scorer=ahead_B is not None)
         self._observed = losses_B is not None
         num_scored = len(ids_B) - (selector.ledger.skipped - skipped)
         self.weight = num_scored if selector.config.selection.reweight == "unbiased" else draw.ids.size

@@ -1,0 +1,44 @@
+"""A proxy in a process of its own: what a scorer's actor does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ScorerHost"]
+
+
+class ScorerHost:
+    """Calls a proxy, one call after the other, in the order in which they were made.
+
+    A failed `score` may have changed the proxy. Its caller then does without it, see `es_service.scorer`.
+
+    Args:
+        make: returns the proxy, see `es_service.Scorer`.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._proxy: Any = None
+
+    def begin(self) -> None:
+        """Make the proxy; an error of that is the answer."""
+        self._proxy = self._make()
+
+    def score(self, ids_B: NDArray[np.int64], at: float) -> tuple[Any, float]:
+        """Return the losses float32[B] of these samples, or signals by name, and the seconds it took."""
+        began = time.monotonic()
+        signals = self._proxy(ids_B, at)
+        return signals, time.monotonic() - began
+
+    def state(self) -> Any:
+        """Return what a checkpoint needs of the proxy, None where it keeps nothing."""
+        return self._proxy.state() if hasattr(self._proxy, "state") else None
+
+    def load(self, state: Any) -> None:
+        """Give the proxy a state, or new weights; the calls after this one see them."""
+        self._proxy.load(state)
