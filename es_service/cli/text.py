@@ -55,7 +55,7 @@ def summary(result: dict[str, Any]) -> str:
             "saved",
             f"{percent(saving['samples'])} of the back-propagated samples, {_passes_saved(result)}",
         ),
-        ("time saved", _time_saved(saving) + (", on cores of the scorers too" if result.get("scorers") else "")),
+        ("time saved", _time_saved(saving) + (", with scorers at work beside it" if result.get("scorers") else "")),
         *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("memory", _memory(result["memory"])),

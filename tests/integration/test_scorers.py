@@ -171,6 +171,7 @@ def test_learnability_goes_by_the_proxys_own_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")  # of Ray, about itself
 @pytest.mark.parametrize("exchange", ["leased", "collective"])
 def test_each_worker_has_scorers_of_its_own(exchange: Any, tmp_path: Path) -> None:
     results = [
