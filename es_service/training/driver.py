@@ -115,7 +115,7 @@ def _prepare(
     if kept is None:
         found = irreducible.hold_out_losses(
             proxy or task,
-            proxies.settings_of(spec, task, proxy or task),
+            spec.settings(task.defaults) if proxy is None else proxies.settings_of(spec, proxy),
             num_epochs=config.num_epochs,
             batch_size=config.batch_size * spec.workers,
             selection_seed=config.selection.seed,

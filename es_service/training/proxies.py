@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -42,28 +42,32 @@ def proxy_of(spec: TrainingSpec, task: Task) -> Task:
     Raises:
         ConfigError: no proxy of this name, or it has other samples, classes or signals than the task.
     """
-    name, own = spec.proxy or "", getattr(task, "proxies", None) or {}
-    if name == SELF:
-        return task
-    files = MODELS.get(spec.task, ())
-    if name in own:
-        proxy: Any = _WithModel(task, own[name])
-    elif name in files:
-        proxy = build_task(spec.task, spec.data, spec.derived, dataclasses.replace(spec.options, model=name))
-    elif ":" in name:
-        proxy = build_task(name, spec.data, spec.derived)
-    else:
-        known = (SELF, *own, *files)
-        raise errors.ConfigError(
-            f"the task {spec.task!r} has no proxy {name!r}; {suggest(name, known)} (your own is module:function, which "
-            "returns a task of the same samples)"
-        )
+    proxy = _build(spec, lambda: task)
     try:
         _check(task, proxy)
         check_signals(proxy, spec.selection)
     except errors.EsServiceError as error:
-        raise errors.ConfigError(f"--proxy {name} cannot score for the task {spec.task!r}: {error}") from error
-    return proxy  # type: ignore[no-any-return]
+        raise errors.ConfigError(f"--proxy {spec.proxy} cannot score for the task {spec.task!r}: {error}") from error
+    return proxy
+
+
+def _build(spec: TrainingSpec, task: Callable[[], Task]) -> Task:
+    """Return the proxy's task; that of the training is built only where it is one with another model."""
+    name, files = spec.proxy or "", MODELS.get(spec.task, ())
+    if ":" in name:
+        return build_task(name, spec.data, spec.derived)
+    if name in files:
+        return build_task(spec.task, spec.data, spec.derived, dataclasses.replace(spec.options, model=name))
+    built = task()
+    if name == SELF:
+        return built
+    own = getattr(built, "proxies", None) or {}
+    if name not in own:
+        raise errors.ConfigError(
+            f"the task {spec.task!r} has no proxy {name!r}; {suggest(name, (SELF, *own, *files))} (your own is "
+            "module:function, which returns a task of the same samples)"
+        )
+    return cast("Task", _WithModel(built, own[name]))
 
 
 class _WithModel:
@@ -115,11 +119,11 @@ def _output_shape(task: Task) -> tuple[int, ...] | None:
     return tuple(outputs.shape[1:]) if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 else None
 
 
-def settings_of(spec: TrainingSpec, task: Task, proxy: Task) -> TrainSettings:
+def settings_of(spec: TrainingSpec, proxy: Task) -> TrainSettings:
     """Return how a proxy learns: as its task was tuned, whatever the trainer's own model is given."""
-    if proxy is task:
-        return spec.settings(task.defaults)
     defaults = proxy.defaults
+    if spec.proxy == SELF:
+        return spec.settings(defaults)
     own = {name: getattr(defaults, name) for name in OF_THE_TASK if name != "backward_cost"}
     return TrainSettings(momentum=defaults.momentum, seed=spec.seed, **own)
 
@@ -128,16 +132,16 @@ def costs(spec: TrainingSpec, storage: RunStorage, task: Task, proxy: Task) -> d
     """Return what passes over a sample cost in forward passes of the task's model, kept with the run.
 
     That is: "score" and "learn" (with a backward pass) of the proxy, and "train" of the task's own model. Both models
-    are measured where the run begins, as `cost.pass_seconds` does.
+    are measured where the run begins, as `cost.pass_seconds` does. "self" scores as it would in the training.
     """
+    if proxy is task:
+        return {"score": 1.0}
     kept = storage.read_note(_NOTE)
     if kept is None:
         size = spec.filled(task.defaults).batch_size
         assert size is not None, "it is filled"
         own_s, both_s = measured(pass_seconds, task, spec.settings(task.defaults), size)
-        score_s, learn_s = own_s, both_s
-        if proxy is not task:
-            score_s, learn_s = measured(pass_seconds, proxy, settings_of(spec, task, proxy), size)
+        score_s, learn_s = measured(pass_seconds, proxy, settings_of(spec, proxy), size)
         train = 1 + (spec.backward_cost or both_s / own_s - 1)
         kept = {"score": round(score_s / own_s, 4), "learn": round(learn_s / own_s, 4), "train": round(train, 4)}
         storage.write_note(_NOTE, kept)
@@ -203,10 +207,8 @@ class TaskProxy:
     def of(cls, values: dict[str, Any], num_epochs: int) -> TaskProxy:
         """Make it from `TrainingSpec.to_dict()` of a filled spec."""
         spec = TrainingSpec.from_dict(values)
-        task = build_task(spec.task, spec.data, spec.derived, spec.options)
-        proxy = proxy_of(spec, task)
-        learns = spec.proxy != SELF
-        return cls(proxy, spec.selection, settings_of(spec, task, proxy), num_epochs, learns=learns)
+        proxy = _build(spec, lambda: build_task(spec.task, spec.data, spec.derived, spec.options))
+        return cls(proxy, spec.selection, settings_of(spec, proxy), num_epochs, learns=spec.proxy != SELF)
 
     def __call__(self, ids_B: NDArray[np.int64], at: float) -> Any:
         """Return the losses float32[B] of samples, or signals by name; see `es.Scorer`."""

@@ -146,7 +146,7 @@ def test_a_proxy_learns_what_it_scores_and_continues_from_its_state(tmp_path: Pa
     other.load(pickle.loads(pickle.dumps(one.state())))
     for at in (1.1, 1.2):
         assert one(IDS, at).tobytes() == other(IDS, at).tobytes()
-    assert proxies.settings_of(learning, TASK, build_good()).learning_rate == 0.3  # the proxy's own
+    assert proxies.settings_of(learning, build_good()).learning_rate == 0.3  # the proxy's own
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -170,7 +170,8 @@ def test_what_a_proxy_costs_is_measured_once_and_kept_with_the_run(tmp_path: Pat
     storage.begin(small.filled(task.defaults).config(64), small.description())
     cost = proxies.costs(small, storage, task, proxies.proxy_of(small, task))
     assert 0 < cost["score"] < cost["learn"] < 1 < cost["train"]
-    assert proxies.costs(small, storage, task, task) == cost  # as it was noted
+    assert proxies.costs(small, storage, task, build_good()) == cost  # as it was noted
+    assert proxies.costs(small, storage, task, task) == {"score": 1.0}
     costed = dataclasses.replace(small, proxy_costs={"score": 0.1, "learn": 0.25, "train": 3.0})
     prepared = Prepared(losses=np.zeros(64, dtype=np.float32), scored=60, trained=120, seconds=1.0)
     assert proxies.equivalent(costed, prepared) == 12  # (6 + 30) / 3
