@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray import exceptions
+from ray import cloudpickle, exceptions
 
 from es_service import errors
 from es_service.actors import launch
@@ -86,15 +86,18 @@ class Scorer:
         self._ahead, self._deadline_s = as_integer("ahead", ahead, least=1), deadline_s
         as_integer("num", num, least=1)
         ensure_ray()
-        self._actors: list[Any] = launch.start_scorers(make, num, num_gpus)  # None where one is lost
+        try:
+            pickled = cloudpickle.dumps(make)  # type: ignore[no-untyped-call]
+        except Exception as error:  # what objects raise that cannot be pickled
+            raise errors.ConfigError(f"make={make!r} cannot be sent to a scorer's process: {error}") from error
+        self._actors: list[Any] = launch.start_scorers(num, num_gpus)  # None where one is lost
         self._epoch: Epoch | None = None
         self._plan: list[NDArray[np.int64]] = []
         self._next = 0  # step to be asked for
         self._asked: dict[int, _Ref] = {}  # by step
         self._loading: dict[int, _Ref] = {}  # by scorer
         try:
-            for actor in self._actors:
-                ray.get(actor.begin.remote(), timeout=_START_DEADLINE_S)
+            ray.get([actor.begin.remote(pickled) for actor in self._actors], timeout=_START_DEADLINE_S)
         except exceptions.RayTaskError as error:
             self.close()
             if isinstance(error.cause, errors.EsServiceError):
@@ -233,5 +236,5 @@ def _reason(error: BaseException, deadline_s: float = _START_DEADLINE_S) -> str:
     if isinstance(error, exceptions.GetTimeoutError):
         return f"no answer within {deadline_s:g} s"
     if isinstance(error, exceptions.RayTaskError):
-        return f"its proxy raised {type(error.cause).__name__}: {error.cause}"
+        return f"{type(error.cause).__name__}: {error.cause}"
     return str(error).strip().partition("\n")[0]

@@ -248,6 +248,6 @@ def stop(run: str) -> None:
         ray.kill(actor)
 
 
-def start_scorers(make: Callable[[], Any], num: int, num_gpus: float) -> list[Handle]:
+def start_scorers(num: int, num_gpus: float) -> list[Handle]:
     """Start so many scorers, which end with this process; each one's `begin` then makes its proxy."""
-    return [_ScorerActor.options(num_cpus=0, num_gpus=num_gpus).remote(make) for _ in range(num)]
+    return [_ScorerActor.options(num_cpus=0, num_gpus=num_gpus).remote() for _ in range(num)]

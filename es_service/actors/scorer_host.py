@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ray import cloudpickle
 
 __all__ = ["ScorerHost"]
 
@@ -15,19 +15,17 @@ __all__ = ["ScorerHost"]
 class ScorerHost:
     """Calls a proxy, one call after the other, in the order in which they were made.
 
-    A failed `score` may have changed the proxy. Its caller then does without it, see `es_service.scorer`.
+    begin → (score | load)* → state …
 
-    Args:
-        make: returns the proxy, see `es_service.Scorer`.
+    A failed `score` may have changed the proxy. Its caller then does without it, see `es_service.scorer`.
     """
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._proxy: Any = None
 
-    def begin(self) -> None:
-        """Make the proxy; an error of that is the answer."""
-        self._proxy = self._make()
+    def begin(self, make: bytes) -> None:
+        """Make the proxy with a function, see `es_service.Scorer`, pickled by cloudpickle; its errors are raised."""
+        self._proxy = cloudpickle.loads(make)()
 
     def score(self, ids_B: NDArray[np.int64], at: float) -> tuple[Any, float]:
         """Return the losses float32[B] of these samples, or signals by name, and the seconds it took."""

@@ -43,6 +43,8 @@ def proxy_of(spec: TrainingSpec, task: Task) -> Task:
         ConfigError: no proxy of this name, or it has other samples, classes or signals than the task.
     """
     proxy = _build(spec, lambda: task)
+    if proxy is task:
+        return task
     try:
         _check(task, proxy)
         check_signals(proxy, spec.selection)
@@ -86,7 +88,7 @@ def _check(task: Task, proxy: Task) -> None:
     if num != others:
         raise errors.ConfigError(f"it has {others:,} samples to train on, the task {num:,}: ids must mean the same")
     if (task.label_names or None) != (proxy.label_names or None):
-        raise errors.ConfigError(f"its classes are {_named(proxy)}, those of the task {_named(task)}")
+        raise errors.ConfigError(f"it has other classes: {_named(proxy)}; the task has {_named(task)}")
     labels_n, others_n = task.labels, proxy.labels
     if labels_n is None or others_n is None:
         if labels_n is not others_n:
@@ -103,7 +105,8 @@ def _check(task: Task, proxy: Task) -> None:
 
 
 def _named(task: Task) -> str:
-    return "without names" if task.label_names is None else ", ".join(map(str, task.label_names[:3])) + ", …"
+    names = task.label_names
+    return "none with names" if names is None else f"{len(names)} ({', '.join(map(str, names))})"
 
 
 def _output_shape(task: Task) -> tuple[int, ...] | None:

@@ -6,6 +6,8 @@ Proxies are made inside the tests: what is pickled by value needs no module of t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,10 @@ def test_what_a_proxy_does_wrong_is_an_error_that_says_so() -> None:
     def broken() -> Any:
         raise LookupError("no such model")
 
-    with pytest.raises(es.ConfigError, match="could not make its proxy: its proxy raised LookupError: no such model"):
+    with pytest.raises(es.ConfigError, match="could not make its proxy: LookupError: no such model"):
         es.Scorer(broken, cost=1.0)
+    with pytest.raises(es.ConfigError, match=r"cannot be sent to a scorer's process: .*lock"):
+        es.Scorer(functools.partial(known, threading.Lock()), cost=1.0)
     for setting in ({"cost": 0.0}, {"cost": 1.0, "ahead": 0}, {"cost": 1.0, "num": 0}, {"cost": 1.0, "deadline_s": 0}):
         with pytest.raises(es.ConfigError, match=next(reversed(setting))):
             es.Scorer(known(), **setting)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def build_fewer(data: str | None = None) -> Classification:
     ("builder", "message"),
     [
         ("build_three_classes", r"its model has outputs of shape \(3,\), that of the task \(2,\)"),
-        ("build_named", "its classes are cat, dog, …, those of the task without names"),
+        ("build_named", r"it has other classes: 2 \(cat, dog\); the task has none with names"),
         ("build_other_labels", "its sample 7 is of class"),
         ("build_fewer", "it has 202 samples to train on, the task 203"),
     ],
