@@ -91,6 +91,8 @@ class Scorer:
         except Exception as error:  # what objects raise that cannot be pickled
             raise errors.ConfigError(f"make={make!r} cannot be sent to a scorer's process: {error}") from error
         self._actors: list[Any] = launch.start_scorers(num, num_gpus)  # None where one is lost
+        self.num_lost = 0
+        """How many scorers died, failed, or were too late."""
         self._epoch: Epoch | None = None
         self._plan: list[NDArray[np.int64]] = []
         self._next = 0  # step to be asked for
@@ -106,11 +108,6 @@ class Scorer:
         except exceptions.RayError as error:
             self.close()
             raise errors.ServerUnavailableError(f"a scorer did not start: {_reason(error)}") from error
-
-    @property
-    def num_lost(self) -> int:
-        """How many scorers died, failed, or were too late."""
-        return sum(actor is None for actor in self._actors)
 
     def losses(self, selector: RunView) -> Any:
         """Return the losses float32[B] of the step at hand, or signals by name; ask for those of the steps to come.
@@ -139,7 +136,7 @@ class Scorer:
         return answer if here.is_scoring(self._plan[here.step].size) else None
 
     def _begin(self, here: Epoch, ledger: Ledger) -> None:
-        for step in list(self._asked):  # of an epoch that was cut short: it cost something too
+        for step in list(self._asked):  # of an epoch that was cut short: they count, too
             self._taken(step, ledger)
         self._epoch, self._plan, self._next = here, here.batches(), here.step
 
@@ -172,6 +169,7 @@ class Scorer:
 
     def _lose(self, index: int, reason: str) -> None:
         actor, self._actors[index] = self._actors[index], None
+        self.num_lost += 1
         ray.kill(actor)
         _log.warning(
             "scorer %d of %d is lost: %s. The training scores its steps itself from now on, which takes longer; the "
@@ -200,7 +198,7 @@ class Scorer:
         return states
 
     def restore(self, states: list[Any]) -> None:
-        """Give each proxy its state of a checkpoint; those of which there is none begin anew."""
+        """Give each proxy its state of a checkpoint; others start from scratch."""
         for index, (actor, state) in enumerate(zip(self._actors, states, strict=False)):
             if actor is not None and state is not None:
                 self._loading[index] = actor.load.remote(state)
