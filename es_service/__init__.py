@@ -1,7 +1,7 @@
 """Data selection for deep-learning training: train on the samples that still teach the model something.
 
-In-process this needs numpy and pyarrow only. `connect` needs Ray; `wrap`, `stream` and `SelectiveLoader` need torch.
-Both are imported where they are used.
+In-process this needs numpy and pyarrow only. `connect` and `Scorer` need Ray; `wrap`, `stream` and `SelectiveLoader`
+need torch. Both are imported where they are used.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from es_service.selection.engine import Draw
 from es_service.selector import Selector
 
 if TYPE_CHECKING:
+    from es_service.scorer import Scorer
     from es_service.training.loader import SelectiveLoader
     from es_service.training.streaming import stream
     from es_service.training.wrapped import wrap
@@ -63,6 +64,7 @@ __all__ = [
     "RunMismatchError",
     "RunNameError",
     "RunNotFoundError",
+    "Scorer",
     "Selection",
     "SelectiveLoader",
     "Selector",
@@ -82,6 +84,7 @@ __all__ = [
 
 
 _LAZY = {  # name: the module that has it, imported when it is used
+    "Scorer": "es_service.scorer",
     "SelectiveLoader": "es_service.training.loader",
     "stream": "es_service.training.streaming",
     "wrap": "es_service.training.wrapped",

@@ -86,19 +86,19 @@ class Epoch:
         ids, size = self.share.ids, self.config.batch_size
         return [ids[start : start + size] for start in range(0, ids.size, size)]
 
-    def num_to_draw(self, num_ids: int) -> int:
-        """Return b for so many ids of the step at hand."""
-        selection = self.config.selection
-        if self._cursor.step not in self._selecting:
+    def num_to_draw(self, num_ids: int, step: int | None = None) -> int:
+        """Return b for so many ids of a step, by default of the one at hand."""
+        selection, step = self.config.selection, self._cursor.step if step is None else step
+        if step not in self._selecting:
             return num_ids
-        run_step = self.share.first_step + self._cursor.step
+        run_step = self.share.first_step + step
         if selection.interrupt is not None and (run_step + 1) % selection.interrupt == 0:
             return num_ids
         return self.config.num_selected(num_ids, self.share.ratio)
 
-    def is_scoring(self, num_ids: int) -> bool:
-        """Return whether a draw from so many ids of the step at hand needs their losses."""
-        if self.is_closed or self.num_to_draw(num_ids) == num_ids:
+    def is_scoring(self, num_ids: int, step: int | None = None) -> bool:
+        """Return whether a draw from so many ids of a step, by default of the one at hand, needs their losses."""
+        if self.is_closed or self.num_to_draw(num_ids, step) == num_ids:
             return False
         return self.config.selection.is_scoring(self.number, self.config.num_epochs)
 
@@ -151,7 +151,7 @@ class Epoch:
         own_B, end = self._cursor.ids_B, self.config.end_of_ids
         return own_B if ids_B is own_B else observations.check_ids(ids_B, end, distinct=not self.streamed)
 
-    def select(self, ids_B: I64, losses: Any, scored: Any = None) -> Draw:
+    def select(self, ids_B: I64, losses: Any, scored: Any = None, *, by_scorer: bool = False) -> Draw:
         """Observe the losses, where given, and draw; see `Selector.select`."""
         num = self.num_to_draw(ids_B.size)
         if scored is not None:
@@ -167,7 +167,7 @@ class Epoch:
                 )
             draw = self._draws.blind(ids_B, num)
         elif scored is None or scored.size == ids_B.size:
-            draw = self._draws.scored(ids_B, losses, num)
+            draw = self._draws.scored(ids_B, losses, num, by_scorer=by_scorer)
         else:
             draw = self._draws.partly(ids_B, scored, losses, num)
         self._ledger.count_trained(draw.ids)

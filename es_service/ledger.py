@@ -16,7 +16,8 @@ __all__ = ["SECTIONS", "Ledger"]
 
 SECTIONS = ("score", "train", "exchange", "data")
 _TOKENS = ("scored_tokens", "trained_tokens", "full_tokens")
-_COUNTED = ("scored", "trained", "full", *_TOKENS, "skipped", "measured_steps")
+_COUNTED = ("scored", "trained", "full", *_TOKENS, "skipped", "measured_steps", "scorer_scored", "scorer_trained")
+_SUMMED = ("measured_s", "scorer_passes", "scorer_s")
 _WARM_UP_STEPS = 3  # of a process: first touches, imports, compilation, caches
 
 
@@ -43,6 +44,9 @@ class Ledger:
         warming: steps of this process that are still to warm up; not kept.
         most_seen: samples that the epoch observed that observed most of those finished by this process; not kept.
         skipped: losses left out because they were not finite, or negative where they may not be.
+        scorer_scored, scorer_trained: samples that scorers scored for this run, and that their proxies trained on.
+        scorer_passes: what that cost, in forward passes of the model that is trained over a sample.
+        scorer_s: seconds of the scorers at work, beside the run's own.
     """
 
     clock: Callable[[], float] = dataclasses.field(default=time.perf_counter, repr=False, compare=False)
@@ -62,6 +66,10 @@ class Ledger:
     warm_up_s: float = 0.0
     warm_up_full_steps: float = 0.0
     warming: int = dataclasses.field(default=_WARM_UP_STEPS, repr=False, compare=False)
+    scorer_scored: int = 0
+    scorer_trained: int = 0
+    scorer_passes: float = 0.0
+    scorer_s: float = 0.0
     most_seen: int = dataclasses.field(default=0, repr=False, compare=False)
     tokens: NDArray[np.int64] | None = dataclasses.field(default=None, repr=False, compare=False)
     _last: str = dataclasses.field(default="", init=False, repr=False, compare=False)  # what the last step counts as
@@ -100,6 +108,13 @@ class Ledger:
         """Count samples that are back-propagated; -1 times takes them out again."""
         self.trained += times * ids.size
         self.trained_tokens += times * self.tokens_of(ids)
+
+    def count_scorer(self, num_scored: int, num_trained: int, passes: float, seconds: float) -> None:
+        """Count what scorers did: samples scored and trained on, its cost in forward passes, and its seconds."""
+        self.scorer_scored += num_scored
+        self.scorer_trained += num_trained
+        self.scorer_passes += passes
+        self.scorer_s += seconds
 
     def count_step(
         self, num_ids: int, batch_size: int, seconds: float, *, is_full_step: bool, num_tokens: int = 0
@@ -150,7 +165,8 @@ class Ledger:
         """Return shares of the full run that were saved; negative where selection cost more.
 
         samples   1 - trained/full                               back-propagated samples
-        cost      1 - (scored + (1+c)·trained)/((1+c)·full)      forward passes, a backward pass counted as c of them
+        cost      1 - (scored + (1+c)·trained + scorers)/((1+c)·full)   forward passes, a backward pass counted as c of
+                  them; `scorers` are the passes of the scorers, if any
         seconds   1 - total_s/(full_steps · mean measured step)  warm-up left out of both; None where no step was
                   measured, or as long as nothing was selected
         tokens    1 - trained_tokens/full_tokens                 only where tokens are counted
@@ -176,8 +192,23 @@ class Ledger:
 
     @property
     def passes(self) -> float:
-        """What was spent in forward passes over a sample, a backward pass counted as `backward_cost` of them."""
-        return self.scored + (1 + self.backward_cost) * self.trained
+        """What was spent in forward passes over a sample, a backward pass counted as `backward_cost` of them.
+
+        With what scorers spent.
+        """
+        return self.scored + (1 + self.backward_cost) * self.trained + self.scorer_passes
+
+    def scorers(self) -> dict[str, float] | None:
+        """Return what scorers did for the run: samples scored and trained, seconds, passes; None without any."""
+        if not self.scorer_scored:
+            return None
+        names = {
+            "scored": "scorer_scored",
+            "trained": "scorer_trained",
+            "seconds": "scorer_s",
+            "passes": "scorer_passes",
+        }
+        return {name: getattr(self, field) for name, field in names.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes an equal ledger."""
@@ -215,7 +246,7 @@ class Ledger:
         if not ledgers:
             return cls()
         num = len(ledgers)
-        summed = (*_COUNTED, "measured_s")
+        summed = (*_COUNTED, *_SUMMED)
         averaged = ("total_s", "full_steps", "warm_up_s", "warm_up_full_steps")
         totals = {name: sum(getattr(one, name) for one in ledgers) for name in (*summed, *averaged)}
         return cls(
@@ -230,6 +261,5 @@ class Ledger:
         shared: dict[str, Any] = {
             name: (getattr(self, name) + world_size - 1 - rank) // world_size for name in _COUNTED
         }
-        return dataclasses.replace(
-            self, **shared, measured_s=self.measured_s / world_size, seconds=dict(self.seconds), warming=_WARM_UP_STEPS
-        )
+        shared |= {name: getattr(self, name) / world_size for name in _SUMMED}
+        return dataclasses.replace(self, **shared, seconds=dict(self.seconds), warming=_WARM_UP_STEPS)

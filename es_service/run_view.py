@@ -33,6 +33,11 @@ class RunView:
         self.config, self.exchange, self.ledger = config, exchange, ledger
         self._here: Epoch | None = None  # the epoch that was opened last
 
+    @property
+    def here(self) -> Epoch | None:
+        """The epoch that was opened last, for other parts of this package."""
+        return self._here
+
     def is_annealing(self, epoch: int) -> bool:
         """Return whether all of this epoch trains on everything."""
         return self.config.is_annealing(epoch)

@@ -258,13 +258,12 @@ class Selector(Restorable):
     def to_score(self, ids_B: Any) -> _I64:
         """Return the positions int64[k], ascending, of the samples whose losses this step's draw needs.
 
-        No position where `wants_scores` is False; all B where it is True, unless `score_share` is below 1. Raises as
-        `select` does, which takes them as `scored`.
+        None where `wants_scores` is False; all B where it is True, unless `score_share` is below 1. Raises as `select`.
         """
         here = self._opened("to_score inside `for ids_B in selector.epoch(e)`")
         return here.to_score(here.checked(ids_B))
 
-    def select(self, ids_B: Any, losses_B: Any = None, *, scored: Any = None) -> Draw:
+    def select(self, ids_B: Any, losses_B: Any = None, *, scored: Any = None, by_scorer: bool = False) -> Draw:
         """Observe the losses of a meta-batch and draw what to train on.
 
         Args:
@@ -275,6 +274,7 @@ class Selector(Restorable):
                 training computes anyway.
             scored: int[k], ascending positions that the losses are of: those of `to_score`, or more; None for all B.
                 The others are drawn by the weights there are; those that are drawn `observe` takes the losses of.
+            by_scorer: the losses come from an `es.Scorer`, which counts what they cost: no pass is counted here.
 
         Returns:
             b = ⌈ratio·B⌉ of them; all B in an annealing step. draw.scale is 1 unless the method or `reweight` weighs.
@@ -284,7 +284,7 @@ class Selector(Restorable):
             EpochOrderError: no epoch is open.
         """
         here = self._opened("select inside `for ids_B in selector.epoch(e)`")
-        return here.select(here.checked(ids_B), losses_B, scored)
+        return here.select(here.checked(ids_B), losses_B, scored, by_scorer=by_scorer)
 
     def observe(self, losses_b: Any) -> None:
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.

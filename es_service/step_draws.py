@@ -76,10 +76,11 @@ class StepDraws:
             return ids_B, seen, None
         return ids_B[good], {name: values_B[good] for name, values_B in seen.items()}, good
 
-    def scored(self, ids_B: I64, losses: Any, num: int) -> Draw:
+    def scored(self, ids_B: I64, losses: Any, num: int, *, by_scorer: bool = False) -> Draw:
         """Observe the losses of all ids, and draw by the new weights."""
         ids, seen, good = self.signals(ids_B, losses)
-        self._ledger.count_scored(ids_B)
+        if not by_scorer:
+            self._ledger.count_scored(ids_B)
         self._cursor.is_scored = True
         with self._ledger.timing("exchange"):
             self.report_pending()

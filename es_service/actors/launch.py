@@ -1,4 +1,4 @@
-"""Starting, finding and stopping score servers: the one place where a class becomes a Ray actor."""
+"""Score servers started, found and stopped, and scorers started: the one place where a class becomes a Ray actor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from es_service import errors
 from es_service.actors.calls import DEADLINE_S, call, call_patiently
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
+from es_service.actors.scorer_host import ScorerHost
 from es_service.actors.served_run import ServedRun
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 
-__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "find_shards", "is_up", "start", "stop"]
+__all__ = ["NAMESPACE", "READ_GROUP", "actor_name", "find", "find_shards", "is_up", "start", "start_scorers", "stop"]
 
 Handle: TypeAlias = Any  # a Ray ActorHandle, whose own type hints know no remote method
 
@@ -108,6 +109,7 @@ def _log_to_stderr() -> None:
 
 _ServerActor = _remote(concurrency_groups={READ_GROUP: 2})(_Server)
 _ShardActor = _remote(concurrency_groups={READ_GROUP: 2, _WRITE_GROUP: 1})(_Shard)
+_ScorerActor = _remote(ScorerHost)
 
 
 def find(run: str) -> Handle:
@@ -244,3 +246,8 @@ def stop(run: str) -> None:
         with contextlib.suppress(errors.ServerError):  # it does not answer: its journal is what there is
             call(finished, _FINISH_DEADLINE_S, "finish")
         ray.kill(actor)
+
+
+def start_scorers(num: int, num_gpus: float) -> list[Handle]:
+    """Start so many scorers, which end with this process; each one's `begin` then makes its proxy."""
+    return [_ScorerActor.options(num_cpus=0, num_gpus=num_gpus).remote() for _ in range(num)]

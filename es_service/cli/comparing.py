@@ -21,8 +21,8 @@ from es_service.experiments.compare.progress import Progress
 from es_service.experiments.compare.running import Slots
 from es_service.experiments.compare.summary import summarize
 from es_service.experiments.compare.verdicts import correction_in_words, difference_in_words, power_in_words
-from es_service.experiments.statistics import Difference
 from es_service.experiments.progress import measured
+from es_service.experiments.statistics import Difference
 from es_service.selection.settings import as_integer
 
 __all__ = ["add_parser", "subject_of"]

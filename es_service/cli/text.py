@@ -70,7 +70,7 @@ def summary(result: dict[str, Any]) -> str:
         ("scored", f"{samples['scored']:,} samples by a forward pass of their own"),
         ("backward passes saved", percent(saving["samples"])),
         ("compute saved", _compute_saved(result)),
-        ("time saved", _time_saved(saving)),
+        ("time saved", _time_saved(saving) + (", with scorers at work beside it" if result.get("scorers") else "")),
         *_asides(result),
         ("steps took", f"{seconds(spent['total'])}: {where}, rest {seconds(max(0.0, elsewhere))}"),
         ("memory", _memory(result["memory"])),
@@ -88,10 +88,11 @@ def _compute_saved(result: dict[str, Any]) -> str:
     """Return what share of a full run's passes was saved, those of preparing counted as the run's own."""
     cost, prepared, each = result["saving"]["cost"], result["prepared"], 1 + result["backward_cost"]
     passes = prepared["scored"] + each * prepared["trained"]
-    if cost is None or not passes:
-        return f"{saved(cost, 'more')} of a full run's passes"
-    cost -= passes / (each * result["samples"]["full"])
-    return f"{saved(cost, 'more')} of a full run's passes, preparing included"
+    if cost is not None:
+        cost -= passes / (each * result["samples"]["full"])
+    counted = [name for name, there in (("preparing", passes), ("scorers", result.get("scorers"))) if there]
+    included = f", {' and '.join(counted)} included" if counted else ""
+    return f"{saved(cost, 'more')} of a full run's passes{included}"
 
 
 def _reached(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -115,6 +116,11 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
     if (tokens := result["tokens"]) is not None:
         words = f"{tokens['trained']:,} back-propagated, {tokens['scored']:,} scored; a full run: {tokens['full']:,}"
         asides.append(("tokens", f"{words}; {percent(result['saving']['tokens'])} saved"))
+    if (scorers := result.get("scorers")) is not None:
+        words = f"{scorers['scored']:,} samples scored and {scorers['trained']:,} trained on by {result['proxy']!r}: "
+        words += f"{round(scorers['passes']):,} passes, {seconds(scorers['seconds'])} beside the training"
+        lost = f"; {scorers['lost']} lost" if scorers["lost"] else ""
+        asides.append(("scorers", words + lost))
     if result["backward_cost_measured"]:
         asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
     if corrupted is not None:
@@ -122,7 +128,8 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         asides.append(("wrong labels", f"{trained} of the back-propagated samples had one, {of_set} of the set have"))
     if prepared["trained"]:
         cost = f"{prepared['trained']:,} samples trained and {prepared['scored']:,} scored"
-        asides.append(("prepared", f"irreducible losses, by hold-out models: {cost}, {seconds(prepared['seconds'])}"))
+        by = "hold-out models" if result.get("proxy", "self") == "self" else "hold-out proxies, at the cost of"
+        asides.append(("prepared", f"irreducible losses, by {by}: {cost}, {seconds(prepared['seconds'])}"))
     return asides
 
 

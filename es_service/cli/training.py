@@ -37,6 +37,7 @@ _NO_SETTING = (
     "resume",
     "search",
     "backward_cost",
+    "proxy_costs",
 )
 _DEFAULTS: dict[str, Any] = {
     "task": DEFAULT_TASK,
@@ -48,7 +49,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _PARTS = (*_SELECTION_FLAGS, *DERIVED, *OPTIONS)
 _KIND_OF: dict[str, type] = {
-    **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size"), int),
+    **dict.fromkeys(("workers", "shards", "every", "seed", "epochs", "batch_size", "scorers", "proxy_age"), int),
     **dict.fromkeys(("learning_rate", "ratio", "prune_ratio"), float),
     **DERIVED,
     **OPTIONS,
@@ -99,6 +100,9 @@ def add_parser(commands: Any) -> None:
     add_training_flags(flag)
     flag("--seed", type=int, help="seed of the initial weights and the selection (default: 0)")
     flag = parser.add_argument_group("where it runs").add_argument
+    flag("--scorers", type=int, metavar="N", help="processes of each worker that score ahead of it (default: 0)")
+    flag("--proxy", metavar="NAME", help="what scorers run: self, a smaller model of the task, my_module:my_task")
+    flag("--proxy-age", type=int, metavar="K", help="steps until --proxy self takes the new weights (default: 8)")
     flag("--workers", type=int, metavar="W", help="Ray Train workers (default: 1)")
     flag("--exchange", help="leased, sync, prefetch, collective, or embedded: one worker, no Ray (default: leased)")
     flag("--shards", type=int, metavar="S", help="actors that the score table is spread over (default: 1)")

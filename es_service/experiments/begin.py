@@ -111,8 +111,8 @@ def costed(built: Task, spec: Spec, run: TrainingSpec, kept: float | None) -> Sp
     """
     cost = built.defaults.backward_cost or kept
     if cost is None:
-        from es_service.training.loop import measure_backward_cost
+        from es_service.training.cost import backward_cost, measured
 
         assert run.batch_size is not None, "an experiment fills it in"
-        cost = measure_backward_cost(built, run.settings(built.defaults), run.batch_size)
+        cost = measured(backward_cost, built, run.settings(built.defaults), run.batch_size)
     return dataclasses.replace(spec, backward_cost=cost)

@@ -1,4 +1,4 @@
-"""What a backward pass costs in forward passes, measured on the model, the batch and the device that train."""
+"""What passes cost, measured on the model, the batch and the device that train."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from es_service.training import batches, scoring
 from es_service.training.observed import Signals, losses_in
+from es_service.training.passes import ScoringPasses, arrange, forward_signals
+from es_service.training.settings import TrainSettings
+from es_service.training.step import autocast_for
+from es_service.training.tasks.base import Task
 
-__all__ = ["backward_cost"]
+__all__ = ["backward_cost", "measured", "on_task", "pass_seconds"]
+
+T = TypeVar("T")
 
 _ALTERNATIONS = 5
 _BUDGET_S = 2.0  # past it, no further alternation begins
@@ -22,7 +29,15 @@ _FEWEST = 2  # what a BatchNorm needs
 _LEAST = 0.1  # of a model so small that the measurement shows noise
 
 
-def backward_cost(
+def backward_cost(*passes: Any, **settings: Any) -> float:
+    """Return c: a forward and a backward pass over a batch take 1 + c times as long as scoring it; see
+    `pass_seconds`.
+    """
+    forward_s, both_s = pass_seconds(*passes, **settings)
+    return round(max(_LEAST, both_s / forward_s - 1), 3)
+
+
+def pass_seconds(
     model: torch.nn.Module,
     batch: Any,
     score: Callable[[Any], Any],
@@ -31,8 +46,8 @@ def backward_cost(
     micro_batch_size: int | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     clock: Callable[[], float] | None = None,
-) -> float:
-    """Return c: a forward and a backward pass over a batch take 1 + c times as long as scoring it.
+) -> tuple[float, float]:
+    """Return the seconds a sample of scoring a batch, and of a forward and a backward pass over it.
 
     Both are timed in turns, and the shortest of each counts: by the clock on a GPU, else by the time of the
     processors, which depends little on what else the machine does. It takes a few seconds at most. The model stays
@@ -92,7 +107,42 @@ def backward_cost(
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-    return round(max(_LEAST, both_s / forward_s - 1), 3)
+    return forward_s / num, both_s / num
+
+
+def measured(measure: Callable[..., T], task: Task, settings: TrainSettings, batch_size: int) -> T:
+    """Return what `backward_cost` or `pass_seconds` finds for a task's new model, as a training with these settings
+    does where it begins.
+    """
+    torch.manual_seed(settings.seed)
+    model = task.build_model()
+    arrange(model, settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    score = ScoringPasses(model.to(device), forward_signals(task), settings, device)
+    found = on_task(measure, task, model, score, settings, batch_size)
+    torch.cuda.empty_cache()  # for the runs that follow, in processes of their own
+    return found
+
+
+def on_task(
+    measure: Callable[..., T],
+    task: Task,
+    model: torch.nn.Module,
+    score: ScoringPasses,
+    settings: TrainSettings,
+    batch_size: int,
+) -> T:
+    """Return what `backward_cost` or `pass_seconds` finds for a bare model on samples from all over the train set."""
+    num = len(task.train_set)
+    ids = np.linspace(0, num - 1, min(num, batch_size)).astype(np.int64).tolist()
+    return measure(
+        model,
+        batches.to_device(task.train_set.__getitems__(ids), score.device),
+        score,
+        score.forward_losses,
+        micro_batch_size=settings.micro_batch_size,
+        autocast=lambda: autocast_for(score.device),
+    )
 
 
 def _wait(parameters: list[torch.nn.Parameter]) -> None:

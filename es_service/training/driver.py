@@ -19,7 +19,7 @@ from es_service.selector import Selector
 from es_service.storage import labels
 from es_service.storage.files import absolute, join
 from es_service.storage.runs import RunStorage
-from es_service.training import irreducible
+from es_service.training import irreducible, proxies
 from es_service.training.loop import fit
 from es_service.training.result import measured, trained_on
 from es_service.training.spec import TrainingSpec
@@ -53,15 +53,17 @@ def train(
     config.check_world(spec.workers)
     idle.warn_if_idle(config, spec.workers)
     check_signals(task, spec.selection)
+    proxy = proxies.proxy_of(spec, task) if spec.scorers else None
     spec.check_place()
-    if spec.exchange != "embedded":
+    if spec.exchange != "embedded" or spec.scorers:
         say("Starting Ray…")
-        _reach_ray(spec.exchange)
+        _reach_ray(f"exchange {spec.exchange!r}" if spec.exchange != "embedded" else "a scorer")
     storage.begin(config, spec.description(), search=spec.search)  # what cannot be written shows before a worker starts
     note_samples(storage, task)
+    spec = dataclasses.replace(spec, proxy_costs=None if proxy is None else proxies.costs(spec, storage, task, proxy))
     if spec.needs_irreducible and spec.irreducible is None:
         say("Training hold-out models for the irreducible losses…")
-    prepared = _prepare(spec, storage, config, task)
+    prepared = _prepare(spec, storage, config, task, proxy)
     spec = dataclasses.replace(spec, irreducible=prepared["path"])
     say(f"Starting {spec.workers} worker{'s' * (spec.workers > 1)}…" if spec.exchange != "embedded" else "Training…")
     if spec.exchange == "embedded":
@@ -83,6 +85,8 @@ def train(
         **trained_on(task, storage),
         "prepared": {name: prepared[name] for name in ("scored", "trained", "seconds")},
     }
+    if spec.scorers:
+        result["proxy"] = spec.proxy
     storage.write_result(result)
     return result
 
@@ -99,10 +103,13 @@ def note_samples(storage: RunStorage, task: Task) -> None:
     labels.write_notes(storage, task.labels, task.label_names, preview)
 
 
-def _prepare(spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task) -> dict[str, Any]:
+def _prepare(
+    spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: Task, proxy: Task | None
+) -> dict[str, Any]:
     """Return the file of irreducible losses, None where none are needed, and what it cost to make it.
 
-    Those worked out here are kept with the run: a resumed one finds them.
+    With scorers they are those of the proxy, whose losses they are compared with; it counts as many samples as cost the
+    task's own model as much. Those worked out here are kept with the run: a resumed one finds them.
     """
     cost = {"path": None, "scored": 0, "trained": 0, "seconds": 0.0}
     if not spec.needs_irreducible:
@@ -115,24 +122,26 @@ def _prepare(spec: TrainingSpec, storage: RunStorage, config: RunConfig, task: T
     kept = storage.read_note("prepared")
     if kept is None:
         found = irreducible.hold_out_losses(
-            task,
-            spec.settings(task.defaults),
+            proxy or task,
+            spec.settings(task.defaults) if proxy is None else proxies.settings_of(spec, proxy),
             num_epochs=config.num_epochs,
             batch_size=config.batch_size * spec.workers,
             selection_seed=config.selection.seed,
         )
         irreducible.write_losses(path, found.losses)
         kept = {"scored": found.scored, "trained": found.trained, "seconds": found.seconds}
+        if proxy not in (None, task):
+            kept |= {"scored": 0, "trained": proxies.equivalent(spec, found)}
         storage.write_note("prepared", kept)
     return {**kept, "path": path}
 
 
-def _reach_ray(exchange: str) -> None:
+def _reach_ray(what: str) -> None:
     try:
         from es_service.actors.cluster import ensure_ray
     except ImportError as error:
         raise errors.ConfigError(
-            f"exchange {exchange!r} needs Ray: pip install 'es-service[ray]', or take 'embedded' ({error})"
+            f"{what} needs Ray: pip install 'es-service[ray]', or take exchange 'embedded' without scorers ({error})"
         ) from error
     ensure_ray()
 
@@ -156,4 +165,6 @@ def _fit_here(
                 LocalRun(config), Position(0, 1), storage, lambda progress: watch({"progress": progress})
             ),
         )
-    return fit(task, selector, spec.settings(task.defaults), LocalWorkers(Path(storage.path) / "checkpoints"))
+    with proxies.started(spec, config.num_epochs) as scorer:
+        workers, settings = LocalWorkers(Path(storage.path) / "checkpoints"), spec.settings(task.defaults)
+        return fit(task, selector, settings, workers, scorer, weights_every=spec.weights_every)

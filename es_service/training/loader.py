@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from es_service.training.accumulation import check_accumulation
 from es_service.training.fetching import Fetched, Fetcher, random_as_it_was
 from es_service.training.recollating import first_difference
 from es_service.training.selected import SelectedBatches
+
+if TYPE_CHECKING:
+    from es_service.scorer import Scorer
 
 __all__ = ["SelectiveLoader"]
 
@@ -55,6 +58,7 @@ class SelectiveLoader(SelectedBatches):
         augment: (batch, ids int64[B], epoch) -> the batch that is scored and trained on, once for each batch, on its
             device. It draws by the ids and the epoch alone: then views are the same after a resume, and however ranks
             divide an epoch.
+        scorer: an `es.Scorer`, whose losses take the place of scoring passes; then only what is drawn is fetched.
         workers: further arguments of torch's DataLoader: `prefetch_factor`, `persistent_workers`, `timeout`,
             `worker_init_fn`, `multiprocessing_context`, `generator`.
 
@@ -76,9 +80,10 @@ class SelectiveLoader(SelectedBatches):
         per_sample: Sequence[str] | None = None,
         recollate: bool | None = None,
         augment: Callable[[Any, NDArray[np.int64], int], Any] | None = None,
+        scorer: Scorer | None = None,
         **workers: Any,
     ) -> None:
-        super().__init__(selector, score, reuse_losses=reuse_losses, device=device)
+        super().__init__(selector, score, reuse_losses=reuse_losses, device=device, scorer=scorer)
         if per_sample is not None and (recollate or isinstance(per_sample, str)):
             raise errors.ConfigError(
                 f"per_sample={per_sample!r} must be a list of names, and left out with recollate=True, which takes no "
@@ -135,14 +140,14 @@ class SelectiveLoader(SelectedBatches):
         ahead: Iterator[Fetched] | None = None
         self._observed = True
         for ids_B in selector.epoch(epoch):
-            is_blind = self._is_blind()
+            is_blind, ahead_B = self._is_blind(), self._losses_ahead()
             if self._fetcher.num_workers > 0 and ahead is None:
                 ahead = self._fetch_ahead(epoch, selector.batches())
             elif not self._is_tried:
                 with timing("data"), random_as_it_was():
                     self._try(_few(ids_B), self._fetch)
-            if is_blind and ahead is None:  # no more is fetched than is drawn
-                draw = self._select(ids_B)
+            if (is_blind or ahead_B is not None) and ahead is None:  # no more is fetched than is drawn
+                draw = self._select(ids_B, ahead_B=ahead_B)
                 with timing("data"):
                     batch = self._view(self._fetch(draw.ids).batch, draw.ids, epoch)
             else:
@@ -150,7 +155,7 @@ class SelectiveLoader(SelectedBatches):
                     fetched = next(ahead) if ahead else self._fetch(ids_B)
                     whole = fetched.batch if is_blind else self._view(fetched.batch, ids_B, epoch)
                 taken = functools.partial(self._taken, fetched, whole, ids_B, None if is_blind else epoch)
-                draw = self._select(ids_B, None if is_blind else whole, taken)
+                draw = self._select(ids_B, None if is_blind else whole, taken, ahead_B)
                 with timing("data"):
                     batch = taken(draw.positions)
                     if is_blind:

@@ -5,55 +5,67 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from es_service import errors
 from es_service.ledger import Ledger
-from es_service.selection import methods
-from es_service.selection.config import Selection
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
 from es_service.training import scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
-from es_service.training.cost import backward_cost
+from es_service.training.cost import backward_cost, on_task
 from es_service.training.evaluation import evaluate, final_metrics
 from es_service.training.loader import SelectiveLoader
 from es_service.training.memory import peak_memory, reset_peak
-from es_service.training.observed import Signals, losses_in
+from es_service.training.observed import losses_in
 from es_service.training.optimizers import build_optimizer, learning_rate_at
-from es_service.training.passes import ScoringPasses, arrange, compile_errors
+from es_service.training.passes import ScoringPasses, arrange, compile_errors, forward_signals
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks import check_signals
 from es_service.training.tasks.base import Task
 from es_service.training.tasks.metrics import metric_name
 from es_service.training.workers.base import Workers
-from es_service.training.workers.local import LocalWorkers
 
-__all__ = ["TrainSettings", "fit", "fit_model", "measure_backward_cost"]
+if TYPE_CHECKING:
+    from es_service.scorer import Scorer
 
+__all__ = ["TrainSettings", "fit", "fit_model"]
 _LOOK_EVERY_S = 0.5
 
 
-def fit(task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> dict[str, Any]:
+def fit(
+    task: Task,
+    selector: Selector,
+    settings: TrainSettings,
+    workers: Workers,
+    scorer: Scorer | None = None,
+    *,
+    weights_every: int | None = None,
+) -> dict[str, Any]:
     """Train a task's model from its last checkpoint, or from the start; every rank calls it.
 
     The learning rate follows the share of the training done, counted in epochs and in the steps that the selector
     expects in this epoch, so that pruned epochs do not leave the schedule unfinished.
 
+    Args:
+        task, selector, settings, workers: what to train, and how.
+        scorer: of this worker, for losses of its steps to come.
+        weights_every: steps after which it is handed the model's weights again; None never does.
+
     Returns:
         accuracy, balanced_accuracy, accuracy_by_label, held_out_loss and metrics (see `Evaluation`; with the final ones
         after the last epoch), metric (the name of the one that counts), epoch, history (per epoch), ledger (of the
-        run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most).
+        run, all ranks together), world_size, memory (see `peak_memory`; of the rank with the most), lost_scorers (how
+        many of all ranks' scorers were lost).
 
     Raises:
         ConfigError: the selection goes by a signal that the task does not have, a metric's name cannot be used, or a
             setting asks for what the model or this machine does not offer.
     """
-    return fit_model(task, selector, settings, workers)[0]
+    return _fitted(_Training(task, selector, settings, workers, scorer, weights_every))
 
 
 def fit_model(
@@ -61,31 +73,36 @@ def fit_model(
 ) -> tuple[dict[str, Any], torch.nn.Module]:
     """Train as `fit` does; return the model too, bare."""
     training = _Training(task, selector, settings, workers)
-    reset_peak(workers.device)
-    with compile_errors(settings):
-        return training.run(), training.bare
+    return _fitted(training), training.bare
 
 
-def measure_backward_cost(task: Task, settings: TrainSettings, batch_size: int) -> float:
-    """Return what a backward pass counts as, measured as a training with these settings does where it begins."""
-    full, num = Selection(methods.full()), len(task.train_set)
-    selector = Selector(full, num_samples=num, num_epochs=1, batch_size=batch_size, world_size=1)
-    cost = _Training(task, selector, settings, LocalWorkers(Path())).measure_backward_cost()  # nothing is written
-    torch.cuda.empty_cache()  # for the runs that follow, in processes of their own
-    return cost
+def _fitted(training: _Training) -> dict[str, Any]:
+    reset_peak(training.workers.device)
+    with compile_errors(training.settings):
+        return training.run()
 
 
 class _Training:
     """The state of one training; see `fit`."""
 
-    def __init__(self, task: Task, selector: Selector, settings: TrainSettings, workers: Workers) -> None:
+    def __init__(
+        self,
+        task: Task,
+        selector: Selector,
+        settings: TrainSettings,
+        workers: Workers,
+        scorer: Scorer | None = None,
+        weights_every: int | None = None,
+    ) -> None:
         self.task, self.selector, self.settings, self.workers = task, selector, settings, workers
+        self.scorer, self._weights_every = scorer, weights_every
         torch.manual_seed(settings.seed)
         model = task.build_model()
         arrange(model, settings)
         self.model = workers.prepare(model)
         self.bare = scoring.unwrap(self.model)
         self.optimizer = build_optimizer(self.model, settings)
+        self._signals = forward_signals(task, selector.config.selection)
         self._score = ScoringPasses(self.model, self._signals, settings, workers.device)
         self.loader = SelectiveLoader(
             task.train_set,
@@ -96,12 +113,13 @@ class _Training:
             collate_fn=_as_is,
             device=workers.device,
             augment=getattr(task, "augment", None),
+            scorer=scorer,
         )
+        self._scorer_states: list[Any] = []  # of each rank, for the checkpoint
         self.history: list[dict[str, Any]] = []
         self._looked_at = -math.inf
         check_signals(task, selector.config.selection)
         self._metric = metric_name(task)
-        self._further = [one for one in selector.config.selection.signals if one not in ("loss", "irreducible_loss")]
 
     def run(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
@@ -127,29 +145,20 @@ class _Training:
                 }
             )
             metrics = self._metrics(ledger)
+            self._scorer_states = [] if self.scorer is None else self.workers.gather(self.scorer.state())
             self.workers.report(metrics, self._save)
             self._log()
         return metrics or self._metrics(self._merged_ledger())  # resumed behind its end
-
-    def measure_backward_cost(self) -> float:
-        """Measure it on samples from all over the train set."""
-        num, size = len(self.task.train_set), self.selector.config.batch_size
-        ids = np.linspace(0, num - 1, min(num, size)).astype(np.int64).tolist()
-        return backward_cost(
-            self.bare,
-            self.loader.to_device(self.task.train_set.__getitems__(ids)),
-            self._score,
-            self._signals,
-            micro_batch_size=self.settings.micro_batch_size,
-            autocast=self._autocast,
-        )
 
     def _begin(self) -> None:
         """Begin from nothing, with what a backward pass counts as: where it is measured, rank 0 does that for all."""
         self.selector.reset()
         cost = self.settings.backward_cost
         if cost is None:
-            own = self.measure_backward_cost() if self.workers.rank == 0 else None
+            own = None
+            if self.workers.rank == 0:
+                size = self.selector.config.batch_size
+                own = on_task(backward_cost, self.task, self.bare, self._score, self.settings, size)
             cost = self.workers.gather(own)[0]
         self.selector.ledger.backward_cost = cost
 
@@ -162,8 +171,12 @@ class _Training:
         num_epochs = self.selector.config.num_epochs
         torch.manual_seed(_epoch_seed(self.settings.seed, epoch, self.workers.rank))  # e.g. of dropout
         self.model.train()
+        if self._weights_every is not None:
+            self._hand_weights()
         total, num = torch.zeros((), device=self.workers.device), 0
         for step, (batch, scale) in enumerate(self.loader.epoch(epoch)):
+            if self._weights_every is not None and step and step % self._weights_every == 0:
+                self._hand_weights()
             done = step / self.selector.steps(epoch)
             rate = self.selector.learning_rate_factor * learning_rate_at(
                 (epoch + done) / num_epochs,
@@ -193,6 +206,11 @@ class _Training:
         totals, nums = zip(*self.workers.gather((float(total), num)), strict=True)
         return float(sum(totals) / sum(nums))
 
+    def _hand_weights(self) -> None:
+        """Hand the scorers the weights as they are."""
+        assert self.scorer is not None, "it is for one"
+        self.scorer.load({name: value.cpu() for name, value in self._state(is_trained=True).items()})
+
     def _weighed(self, batch: Any, scale: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Return the scale of each sample of a mini-batch times its share of the task's weights, and what this rank's
         mean counts for.
@@ -207,16 +225,6 @@ class _Training:
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)
 
-    def _signals(self, model: torch.nn.Module, batch: Any) -> Signals:
-        """Return what the selection goes by: the losses, and where it asks for more, signals by name."""
-        outputs = model(self.task.inputs(batch))
-        losses = self.task.losses(outputs, batch)
-        if not self._further:
-            return losses
-        with torch.no_grad():
-            given = self.task.signals(outputs, batch)
-        return {"loss": losses, **{name: given[name] for name in self._further}}
-
     def _metrics(self, ledger: Ledger) -> dict[str, Any]:
         last = self.history[-1]
         reached = ("epoch", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss", "metrics")
@@ -226,6 +234,7 @@ class _Training:
             "history": self.history,
             "ledger": ledger.to_dict(),
             "world_size": self.workers.world_size,
+            "lost_scorers": sum(self.workers.gather(0 if self.scorer is None else self.scorer.num_lost)),
             "memory": max(self.workers.gather(peak_memory(self.workers.device)), key=lambda one: one["peak_bytes"]),
         }
 
@@ -239,7 +248,12 @@ class _Training:
         write_checkpoint(
             folder,
             self.selector.state_dict(),
-            {"model": self._state(is_trained=True), "optimizer": self.optimizer.state_dict(), "history": self.history},
+            {
+                "model": self._state(is_trained=True),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history,
+                "scorers": self._scorer_states,
+            },
         )
 
     def _state(self, *, is_trained: bool) -> dict[str, Any]:
@@ -250,11 +264,12 @@ class _Training:
 
     def _restore(self) -> int:
         """Go to the last checkpoint and return the epoch to continue with."""
+        names = ("model", "optimizer", "history", *(() if self.scorer is None else ("scorers",)))
         with self.workers.checkpoint() as folder:
             if folder is None:
                 self._begin()
                 return 0
-            state, saved = read_checkpoint(folder, ("model", "optimizer", "history"), self.workers.device)
+            state, saved = read_checkpoint(folder, names, self.workers.device)
         try:
             self.bare.load_state_dict({**self._state(is_trained=False), **saved["model"]})
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -263,6 +278,8 @@ class _Training:
                 f"the checkpoint is of another model or optimiser than this task has: {error}"
             ) from error
         self.history = saved["history"]
+        if self.scorer is not None and saved["scorers"]:
+            self.scorer.restore(saved["scorers"][self.workers.rank % len(saved["scorers"])])
         epoch = self.selector.load_state_dict(state)
         if self.history:  # its process may have ended before this
             self._log()

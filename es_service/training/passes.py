@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from es_service import errors
+from es_service.selection.config import Selection
 from es_service.training import batches, scoring
 from es_service.training.observed import Signals
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for
+from es_service.training.tasks.base import Task
 
-__all__ = ["ScoringPasses", "arrange", "compile_errors"]
+__all__ = ["ScoringPasses", "arrange", "compile_errors", "forward_signals"]
 
 _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # newer transformers, all others
 _log = logging.getLogger(__name__)
@@ -75,6 +77,23 @@ def _compile(model: torch.nn.Module) -> None:
     model.forward = torch.compile(run)
 
 
+def forward_signals(task: Task, selection: Selection | None = None) -> Callable[[torch.nn.Module, Any], Signals]:
+    """Return (model, batch) -> what a selection goes by: the losses, and where it asks for more, signals by name."""
+    signals = () if selection is None else selection.signals
+    further = [one for one in signals if one not in ("loss", "irreducible_loss")]
+
+    def forward(model: torch.nn.Module, batch: Any) -> Signals:
+        outputs = model(task.inputs(batch))
+        losses = task.losses(outputs, batch)
+        if not further:
+            return losses
+        with torch.no_grad():
+            given = task.signals(outputs, batch)
+        return {"loss": losses, **{name: given[name] for name in further}}
+
+    return forward
+
+
 @contextlib.contextmanager
 def compile_errors(settings: TrainSettings) -> Iterator[None]:
     """Raise ConfigError where torch.compile was asked for and fails, as it does in the first passes."""
@@ -112,7 +131,7 @@ class ScoringPasses:
         settings: TrainSettings,
         device: torch.device,
     ) -> None:
-        self._model, self._forward_losses, self._device = model, forward_losses, device
+        self._model, self.forward_losses, self.device = model, forward_losses, device
         self._dtype = settings.scoring_dtype
         self.batch_size = settings.scoring_batch_size
         """Most samples of a pass; None for no limit."""
@@ -136,9 +155,9 @@ class ScoringPasses:
             return scoring.score(
                 self._model,
                 batch,
-                self._forward_losses,
+                self.forward_losses,
                 micro_batch_size=self.batch_size,
-                autocast=lambda: autocast_for(self._device, self._dtype),
+                autocast=lambda: autocast_for(self.device, self._dtype),
             )
         except torch.cuda.OutOfMemoryError:
             size = max(batches.even_sizes(batches.batch_length(batch), self.batch_size))

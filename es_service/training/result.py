@@ -21,6 +21,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         wall_s: seconds from the run's start to its end.
     """
     ledger = Ledger.from_dict(metrics["ledger"])
+    scorers = ledger.scorers()
     reached = ("metric", "metrics", "accuracy", "balanced_accuracy", "accuracy_by_label", "held_out_loss")
     return {
         "workers": metrics["world_size"],
@@ -35,6 +36,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         },
         "saving": ledger.saving(),
         "skipped": ledger.skipped,
+        **({} if scorers is None else {"scorers": {**scorers, "lost": metrics["lost_scorers"]}}),
         "memory": metrics["memory"],
         "history": metrics["history"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from es_service.training import batches
 from es_service.training.losses import check_per_sample
 from es_service.training.observed import Signals, losses_in
 
+if TYPE_CHECKING:
+    from es_service.scorer import Scorer
+
 __all__ = ["SelectedBatches"]
 
 
@@ -31,6 +34,7 @@ class SelectedBatches(abc.ABC):
         reuse_losses: `observe`, or `mean`, is called after every step; steps that draw without losses then take them
             from there instead of from a separate scoring pass.
         device: moves every batch there; of a module, to where its parameters are.
+        scorer: computes losses of the steps to come; `score` is called only where it has none.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class SelectedBatches(abc.ABC):
         *,
         reuse_losses: bool,
         device: torch.device | str | torch.nn.Module,
+        scorer: Scorer | None = None,
     ) -> None:
-        self.selector = selector
+        self.selector, self._scorer = selector, scorer
         self._score = score
         self._reuse_losses = reuse_losses
         self._device = device if isinstance(device, torch.nn.Module) else torch.device(device)
@@ -130,23 +135,31 @@ class SelectedBatches(abc.ABC):
         self._check_observed()
         return self._reuse_losses and not self.selector.wants_scores
 
+    def _losses_ahead(self) -> Any:
+        """Return what a scorer computed for this step; None where it needs no losses, or has to be scored here."""
+        return None if self._scorer is None else self._scorer.losses(self.selector)
+
     def _select(
         self,
         ids_B: NDArray[np.int64],
         batch: Any = None,
         part: Callable[[NDArray[np.int64]], Any] | None = None,
+        ahead_B: Any = None,
     ) -> Draw:
-        """Score the batch, if given, and draw; only its part at these positions where the step scores no more."""
+        """Draw by the losses that a scorer computed ahead, else those of the batch, if given.
+
+        Only the part of the batch at these positions is scored where the step scores no more.
+        """
         selector, timing = self.selector, self.selector.ledger.timing
-        skipped, losses, scored = selector.ledger.skipped, None, None
-        if batch is not None:
+        skipped, losses, scored = selector.ledger.skipped, ahead_B, None
+        if ahead_B is None and batch is not None:
             if part is not None and selector.wants_scores:
                 scored = selector.to_score(ids_B)
                 with timing("data"):
                     batch = part(scored)
             with timing("score"):
                 losses = self._score(batch)
-        draw = self.draw = selector.select(ids_B, losses, scored=scored)
+        draw = self.draw = selector.select(ids_B, losses, scored=scored, by_scorer=ahead_B is not None)
         is_whole = scored is None or scored.size == len(ids_B)
         self._observed = losses is not None and (is_whole or not self._reuse_losses)
         if not is_whole and not self._reuse_losses:

@@ -25,14 +25,17 @@ from es_service.training.tasks.options import TaskOptions
 if TYPE_CHECKING:
     from es_service.training.tasks.base import TaskDefaults
 
-__all__ = ["EXCHANGES", "TrainingSpec"]
+__all__ = ["EXCHANGES", "SELF", "TrainingSpec"]
 
 EXCHANGES = ("leased", "sync", "prefetch", "collective", "embedded")
+SELF = "self"
+"""The proxy that is the task's own model, with weights of the training some steps ago."""
 _OF_THE_TASK = ("epochs", "batch_size", *OF_THE_TASK)  # where they are not given
+_PROXY_AGE = 8
 _OPTIMISED = tuple(field.name for field in dataclasses.fields(TrainSettings) if field.name != "momentum")
 _MAY_CHANGE = ("exchange", "shards", "every", "workers", "data")
 """What a resumed training may do otherwise: none of it changes what a sample's id means or how it is trained on."""
-_NOT_DESCRIBED = ("run", "storage", "resume", "search")  # of one start of the run, not of the run
+_NOT_DESCRIBED = ("run", "storage", "resume", "search", "proxy_costs")  # of one start of the run, not of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,11 @@ class TrainingSpec:
             `TrainSettings`.
         backward_cost: forward passes that a backward pass counts as; None takes the task's own, or measures it.
         irreducible: file of irreducible losses, for methods that observe them; None works them out first.
+        scorers: of each worker: processes that compute losses ahead of it.
+        proxy: what they run: "self", one of the task's `proxies`, a model of a task from files, or module:function of a
+            task with the same samples.
+        proxy_age: steps after which "self" takes the trainer's weights again; None for 8.
+        proxy_costs: what `proxies.costs` measured, where it has been.
         seed: of the initial weights; the selection has its own.
         resume: continue a run of this name; otherwise the name must be new.
         search: name of the search that the run is a trial of, else None.
@@ -90,6 +98,10 @@ class TrainingSpec:
     compile: bool = False
     backward_cost: float | None = None
     irreducible: str | None = None
+    scorers: int = 0
+    proxy: str | None = None
+    proxy_age: int | None = None
+    proxy_costs: Mapping[str, float] | None = None
     seed: int = 0
     resume: bool = False
     search: str | None = None
@@ -110,6 +122,7 @@ class TrainingSpec:
             raise errors.ConfigError(
                 f"method {self.method!r} does not look at irreducible losses: leave --irreducible out, or take rho"
             )
+        self._check_scorers()
         as_integer("workers", self.workers, least=1)
         as_integer("shards", self.shards, least=1)
         if as_integer("every", self.every, least=1) != 1 and self.exchange != "collective":
@@ -130,6 +143,31 @@ class TrainingSpec:
             raise errors.ConfigError(
                 f"exchange 'embedded' keeps its checkpoints in a local folder, not at {self.storage}: name a folder"
             )
+
+    def _check_scorers(self) -> None:
+        if as_integer("scorers", self.scorers, least=0) != 0 and self.proxy is None:
+            raise errors.ConfigError(
+                f"scorers={self.scorers} need a proxy: --proxy self, the name of a smaller model of the task, or "
+                "module:function"
+            )
+        if self.proxy is not None and not self.scorers:
+            raise errors.ConfigError(f"proxy={self.proxy!r} is what scorers run: give --scorers N, at least 1, too")
+        if self.proxy_age is not None:
+            as_integer("proxy_age", self.proxy_age, least=1)
+            if self.proxy != SELF:
+                raise errors.ConfigError(
+                    f"proxy_age={self.proxy_age} is of the proxy 'self', and the proxy is {self.proxy!r}: leave it out"
+                )
+        if self.scorers and not self.selection.method.needs_losses:
+            raise errors.ConfigError(
+                f"method {self.method!r} draws without losses, so scorers={self.scorers} have nothing to do: leave "
+                "--scorers and --proxy out"
+            )
+
+    @property
+    def weights_every(self) -> int | None:
+        """Steps after which scorers are handed the trainer's weights again; None where they learn themselves."""
+        return (self.proxy_age or _PROXY_AGE) if self.proxy == SELF else None
 
     @property
     def needs_irreducible(self) -> bool:

@@ -44,3 +44,16 @@ def test_ours_does_the_work_of_the_peers() -> None:
     assert named >= {(name, size) for name in ("es_service", "es_service over Ray") for size in (64, 128)}
     assert all(one["p50_ms"] > 0 for one in results["measured"])
     assert results["not_run"] or any(name == "Redis sorted set" for name, _ in named)
+
+
+@pytest.mark.thorough
+def test_a_trainer_with_a_scorer_is_measured() -> None:
+    words = [sys.executable, "-m", "benchmarks.scorers", "--json", "--epochs", "4", "--limit", "300"]
+    done = subprocess.run(
+        [*words, "--runs", "full, alone;es, scorer small"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads(done.stdout)["runs"]
+    assert [one["scorers"] for one in results["full, alone"]] == [None]
+    [helped] = results["es, scorer small"]
+    assert helped["samples"]["scored"] == 0 < helped["scorers"]["passes"]

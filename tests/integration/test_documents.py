@@ -39,8 +39,10 @@ def commands() -> list[str]:
     return found
 
 
-WITH_EXAMPLES = ("accelerate.md", "lightning.md", "ray_train.md", "streams.md", "tracking.md", "transformers.md")
-"""Pages whose framework, logger or streams other tests run."""
+WITH_EXAMPLES = (
+    "accelerate.md", "lightning.md", "ray_train.md", "scorers.md", "streams.md", "tracking.md", "transformers.md",
+)  # fmt: skip
+"""Pages whose framework, logger, scorers or streams other tests run."""
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ FLOORS = {
     "storage": 1,
     "actors": 2,
     "exchange": 3,
+    "scorer": 4,
     "selector": 4,
     "selector_state": 4,
     "epoch": 4,

@@ -135,6 +135,10 @@ ledgers = st.builds(
     steps=st.integers(0, 10**6),
     measured_s=seconds,
     measured_steps=st.integers(0, 10**6),
+    scorer_scored=st.integers(0, 10**9),
+    scorer_trained=st.integers(0, 10**9),
+    scorer_passes=seconds,
+    scorer_s=seconds,
 )
 
 
@@ -160,13 +164,15 @@ def test_from_dict_takes_the_clock_given() -> None:
 def test_merge_sums_samples_and_averages_time(parts: list[Ledger]) -> None:
     merged = Ledger.merge(parts)
     num = len(parts)
-    for name in ("scored", "trained", "full", "skipped", "measured_steps"):
+    counted = ("scored", "trained", "full", "skipped", "measured_steps", "scorer_scored", "scorer_trained")
+    for name in counted:
         assert getattr(merged, name) == sum(getattr(one, name) for one in parts)
     assert merged.total_s == pytest.approx(sum(one.total_s for one in parts) / num)
     assert merged.full_steps == pytest.approx(sum(one.full_steps for one in parts) / num)
     for name in SECTIONS:
         assert merged.seconds[name] == pytest.approx(sum(one.seconds[name] for one in parts) / num)
-    assert merged.measured_s == pytest.approx(sum(one.measured_s for one in parts))
+    for name in ("measured_s", "scorer_passes", "scorer_s"):
+        assert getattr(merged, name) == pytest.approx(sum(getattr(one, name) for one in parts))
     assert merged.steps == max(one.steps for one in parts)
 
 
@@ -175,6 +181,20 @@ def test_two_ranks_alike_save_what_one_saves() -> None:
     ledger.count_step(8, 8, 3.0, is_full_step=True)
     ledger.count_step(8, 8, 1.0, is_full_step=False)
     assert Ledger.merge([ledger, ledger]).saving() == pytest.approx(ledger.saving())
+
+
+def test_what_scorers_spend_is_part_of_the_cost() -> None:
+    ledger = warmed_up(trained=4)
+    ledger.count_step(16, 16, 1.0, is_full_step=False)
+    assert ledger.saving()["cost"] == pytest.approx(1 - 12 / 48)
+    assert ledger.scorers() is None
+    ledger.count_scorer(16, 16, 0.5 * 16, 2.0)
+    assert ledger.passes == 12 + 8
+    assert ledger.saving()["cost"] == pytest.approx(1 - 20 / 48)
+    assert ledger.scorers() == {"scored": 16, "trained": 16, "seconds": 2.0, "passes": 8.0}
+    shares = [ledger.share(rank, 3) for rank in range(3)]
+    assert Ledger.merge(shares).scorers() == pytest.approx(ledger.scorers())
+    assert (ledger.scored, ledger.total_s) == (0, 1.0)  # neither is the trainer's
 
 
 def test_merging_nothing_is_an_empty_ledger() -> None:

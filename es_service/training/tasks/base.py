@@ -103,6 +103,9 @@ class Task(Protocol):
     - `final_metrics(model, ids, to_device) -> dict[str, (sum, count)]`: metrics that are too dear for every epoch, as
       sums over these held-out samples; asked for once, at the end of training, each rank for its share of them.
 
+    - `proxies: Mapping[str, Callable[[], torch.nn.Module]]`: functions that make smaller models of the same inputs and
+      outputs, by name, for scorers to run: `es-service train --scorers 1 --proxy NAME`.
+
     A task with labels may also offer `relabel(batch, labels_B) -> batch`, the same batch with other labels int64[B]:
     then `tasks.derived` can add label noise to it. The tasks made there also have `corrupted`, bool[n] or None: whether
     each label was changed.

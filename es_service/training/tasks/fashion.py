@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from es_service import errors
 from es_service.storage.png import encode_png
@@ -113,7 +114,23 @@ def build(data: str | None = None) -> Classification:
         label_names=CLASSES,
         model=SmallResNet,
         defaults=TaskDefaults(epochs=8, batch_size=64, learning_rate=0.1),
+        proxies={"small": _small},
         preview=lambda sample_id: encode_png(train_set.images_n[sample_id]),
+    )
+
+
+def _small() -> nn.Module:
+    """Return a model of images at half the resolution: a pass over it costs a twentieth of one over `SmallResNet`."""
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, len(CLASSES)),
     )
 
 

@@ -9,7 +9,7 @@ For data too large for memory write a class with the attributes of `TargetedSamp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -92,6 +92,7 @@ class _Supervised:
     defaults: TaskDefaults
     preview: Callable[[int], bytes | str] | None = None
     augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
+    proxies: Mapping[str, Callable[[], torch.nn.Module]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("preview", "augment"):  # where none was given, a method that a subclass has counts
@@ -119,6 +120,7 @@ class Classification(_Supervised):
         defaults: settings for it.
         preview: returns a sample of the train set, by its id, as a PNG file or a text; None where it cannot be shown.
         augment: returns another view of a batch; see `Task`.
+        proxies: functions that make smaller models, by name, for scorers to run.
         label_names: what the labels 0 .. C-1 mean, if there is a name for it.
         judged_by: the metric that results are judged by: "accuracy", or one of `class_metrics.METRICS`.
 

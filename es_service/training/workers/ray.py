@@ -17,6 +17,7 @@ from es_service import errors
 from es_service.connect import connect
 from es_service.storage import files
 from es_service.storage.runs import RunStorage
+from es_service.training import proxies
 from es_service.training.irreducible import read_losses
 from es_service.training.loop import fit
 from es_service.training.spec import TrainingSpec
@@ -121,6 +122,8 @@ def work(values: dict[str, Any]) -> None:
     )
     try:
         run = RunStorage(spec.storage, spec.run) if spec.search is not None else None  # a search may end its trials
-        fit(task, selector, spec.settings(task.defaults), RayWorkers(run))
+        with proxies.started(spec, config.num_epochs) as scorer:
+            settings = spec.settings(task.defaults)
+            fit(task, selector, settings, RayWorkers(run), scorer, weights_every=spec.weights_every)
     finally:
         selector.close()

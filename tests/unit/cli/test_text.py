@@ -206,3 +206,19 @@ def test_what_was_lost_is_not_called_saved(share: float, of_time: str, of_comput
     lines = lines_of(saving={"samples": 0.5, "cost": share, "seconds": share})
     assert lines["compute saved"].endswith(f"  {of_compute} of a full run's passes")
     assert "-" not in lines["time saved"] + lines["compute saved"]
+
+
+def test_what_scorers_cost_is_part_of_what_was_saved() -> None:
+    scorers = {"scored": 9000, "trained": 9000, "seconds": 12.3, "passes": 1080.4, "lost": 0}
+    lines = text.summary(result(proxy="small", scorers=scorers)).splitlines()
+    assert any(line.endswith("51.4 % of a full run's passes, scorers included") for line in lines)
+    [time] = [line for line in lines if "time saved" in line]
+    assert time.endswith(", with scorers at work beside it")
+    [own] = [line for line in lines if line.startswith("  scorers")]
+    assert own.endswith(
+        "9,000 samples scored and 9,000 trained on by 'small': 1,080 passes, 12.3 s beside the training"
+    )
+    prepared = {"scored": 0, "trained": 40, "seconds": 1.0}
+    lines = text.summary(result(proxy="small", scorers={**scorers, "lost": 1}, prepared=prepared)).splitlines()
+    assert any(line.endswith("passes, preparing and scorers included") for line in lines)
+    assert any(line.endswith("beside the training; 1 lost") for line in lines)

@@ -19,9 +19,9 @@ from es_service.experiments.compare.folder import CompareFolder
 from es_service.ledger import Ledger
 from es_service.storage.runs import RunStorage
 from es_service.training import scoring
-from es_service.training.cost import backward_cost
+from es_service.training.cost import backward_cost, measured
 from es_service.training.driver import train
-from es_service.training.loop import fit, measure_backward_cost
+from es_service.training.loop import fit
 from es_service.training.settings import TrainSettings
 from es_service.training.tasks import fashion
 from es_service.training.tasks.base import Task
@@ -216,5 +216,5 @@ def test_a_cost_that_is_none_is_refused(cost: float) -> None:
 
 def test_a_real_network_is_measured_within_seconds() -> None:
     began = time.monotonic()
-    assert 0.1 <= measure_backward_cost(fashion.build(), TrainSettings(learning_rate=0.1), 64) < 50
+    assert 0.1 <= measured(backward_cost, fashion.build(), TrainSettings(learning_rate=0.1), 64) < 50
     assert time.monotonic() - began < 30

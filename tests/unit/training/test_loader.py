@@ -600,3 +600,47 @@ def test_infobatch_weighs_what_it_keeps() -> None:
         sums.append(total)
     assert sums == pytest.approx([NUM] * EPOCHS)  # as if all had been trained on
     assert selector.ledger.trained < 3.5 * NUM
+
+
+class Ahead:
+    """Losses by id, as an `es.Scorer` gives them; at every third step it has none."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def losses(self, selector: es.Selector) -> NDArray[np.float32] | None:
+        self.steps += 1
+        if self.steps % 3 == 0 or not selector.wants_scores:
+            return None
+        return loss_of(selector.batches()[0].tolist())
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_losses_from_a_scorer_take_the_place_of_passes_and_of_what_they_fetch(num_workers: int) -> None:
+    alone, helped = select(anneal=(0.25, 0.0)), select(anneal=(0.25, 0.0))
+    dataset, own = DictSet(), Scorer()
+    loader = SelectiveLoader(
+        dataset,
+        helped,
+        own,
+        reuse_losses=True,
+        num_workers=num_workers,
+        per_sample=["id", "x", "name"],
+        scorer=Ahead(),  # type: ignore[arg-type]
+    )
+    plain = SelectiveLoader(DictSet(), alone, Scorer(), reuse_losses=True)
+    for epoch in range(EPOCHS):
+        fetched = Counter(dataset.fetched)
+        for (batch, scale), (expected, expected_scale) in zip(loader.epoch(epoch), plain.epoch(epoch), strict=True):
+            assert ids_of(batch) == ids_of(expected)
+            assert torch.equal(scale, expected_scale)
+            assert loader.weight == plain.weight
+            for each, some in ((loader, batch), (plain, expected)):
+                each.observe(loss_of(ids_of(some)))
+        if epoch and not num_workers:
+            steps = sum(Counter(dataset.fetched).values()) - sum(fetched.values())
+            assert steps < NUM  # whole meta-batches only where the trainer scored
+    assert helped.table().equals(alone.table())
+    assert 0 < helped.ledger.scored == sum(map(len, own.asked)) < alone.ledger.scored / 2
+    assert helped.ledger.trained == alone.ledger.trained

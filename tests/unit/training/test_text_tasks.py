@@ -22,7 +22,7 @@ from es_service.cli import main
 from es_service.selection.config import preset
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
-from es_service.training import batches
+from es_service.training import batches, proxies
 from es_service.training.driver import train
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks import build_task, own
@@ -303,3 +303,19 @@ def test_a_folder_needs_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = write(tmp_path / "train.jsonl", GOOD_ROWS)
     with pytest.raises(errors.ConfigError, match=r"pip install 'es-service\[transformers\]'"):
         build_task("text", data, options=TaskOptions(model=str(tmp_path)))
+
+
+def test_a_small_model_of_a_task_from_files_scores_for_a_larger_one(tmp_path: Path) -> None:
+    data = write(tmp_path / "x_train.csv", sentences(40))
+    write(tmp_path / "x_validation.csv", sentences(10))
+    what: dict[str, Any] = {"run": "r", "storage": str(tmp_path), "task": "text", "method": "es", "data": data}
+    spec = TrainingSpec(
+        **what, selection=preset("es"), options=TaskOptions(model="tiny", max_length=12), scorers=1, proxy="bow"
+    )
+    task = build_task(spec.task, spec.data, spec.derived, spec.options)
+    proxy = proxies.proxy_of(spec, task)
+    sizes = [sum(one.numel() for one in each.build_model().parameters()) for each in (proxy, task)]
+    assert sizes[0] < sizes[1]
+    learner = proxies.TaskProxy.of(spec.filled(task.defaults).to_dict(), 3)
+    assert learner(np.arange(8), 0.5).shape == (8,)
+    assert proxies.settings_of(spec, proxy).learning_rate == proxy.defaults.learning_rate
