@@ -86,6 +86,7 @@ class _Training:
         self.model = workers.prepare(model)
         self.bare = scoring.unwrap(self.model)
         self.optimizer = build_optimizer(self.model, settings)
+        augment = getattr(task, "augment", None)
         self._score = ScoringPasses(self.model, self._signals, settings, workers.device)
         self.loader = SelectiveLoader(
             task.train_set,
@@ -95,7 +96,7 @@ class _Training:
             reuse_losses=selector.config.selection.on_bad_loss == "raise",
             collate_fn=_as_is,
             device=workers.device,
-            augment=getattr(task, "augment", None),
+            augment=None if augment is None else lambda *of: augment(*of, settings.seed),
         )
         self.history: list[dict[str, Any]] = []
         self._looked_at = -math.inf

@@ -89,9 +89,9 @@ class Task(Protocol):
 
     A task may also offer:
 
-    - `augment(batch, ids_B, epoch) -> batch`: another view of the samples int64[B] of a batch of the train set, on
-      whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What it
-      draws follows from the sample's id and the epoch alone.
+    - `augment(batch, ids_B, epoch, seed) -> batch`: another view of the samples int64[B] of a batch of the train set,
+      on whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What
+      it draws follows from the sample's id, the epoch and the seed of the training alone.
     - `weights(batch) -> float32[B]`, a numpy array: what each sample counts for beside the others of its mini-batch.
       The step then minimises sum(weights·scale·losses) / sum(weights) over the mini-batches of all ranks. Scores stay
       the losses.

@@ -91,7 +91,7 @@ class _Supervised:
     model: Callable[[], torch.nn.Module]
     defaults: TaskDefaults
     preview: Callable[[int], bytes | str] | None = None
-    augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
+    augment: Callable[[Batch, NDArray[np.int64], int, int], Batch] | None = None
 
     def __post_init__(self) -> None:
         for name in ("preview", "augment"):  # where none was given, a method that a subclass has counts

@@ -1,4 +1,4 @@
-"""Augmentation: random crops and flips, which follow from the sample's id and the epoch alone.
+"""Augmentation: random crops and flips, which follow from the sample's id, the epoch and the seed alone.
 
 So scoring and the step after it see the same view, however a batch is cut, on any number of ranks and after a resume.
 """
@@ -30,12 +30,12 @@ class CropAndFlip:
     def __init__(self, *, crop: bool, flip: bool) -> None:
         self.crop, self.flip = crop, flip
 
-    def __call__(self, batch: Batch, ids_B: NDArray[np.int64], epoch: int) -> Batch:
-        """Return the batch with other images uint8[B, h, w, 3], of the samples int64[B], in an epoch."""
+    def __call__(self, batch: Batch, ids_B: NDArray[np.int64], epoch: int, seed: int = 0) -> Batch:
+        """Return the batch with other images uint8[B, h, w, 3], of the samples int64[B], in an epoch of a training."""
         images = batch[0]
         _, height, width, _ = images.shape
         vertical, horizontal = (height // _PADDING, width // _PADDING) if self.crop else (0, 0)
-        words_B = words(ids_B, stream_of(_PURPOSE, epoch))
+        words_B = words(ids_B, stream_of(_PURPOSE, seed, epoch))
         drawn = np.stack(
             [
                 words_B % np.uint64(2 * vertical + 1),

@@ -10,7 +10,7 @@ import pyarrow as pa
 from es_service import errors
 from es_service.training.tables.columns import find_column
 from es_service.training.tables.read import read_table
-from es_service.training.tasks.images.source import Source
+from es_service.training.tasks.images.source import Source, content_of
 
 __all__ = ["read"]
 
@@ -34,7 +34,7 @@ class _Column:
             found = found.get("path") if found.get("bytes") is None else found["bytes"]
         if found is None:
             raise ValueError("there is none")
-        return found if isinstance(found, bytes) else (self._folder / found).read_bytes()
+        return found if isinstance(found, bytes) else content_of(self._folder / found)
 
     def where(self, row: int) -> str:
         """Return the row, and the name of the column."""

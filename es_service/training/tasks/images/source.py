@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from es_service.training.tasks.images.decoding import Encoded
 
-__all__ = ["SUFFIXES", "Files", "Source"]
+__all__ = ["SUFFIXES", "Files", "Source", "content_of"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of files with an image."""
@@ -42,8 +42,15 @@ class Files:
 
     def read(self, row: int) -> bytes:
         """Return the content of the file."""
-        return self._paths[row].read_bytes()
+        return content_of(self._paths[row])
 
     def where(self, row: int) -> str:
         """Return the path of the file."""
         return str(self._paths[row])
+
+
+def content_of(path: Path) -> bytes:
+    """Return the content of a file; ValueError where it is none: opening a FIFO would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    return path.read_bytes()
