@@ -7,6 +7,7 @@ task is code: it is imported only with `--own-tasks`.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -107,12 +108,14 @@ class Previews:
                     "no-preview", f"showing samples needs torch here: {error}", "pip install 'es-service[torch]'"
                 ) from error
             try:
-                task = build_task(
-                    name,
-                    training.get("data"),
-                    Derived(**(training.get("derived") or {})),
-                    TaskOptions(**(training.get("options") or {})),
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", errors.DataWarning)  # who trained it was warned
+                    task = build_task(
+                        name,
+                        training.get("data"),
+                        Derived(**(training.get("derived") or {})),
+                        TaskOptions(**(training.get("options") or {})),
+                    )
             except (TypeError, errors.ConfigError) as error:
                 raise Problem("no-preview", f"the task {name!r} cannot be built here: {error}", None) from error
             self._tasks[key] = task

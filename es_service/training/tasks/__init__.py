@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from es_service import errors, plugins
 from es_service.selection.settings import suggest
-from es_service.training.tasks.derived import Derived, derive
+from es_service.training.tasks.derived import Derived, DerivedTask, derive
 from es_service.training.tasks.options import TAKEN_BY, TaskOptions
 
 if TYPE_CHECKING:
@@ -81,7 +83,11 @@ def build_task(
         from es_service.training.tasks import own
 
         task = own.load(name, data)
-    return task if derived is None else derive(task, derived)
+    made = task if derived is None else derive(task, derived)
+    load = getattr(task, "load", None)
+    if load is not None:
+        load(made.source_ids if isinstance(made, DerivedTask) else np.arange(len(task.train_set)))
+    return made
 
 
 def check_signals(task: Task, selection: Selection) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Derived", "DerivedTask", "derive"]
 
-_HANDED_ON = ("metric_name", "statistics", "metric_of", "final_metrics", "weights")
+_HANDED_ON = ("metric_name", "statistics", "metric_of", "final_metrics", "weights", "left_out")
 """Members of a task that it may have, and that do not ask which samples it trains on."""
 
 

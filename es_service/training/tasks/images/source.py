@@ -24,11 +24,15 @@ class Source:
         images: n of them.
         table: n rows, with the labels.
         column: of the table, that has the labels.
+        skipped: rows that are not in the table, because they cannot be read.
+        broken_files: the same of whole files.
     """
 
     images: Encoded
     table: pa.Table
     column: str
+    skipped: int = 0
+    broken_files: tuple[Path, ...] = ()
 
 
 class Files:
