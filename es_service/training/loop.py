@@ -16,7 +16,7 @@ from es_service.selection import methods
 from es_service.selection.config import Selection
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
-from es_service.training import scoring
+from es_service.training import batches, scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.cost import backward_cost
 from es_service.training.evaluation import evaluate, final_metrics
@@ -203,7 +203,7 @@ class _Training:
             return scale, self.loader.weight
         weights_b = weigh(batch)
         mean = float(weights_b.mean())
-        return scale * torch.from_numpy(weights_b / mean).to(scale.device), self.loader.weight * mean
+        return scale * batches.moved(torch.from_numpy(weights_b / mean), scale.device), self.loader.weight * mean
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from es_service.training import batches
 from es_service.training.tasks.splits import stream_of, words
 from es_service.training.tasks.supervised import Batch
 
@@ -43,7 +44,7 @@ class CropAndFlip:
                 (words_B >> np.uint64(40)) % np.uint64(2) * np.uint64(self.flip),
             ]
         )
-        top, left, flipped = torch.from_numpy(drawn.astype(np.int64)).to(images.device).unsqueeze(2)
+        top, left, flipped = batches.moved(torch.from_numpy(drawn.astype(np.int64)), images.device).unsqueeze(2)
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         columns = torch.where(flipped == 1, columns.flip(0), columns)
         padded = F.pad(images, (0, 0, horizontal, horizontal, vertical, vertical))
