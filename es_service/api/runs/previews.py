@@ -7,7 +7,6 @@ task is code: it is imported only with `--own-tasks`.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -100,7 +99,7 @@ class Previews:
                 self._tasks.move_to_end(key)
                 return self._tasks[key]
             try:
-                from es_service.training.tasks import build_task
+                from es_service.training.tasks import build_task, quietly
                 from es_service.training.tasks.derived import Derived
                 from es_service.training.tasks.options import TaskOptions
             except ImportError as error:
@@ -108,8 +107,7 @@ class Previews:
                     "no-preview", f"showing samples needs torch here: {error}", "pip install 'es-service[torch]'"
                 ) from error
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", errors.DataWarning)  # who trained it was warned
+                with quietly():
                     task = build_task(
                         name,
                         training.get("data"),
