@@ -138,15 +138,19 @@ def test_a_share_of_the_rows_is_held_out_where_no_file_is(tmp_path: Path, folder
     assert (len(task.train_set), len(task.held_out)) == (30, 10)
 
 
-def test_a_gguf_file_brings_weights_tokenizer_and_template(data: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_brings_weights_tokenizer_and_template(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "packed").mkdir()
     model = tiny.make_gguf(tmp_path / "packed/tiny.gguf")
+    capsys.readouterr()
     for place in (tmp_path / "packed", tmp_path / "packed/tiny.gguf"):
         task = _task(data, place)
         assert task.preview(0) == _FIRST
     found = task.build_model().language_model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found[name], value, msg=name)
+    assert capsys.readouterr().err == ""  # no bar
 
 
 def test_text_may_be_dictionary_encoded(tmp_path: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ ES = ("--method", "es", "--set", "anneal=[0.2,0]", "--seed", 3, "--epochs", 4)
 
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
-    """A file of short texts, one of them too long and one broken, and a file of held-out ones."""
+    """A file of short texts, one of them too long and one broken, and a file of held-out ones with the same."""
     draw = random.Random(0)
     for name, num in (("films_train.jsonl", NUM), ("films_test.jsonl", 20)):
         with (tmp_path / name).open("w") as file:
@@ -57,12 +57,12 @@ def test_two_workers_train_on_the_samples_of_one_file(films: Path, ray_head: Any
     assert (one["workers"], both["workers"]) == (1, 2)
     for name in ("samples", "label_names", "label_shares", "left_out", "metric"):
         assert both[name] == one[name]
-    assert both["left_out"] == {"rows": 2, "files": 0, "truncated": 1}
+    assert both["left_out"] == {"rows": 2, "files": 0, "truncated": 2}
     assert both["tokens"]["full"] == one["tokens"]["full"]
     assert columns(tmp_path, "both")["visits"] == columns(tmp_path, "one")["visits"]
     assert both["accuracy"] > 0.6
     warned = [line for line in printed.splitlines() if "truncated" in line]
-    assert warned == ["es-service: warning: 1 of 180 samples were truncated to 40 tokens (--max-length)"]  # no worker's
+    assert warned == ["es-service: warning: 2 of 180 samples were truncated to 40 tokens (--max-length)"]  # no worker's
 
 
 @pytest.mark.thorough

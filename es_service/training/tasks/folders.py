@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ class ModelFolder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            yield
+            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files has no switch
+                yield
         finally:
             logging.set_verbosity(verbosity)
             if has_bars:
