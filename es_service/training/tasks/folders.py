@@ -58,7 +58,7 @@ class ModelFolder:
             DataError: whatever it raised; the message names `what`.
         """
         try:
-            with self._quietly():
+            with self.quietly():
                 return function(self.name, local_files_only=self.is_local, trust_remote_code=False, **settings)
         except Exception as error:  # transformers raises almost anything, some of it a page long
             reason = (str(error) or repr(error)).strip().partition("\n")[0]
@@ -81,7 +81,7 @@ class ModelFolder:
         return found
 
     @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def quietly(self) -> Iterator[None]:
         """Keep progress bars and reports, which are no errors, off a terminal."""
         logging = self.library.utils.logging
         verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
