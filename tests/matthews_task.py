@@ -49,7 +49,7 @@ class MatthewsTask(Classification):
         x, y = to_device(self.held_out.__getitems__(ids.tolist()))
         return {"mirrored": (float((model(-x).argmax(dim=1) == y).sum()), len(ids))}
 
-    def augment(self, batch: Any, ids_B: NDArray[np.int64], epoch: int) -> Batch:
+    def augment(self, batch: Any, ids_B: NDArray[np.int64], epoch: int, seed: int) -> Batch:
         """Return the batch moved a little, by its samples' ids and the epoch."""
         return Batch(batch[0] + (torch.as_tensor(ids_B).unsqueeze(1) + 1000 * epoch) / 100_000, batch[1])
 

@@ -123,6 +123,8 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         asides.append(("scorers", words + lost))
     if result["backward_cost_measured"]:
         asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
+    if any((left_out := result["left_out"] or {}).values()):
+        asides.append(("data", _left_out(left_out)))
     if corrupted is not None:
         trained, of_set = percent(corrupted["share_of_trained"]), percent(corrupted["share_of_set"])
         asides.append(("wrong labels", f"{trained} of the back-propagated samples had one, {of_set} of the set have"))
@@ -131,6 +133,13 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         by = "hold-out models" if result.get("proxy", "self") == "self" else "hold-out proxies, at the cost of"
         asides.append(("prepared", f"irreducible losses, by {by}: {cost}, {seconds(prepared['seconds'])}"))
     return asides
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    """Return what of the user's files was left out, those counts that are not 0."""
+    words = {"rows": "left out", "files": "left out as a whole", "truncated": "truncated"}
+    nouns = {"rows": "row", "files": "file", "truncated": "sequence"}
+    return ", ".join(f"{_count(num, nouns[name])} {words[name]}" for name, num in counts.items() if num)
 
 
 def _memory(memory: dict[str, Any]) -> str:

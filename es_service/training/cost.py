@@ -25,8 +25,12 @@ T = TypeVar("T")
 _ALTERNATIONS = 5
 _BUDGET_S = 2.0  # past it, no further alternation begins
 _LONGEST_PASS_S = 0.25  # a batch that takes longer to score is measured on fewer of its samples
-_FEWEST = 2  # what a BatchNorm needs
-_LEAST = 0.1  # of a model so small that the measurement shows noise
+_SHORTEST_PASS_S = (
+    0.01  # of one that takes less, most would be what a pass costs whatever its size: samples are repeated
+)
+_FEWEST, _MOST = 2, 1 << 16  # samples; what a BatchNorm needs
+_MOST_TIMES = 8  # so many more samples in one go
+_LEAST = 0.1  # of a model that trains next to nothing, e.g. a head alone
 
 
 def backward_cost(*passes: Any, **settings: Any) -> float:
@@ -56,7 +60,8 @@ def pass_seconds(
     Args:
         model: bare, in training mode.
         batch: of B samples, on the model's device. Where they take long, or do not fit into memory with what a
-            backward pass needs, fewer of them are measured.
+            backward pass needs, fewer of them are measured. Where they take less than 10 ms they are repeated, up to
+            65,536 samples: else the time would be that of calls, not of arithmetic.
         score: scores a batch, as the training does.
         forward_losses: (model, batch) -> losses, or signals by name.
         micro_batch_size: most samples of a pass with gradient; None takes all at once.
@@ -67,6 +72,7 @@ def pass_seconds(
     if clock is None:
         clock = time.perf_counter if _on_gpu(parameters) else time.process_time
     gradients = [parameter.grad for parameter in parameters]
+    whole, num_passes = batches.batch_length(batch), 1
 
     def seconds(work: Callable[[Any], Any]) -> float:
         for parameter in parameters:
@@ -78,27 +84,33 @@ def pass_seconds(
         return clock() - began
 
     def train(batch: Any) -> None:
-        for part in batches.split(batch, batches.even_sizes(batches.batch_length(batch), micro_batch_size)):
+        for part in batches.split(batch, batches.in_pieces(batches.batch_length(batch), num_passes)):
             with autocast():
                 signals = forward_losses(model, part)
             losses_in(signals).float().mean().backward()  # type: ignore[no-untyped-call]
 
+    most = _MOST
     try:
         with scoring.untouched(model):
             while True:
                 num = batches.batch_length(batch)
+                num_passes = len(batches.even_sizes(min(num, whole), micro_batch_size))
                 try:
-                    first_s = seconds(score)
-                    if first_s <= _LONGEST_PASS_S or num <= _FEWEST:
+                    if (first_s := seconds(score)) > _LONGEST_PASS_S and num > _FEWEST:
+                        wanted = most = max(_FEWEST, int(num * _LONGEST_PASS_S / first_s))
+                    else:
                         seconds(train)  # warms up
-                        break
-                    num = int(num * _LONGEST_PASS_S / first_s)
+                        first_s = seconds(score)
+                        times = min(_MOST_TIMES, math.ceil(_SHORTEST_PASS_S / max(first_s, 1e-9)), most // num)
+                        if times <= 1:
+                            break
+                        wanted = times * num
                 except torch.cuda.OutOfMemoryError:
                     if num <= _FEWEST:
                         raise
                     torch.cuda.empty_cache()
-                    num //= 2
-                batch = batches.take(batch, range(max(_FEWEST, num)))
+                    wanted = most = max(_FEWEST, num // 2)
+                batch = batches.take(batch, np.arange(wanted) % num)
             ends, forward_s, both_s = time.monotonic() + _BUDGET_S, math.inf, math.inf
             for _ in range(_ALTERNATIONS):
                 forward_s, both_s = min(forward_s, seconds(score)), min(both_s, seconds(train))

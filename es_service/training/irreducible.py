@@ -109,7 +109,7 @@ class _OnSome:
         self.train_set = _Some(task.train_set, ids)
         self.held_out = _Some(task.held_out, np.zeros(1, dtype=np.int64))
         augment = getattr(task, "augment", None)
-        self.augment = None if augment is None else lambda batch, ids_B, epoch: augment(batch, ids[ids_B], epoch)
+        self.augment = None if augment is None else lambda batch, ids_B, *when: augment(batch, ids[ids_B], *when)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)

@@ -13,7 +13,7 @@ from es_service import errors
 from es_service.ledger import Ledger
 from es_service.selector import Selector
 from es_service.storage.progress import SHOWN
-from es_service.training import scoring
+from es_service.training import batches, scoring
 from es_service.training.checkpoints import read_checkpoint, write_checkpoint
 from es_service.training.cost import backward_cost, on_task
 from es_service.training.evaluation import evaluate, final_metrics
@@ -103,6 +103,7 @@ class _Training:
         self.bare = scoring.unwrap(self.model)
         self.optimizer = build_optimizer(self.model, settings)
         self._signals = forward_signals(task, selector.config.selection)
+        augment = getattr(task, "augment", None)
         self._score = ScoringPasses(self.model, self._signals, settings, workers.device)
         self.loader = SelectiveLoader(
             task.train_set,
@@ -112,7 +113,7 @@ class _Training:
             reuse_losses=selector.config.selection.on_bad_loss == "raise",
             collate_fn=_as_is,
             device=workers.device,
-            augment=getattr(task, "augment", None),
+            augment=None if augment is None else lambda *of: augment(*of, settings.seed),
             scorer=scorer,
         )
         self._scorer_states: list[Any] = []  # of each rank, for the checkpoint
@@ -220,7 +221,7 @@ class _Training:
             return scale, self.loader.weight
         weights_b = weigh(batch)
         mean = float(weights_b.mean())
-        return scale * torch.from_numpy(weights_b / mean).to(scale.device), self.loader.weight * mean
+        return scale * batches.moved(torch.from_numpy(weights_b / mean), scale.device), self.loader.weight * mean
 
     def _autocast(self) -> Any:
         return autocast_for(self.workers.device)

@@ -218,7 +218,7 @@ class TaskProxy:
         batch = batches.to_device(self._task.train_set.__getitems__(ids_B.tolist()), self._device)
         augment = getattr(self._task, "augment", None)
         if augment is not None:
-            batch = augment(batch, ids_B.copy(), int(at))
+            batch = augment(batch, ids_B.copy(), int(at), self._settings.seed)
         if not self._learns:
             return self._score(batch)
         settings = self._settings

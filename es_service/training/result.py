@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,15 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
 
 
 def trained_on(task: Task, storage: RunStorage) -> dict[str, Any]:
-    """Return which labels the run trained on, and how many wrong ones, as shares of the back-propagated samples."""
+    """Return which labels the run trained on, and how many wrong ones, as shares of the back-propagated samples; and
+    what of the user's files it left out.
+    """
     labels, corrupted = task.labels, getattr(task, "corrupted", None)
     selected = storage.table().column("selected").to_numpy().astype(np.float64)
     shares = selected / max(1.0, selected.sum())
-    found: dict[str, Any] = {"label_names": None, "label_shares": None, "trained_by_label": None, "corrupted": None}
+    left_out = getattr(task, "left_out", None)
+    found: dict[str, Any] = {"left_out": None if left_out is None else dataclasses.asdict(left_out)}
+    found |= {"label_names": None, "label_shares": None, "trained_by_label": None, "corrupted": None}
     if labels is not None:
         num = int(labels.max()) + 1
         found["label_names"] = list(task.label_names or map(str, range(num)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import logging
@@ -137,15 +138,19 @@ def test_a_share_of_the_rows_is_held_out_where_no_file_is(tmp_path: Path, folder
     assert (len(task.train_set), len(task.held_out)) == (30, 10)
 
 
-def test_a_gguf_file_brings_weights_tokenizer_and_template(data: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_brings_weights_tokenizer_and_template(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "packed").mkdir()
     model = tiny.make_gguf(tmp_path / "packed/tiny.gguf")
+    capsys.readouterr()
     for place in (tmp_path / "packed", tmp_path / "packed/tiny.gguf"):
         task = _task(data, place)
         assert task.preview(0) == _FIRST
     found = task.build_model().language_model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found[name], value, msg=name)
+    assert capsys.readouterr().err == ""  # no bar
 
 
 def test_text_may_be_dictionary_encoded(tmp_path: Path, folder: Path) -> None:
@@ -470,6 +475,7 @@ def test_rows_that_cannot_be_used_are_named_or_skipped(
     task = _task(place, folder, max_length=64, skip_broken=True)
     assert len(task.train_set) == 2
     assert f"train samples: {len(rows)} of {2 + len(rows)} rows cannot be used" in caplog.text
+    assert dataclasses.asdict(task.left_out) == {"rows": len(rows), "files": 0, "truncated": 0}
 
 
 @pytest.mark.parametrize(
@@ -485,6 +491,17 @@ def test_conversations_that_cannot_be_used(messages: Any, part: str, tmp_path: P
     good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     place = tiny.write_jsonl(tmp_path / "train.jsonl", [{"messages": good}, {"messages": messages}])
     _refused(place, folder, errors.DataError, "row", part, held_out="0.5")
+
+
+def test_one_column_for_both(data: Path, folder: Path) -> None:
+    both = "--prompt-column and --answer-column are both the column 'answer'"
+    _refused(data, folder, errors.ConfigError, both, prompt_column="answer", answer_column="answer")
+
+
+def test_what_was_cut_is_counted(data: Path, tmp_path: Path, folder: Path) -> None:
+    place = tiny.write_jsonl(tmp_path / "train.jsonl", [*tiny.sums(10), {"question": "1?", "answer": "1" * 90}])
+    task = _task(place, folder, max_length=64)
+    assert dataclasses.asdict(task.left_out) == {"rows": 0, "files": 0, "truncated": 1}
 
 
 def test_columns_of_another_type(tmp_path: Path, folder: Path) -> None:

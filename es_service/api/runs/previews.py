@@ -99,7 +99,7 @@ class Previews:
                 self._tasks.move_to_end(key)
                 return self._tasks[key]
             try:
-                from es_service.training.tasks import build_task
+                from es_service.training.tasks import build_task, quietly
                 from es_service.training.tasks.derived import Derived
                 from es_service.training.tasks.options import TaskOptions
             except ImportError as error:
@@ -107,12 +107,13 @@ class Previews:
                     "no-preview", f"showing samples needs torch here: {error}", "pip install 'es-service[torch]'"
                 ) from error
             try:
-                task = build_task(
-                    name,
-                    training.get("data"),
-                    Derived(**(training.get("derived") or {})),
-                    TaskOptions(**(training.get("options") or {})),
-                )
+                with quietly():
+                    task = build_task(
+                        name,
+                        training.get("data"),
+                        Derived(**(training.get("derived") or {})),
+                        TaskOptions(**(training.get("options") or {})),
+                    )
             except (TypeError, errors.ConfigError) as error:
                 raise Problem("no-preview", f"the task {name!r} cannot be built here: {error}", None) from error
             self._tasks[key] = task

@@ -110,15 +110,23 @@ class Training:
 
         Or {"failed": why, "done": True}: a result, so that its message stays whole and the process can be reused. Or
         {"stopped": True}, where the run, or the whole search, was asked to stop.
+
+        Raises:
+            TrainingError: it has ended; what it ended with was returned before.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="es-service-trial", daemon=True)
             self._thread.start()
         self._go_on.release()
         while True:
+            has_ended = not self._thread.is_alive()  # asked first: it puts its last result before it ends
             try:
-                return self._results.get(timeout=_LOOK_EVERY_S)
+                return self._results.get(block=not has_ended, timeout=_LOOK_EVERY_S)
             except queue.Empty:
+                if has_ended:
+                    raise errors.TrainingError(
+                        f"run {self._spec.run!r} has ended, with its last epoch or a failure: there is no further one"
+                    ) from None
                 if self._job.stop.exists():
                     self.end(wait=self._job.places.on_ray_train)
                     return {"stopped": True}

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from es_service import errors
 
-__all__ = ["find_column"]
+__all__ = ["check_apart", "find_column"]
 
 
 def find_column(table: pa.Table, asked: str | None, usual: Sequence[str], *, flag: str) -> str:
@@ -38,3 +38,14 @@ def find_column(table: pa.Table, asked: str | None, usual: Sequence[str], *, fla
     near = difflib.get_close_matches(asked.casefold(), folded, n=1)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     raise errors.ConfigError(f"{flag} {asked}: there is no such column; {hint}there are {', '.join(names)}")
+
+
+def check_apart(columns: Sequence[tuple[str, str]]) -> None:
+    """Raise ConfigError where two of these, flags and the columns that they name, are one column."""
+    for number, (flag, name) in enumerate(columns):
+        for other, its_name in columns[:number]:
+            if name == its_name:
+                raise errors.ConfigError(
+                    f"{other} and {flag} are both the column {name!r}: what is to be learnt must not be what it is "
+                    "learnt from; name another one"
+                )

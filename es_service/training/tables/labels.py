@@ -52,8 +52,9 @@ def read_labels(table: pa.Table, column: str, *, like: Labels | None = None, ski
         skip_broken: leave out rows without a label, `rows_n` has the others; else they are an error.
 
     Raises:
-        DataError: a row has no label (null, NaN, a number that is no integer, a class that the metadata do not name),
-            no row has one, a held-out sample has one that is not in `like`, or the column's type is none of labels.
+        DataError: a row has no label (null, an empty string, NaN, a number that is no integer, a class that the
+            metadata do not name), no row has one, a held-out sample has one that is not in `like`, or the column's type
+            is none of labels.
     """
     values = _plain(table[column].combine_chunks(), column)
     names = class_names(table.schema.metadata, column)
@@ -140,6 +141,9 @@ def _usable(values: pa.Array, num_classes: int | None) -> NDArray[np.bool_]:
         numbers_n = values.to_numpy(zero_copy_only=False)
         with np.errstate(invalid="ignore"):
             is_good = is_good & np.isfinite(numbers_n) & (numbers_n == np.rint(numbers_n)) & (abs(numbers_n) < 2**53)
+    if pa.types.is_string(values.type):  # quotes with nothing in them, in CSV
+        has_text = pc.not_equal(pc.utf8_trim_whitespace(values), "")
+        is_good = is_good & pc.fill_null(has_text, False).to_numpy(zero_copy_only=False)
     if num_classes is not None:
         numbers_n = values.fill_null(0).to_numpy(zero_copy_only=False)
         is_good = is_good & (numbers_n >= 0) & (numbers_n < num_classes)

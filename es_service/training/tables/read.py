@@ -158,7 +158,10 @@ def _elements(path: Path) -> Iterator[tuple[str, Any, str]]:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip():
-                    yield f"line {number}", json.loads(line), "not an object"
+                    row = json.loads(line)
+                    if b"\\u" in line:
+                        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+                    yield f"line {number}", row, "not an object"
             except (ValueError, RecursionError) as error:
                 yield f"line {number}", None, str(error)
 

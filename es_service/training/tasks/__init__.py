@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import logging
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from es_service import errors, plugins
 from es_service.selection.settings import suggest
-from es_service.training.tasks.derived import Derived, derive
+from es_service.training.tasks.derived import Derived, DerivedTask, derive
 from es_service.training.tasks.options import TAKEN_BY, TaskOptions
 
 if TYPE_CHECKING:
     from es_service.selection.config import Selection
     from es_service.training.tasks.base import Task
 
-__all__ = ["TASKS", "build_task", "check_signals", "check_task_data", "check_task_name"]
+__all__ = ["TASKS", "build_task", "check_signals", "check_task_data", "check_task_name", "quietly"]
 
 
 def _build(name: str, data: str | None, options: TaskOptions) -> Task:
@@ -81,7 +86,25 @@ def build_task(
         from es_service.training.tasks import own
 
         task = own.load(name, data)
-    return task if derived is None else derive(task, derived)
+    made = task if derived is None else derive(task, derived)
+    load = getattr(task, "load", None)
+    if load is not None:
+        load(made.source_ids if isinstance(made, DerivedTask) else np.arange(len(task.train_set)))
+    return made
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Build a task again without a word about its data: who started the run has read it."""
+    logger = logging.getLogger("es_service.training")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.DataWarning)
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def check_signals(task: Task, selection: Selection) -> None:

@@ -89,9 +89,12 @@ class Task(Protocol):
 
     A task may also offer:
 
-    - `augment(batch, ids_B, epoch) -> batch`: another view of the samples int64[B] of a batch of the train set, on
-      whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What it
-      draws follows from the sample's id and the epoch alone.
+    - `augment(batch, ids_B, epoch, seed) -> batch`: another view of the samples int64[B] of a batch of the train set,
+      on whatever device it is. The loader calls it once for a batch, so that what is scored is what is trained on. What
+      it draws follows from the sample's id, the epoch and the seed of the training alone.
+    - `left_out`: `tables.left_out.LeftOut`, what of the files is not trained on; it goes into the result.
+    - `load(ids_m)`: reads these samples of the train set, int64[m], ahead; `build_task` calls it once, with those that
+      are left after limits and the like. It raises what is wrong with them; no others are asked for after it.
     - `weights(batch) -> float32[B]`, a numpy array: what each sample counts for beside the others of its mini-batch.
       The step then minimises sum(weights·scale·losses) / sum(weights) over the mini-batches of all ranks. Scores stay
       the losses.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Derived", "DerivedTask", "derive"]
 
-_HANDED_ON = ("metric_name", "statistics", "metric_of", "final_metrics", "weights", "proxies")
+_HANDED_ON = ("metric_name", "statistics", "metric_of", "final_metrics", "weights", "proxies", "left_out")
 """Members of a task that it may have, and that do not ask which samples it trains on."""
 
 
@@ -143,10 +143,10 @@ class DerivedTask:
         return None if shown is None else lambda sample_id: shown(int(self.source_ids[sample_id]))
 
     @property
-    def augment(self) -> Callable[[Any, NDArray[np.int64], int], Any] | None:
+    def augment(self) -> Callable[[Any, NDArray[np.int64], int, int], Any] | None:
         """Makes other views of samples, where the task this one was made of does: the same ones as there."""
-        made: Callable[[Any, NDArray[np.int64], int], Any] | None = getattr(self._task, "augment", None)
-        return None if made is None else lambda batch, ids_B, epoch: made(batch, self.source_ids[ids_B], epoch)
+        made: Callable[[Any, NDArray[np.int64], int, int], Any] | None = getattr(self._task, "augment", None)
+        return None if made is None else lambda batch, ids_B, *when: made(batch, self.source_ids[ids_B], *when)
 
     def __getattr__(self, name: str) -> Any:
         if name in _HANDED_ON:

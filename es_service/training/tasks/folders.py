@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class ModelFolder:
             DataError: whatever it raised; the message names `what`.
         """
         try:
-            with self._quietly():
+            with self.quietly():
                 return function(self.name, local_files_only=self.is_local, trust_remote_code=False, **settings)
         except Exception as error:  # transformers raises almost anything, some of it a page long
             reason = (str(error) or repr(error)).strip().partition("\n")[0]
@@ -80,14 +81,15 @@ class ModelFolder:
         return found
 
     @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def quietly(self) -> Iterator[None]:
         """Keep progress bars and reports, which are no errors, off a terminal."""
         logging = self.library.utils.logging
         verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            yield
+            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files has no switch
+                yield
         finally:
             logging.set_verbosity(verbosity)
             if has_bars:

@@ -29,7 +29,7 @@ class TaskOptions:
         held_out: file or folder of the held-out samples, or the share in (0, 1) of the samples to hold out.
         label_column: column of the labels.
         image_column: column of the images.
-        image_size: pixels of the square that images are scaled to.
+        image_size: pixels of the square that images are scaled to, at most 4096.
         augment: "crop,flip", "crop", "flip" or "none".
         text_column: column of the text; two, separated by a comma, for pairs.
         prompt_column: column of the prompts.
@@ -72,9 +72,9 @@ class TaskOptions:
             value = getattr(self, name)
             if value is not None and value not in named and os.path.exists(value):
                 object.__setattr__(self, name, absolute(value))
-        for name, least in (("image_size", 8), ("max_length", 2), ("lora", 1)):
+        for name, least, end in (("image_size", 8, 4097), ("max_length", 2, None), ("lora", 1, None)):
             if getattr(self, name) is not None:
-                as_integer(name, getattr(self, name), least=least)
+                as_integer(name, getattr(self, name), least=least, end=end)
         for name, values in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in values:

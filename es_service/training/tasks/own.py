@@ -116,7 +116,7 @@ def _check_outputs(task: Any) -> None:
             )
         augment = getattr(task, "augment", None) if part == "train_set" else None
         if augment is not None:
-            batch = augment(batch, np.array(ids), 0)
+            batch = augment(batch, np.array(ids), 0, 0)
             if batches.batch_length(batch) != len(ids):
                 raise errors.DataError(
                     f"its augment returned a batch of {batches.batch_length(batch)} samples for {len(ids)}"

@@ -91,7 +91,7 @@ class _Supervised:
     model: Callable[[], torch.nn.Module]
     defaults: TaskDefaults
     preview: Callable[[int], bytes | str] | None = None
-    augment: Callable[[Batch, NDArray[np.int64], int], Batch] | None = None
+    augment: Callable[[Batch, NDArray[np.int64], int, int], Batch] | None = None
     proxies: Mapping[str, Callable[[], torch.nn.Module]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

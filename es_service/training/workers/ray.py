@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from es_service.training import proxies
 from es_service.training.irreducible import read_losses
 from es_service.training.loop import fit
 from es_service.training.spec import TrainingSpec
-from es_service.training.tasks import build_task
+from es_service.training.tasks import build_task, quietly
 
 __all__ = ["RayWorkers", "ask_to_stop", "work"]
 
@@ -104,8 +103,7 @@ def work(values: dict[str, Any]) -> None:
         values: `TrainingSpec.to_dict()` of a filled spec.
     """
     spec = TrainingSpec.from_dict(values)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", errors.DataWarning)  # who started the workers has warned already
+    with quietly():
         task = build_task(spec.task, spec.data, spec.derived, spec.options)
     config = spec.config(len(task.train_set))
     selector = connect(

@@ -17,6 +17,7 @@ from es_service.api.runs.previews import Previews
 from es_service.storage.png import encode_png
 from es_service.training.tasks import build_task
 from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.options import TaskOptions
 
 
 def decoded(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -87,6 +88,22 @@ def test_a_users_own_task_is_imported_only_where_that_is_allowed(
     assert len(content) == 4000
     with pytest.raises(Problem, match="gave int"):
         Previews(own_tasks=True).show("run", {"task": "own_broken:build"}, 3)
+
+
+def test_a_task_from_files_is_built_again_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of rows left out, truncated texts and how labels are numbered: who trained on them was told."""
+    rows = "".join(f"{'word ' * (number + 1)},{'ab'[number % 2]}\n" for number in range(20))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows},a\n")
+    options = {"model": "bow", "max_length": 6, "skip_broken": True}
+    run = {"task": "text", "data": str(tmp_path / "texts.csv"), "options": options}
+    assert Previews(own_tasks=False).show("run", run, 0) == ("text/plain; charset=utf-8", b"word ")
+    assert caplog.records == []
+    assert list(recwarn) == []
+    with pytest.warns(errors.DataWarning, match="truncated"):
+        build_task("text", run["data"], None, TaskOptions(**options))  # type: ignore[arg-type]
+    assert "numbered from 0" in caplog.text
 
 
 @pytest.mark.parametrize(

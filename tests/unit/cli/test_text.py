@@ -61,6 +61,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "accuracy": 0.91234,
         "balanced_accuracy": 0.91234,
         "corrupted": None,
+        "left_out": None,
         "prepared": {"scored": 0, "trained": 0, "seconds": 0.0},
         "tokens": None,
         "backward_cost": 2.0,
@@ -82,6 +83,13 @@ def lines_of(**changes: Any) -> dict[str, str]:
     named = {line[2:26].split("  ")[0].strip(): line for line in lines}
     assert len(named) == len(lines)
     return {"": title, **named}
+
+
+def test_what_was_left_out_of_the_files_has_a_line() -> None:
+    assert "data" not in lines_of(left_out={"rows": 0, "files": 0, "truncated": 0})
+    line = lines_of(left_out={"rows": 3, "files": 1, "truncated": 0})["data"]
+    assert line.endswith("  3 rows left out, 1 file left out as a whole")
+    assert lines_of(left_out={"rows": 0, "files": 0, "truncated": 1})["data"].endswith("  1 sequence truncated")
 
 
 def test_a_summary_says_it_all() -> None:

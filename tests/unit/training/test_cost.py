@@ -32,8 +32,8 @@ from tests.unit.training.test_metrics_by_name import spec
 class Machine:
     """A clock that passes make advance: a forward pass by a millisecond a sample, a backward pass by 2.6."""
 
-    def __init__(self) -> None:
-        self.now, self.sizes = 0.0, list[int]()
+    def __init__(self, overhead_s: float = 0.0) -> None:
+        self.now, self.sizes, self.overhead_s = 0.0, list[int](), overhead_s
 
     def __call__(self) -> float:
         return self.now
@@ -46,7 +46,7 @@ class Timed(torch.autograd.Function):
     def forward(context: Any, x: torch.Tensor, machine: Machine, a_sample_s: float) -> torch.Tensor:
         context.machine, context.a_sample_s = machine, a_sample_s
         machine.sizes.append(len(x))
-        machine.now += a_sample_s * len(x)
+        machine.now += machine.overhead_s + a_sample_s * len(x)
         return x.clone()
 
     @staticmethod
@@ -104,6 +104,23 @@ def test_what_takes_long_or_does_not_fit_is_measured_on_fewer_samples() -> None:
     assert set(small.sizes) == {32, 16, 8}
     with pytest.raises(torch.cuda.OutOfMemoryError):
         measure(Model(small, most=1), small)
+
+
+@pytest.mark.parametrize("micro", [None, 8])
+def test_what_calls_cost_whatever_the_size_counts_on_neither_side(micro: int | None) -> None:
+    machine = Machine(overhead_s=0.0005)
+    cost = measure(Model(machine, a_sample_s=2e-6), machine, num=32, micro=micro)
+    num_passes = 1 if micro is None else 4
+    largest = max(machine.sizes)
+    assert 0.01 <= 0.0005 + 2e-6 * largest < 0.1
+    assert machine.sizes[-1] == largest // num_passes  # as many passes as the batch itself would need
+    assert cost == pytest.approx(2.6, rel=0.1 if micro is None else 0.2)
+    endless = Machine(overhead_s=0.0005)
+    measure(Model(endless, a_sample_s=0.0), endless)
+    assert max(endless.sizes) <= 1 << 16
+    small = Machine()
+    assert measure(Model(small, a_sample_s=1e-6, most=2000), small) == pytest.approx(2.6)
+    assert small.sizes[-1] <= 2000
 
 
 def test_it_leaves_no_trace() -> None:

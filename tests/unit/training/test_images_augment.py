@@ -39,9 +39,9 @@ BOTH = CropAndFlip(crop=True, flip=True)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def view(sample_id: int, epoch: int, *, flip: bool = True) -> NDArray[np.uint8]:
+def view(sample_id: int, epoch: int, *, flip: bool = True, seed: int = 0) -> NDArray[np.uint8]:
     """What is to be seen of a sample, spelled out: pad by 2 of 16, cut, mirror."""
-    word = int(words(np.array([sample_id]), stream_of(0x1AE5, epoch))[0])
+    word = int(words(np.array([sample_id]), stream_of(0x1AE5, seed, epoch))[0])
     padded = np.pad(IMAGES[sample_id], ((2, 2), (2, 2), (0, 0)))
     top, left = word % 5, (word >> 20) % 5
     cut = padded[top : top + 16, left : left + 16]
@@ -190,9 +190,9 @@ def test_a_derived_task_shows_the_views_of_the_task_it_was_made_of() -> None:
 def test_hold_out_models_are_trained_on_views_and_asked_about_the_samples_themselves() -> None:
     asked: list[tuple[int, bytes]] = []
 
-    def augment(batch: Any, ids_B: NDArray[np.int64], epoch: int) -> Any:
+    def augment(batch: Any, ids_B: NDArray[np.int64], epoch: int, seed: int) -> Any:
         asked.extend((int(one), image.numpy().tobytes()) for one, image in zip(ids_B, batch.inputs, strict=True))
-        return BOTH(batch, ids_B, epoch)
+        return BOTH(batch, ids_B, epoch, seed)
 
     settings = TrainSettings(learning_rate=0.01)
     found = irreducible.hold_out_losses(
@@ -212,11 +212,11 @@ def test_evaluation_sees_the_samples_themselves_and_a_resumed_training_the_same_
     def run(name: str, *, fail_at: int | None = None) -> list[torch.Tensor]:
         kept = views.setdefault(name, [])
 
-        def augment(batch: Any, ids_B: NDArray[np.int64], epoch: int) -> Any:
+        def augment(batch: Any, ids_B: NDArray[np.int64], epoch: int, seed: int) -> Any:
             if len(kept) == fail_at:
                 raise InterruptedHere
-            kept.append(BOTH(batch, ids_B, epoch).inputs.numpy().tobytes())
-            return BOTH(batch, ids_B, epoch)
+            kept.append(BOTH(batch, ids_B, epoch, seed).inputs.numpy().tobytes())
+            return BOTH(batch, ids_B, epoch, seed)
 
         selector = es.Selector(preset("es", anneal=(0.0, 0.0)), num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
         folder = tmp_path / name.split()[0]
@@ -232,3 +232,26 @@ def test_evaluation_sees_the_samples_themselves_and_a_resumed_training_the_same_
     resumed = run("parts 2")
     assert views["parts 1"][:steps] + views["parts 2"] == views["whole"]
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
+
+
+def test_views_follow_from_the_seed_of_the_training(tmp_path: Path) -> None:
+    """Of a derived task too, and of a method that scores: the step sees what was scored."""
+
+    def seen(seed: int) -> set[bytes]:
+        kept: set[bytes] = set()
+
+        class Watched(CropAndFlip):
+            def __call__(self, *of: Any) -> Batch:
+                made = super().__call__(*of)
+                kept.update(one.tobytes() for one in made.inputs.numpy())
+                return made
+
+        derived = derive(task(augment=Watched(crop=True, flip=True)), Derived(limit=20))
+        selector = es.Selector(preset("es", anneal=(0.0, 0.0)), num_samples=20, num_epochs=1, batch_size=SIZE)
+        settings = TrainSettings(learning_rate=0.01, seed=seed)
+        fit(derived, selector, settings, LocalWorkers(tmp_path / str(len(list(tmp_path.iterdir())))))
+        assert kept == {view(one, 0, seed=seed).tobytes() for one in derived.source_ids.tolist()}  # type: ignore[attr-defined]
+        return kept
+
+    assert seen(0) == seen(0)
+    assert len(seen(0) & seen(1)) < 5

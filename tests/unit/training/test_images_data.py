@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -20,8 +21,10 @@ from pyarrow import parquet
 
 from es_service import errors
 from es_service.storage.png import encode_png
+from es_service.training.tables.left_out import LeftOut
 from es_service.training.tasks import build_task, images
-from es_service.training.tasks.images import decoding
+from es_service.training.tasks.derived import Derived
+from es_service.training.tasks.images import decoding, loading
 from es_service.training.tasks.options import TaskOptions
 
 TRAIN, HELD_OUT = image_files.pictures(24), image_files.pictures(12, seed=1)
@@ -168,10 +171,10 @@ def test_what_does_not_fit_into_memory_is_decoded_when_it_is_needed(
     path = image_files.write_parquet(tmp_path, "all", *image_files.pictures(30))
     write_cifar_10(tmp_path / "cifar", "train", *TRAIN)
     plain, scaled = build(path, image_size=16), build(tmp_path / "cifar", image_size=48)
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(loading, "_MOST_BYTES", 1000)
     for before, options in ((plain, {"image_size": 16}), (scaled, {"image_size": 48}), (build(path), {})):
         task = build(tmp_path / "cifar" if before is scaled else path, **options)
-        assert isinstance(task.train_set.images, decoding.OnDemand)  # type: ignore[attr-defined]
+        assert isinstance(task.train_set.images, loading.OnDemand)  # type: ignore[attr-defined]
         assert np.array_equal(pixels(task.train_set), pixels(before.train_set))
         assert task.train_set.__getitems__([3, 1]).inputs.shape == before.train_set.__getitems__([3, 1]).inputs.shape
         assert task.preview is not None
@@ -214,7 +217,7 @@ def test_a_broken_image_is_an_error_or_left_out_when_asked(
 ) -> None:
     path = with_rows(tmp_path / "broken.parquet", {0: content, 7: content})
     if not in_memory:
-        monkeypatch.setattr(decoding, "_MOST_BYTES", 1000)
+        monkeypatch.setattr(loading, "_MOST_BYTES", 1000)
     with pytest.raises(errors.DataError, match=r"row 0 .*'image' cannot be read as an image: .*--skip-broken"):
         pixels(build(path).train_set)  # the body of a large set's image is looked at when it is needed
     task = build(path, skip_broken=True)
@@ -238,6 +241,7 @@ def test_broken_images_and_missing_labels_are_left_out_together(tmp_path: Path) 
     for samples in (task.train_set, task.held_out):
         assert [known[one.tobytes()] for one in pixels(samples)] == samples.targets_n.tolist()
     assert len(task.train_set) + len(task.held_out) == 21
+    assert task.left_out == LeftOut(rows=3)
 
 
 @pytest.mark.parametrize("skip_broken", [True, False])
@@ -248,7 +252,7 @@ def test_images_of_mixed_size_need_one(
     other = encode_png(np.zeros((40, 48, 3), dtype=np.uint8))
     path = with_rows(tmp_path / "mixed.parquet", {5: other})
     if not in_memory:
-        monkeypatch.setattr(decoding, "_MOST_BYTES", 1000)
+        monkeypatch.setattr(loading, "_MOST_BYTES", 1000)
     with pytest.raises(errors.ConfigError, match=r"row 5 .*48×40 pixels, row 0 .*32×32.*--image-size 32"):
         build(path, skip_broken=skip_broken)
     assert pixels(build(path, image_size=24).train_set).shape[1:] == (24, 24, 3)
@@ -318,6 +322,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(errors.DataError, match=r"train-000001\.tar is damaged, or no tar file"):
         build(tmp_path / "shards")
+    rest = build(tmp_path / "shards", skip_broken=True)
+    assert len(rest.train_set) + len(rest.held_out) == 12
+    assert rest.left_out == LeftOut(files=1)
     (tmp_path / "x.tar.gz").write_bytes(b"nothing")
     with pytest.raises(errors.DataError, match="is damaged, or no archive"):
         build(tmp_path / "x.tar.gz")
@@ -369,3 +376,43 @@ def test_without_pillow_the_message_says_how_to_get_it(tmp_path: Path, monkeypat
     with pytest.raises(errors.ConfigError, match=r"pip install 'es-service\[images\]'"):
         build(path)
     assert len(build(tmp_path / "cifar").train_set) == 21  # what is not encoded needs none
+
+
+def test_only_images_that_are_trained_on_are_decoded(tmp_path: Path) -> None:
+    """A broken one that a limit leaves out is not looked at; one that it keeps is an error before training."""
+    image_files.write_parquet(tmp_path / "whole", "train", *TRAIN)
+    image_files.write_parquet(tmp_path / "whole", "test", *HELD_OUT)
+    derived = Derived(limit=10, seed=4)
+
+    def few(path: Path) -> Any:
+        return build_task("images", str(path), derived, TaskOptions(held_out=str(tmp_path / "whole" / "test.parquet")))
+
+    task = few(tmp_path / "whole" / "train.parquet")
+    used, others = task.source_ids, np.setdiff1d(np.arange(24), task.source_ids)
+    broken = few(with_rows(tmp_path / "unused.parquet", dict.fromkeys(others.tolist()[1:], b"no image")))
+    assert np.array_equal(pixels(broken.train_set), TRAIN[0][used])
+    assert np.array_equal(broken.labels, TRAIN[1][used])
+    assert broken.preview(3) == task.preview(3)
+    with pytest.raises(errors.DataError, match=rf"row {used[2]} .*cannot be read as an image"):
+        few(with_rows(tmp_path / "used.parquet", {int(used[2]): b"no image"}))
+    with pytest.raises(IndexError, match=f"image {others[0]} was not loaded"):
+        broken._task.train_set.__getitems__([others[0]])
+    whole = build_task("images", str(tmp_path / "whole"), Derived(), TaskOptions())
+    assert isinstance(whole.train_set.images, np.ndarray)  # type: ignore[attr-defined]
+
+
+def test_what_is_no_file_and_no_data_set_is_described(tmp_path: Path) -> None:
+    image_files.write_folder(tmp_path / "set", "train", *TRAIN)
+    one = next((tmp_path / "set").rglob("*.png"))
+    with pytest.raises(errors.DataError, match=r"is a single image.*CLASS/IMAGE"):
+        build(one)
+    (tmp_path / "x.npz").write_bytes(b"123")
+    with pytest.raises(errors.DataError, match=r"x\.npz is of no format that the task 'images' reads"):
+        build(tmp_path / "x.npz")
+    one.unlink()
+    os.mkfifo(one)
+    with pytest.raises(errors.DataError, match="it is no file"):  # and not waited for
+        build(tmp_path / "set")
+    assert len(build(tmp_path / "set", skip_broken=True).train_set) > 10
+    with pytest.raises(errors.ConfigError, match="image_size"):  # one image of it would need 28 GiB
+        build(tmp_path / "set", image_size=100_000)

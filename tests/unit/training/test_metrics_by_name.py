@@ -136,7 +136,7 @@ def test_a_derived_task_hands_all_optional_members_on() -> None:
     assert few.final_metrics is not None  # type: ignore[attr-defined]
     assert few.tokens.tolist() == (ids + 1).tolist()  # type: ignore[attr-defined]
     own_ids = np.array([4, 0, 49])
-    moved = few.augment(few.train_set.__getitems__([4, 0, 49]), own_ids, 2)  # type: ignore[attr-defined]
+    moved = few.augment(few.train_set.__getitems__([4, 0, 49]), own_ids, 2, 0)  # type: ignore[attr-defined]
     x = task.train_set.__getitems__(ids[own_ids].tolist())[0]
     assert torch.equal(moved[0], x + (torch.as_tensor(ids[own_ids]).unsqueeze(1) + 2000) / 100_000)
     plain = derive(own.check(matthews_without_extras(), "plain"), Derived(limit=50))

@@ -142,7 +142,7 @@ WRONG: list[tuple[dict[str, Any], type[errors.EsServiceError], str]] = [
     ({"held_out_labels": [0] * 6}, errors.DataError, "of the held_out must be .* got list"),
     ({"labels": None}, errors.ConfigError, "must both be there"),
     (
-        {"augment": lambda batch, ids, epoch: (batch[0][1:], batch[1][1:])},
+        {"augment": lambda batch, ids, epoch, seed: (batch[0][1:], batch[1][1:])},
         errors.DataError,
         "its augment returned a batch of 3 samples for 4",
     ),

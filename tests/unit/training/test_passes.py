@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import image_files
 import numpy as np
 import pytest
 import torch
@@ -18,13 +22,17 @@ from torch.overrides import TorchFunctionMode
 
 import es_service as es
 from es_service import errors
+from es_service.selection.config import preset
 from es_service.training import loop, losses
 from es_service.training.memory import peak_memory
 from es_service.training.passes import ScoringPasses, arrange, compile_errors
 from es_service.training.settings import TrainSettings
 from es_service.training.step import autocast_for, train_step
 from es_service.training.tasks.base import TaskDefaults
+from es_service.training.tasks.images import ImageSet
+from es_service.training.tasks.images.augment import CropAndFlip
 from es_service.training.tasks.resnet import SmallResNet
+from es_service.training.tasks.supervised import Classification
 from es_service.training.workers.local import LocalWorkers
 
 NUM, SIZE, EPOCHS = 96, 24, 2
@@ -276,11 +284,34 @@ def test_what_cannot_be_compiled_is_an_error_that_names_the_reason() -> None:
         raise ZeroDivisionError
 
 
+@pytest.mark.thorough
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch itself
+def test_a_compiled_training_selects_the_same_each_time_and_learns_as_one_that_is_not(tmp_path: Path) -> None:
+    def run(name: str, *, compiled: bool) -> tuple[dict[str, Any], Any]:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        selection = es.Selection(es.methods.evolved(), ratio=0.5, anneal=(0, 0), seed=1)
+        selector = es.Selector(selection, num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+        settings = TrainSettings(learning_rate=0.1, compile=compiled)
+        metrics = loop.fit(Task(), selector, settings, LocalWorkers(tmp_path / name))  # type: ignore[arg-type]
+        assert (torch._dynamo.utils.counters["frames"]["ok"] > 0) == compiled
+        return metrics, selector.table()
+
+    first, again, plain = run("1", compiled=True), run("2", compiled=True), run("3", compiled=False)
+    assert first[1].equals(again[1])  # losses, weights and picks of every sample, bit for bit
+    assert first[0]["history"][-1]["train_loss"] == again[0]["history"][-1]["train_loss"]
+    assert first[0]["history"][-1]["train_loss"] == pytest.approx(plain[0]["history"][-1]["train_loss"], rel=1e-3)
+    assert np.array_equal(first[1]["selected"], plain[1]["selected"])
+
+
 # -- memory, waiting ----------------------------------------------------------------------------------------------
 
 
-def test_the_result_has_the_peak_of_memory(tmp_path: Path) -> None:
-    found = fitted(tmp_path, Task())["memory"]
+@pytest.mark.parametrize("method", ["full", "es", "eswp"])
+def test_the_result_has_the_peak_of_memory(tmp_path: Path, method: str) -> None:
+    selector = es.Selector(preset(method), num_samples=NUM, num_epochs=EPOCHS, batch_size=SIZE)
+    found = loop.fit(Task(), selector, TrainSettings(learning_rate=0.1), LocalWorkers(tmp_path))["memory"]  # type: ignore[arg-type]
     kind = "cuda" if torch.cuda.is_available() else "rss"
     assert found["kind"] == kind
     assert 1e4 < found["peak_bytes"] <= peak_memory(LocalWorkers(tmp_path).device)["peak_bytes"]
@@ -297,7 +328,11 @@ class Copies(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in self.NAMES:
+        caller = sys._getframe(1).f_code
+        is_to = name == "to" and any(isinstance(one, torch.device | str) for one in args[1:])
+        if is_to and caller.co_name != "moved":  # which goes by way of pinned memory
+            self.seen["to"] += 1
+        elif name in self.NAMES and "torch/optim" not in caller.co_filename:  # its counts of steps are on the CPU
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -325,3 +360,44 @@ def test_a_step_waits_for_the_device_once(method: str, ratio: float) -> None:
     waits = [{name: num for name, num in seen.items() if name != "numpy"} for seen in steps[1:]]  # behind a .cpu()
     chosen = {"tensor": 1} if method == "evolved" else {}  # the positions, which `moved` copies from pinned memory
     assert waits == [{"cpu": 1, **chosen}] * (len(steps) - 1)
+
+
+class Marked(Classification):
+    """Counts, under `Copies`, what happened from one training pass of the task to the next."""
+
+    def losses(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            MARKS.append(Counter(SEEN[-1]) if SEEN else Counter())
+        return super().losses(outputs, batch)
+
+
+MARKS: list[Counter[str]] = []
+SEEN: list[Counter[str]] = []
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_step_of_a_whole_training_waits_once_too(tmp_path: Path, weighed: bool) -> None:
+    """With augmentation, weights of the task and AdamW: what they draw is copied from pinned memory."""
+    images, labels = image_files.pictures(NUM, side=8)
+
+    class Images(Marked):
+        def inputs(self, batch: Any) -> torch.Tensor:
+            return batch[0].permute(0, 3, 1, 2).float()  # type: ignore[no-any-return]
+
+    samples = ImageSet(images, labels)
+    task = Images(
+        name="small", train_set=samples, held_out=samples, defaults=Task.defaults,
+        model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), augment=CropAndFlip(crop=True, flip=True),
+    )  # fmt: skip
+    if weighed:
+        object.__setattr__(task, "weights", lambda batch: np.ones(len(batch[1]), dtype=np.float32))
+    selector = es.Selector(preset("es", anneal=(0, 0)), num_samples=NUM, num_epochs=1, batch_size=12)
+    MARKS.clear()
+    with Copies() as copies:
+        SEEN[:] = [copies.seen]
+        loop.fit(task, selector, TrainSettings(learning_rate=0.01, optimizer="adamw"), LocalWorkers(tmp_path))
+    SEEN.clear()
+    between = [after - before for before, after in itertools.pairwise(MARKS)]
+    between = [Counter({name: num for name, num in one.items() if name != "numpy"}) for one in between]
+    assert len(between) == NUM // 12 - 1
+    assert between == [Counter(cpu=1, tensor=1)] * len(between)  # the scores; the positions

@@ -156,7 +156,7 @@ def test_the_proxy_self_scores_with_the_weights_it_was_handed(tmp_path: Path) ->
     model = TASK.build_model()
     before = own(IDS, 2.5)
     own.load(model.state_dict())
-    batch = TASK.augment(TASK.train_set.__getitems__(IDS.tolist()), IDS, 2)  # as the trainer sees them
+    batch = TASK.augment(TASK.train_set.__getitems__(IDS.tolist()), IDS, 2, 0)  # as the trainer sees them
     expected = scoring.score(model, batch, forward_signals(TASK))
     assert own(IDS, 2.5).tobytes() == np.asarray(expected).tobytes() != before.tobytes()
     assert own.state() is None

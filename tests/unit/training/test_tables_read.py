@@ -213,6 +213,7 @@ BROKEN_ROWS = [
     ("x.json", '[{"a": 1}, null, {"a": 3}]', r"element 2 is no row \(not an object\)"),
     ("x.csv", "a\n1\n2,2\n3\n", "Expected 1 columns, got 2"),
     ("x.tsv", "a\tb\n1\t1\n2\n3\t3\n", "Expected 2 columns, got 1"),
+    ("x.jsonl", '{"a": 1}\n{"a": 2, "b": "\\ud800"}\n{"a": 3}\n', "line 2 is no row .*surrogates not allowed"),
 ]
 
 
@@ -324,9 +325,8 @@ def test_values_of_different_kinds_are_an_error_that_names_the_column(tmp_path: 
             read_table([path], skip_broken=skip_broken)
 
 
-@pytest.mark.parametrize("value", ['"\\ud83d"', str(2**70)])
-def test_values_that_no_column_can_hold(tmp_path: Path, value: str) -> None:
-    path = written(tmp_path, "x.jsonl", f'{{"a": {value}}}\n')
+def test_values_that_no_column_can_hold(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.jsonl", f'{{"a": {2**70}}}\n')
     with pytest.raises(errors.DataError, match=r"x.jsonl: the values of 'a'"):
         read_table([path])
 

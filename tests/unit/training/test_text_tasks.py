@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 import es_service as es
 from es_service import errors
-from es_service.cli import main
+from es_service.cli import main, text
 from es_service.selection.config import preset
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
@@ -153,6 +153,9 @@ def test_what_is_too_long_is_truncated_counted_and_warned_of_once(tmp_path: Path
 GOOD_ROWS = sentences(12)
 
 
+WORDS = [{"text": "a b", "label": "xy"[i % 2]} for i in range(9)]
+
+
 def changed(row: int, **values: Any) -> list[dict[str, Any]]:
     return [{**one, **values} if i == row else one for i, one in enumerate(GOOD_ROWS)]
 
@@ -172,6 +175,8 @@ def changed(row: int, **values: Any) -> list[dict[str, Any]]:
         ([{"text": "a", "y": i % 2} for i in range(9)], {}, errors.ConfigError, "name one with --label-column"),
         (GOOD_ROWS, {"text_column": "a,b,c"}, errors.ConfigError, "--text-column a,b,c: name one column, or the two"),
         (GOOD_ROWS, {"text_column": "sentence,sentence"}, errors.ConfigError, "name one column, or the two of a pair"),
+        (WORDS, {"text_column": "label"}, errors.ConfigError, "are both the column 'label'"),
+        ([*WORDS, {"text": "a", "label": " "}], {}, errors.DataError, "row 9 .* has ' ' for a label"),
         (GOOD_ROWS, {"metric": "mathews"}, errors.ConfigError, "--metric 'mathews': did you mean 'matthews'"),
         (GOOD_ROWS, {"model": "tyni"}, errors.ConfigError, "--model tyni: there is no such folder.*--download"),
         (GOOD_ROWS, {"max_length": 3}, errors.ConfigError, "--max-length 3: it must be at least 4"),
@@ -274,6 +279,23 @@ def test_a_bag_of_words_trains_on_noisy_labels(tmp_path: Path) -> None:
     assert result["corrupted"]["share_of_set"] == 0.25
     assert result["samples"]["full"] == 3 * 80
     assert labels.read_notes(RunStorage(str(tmp_path / "es"), "r")) == labels.SampleNotes(None, True, "text/plain")
+
+
+def test_the_result_counts_what_was_left_out_and_truncated(tmp_path: Path) -> None:
+    rows = sentences(40)
+    rows[1]["sentence"], rows[5]["sentence"], rows[9]["label"], rows[11]["sentence"] = None, "", None, "word " * 30
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train" / "a.jsonl", rows)
+    with (tmp_path / "train" / "a.jsonl").open("a") as file:
+        file.write('{"sentence": "cut off')
+    (tmp_path / "train" / "b.jsonl").touch()
+    write(tmp_path / "held_out.jsonl", [*sentences(10), {"sentence": "", "label": 0}])
+    options = TaskOptions(model="bow", skip_broken=True, max_length=20, held_out=str(tmp_path / "held_out.jsonl"))
+    with pytest.warns(es.DataWarning):
+        result = run(tmp_path / "runs", str(tmp_path / "train"), options=options, derived=Derived(limit=30))
+    assert result["left_out"] == {"rows": 5, "files": 1, "truncated": 1}
+    assert RunStorage(str(tmp_path / "runs"), "r").result()["left_out"] == result["left_out"]  # type: ignore[index]
+    assert "data  " in text.summary(result)
 
 
 @pytest.mark.filterwarnings("default::es_service.errors.DataWarning")

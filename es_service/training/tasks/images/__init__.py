@@ -16,11 +16,13 @@ from es_service import errors
 from es_service.storage.png import encode_png
 from es_service.training.tables import holdout
 from es_service.training.tables.labels import Labels, read_labels
+from es_service.training.tables.left_out import LeftOut
 from es_service.training.tasks.base import TaskDefaults
-from es_service.training.tasks.images import decoding, models, places
+from es_service.training.tasks.images import loading, models, places
 from es_service.training.tasks.images.augment import CropAndFlip
-from es_service.training.tasks.images.decoding import Pixels, part
 from es_service.training.tasks.images.folder_models import FolderModel
+from es_service.training.tasks.images.loading import OnDemand, Pixels, part
+from es_service.training.tasks.images.source import Source
 from es_service.training.tasks.options import MODELS, TaskOptions
 from es_service.training.tasks.supervised import Batch, Classification
 
@@ -58,6 +60,11 @@ class ImageSet:
             raise IndexError(f"sample id {ids_B.min()} is negative")
         return Batch(torch.from_numpy(self.images[ids_B]), torch.from_numpy(self.targets_n[ids_B]))
 
+    def load(self, ids_m: NDArray[np.int64]) -> None:
+        """Decode these samples, the only ones asked for from now on; see `OnDemand.loaded` for what it raises."""
+        if isinstance(self.images, OnDemand):
+            self.images = self.images.loaded(ids_m)
+
     def png(self, sample_id: int) -> bytes:
         """Return a sample as a PNG file, every k-th pixel of large ones."""
         image = self.images[np.array([sample_id])][0]
@@ -69,6 +76,13 @@ class ImageSet:
 class ImageClassification(Classification):
     """Batches are images uint8[B, h, w, 3] and labels; a model gets uint8[B, 3, h, w], channels last in memory."""
 
+    train_set: ImageSet
+    left_out: LeftOut | None = None
+
+    def load(self, ids_m: NDArray[np.int64]) -> None:
+        """See `Task`."""
+        self.train_set.load(ids_m)
+
     def inputs(self, batch: Any) -> torch.Tensor:
         """Return the images as uint8[B, 3, h, w]."""
         images: torch.Tensor = batch[0].permute(0, 3, 1, 2)
@@ -76,7 +90,7 @@ class ImageClassification(Classification):
 
 
 def build(data: str, options: TaskOptions) -> ImageClassification:
-    """Build the task; see docs/how-to/images.md.
+    """Build the task, whose images to train on are not decoded yet; see docs/how-to/images.md.
 
     Args:
         data: images and labels: see `places.find`.
@@ -92,15 +106,18 @@ def build(data: str, options: TaskOptions) -> ImageClassification:
     folder = None if model in MODELS["images"] else FolderModel(model, download=bool(options.download))
     size = options.image_size or (folder.image_size if folder else None)
     parts = places.find(data, options.held_out)
-    train_set, labels = _read(parts.train, options, size)
+    train_set, labels, source = _read(parts.train, options, size)
+    sources = [source]
     if parts.held_out is not None:
-        held_out, _ = _read(parts.held_out, options, size, like=(train_set, labels))
+        held_out, _, source = _read(parts.held_out, options, size, like=(train_set, labels))
+        sources.append(source)
     else:
         assert parts.share is not None
         rows, held_out_rows = holdout.split(len(train_set), parts.share, train_set.targets_n)
         train_set, held_out = (
             ImageSet(part(train_set.images, some), train_set.targets_n[some]) for some in (rows, held_out_rows)
         )
+    held_out.load(np.arange(len(held_out)))
     height, width = train_set.images.shape[1:3]
     num_classes = len(labels.values)
     if num_classes < 2:
@@ -117,6 +134,7 @@ def build(data: str, options: TaskOptions) -> ImageClassification:
             models.patch_of(height, width)
         make = functools.partial(models.build_named, model, height, width, num_classes)
         defaults = _TRANSFORMER if model == "vit_tiny" else _RESNET
+    num_used = len(train_set) + len(held_out)
     ways = (options.augment or _AUGMENT).split(",")
     return ImageClassification(
         name="images",
@@ -126,20 +144,23 @@ def build(data: str, options: TaskOptions) -> ImageClassification:
         model=make,
         defaults=defaults,
         preview=train_set.png,
+        left_out=LeftOut.of(sources, num_used),
         augment=None if ways == ["none"] else CropAndFlip(crop="crop" in ways, flip="flip" in ways),
     )
 
 
 def _read(
     paths: Sequence[Path], options: TaskOptions, size: int | None, like: tuple[ImageSet, Labels] | None = None
-) -> tuple[ImageSet, Labels]:
-    """Return the samples of a part that have an image and a label; `like` is the part that is trained on."""
+) -> tuple[ImageSet, Labels, Source]:
+    """Return the samples of a part that have an image and a label, and where they come from; `like` is the part that is
+    trained on.
+    """
     source, skip_broken = places.read(paths, options), bool(options.skip_broken)
     shape, known = (like[0].images.shape[1:3], like[1]) if like else (None, None)
     labels = read_labels(source.table, source.column, like=known, skip_broken=skip_broken)
-    images, rows = decoding.load(source.images, size, skip_broken=skip_broken, like=shape)
+    images, rows = loading.load(source.images, size, skip_broken=skip_broken, like=shape)
     _, of_images, of_labels = np.intersect1d(rows, labels.rows_n, assume_unique=True, return_indices=True)
     if not of_images.size:
         raise errors.DataError(f"{paths[0]}: no sample has both an image that can be read and a label")
     labels_n = labels.labels_n[of_labels]
-    return ImageSet(images if of_images.size == rows.size else part(images, of_images), labels_n), labels
+    return ImageSet(images if of_images.size == rows.size else part(images, of_images), labels_n), labels, source

@@ -1,4 +1,4 @@
-"""Augmentation: random crops and flips, which follow from the sample's id and the epoch alone.
+"""Augmentation: random crops and flips, which follow from the sample's id, the epoch and the seed alone.
 
 So scoring and the step after it see the same view, however a batch is cut, on any number of ranks and after a resume.
 """
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from es_service.training import batches
 from es_service.training.tasks.splits import stream_of, words
 from es_service.training.tasks.supervised import Batch
 
@@ -30,12 +31,12 @@ class CropAndFlip:
     def __init__(self, *, crop: bool, flip: bool) -> None:
         self.crop, self.flip = crop, flip
 
-    def __call__(self, batch: Batch, ids_B: NDArray[np.int64], epoch: int) -> Batch:
-        """Return the batch with other images uint8[B, h, w, 3], of the samples int64[B], in an epoch."""
+    def __call__(self, batch: Batch, ids_B: NDArray[np.int64], epoch: int, seed: int = 0) -> Batch:
+        """Return the batch with other images uint8[B, h, w, 3], of the samples int64[B], in an epoch of a training."""
         images = batch[0]
         _, height, width, _ = images.shape
         vertical, horizontal = (height // _PADDING, width // _PADDING) if self.crop else (0, 0)
-        words_B = words(ids_B, stream_of(_PURPOSE, epoch))
+        words_B = words(ids_B, stream_of(_PURPOSE, seed, epoch))
         drawn = np.stack(
             [
                 words_B % np.uint64(2 * vertical + 1),
@@ -43,7 +44,7 @@ class CropAndFlip:
                 (words_B >> np.uint64(40)) % np.uint64(2) * np.uint64(self.flip),
             ]
         )
-        top, left, flipped = torch.from_numpy(drawn.astype(np.int64)).to(images.device).unsqueeze(2)
+        top, left, flipped = batches.moved(torch.from_numpy(drawn.astype(np.int64)), images.device).unsqueeze(2)
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         columns = torch.where(flipped == 1, columns.flip(0), columns)
         padded = F.pad(images, (0, 0, horizontal, horizontal, vertical, vertical))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from es_service import errors
-from es_service.training.tables.columns import find_column
+from es_service.training.tables.columns import check_apart, find_column
 from es_service.training.tables.read import read_table
-from es_service.training.tasks.images.source import Source
+from es_service.training.tasks.images.source import Source, content_of
 
 __all__ = ["read"]
 
@@ -34,7 +34,7 @@ class _Column:
             found = found.get("path") if found.get("bytes") is None else found["bytes"]
         if found is None:
             raise ValueError("there is none")
-        return found if isinstance(found, bytes) else (self._folder / found).read_bytes()
+        return found if isinstance(found, bytes) else content_of(self._folder / found)
 
     def where(self, row: int) -> str:
         """Return the row, and the name of the column."""
@@ -54,7 +54,8 @@ def read(paths: Sequence[Path], image_column: str | None, label_column: str | No
         ConfigError: there is no such column.
         DataError: a file cannot be read, or the column holds no images.
     """
-    table = read_table(paths, skip_broken=skip_broken).table
+    found = read_table(paths, skip_broken=skip_broken)
+    table = found.table
     images = find_column(table, image_column, _IMAGES, flag="--image-column")
     labels = find_column(table, label_column, _LABELS, flag="--label-column")
     if not _holds_images(table[images].type):
@@ -62,7 +63,9 @@ def read(paths: Sequence[Path], image_column: str | None, label_column: str | No
             f"column {images!r} holds {table[images].type}, and images are bytes, {{bytes, path}} or paths of files: "
             f"name another one with --image-column; there are {', '.join(table.column_names)}"
         )
-    return Source(_Column(table[images], images, paths[0].parent), table, labels)
+    check_apart([("--image-column", images), ("--label-column", labels)])
+    encoded = _Column(table[images], images, paths[0].parent)
+    return Source(encoded, table, labels, found.skipped, found.broken_files)
 
 
 def _holds_images(kind: pa.DataType) -> bool:

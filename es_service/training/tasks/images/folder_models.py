@@ -52,7 +52,7 @@ class FolderModel:
     def check(self, height: int, width: int, num_classes: int) -> None:
         """Raise ConfigError where it is no model of images, or not of images of this size; no weights are read."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), self._folder.quietly():
                 net = self._folder.library.AutoModelForImageClassification.from_config(self._sized(num_classes))
                 net.eval()(torch.empty(2, 3, height, width))
         except NotImplementedError:  # an operation that a meta device lacks: training shows

@@ -9,6 +9,7 @@ from pathlib import Path
 from es_service import errors
 from es_service.training.tables.files import DEFAULT_SHARE, SUFFIXES, Parts, find_parts
 from es_service.training.tasks.images import cifar, columns, folders, shards
+from es_service.training.tasks.images.source import SUFFIXES as IMAGES
 from es_service.training.tasks.images.source import Source
 from es_service.training.tasks.options import TaskOptions
 
@@ -58,12 +59,17 @@ def read(paths: Sequence[Path], options: TaskOptions) -> Source:
     Raises:
         ConfigError, DataError: as its kind raises them.
     """
-    first = paths[0]
+    first, skip_broken = paths[0], bool(options.skip_broken)
     if first.is_dir():
         return folders.read(paths)
     if first.name.endswith(_SHARD):
-        return shards.read(paths, options.label_column)
+        return shards.read(paths, options.label_column, skip_broken=skip_broken)
     if first.name.lower().endswith(SUFFIXES):
-        skip_broken = bool(options.skip_broken)
         return columns.read(paths, options.image_column, options.label_column, skip_broken=skip_broken)
-    return cifar.read(paths)
+    if first.suffix == ".bin":
+        return cifar.read(paths)
+    if first.name.lower().endswith(IMAGES):
+        raise errors.DataError(f"{first} is a single image: give the folder above those of the classes (CLASS/IMAGE)")
+    raise errors.DataError(
+        f"{first} is of no format that the task 'images' reads: CIFAR's .bin files, {_SHARD}, {', '.join(SUFFIXES)}"
+    )

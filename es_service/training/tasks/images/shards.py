@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from es_service.training.tasks.images.source import SUFFIXES, Source
 
 __all__ = ["read"]
 
+_log = logging.getLogger(__name__)
 _LABEL, _JSON = "cls", "json"
 _USUAL = ("label", "cls", "class")  # keys of the JSON file
 
@@ -49,18 +51,21 @@ class _Members:
         return f"{self._members[row].name} in {self._members[row].path}"
 
 
-def read(paths: Sequence[Path], label_column: str | None) -> Source:
+def read(paths: Sequence[Path], label_column: str | None, *, skip_broken: bool) -> Source:
     """Return the images of some shards; the label of each is in its .cls, or in its .json.
 
     Args:
         paths: of the tar files.
         label_column: key of the label in a .json, None for a usual one.
+        skip_broken: leave out files that are damaged; else they are an error.
 
     Raises:
         DataError: a file is damaged, or there is no sample in it.
     """
     samples: dict[tuple[Path, str], dict[str, _Member]] = {}
+    broken: list[Path] = []
     for path in paths:
+        of_path: dict[tuple[Path, str], dict[str, _Member]] = {}
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
@@ -68,9 +73,15 @@ def read(paths: Sequence[Path], label_column: str | None) -> Source:
                     key, _, ending = name.partition(".")
                     if member.isfile() and key:
                         one = _Member(path, member.name, member.offset_data, member.size)
-                        samples.setdefault((path, f"{folder}/{key}"), {})[ending.lower()] = one
+                        of_path.setdefault((path, f"{folder}/{key}"), {})[ending.lower()] = one
         except (OSError, tarfile.TarError) as error:
-            raise errors.DataError(f"{path} is damaged, or no tar file: {error}") from error
+            problem = f"{path} is damaged, or no tar file: {error}"
+            if not skip_broken:
+                raise errors.DataError(f"{problem}; mend it, or leave it out with --skip-broken") from error
+            _log.warning("%s; it is left out", problem)
+            broken.append(path)
+        else:
+            samples.update(of_path)
     images, labels = [], []
     for (path, key), members in samples.items():
         found = (members[ending] for ending in members if f".{ending}".endswith(SUFFIXES))
@@ -78,7 +89,7 @@ def read(paths: Sequence[Path], label_column: str | None) -> Source:
         labels.append(_label(members, label_column))
     if not images:
         raise errors.DataError(f"{paths[0]}: there is no sample in it")
-    return Source(_Members(images), pa.table({"label": pa.array(labels, pa.string())}), "label")
+    return Source(_Members(images), pa.table({"label": pa.array(labels, pa.string())}), "label", 0, tuple(broken))
 
 
 def _label(members: dict[str, _Member], asked: str | None) -> str | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from es_service.training.tasks.images.decoding import Encoded
 
-__all__ = ["SUFFIXES", "Files", "Source"]
+__all__ = ["SUFFIXES", "Files", "Source", "content_of"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of files with an image."""
@@ -24,11 +24,15 @@ class Source:
         images: n of them.
         table: n rows, with the labels.
         column: of the table, that has the labels.
+        skipped: rows that are not in the table, because they cannot be read.
+        broken_files: the same of whole files.
     """
 
     images: Encoded
     table: pa.Table
     column: str
+    skipped: int = 0
+    broken_files: tuple[Path, ...] = ()
 
 
 class Files:
@@ -42,8 +46,15 @@ class Files:
 
     def read(self, row: int) -> bytes:
         """Return the content of the file."""
-        return self._paths[row].read_bytes()
+        return content_of(self._paths[row])
 
     def where(self, row: int) -> str:
         """Return the path of the file."""
         return str(self._paths[row])
+
+
+def content_of(path: Path) -> bytes:
+    """Return the content of a file; ValueError where it is none: opening a FIFO would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    return path.read_bytes()

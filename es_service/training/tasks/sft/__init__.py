@@ -11,6 +11,7 @@ import torch
 from es_service import errors
 from es_service.selection.settings import suggest
 from es_service.training.tables import files, holdout, read
+from es_service.training.tables.left_out import LeftOut
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.folders import imported
 from es_service.training.tasks.options import TaskOptions
@@ -51,7 +52,7 @@ def build(data: str, options: TaskOptions) -> FineTuning:
     skeleton = folder.skeleton(config)
     targets = None if options.lora is None else adapters.targets_of(skeleton, options.lora_targets)
     ends = _ends(tokenizer, config)
-    train, held_out = _read(data, options, Encoder(tokenizer, _max_length(options.max_length, config), ends))
+    train, held_out, left_out = _read(data, options, Encoder(tokenizer, _max_length(options.max_length, config), ends))
     _check_vocabulary(skeleton, train, held_out)
     return FineTuning(
         train=train,
@@ -71,6 +72,7 @@ def build(data: str, options: TaskOptions) -> FineTuning:
         ),
         per_token=options.loss_per == "token",
         negative_loss=metric == "negative_loss",
+        left_out=left_out,
     )
 
 
@@ -81,23 +83,22 @@ def _model(folder: LanguageModelFolder, config: Any, rank: int | None, targets: 
     return AnswerModel(language_model)
 
 
-def _read(data: str, options: TaskOptions, encoder: Encoder) -> tuple[Part, Part]:
+def _read(data: str, options: TaskOptions, encoder: Encoder) -> tuple[Part, Part, LeftOut]:
     parts = files.find_parts(data, options.held_out)
     skip_broken = bool(options.skip_broken)
-    tables = [read.read_table(parts.train, skip_broken=skip_broken).table]
-    rows = [np.arange(tables[0].num_rows)]
-    if parts.held_out is not None:
-        tables.append(read.read_table(parts.held_out, skip_broken=skip_broken).table)
-        rows.append(np.arange(tables[1].num_rows))
-    else:
-        assert parts.share is not None  # one of the two is there
+    found = [read.read_table(paths, skip_broken=skip_broken) for paths in (parts.train, parts.held_out) if paths]
+    tables = [one.table for one in found]
+    rows = [np.arange(table.num_rows) for table in tables]
+    if parts.share is not None:
         rows = list(holdout.split(tables[0].num_rows, parts.share, None))
         tables = [tables[0].take(of_part) for of_part in rows]
     train, held_out = (
         encoder.encode(name, conversations(table, options), of_part, skip_broken=skip_broken)
         for name, table, of_part in zip(("train", "held-out"), tables, rows, strict=True)
     )
-    return train, held_out
+    of_both = (train, held_out)
+    num_used, num_cut = (sum(len(one.answers) for one in of_both), sum(one.num_truncated for one in of_both))
+    return train, held_out, LeftOut.of(found, num_used, truncated=num_cut)
 
 
 def _ends(tokenizer: Any, config: Any) -> tuple[int, ...]:

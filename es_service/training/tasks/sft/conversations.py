@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from es_service import errors
-from es_service.training.tables.columns import find_column
+from es_service.training.tables.columns import check_apart, find_column
 from es_service.training.tasks.options import TaskOptions
 
 __all__ = ["ANSWERS", "MESSAGES", "PROMPTS", "Message", "conversations"]
@@ -45,6 +45,7 @@ def conversations(table: pa.Table, options: TaskOptions) -> Iterator[Callable[[]
         return (lambda messages=messages: _checked(messages) for messages in table[name].to_pylist())  # type: ignore[misc]
     prompt = find_column(table, options.prompt_column, PROMPTS, flag="--prompt-column")
     answer = find_column(table, options.answer_column, ANSWERS, flag="--answer-column")
+    check_apart([("--prompt-column", prompt), ("--answer-column", answer)])
     columns = []
     for name in (prompt, answer):
         kind = table.schema.field(name).type

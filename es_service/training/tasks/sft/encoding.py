@@ -26,10 +26,12 @@ class Part:
     Args:
         sequences: their tokens.
         answers: text of the last answer of each.
+        num_truncated: how many lost their end.
     """
 
     sequences: Sequences
     answers: list[str]
+    num_truncated: int
 
 
 class Encoder:
@@ -105,7 +107,7 @@ class Encoder:
                 "%s samples: %d of %d sequences are longer than %d tokens, and lose their end (--max-length)",
                 *(name, num_truncated, len(sequences), self._max_length),
             )
-        return Part(Sequences(sequences), answers)
+        return Part(Sequences(sequences), answers, num_truncated)
 
     def _plain(self, messages: list[Message]) -> _Pieces:
         return [

@@ -132,8 +132,10 @@ class LanguageModelFolder:
         return self.folder.load(what, function, gguf_file=self.gguf_file, **settings)
 
     def _new(self, config: Any) -> torch.nn.Module:
+        made = self.folder.library.AutoModelForCausalLM.from_config
         try:
-            model: torch.nn.Module = self.folder.library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with self.folder.quietly():
+                model: torch.nn.Module = made(config, dtype=torch.float32)
         except ValueError as error:  # a page long: each configuration that would do
             reason = str(error).strip().partition("\n")[0]
             raise errors.ConfigError(f"--model {self.folder.name} is no causal language model: {reason}") from error

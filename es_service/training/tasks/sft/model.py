@@ -65,7 +65,7 @@ class AnswerModel(torch.nn.Module):
             self._answers(batches.take(batch, positions), batch["lengths"][positions])
             for positions in self._passes(order, batch["lengths"])
         ]
-        back = torch.from_numpy(np.argsort(order, kind="stable")).to(batch["tokens"].device)
+        back = batches.moved(torch.from_numpy(np.argsort(order, kind="stable")), batch["tokens"].device)
         return Answers(*(torch.cat(of_parts)[back] for of_parts in zip(*parts, strict=True)))
 
     def gradient_checkpointing_enable(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from es_service.training.tables.left_out import LeftOut
 from es_service.training.tasks.base import TaskDefaults
 from es_service.training.tasks.sft.encoding import Part
 from es_service.training.tasks.sft.generation import final_answer, generate
@@ -31,6 +32,7 @@ class FineTuning:
         defaults: settings of the training.
         per_token: whether each token counts alike in a step, instead of each sequence.
         negative_loss: whether the metric is that, instead of the token accuracy.
+        left_out: what of the files is not trained on.
     """
 
     name = "sft"
@@ -49,7 +51,9 @@ class FineTuning:
         defaults: TaskDefaults,
         per_token: bool,
         negative_loss: bool,
+        left_out: LeftOut,
     ) -> None:
+        self.left_out = left_out
         self.train_set, self.held_out = train.sequences, held_out.sequences
         self.build_model, self.defaults = build_model, defaults
         self._tokenizer, self._ends, self._expected = tokenizer, ends, held_out.answers

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.training.tables.columns import find_column
+from es_service.training.tables.columns import check_apart, find_column
 from es_service.training.tables.files import find_parts
 from es_service.training.tables.holdout import split
-from es_service.training.tables.read import read_table
+from es_service.training.tables.left_out import LeftOut
+from es_service.training.tables.read import ReadTable, read_table
 from es_service.training.tasks.class_metrics import check_metric
 from es_service.training.tasks.folders import ModelFolder
 from es_service.training.tasks.options import MODELS, TaskOptions
@@ -36,6 +37,7 @@ class TextClassification(Classification):
     """Classification of texts; see `build`."""
 
     train_set: TextSet
+    left_out: LeftOut | None = None
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -67,7 +69,7 @@ def build(data: str, options: TaskOptions) -> TextClassification:
         raise errors.ConfigError(f"--max-length {options.max_length}: it must be at least {_LEAST_LENGTH}")
     model, known = options.model or "tiny", MODELS["text"]
     folder = None if model in known else ModelFolder(model, download=bool(options.download), models=known)
-    train, held_out = _samples(data, options)
+    (train, held_out), tables = _samples(data, options)
     num_classes = len(train.labels.values)
     if num_classes < 2:
         raise errors.DataError(f"all samples have the label {train.labels.values[0]!r}: at least 2 classes are needed")
@@ -76,7 +78,8 @@ def build(data: str, options: TaskOptions) -> TextClassification:
     else:
         reader = _OURS[model](num_classes, options.max_length)
     encoded = [_encoded(texts, reader) for texts in (train, held_out)]
-    _warn(train.num_skipped + held_out.num_skipped, encoded, reader.limit)
+    num, num_cut = (sum(counts) for counts in zip(*((one.lengths.size, one.num_cut) for one in encoded), strict=True))
+    _warn(train.num_skipped + held_out.num_skipped, num_cut, num, reader.limit)
     by_length = np.argsort(encoded[1].lengths, kind="stable")  # evaluated with little padding
     return TextClassification(
         name="text",
@@ -87,16 +90,19 @@ def build(data: str, options: TaskOptions) -> TextClassification:
         defaults=reader.defaults,
         preview=train.shown,
         judged_by=metric,
+        left_out=LeftOut.of(tables, num, truncated=num_cut),
     )
 
 
-def _samples(data: str, options: TaskOptions) -> tuple[Texts, Texts]:
-    """Return the samples to train on and those held out."""
+def _samples(data: str, options: TaskOptions) -> tuple[tuple[Texts, Texts], list[ReadTable]]:
+    """Return the samples to train on and those held out, and the tables that they come from."""
     parts, skip = find_parts(data, options.held_out), bool(options.skip_broken)
-    table = read_table(parts.train, skip_broken=skip).table
+    tables = [read_table(parts.train, skip_broken=skip)]
+    table = tables[0].table
     names = find_texts(table, options.text_column)
     label = find_column(table, options.label_column, LABELS, flag="--label-column")
     train = read_texts(table, names, label, skip_broken=skip)
+    check_apart([*(("--text-column", name) for name in names), ("--label-column", label)])
     if parts.held_out is None:
         rows = split(len(train.labels_n), parts.share or 0.0, train.labels_n)
         chosen = [
@@ -108,11 +114,12 @@ def _samples(data: str, options: TaskOptions) -> tuple[Texts, Texts]:
             )
             for is_first, rows_m in zip((True, False), rows, strict=True)
         ]
-        return chosen[0], chosen[1]
-    other = read_table(parts.held_out, skip_broken=skip).table
+        return (chosen[0], chosen[1]), tables
+    tables.append(read_table(parts.held_out, skip_broken=skip))
+    other = tables[1].table
     for name in (*names, label):
         find_column(other, name, (), flag=f"--held-out {parts.held_out[0]}, column")
-    return train, read_texts(other, names, label, like=train.labels, skip_broken=skip)
+    return (train, read_texts(other, names, label, like=train.labels, skip_broken=skip)), tables
 
 
 def _encoded(texts: Texts, reader: Reader) -> Sequences:
@@ -131,8 +138,7 @@ def _encoded(texts: Texts, reader: Reader) -> Sequences:
     return found
 
 
-def _warn(num_skipped: int, sequences: list[Sequences], limit: int) -> None:
-    num_cut, num = sum(one.num_cut for one in sequences), sum(one.lengths.size for one in sequences)
+def _warn(num_skipped: int, num_cut: int, num: int, limit: int) -> None:
     for count, message in (
         (num_skipped, f"{num_skipped:,} rows were left out, which have no text"),
         (num_cut, f"{num_cut:,} of {num:,} samples were truncated to {limit} tokens (--max-length)"),

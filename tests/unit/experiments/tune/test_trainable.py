@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from es_service import errors
 from es_service.experiments.tune.search_spec import Places
 from es_service.experiments.tune.trainable import Job, Training
 from es_service.experiments.tune.trials import Trial
@@ -51,6 +52,8 @@ def test_a_trial_that_was_ended_continues_and_one_that_has_ended_is_reported_aga
     assert [(one["epoch"], one["epochs"], one["last"], one["done"]) for one in entries] == [
         (0, 1, False, False), (1, 2, False, False), (2, 3, True, True),
     ]  # fmt: skip
+    with pytest.raises(errors.TrainingError, match="run 'whole' has ended"):
+        whole.step()
     whole.end()
     shutil.rmtree(tmp_path / "whole" / "checkpoints")
     again = training("whole")  # as after SIGKILL, when its end had not been kept yet
@@ -82,6 +85,8 @@ def test_a_trial_that_fails_says_why_and_one_whose_search_stops_says_so(
         result = failing.step()
     assert result["done"]
     assert "lower the learning rate" in result["failed"]
+    with pytest.raises(errors.TrainingError, match="run 'failing' has ended"):  # and not waited for
+        failing.step()
     stopping = training("stopping")
     assert stopping.step()["epoch"] == 0
     (tmp_path / "stop").touch()
