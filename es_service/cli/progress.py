@@ -17,7 +17,7 @@ _LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Shows what is begun, and then how far the training is; safe to use from many threads.
+    """Shows the progress of a training run; safe to use from many threads.
 
     Args:
         stream: where to.

@@ -54,8 +54,8 @@ def test_two_ranks_make_one_metric_one_cost_and_one_count(ray_head: Any, tmp_pat
     assert (progress["tokens"], progress["backward_cost"]) == (tokens, result["backward_cost"])
     assert progress["history"][-1]["metrics"] == pytest.approx(result["metrics"])
     shown = text.summary(result)
-    assert f"  matthews         {result['metrics']['matthews']:.4f} on held-out samples" in shown
-    assert f"  mirrored         {result['metrics']['mirrored']:.4f} on held-out samples" in shown
+    assert f"  matthews               {result['metrics']['matthews']:.4f} on held-out samples" in shown
+    assert f"  mirrored               {result['metrics']['mirrored']:.4f} on held-out samples" in shown
     assert f"counted as {result['backward_cost']:.2f} forward passes, measured" in shown
     assert f"{tokens['trained']:,} back-propagated" in shown
 
