@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from es_service.experiments.compare.comparison import SHORT_FULL
 from es_service.experiments.compare.outcomes import Outcome
 from es_service.experiments.progress import Bar
 from es_service.training.spec import TrainingSpec
@@ -59,6 +60,8 @@ class Progress(Bar):
         waiting = [spec for spec in self._specs if spec.run not in self._finished]
         left = seconds_left(waiting, list(self._finished.values()), self._jobs)
         ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
+        if ahead and not any(spec.method.startswith(SHORT_FULL) for spec in self._specs):
+            ahead += " before the short full runs"  # how many and how long they are depends on all methods
         self.ended(f"{_ended(outcome)}{ahead}")
 
 
