@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from es_service import errors
+from es_service.experiments.compare.comparison import SHORT_FULL
 from es_service.experiments.compare.outcomes import Outcome
 from es_service.experiments.progress import Bar, measured
 from es_service.storage.runs import RunStorage
@@ -82,6 +83,8 @@ class Progress(Bar):
         waiting = [spec for spec in self._specs if spec.run not in self._finished]
         left = seconds_left(waiting, list(self._finished.values()), self._jobs)
         ahead = f", about {_duration(left)} left" if waiting and left is not None else ""
+        if ahead and not any(spec.method.startswith(SHORT_FULL) for spec in self._specs):
+            ahead += " before the short full runs"  # how many and how long they are depends on all methods
         self._last = [f"{_ended(outcome)}{ahead}"]
         self.ended(self._last[0])
 

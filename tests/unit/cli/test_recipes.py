@@ -12,6 +12,7 @@ from es_service.cli import build_parser
 from es_service.cli.comparing import subject_of
 from es_service.experiments.begin import check_known
 from es_service.experiments.compare.comparison import parse_candidates
+from es_service.training.tasks.options import MODELS
 
 PAGE = Path(__file__).parents[3] / "docs/explanation/evidence.md"
 SECTION = re.search(r"^## The paper's tasks\n(.*?)^## ", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -36,7 +37,7 @@ def test_a_recipe_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.
     options = build_parser().parse_args(words)
     known = check_known(**subject_of(options))
     assert known["data"].startswith(str(tmp_path))
-    assert Path(known["options"]["model"]).exists() or known["options"]["model"] == "resnet18"
+    assert Path(known["options"]["model"]).exists() or known["options"]["model"] in MODELS[known["task"]]
     assert {one.label for one in parse_candidates(options.methods)} > {"full", "random"}
     assert options.seeds >= 3
 

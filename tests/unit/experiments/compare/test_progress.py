@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from es_service import errors
+from es_service.experiments.compare.comparison import short_full
 from es_service.experiments.compare.progress import Progress, seconds_left
 from es_service.experiments.compare.running import Slots
 from es_service.storage.runs import RunStorage
@@ -40,9 +41,29 @@ def test_lines_where_there_is_no_terminal(make_comparison: Make, make_outcome: M
     progress.close()
     assert stream.getvalue().splitlines() == [
         "1 run finished before",
-        "2/3 random seed 0: accuracy 80.00 %, took 60 s, about 2 min left",
+        "2/3 random seed 0: accuracy 80.00 %, took 60 s, about 2 min left before the short full runs",
         "3/3 es seed 0 failed: loss nan",
     ]
+
+
+def test_the_short_full_runs_are_not_in_the_time_left_until_they_are_known(
+    make_comparison: Make, make_outcome: Make
+) -> None:
+    comparison = make_comparison("es", seeds=2)
+    stream = io.StringIO()
+    progress = Progress(stream, 1)
+    methods = comparison.specs(comparison.candidates)
+    progress.expect(methods)
+    for spec in methods:
+        candidate = next(one for one in comparison.candidates if one.label == spec.method)
+        progress.show(make_outcome(comparison, candidate, spec.seed, 0.9, seconds=117.0))
+    progress.expect(comparison.specs((short_full(4),)))
+    progress.show(make_outcome(comparison, short_full(4), 0, 0.9, seconds=57.0))
+    progress.close()
+    first, *_, last_of_methods, short = stream.getvalue().splitlines()
+    assert first.endswith("about 10 min left before the short full runs")
+    assert last_of_methods.endswith("took 2 min")
+    assert short.endswith("about 60 s left")
 
 
 class Terminal(io.StringIO):
@@ -59,7 +80,7 @@ def test_a_bar_on_a_terminal(make_comparison: Make, make_outcome: Make) -> None:
     progress.say("stopped")
     progress.close()
     assert "1/3 runs" in stream.getvalue()
-    assert "full seed 0: accuracy 90.00 %, took 13 s, about 26 s left" in stream.getvalue()
+    assert "full seed 0: accuracy 90.00 %, took 13 s, about 26 s left before the short full runs" in stream.getvalue()
     assert "stopped" in stream.getvalue()
 
 
