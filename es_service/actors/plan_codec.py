@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ _SCHEMA = pa.schema(
         ("scale", pa.large_binary()),  # float32 of each id, or null
         ("ratio", pa.float64()),
         ("learning_rate_factor", pa.float64()),
+        ("decision", pa.string()),  # JSON, or null
     ]
 )
 
@@ -26,7 +29,8 @@ _SCHEMA = pa.schema(
 def encode_plan(plan: Plan) -> bytes:
     """Pack a plan."""
     scale = None if plan.scale is None else plan.scale.astype("<f4").tobytes()
-    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor]
+    decision = None if plan.decision is None else json.dumps(plan.decision)
+    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor, decision]
     batch = pa.record_batch([pa.array([v], f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -53,6 +57,10 @@ def decode_plan(data: bytes) -> Plan:
         raise errors.StorageError(
             f"the journal holds a plan of {ids.size} ids with {len(row['scale'])} bytes of scales"
         )
+    try:
+        decision = None if row["decision"] is None else json.loads(row["decision"])
+    except ValueError as error:
+        raise errors.StorageError(f"the journal holds a plan with a decision that is not JSON: {error}") from error
     scale = None if row["scale"] is None else np.frombuffer(row["scale"], dtype="<f4")
     return Plan(
         ids=ids,
@@ -60,6 +68,7 @@ def decode_plan(data: bytes) -> Plan:
         ratio=row["ratio"],
         hidden=_ids(row["hidden"]),
         learning_rate_factor=row["learning_rate_factor"],
+        decision=decision,
     )
 
 

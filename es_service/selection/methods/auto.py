@@ -19,6 +19,7 @@ class Auto(Evolved):
     """Evolved Sampling that decides its share; make it with `auto()`."""
 
     name: ClassVar[str] = "auto"
+    decides: ClassVar[bool] = True
     beta1: float = 0.2
     beta2: float = 0.9
     gate: float = 1.0
