@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from es_service.selection.decisions import REASONS
 from es_service.storage.files import join
 
 __all__ = ["grid", "percent", "saved_so_far", "seconds", "summary"]
@@ -96,6 +97,9 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
     if (tokens := result["tokens"]) is not None:
         words = f"{tokens['trained']:,} back-propagated, {tokens['scored']:,} scored; a full run: {tokens['full']:,}"
         asides.append(("tokens", f"{words}; {percent(result['saving']['tokens'])} saved"))
+    decided = [one for one in result["decisions"] if one is not None]
+    if decided:
+        asides.append(("decided", _decided(decided)))
     if result["backward_cost_measured"]:
         asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
     if corrupted is not None:
@@ -105,6 +109,16 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         cost = f"{prepared['trained']:,} samples trained and {prepared['scored']:,} scored"
         asides.append(("prepared", f"irreducible losses, by hold-out models: {cost}, {seconds(prepared['seconds'])}"))
     return asides
+
+
+def _decided(made: Sequence[dict[str, Any]]) -> str:
+    """Return in which epochs a run that decides for itself selected."""
+    selecting = [one for one in made if one["ratio"] < 1.0]
+    if not selecting:
+        return f"it trained on everything: {REASONS.get(made[-1]['reason'], made[-1]['reason'])}"
+    least, most = (percent(pick(one["ratio"] for one in selecting)) for pick in (min, max))
+    shares = least if least == most else f"{least} to {most}"
+    return f"{len(selecting)} of {len(made)} epochs selected, {shares} of each meta-batch"
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, OPTIONS, add_task_f
 from es_service.cli.training_flags import TRAINING, add_training_flags
 from es_service.cli.yaml_files import read_yaml
 from es_service.selection.config import PRESETS, preset
+from es_service.selection.decisions import in_words
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.spec import TrainingSpec
@@ -227,6 +228,7 @@ class Progress:
         self._stream = stream
         self._bar: Any = None
         self._num_shown = 0
+        self._decided: str | None = None
 
     def show(self, stats: dict[str, Any]) -> None:
         """Take the score server's stats, or the same from a training in this process."""
@@ -238,6 +240,10 @@ class Progress:
             self._move_bar(progress, evaluated)
             return
         for one in evaluated[self._num_shown :]:
+            decided = None if one.get("decision") is None else in_words(one["decision"])
+            if decided not in (None, self._decided):
+                print(f"epoch {one['epoch'] + 1}: {decided}", file=self._stream, flush=True)
+            self._decided = decided
             line = f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {one['accuracy']:.4f}, "
             print(line + text.saved_so_far(one["saving"]), file=self._stream, flush=True)
             self._num_shown += 1

@@ -1,5 +1,6 @@
 """Decisions of a plan: what its epoch trains on, why, and what that costs; as they are kept, and in words.
 
+epoch           that it is about, from 0
 share           r, the share of a meta-batch that the weights ask for; None where nothing was observed
 ratio           b/B of the epoch's steps; 1 trains on everything, unscored
 scoring_cost    of a meta-batch, as a share of a full step over it
@@ -32,11 +33,12 @@ STOPPED = ("stopped_time", "stopped_variance")
 """Reasons of epochs in which the guard has stopped selection."""
 
 
-def filled(decision: Mapping[str, Any], scoring_cost: float) -> dict[str, Any]:
+def filled(decision: Mapping[str, Any], epoch: int, scoring_cost: float) -> dict[str, Any]:
     """Return a decision with all its figures, of one that has "ratio", and "share" where the weights ask for one."""
     share, ratio = decision.get("share"), decision["ratio"]
     selects = ratio < 1.0
     return {
+        "epoch": epoch,
         "share": share,
         "ratio": ratio,
         "scoring_cost": scoring_cost,

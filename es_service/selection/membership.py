@@ -197,12 +197,7 @@ class Membership:
         return True
 
     def go_to(
-        self,
-        finished_epochs: int,
-        epoch_starts: Sequence[int],
-        past: Past = BEGINNING,
-        *,
-        open_share: Share | None = None,
+        self, finished_epochs: int, epoch_starts: Sequence[int], past: Past = BEGINNING, open_share: Share | None = None
     ) -> None:
         """Stand behind that many epochs; ranks that had an epoch open have it no longer.
 

@@ -34,6 +34,10 @@ class Past:
         """What scoring a meta-batch costs, as a share of a full step over it; see `Ledger.scoring_cost`."""
         return (self.ledger or Ledger()).scoring_cost()
 
+    def decision_of(self, epoch: int) -> Mapping[str, Any] | None:
+        """Return the decision that an epoch went by, where it is the last one that had one."""
+        return self.decision if self.decision is not None and self.decision["epoch"] == epoch else None
+
     def behind(self, ledgers: list[Ledger], decision: Mapping[str, Any] | None) -> Past:
         """Return what is behind a run after one more epoch, with this decision, and these ledgers of all ranks."""
         merged = Ledger.merge(ledgers) if ledgers else self.ledger

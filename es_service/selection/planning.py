@@ -66,4 +66,4 @@ def plan_epoch(
         plan = yield from guarded(plan, prospect, past, ratio, power)
     if plan.decision is None:
         return plan
-    return dataclasses.replace(plan, decision=decisions.filled(plan.decision, prospect.scoring_cost))
+    return dataclasses.replace(plan, decision=decisions.filled(plan.decision, epoch, prospect.scoring_cost))

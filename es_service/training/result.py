@@ -37,6 +37,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         "skipped": ledger.skipped,
         "memory": metrics["memory"],
         "history": metrics["history"],
+        "decisions": [one.get("decision") for one in metrics["history"]],
     }
 
 
