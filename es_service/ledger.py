@@ -172,8 +172,8 @@ class Ledger:
     def scoring_cost(self) -> float:
         """Return what scoring a meta-batch costs, as a share of a full step over it, in steps of 0.05.
 
-        By the seconds of both once training was timed for a minute and full steps among it were measured; before that by
-        passes, 1/(1+c): the first minute of a run is decided without a clock.
+        By the seconds of both once training was timed for a minute and full steps among it were measured; before
+        that by passes, 1/(1+c): the first minute of a run is decided without a clock.
         """
         cost = 1 / (1 + self.backward_cost)
         if self._is_timed and self.scored:

@@ -15,7 +15,7 @@ from es_service.actors.epoch_state import EpochState
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
-from es_service.selection.past import Past
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import Caller, RunState
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import table_files
@@ -41,9 +41,9 @@ class Checkpoints:
         ordinal: int,
         finished_epochs: int,
         starts: tuple[int, ...],
-        past: Past,
         sha256: str,
         table: bytes | None,
+        past: Past = BEGINNING,
     ) -> bool:
         """Go back to the state of a checkpoint; return False where its table has to be sent along.
 
@@ -53,9 +53,9 @@ class Checkpoints:
             ordinal: counts the generation's rewinds from 1; its first rank does each, for the others it is done.
             finished_epochs: of the state; 0 forgets everything.
             starts: epoch starts of the state.
-            past: of the state.
             sha256: of the state's table as an Arrow IPC file.
             table: that file, or None to try with what the storage holds.
+            past: of the state.
 
         Raises:
             StorageError: the table is damaged or of another size.

@@ -125,7 +125,7 @@ class SnapshotWriter:
             beside = self._storage.begin_snapshot(finished)
             parts = self._shards.all("write_part", beside, finished)
             self._allowed()
-            self._storage.finish_snapshot(beside, copied.epoch_starts, copied.past, copied.num_samples, parts)
+            self._storage.finish_snapshot(beside, copied.epoch_starts, copied.num_samples, parts, copied.past)
         except MemoryError as error:
             self._failure = errors.StorageError("not enough memory to write a snapshot: use more shards")
             raise self._failure from error

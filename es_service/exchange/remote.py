@@ -253,19 +253,19 @@ class Remote(Exchange):
             )
         self._join()
         digest = hashlib.sha256(state.table).hexdigest()
-        place = state.finished_epochs, state.epoch_starts, state.past
-        if not self._rewind(*place, digest, None):
-            self._rewind(*place, digest, state.table)
+        place = state.finished_epochs, state.epoch_starts, digest
+        if not self._rewind(*place, None, state.past):
+            self._rewind(*place, state.table, state.past)
 
     def reset(self) -> None:
         """See `Exchange.reset`; the first rank of a generation does it."""
         self._join()
-        self._rewind(0, (0,), BEGINNING, "", None)
+        self._rewind(0, (0,), "", None, BEGINNING)
 
     def _rewind(
-        self, finished_epochs: int, starts: tuple[int, ...], past: Past, sha256: str, table: bytes | None
+        self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None, past: Past
     ) -> bool:
-        if not self.calls.call("rewind", self._num_rewinds + 1, finished_epochs, starts, past, sha256, table):
+        if not self.calls.call("rewind", self._num_rewinds + 1, finished_epochs, starts, sha256, table, past):
             return False
         self._num_rewinds += 1
         self._epochs.stand_at(finished_epochs)

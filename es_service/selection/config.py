@@ -41,8 +41,8 @@ class Selection:
         cap: q in (0, 1]; no weight counts for more than the q-quantile of its meta-batch. 1 caps nothing.
         score_every: epochs between two scoring passes; in those between, draws go by the weights there are (StaleSB).
         interrupt: every so many steps one trains on everything, unscored; None never.
-        guard: stop selecting where the run's own figures say that it does not pay, and look again now and then; None does
-            so for `auto` alone.
+        guard: stop selecting where the run's own figures say that it does not pay, and look again now and then; None
+            does so for `auto` alone.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
         prune_unobserved: let pruning drop samples whose loss was never seen.
         drop_last: every meta-batch of an epoch is full; the samples left over sit it out, others each time. Otherwise

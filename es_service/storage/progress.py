@@ -102,7 +102,7 @@ class Progress:
     # -- what changes it -----------------------------------------------------------------------------------------------
 
     def finish(self, epoch: int, ledgers: Sequence[Ledger], decision: Mapping[str, Any] | None = None) -> None:
-        """Take the ledgers of all ranks at an epoch's end, or later ones of the same end, and what decided the epoch."""
+        """Take all ranks' ledgers at an epoch's end, or later ones of the same end, and what decided the epoch."""
         with self._lock:
             self._read()
             self._ledgers[epoch] = _entry(Ledger.merge(list(ledgers)), decision)

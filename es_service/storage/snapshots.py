@@ -182,7 +182,7 @@ class Snapshots:
         """Write a run's whole state, see `finish`; return its table's sha256."""
         folder = self.begin(state.finished_epochs, stamp)
         part = self.write_part(folder, state.records, WHOLE)
-        self.finish(folder, state.epoch_starts, state.past, state.records.size, part, keep=keep)
+        self.finish(folder, state.epoch_starts, state.records.size, part, state.past, keep=keep)
         return str(part[shard_file(0)]["sha256"])
 
     def begin(self, finished_epochs: int, stamp: str = NOBODY) -> str:
@@ -215,9 +215,9 @@ class Snapshots:
         self,
         folder: str,
         epoch_starts: Sequence[int],
-        past: Past,
         num_samples: int,
         parts: Files,
+        past: Past = BEGINNING,
         *,
         keep: int = 3,
         confirm: Callable[[], None] = lambda: None,
@@ -229,9 +229,9 @@ class Snapshots:
         Args:
             folder: as `begin` returned it, with a file of each shard in it.
             epoch_starts: the run step at which each finished epoch, and the next one, begins.
-            past: of the run.
             num_samples: rows of the whole table.
             parts: what `write_part` returned, of all shards.
+            past: of the run.
             keep: how many epochs have a snapshot.
             confirm: called behind the manifest, before anything older is given up; raises where the snapshot does not
                 count, since another one writes the run.
