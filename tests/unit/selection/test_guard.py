@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,20 @@ import pytest
 
 import es_service as es
 from es_service import errors
+from es_service.exchange.base import Position
+from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
 from es_service.selection.config import preset
 from es_service.selection.decisions import REASONS, in_words
 from es_service.selection.engine import Engine
 from es_service.selection.guard import guarded
+from es_service.selection.local_run import LocalRun
 from es_service.selection.past import BEGINNING, Past
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.reductions import agree
 from es_service.selection.run import RunConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore::es_service.errors.SelectionStoppedWarning")
 MakeProspect = Callable[..., Prospect]
 SLOW = Past(time_saved=-0.1)
 EVEN, STEEP = np.ones(100, np.float32), (np.arange(100) % 20 == 0).astype(np.float32) * 9 + np.float32(0.1)
@@ -214,7 +219,9 @@ def test_a_run_says_once_that_selection_was_stopped_and_continues_the_same_from_
     with pytest.warns(es.SelectionStoppedWarning, match="trains on everything .*uniform draws"):
         decided = train(selector, range(4), losses)
     state = selector.state_dict()
-    expected = train(selector, range(4, 9), losses)  # no second warning, which would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no second one
+        expected = train(selector, range(4, 9), losses)
     assert [one["ratio"] for one in decided] == [0.25, 1.0, 1.0, 1.0]
     assert [one["guard"] and one["guard"]["again"] for one in decided] == [None, 3, 3, 7]
     assert selector.metrics()["selection/decision_ratio"] == 1.0
@@ -233,3 +240,27 @@ def test_a_run_that_is_kept_continues_with_the_same_decisions(tmp_path: Any) -> 
     assert train(es.Selector(selection, run="cut", **kept), range(5, 9), STEEP) == whole[5:]
     assert any(one["ratio"] < 1 for one in whole)
     assert whole[0]["reason"] == "no_losses"
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("name", ["auto", "es"])
+def test_ranks_decide_what_one_decides(name: str, world_size: int) -> None:
+    selection = preset(name, guard=True, anneal=(0, 0))
+    assert lockstep(selection, world_size) == lockstep(selection, 1)
+
+
+def lockstep(selection: es.Selection, world_size: int) -> list[Any]:
+    """Return what all ranks of a process decided, epoch by epoch; a meta-batch of all together has 24 samples."""
+    shape: dict[str, Any] = {"num_samples": 96, "num_epochs": 6, "batch_size": 24 // world_size}
+    run = LocalRun(RunConfig(selection=selection, **shape))
+    exchanges = [Embedded(run, Position(rank, world_size)) for rank in range(world_size)]
+    selectors = [es.Selector(selection, **shape, exchange=one) for one in exchanges]
+    decided = []
+    for epoch in range(6):
+        losses = STEEP * 10 if epoch % 2 else STEEP + np.float32(1)
+        for batches in zip(*(one.epoch(epoch) for one in selectors), strict=True):
+            for selector, ids_B in zip(selectors, batches, strict=True):
+                selector.select(ids_B, losses[ids_B])
+        assert all(one.decision == selectors[0].decision for one in selectors)
+        decided.append(selectors[0].decision)
+    return decided
