@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from es_service.cli.training import Progress
+from es_service.selection.decisions import filled
 
 
 class Terminal(io.StringIO):
@@ -134,3 +135,16 @@ def test_closing_what_never_began_prints_nothing() -> None:
     stream = Terminal()
     Progress(stream).close()
     assert stream.getvalue() == ""
+
+
+def test_a_decision_is_a_line_of_its_own_where_it_changes() -> None:
+    made = [filled({"ratio": ratio, "share": 0.35}, epoch, 0.33) for epoch, ratio in enumerate((0.35, 0.35, 1.0))]
+    stream = io.StringIO()
+    progress = Progress(stream)
+    history = [{**one, "decision": decision} for one, decision in zip(finished(3), made, strict=True)]
+    progress.show(stats(2, 1.0, history))
+    lines = [line for line in stream.getvalue().splitlines() if "trains on" in line]
+    assert lines == [
+        "epoch 1: trains on 35 % of each meta-batch (weights concentrate: r = 0.35; scoring costs 33 % of a step)",
+        "epoch 3: trains on everything (weights are even: r = 0.35; scoring costs 33 % of a step)",
+    ]
