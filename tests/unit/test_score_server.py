@@ -777,7 +777,7 @@ def test_a_checkpoint_whose_starts_do_not_fit_is_refused_and_changes_nothing(
 ) -> None:
     server = make_server()
     states = checkpoints(Worker(server, config), 2, losses_of)
-    data, finished, _ = states[0]
+    data, finished, _, _ = states[0]
     with pytest.raises(errors.StorageError):
         server.rewind(0, FIRST, 1, finished, (0,), hashlib.sha256(data).hexdigest(), data)
     assert server.state() == states[1]
