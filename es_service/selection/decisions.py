@@ -21,6 +21,7 @@ __all__ = ["FIGURES", "REASONS", "STOPPED", "filled", "in_words"]
 FIGURES = ("share", "ratio", "scoring_cost", "cost", "cost_otherwise")
 REASONS: Mapping[str, str] = MappingProxyType(
     {
+        "fixed_ratio": "the method has a ratio of its own",
         "no_losses": "no losses are known yet",
         "weights_even": "weights are even",
         "weights_concentrate": "weights concentrate",
@@ -44,10 +45,16 @@ def filled(decision: Mapping[str, Any], epoch: int, scoring_cost: float) -> dict
         "scoring_cost": scoring_cost,
         "cost": ratio + scoring_cost if selects else 1.0,
         "cost_otherwise": 1.0 if selects else None if share is None else min(share, 1.0) + scoring_cost,
-        "reason": "weights_concentrate" if selects else "no_losses" if share is None else "weights_even",
+        "reason": _reason(selects, share),
         "guard": None,
         **decision,
     }
+
+
+def _reason(selects: bool, share: float | None) -> str:
+    if share is None:
+        return "fixed_ratio" if selects else "no_losses"
+    return "weights_concentrate" if selects else "weights_even"
 
 
 def in_words(decision: Mapping[str, Any]) -> str:
