@@ -20,8 +20,8 @@
         ├── ServerUnavailableError no answer before the deadline              (also TimeoutError)
         └── ServerRestartedError   it restarted and lost what was not yet on storage
 
-Two warnings (UserWarning): NothingSelectedWarning, of settings that train on everything, and DataWarning, of samples
-that were changed or left out as they were read.
+Three warnings (UserWarning): NothingSelectedWarning, of settings that train on everything, SelectionStoppedWarning, of
+selection that does not pay, and DataWarning, of samples that were changed or left out as they were read.
 
 A message states what is wrong, which value, and what to change. All of them survive pickling, which Ray relies on.
 """
@@ -43,6 +43,7 @@ __all__ = [
     "RunMismatchError",
     "RunNameError",
     "RunNotFoundError",
+    "SelectionStoppedWarning",
     "ServerError",
     "ServerRestartedError",
     "ServerUnavailableError",
@@ -131,6 +132,10 @@ class ServerRestartedError(ServerError):
 
 class NothingSelectedWarning(UserWarning):
     """The settings of a run leave no step and no epoch that selects: it trains on everything."""
+
+
+class SelectionStoppedWarning(UserWarning):
+    """The guard of a run stopped selection for some epochs: by the run's own figures it does not pay."""
 
 
 class DataWarning(UserWarning):

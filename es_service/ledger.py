@@ -18,6 +18,7 @@ SECTIONS = ("score", "train", "exchange", "data")
 _TOKENS = ("scored_tokens", "trained_tokens", "full_tokens")
 _COUNTED = ("scored", "trained", "full", *_TOKENS, "skipped", "measured_steps", "scorer_scored", "scorer_trained")
 _SUMMED = ("measured_s", "scorer_passes", "scorer_s")
+_TIMED_S, _TIMED_STEPS = 60.0, 20  # of training, and full steps, before decisions go by seconds
 _WARM_UP_STEPS = 3  # of a process: first touches, imports, compilation, caches
 
 
@@ -183,6 +184,38 @@ class Ledger:
             "seconds": seconds,
             **({"tokens": 1.0 - self.trained_tokens / self.full_tokens} if self.full_tokens else {}),
         }
+
+    def scoring_cost(self) -> float:
+        """Return what scoring a meta-batch costs, as a share of a full step over it, in steps of 0.05.
+
+        By the seconds of both once training was timed for a minute and full steps among it were measured; before
+        that by passes, 1/(1+c): the first minute of a run is decided without a clock.
+        """
+        cost = 1 / (1 + self.backward_cost)
+        if self._is_timed and self.scored:
+            cost = self.seconds["score"] / self.scored * self.full / (self.full_steps * self._step_s)
+        return round(20 * cost) / 20
+
+    def time_saved_since(self, before: Ledger) -> float | None:
+        """Return which share of a full run's time was saved since an earlier ledger of the same run.
+
+        None where nothing was selected since, or the clock does not count yet, see `scoring_cost`.
+        """
+        steps = self.full_steps - self.warm_up_full_steps - (before.full_steps - before.warm_up_full_steps)
+        left_out = self.full - self.trained - self.skipped - (before.full - before.trained - before.skipped)
+        if not self._is_timed or steps <= 0 or left_out <= 0:
+            return None
+        spent = self.total_s - self.warm_up_s - (before.total_s - before.warm_up_s)
+        return 1 - spent / (steps * self._step_s)
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.seconds["train"] >= _TIMED_S and self.measured_steps >= _TIMED_STEPS and self.measured_s > 0
+
+    @property
+    def _step_s(self) -> float:
+        """Mean seconds of a measured step."""
+        return self.measured_s / self.measured_steps
 
     def token_counts(self) -> dict[str, int] | None:
         """Return the tokens scored, trained on, and of a full run; None where they are not counted."""

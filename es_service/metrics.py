@@ -9,6 +9,7 @@ from es_service.epoch import Epoch
 from es_service.exchange.base import Position
 from es_service.ledger import Ledger
 from es_service.measures import effective_ratio
+from es_service.selection import decisions
 from es_service.selection.run import RunConfig
 
 __all__ = ["collect"]
@@ -54,6 +55,9 @@ def _of_epoch(config: RunConfig, position: Position, here: Epoch, most_seen: int
         found["seen_ratio"] = num_ranks * max(most_seen, measures.num_seen) / config.num_samples
         found["seen_ratio_epoch"] = num_ranks * measures.num_seen / config.num_samples
         found["seen_ratio_plan"] = measures.num_seen / (share.ids.size + share.hidden.size)
+    decision = here.share.decision
+    if decision is not None:
+        found |= {f"decision_{name}": decision[name] for name in decisions.FIGURES}
     draw = measures.draw
     if draw is not None:
         found |= {

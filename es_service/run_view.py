@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from es_service import errors, metrics
 from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange
 from es_service.ledger import Ledger
+from es_service.selection import decisions
 from es_service.selection.queries import Distribution
-from es_service.selection.run import RunConfig
+from es_service.selection.run import RunConfig, Share
 from es_service.storage.progress import check_measured
 
 __all__ = ["RunView"]
@@ -31,6 +33,7 @@ class RunView:
 
     def __init__(self, config: RunConfig, exchange: Exchange, ledger: Ledger) -> None:
         self.config, self.exchange, self.ledger = config, exchange, ledger
+        self._has_warned = False
         self._here: Epoch | None = None  # the epoch that was opened last
 
     @property
@@ -81,6 +84,27 @@ class RunView:
     def learning_rate_factor(self) -> float:
         """By what the open epoch's learning rate is to be multiplied: 1, but where a method asks for more."""
         return 1.0 if self._here is None else self._here.share.learning_rate_factor
+
+    @property
+    def decision(self) -> Mapping[str, Any] | None:
+        """What was decided for the epoch that was opened last, and by which figures; None where nothing was.
+
+        docs/explanation/auto.md lists its fields.
+        """
+        return None if self._here is None else self._here.share.decision
+
+    def _warn_if_stopped(self, share: Share) -> None:
+        """Warn once, on rank 0, where the guard has stopped selection."""
+        reason = None if share.decision is None else share.decision["reason"]
+        if reason not in decisions.STOPPED or self._has_warned or self.exchange.position.rank:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"selection stopped: {decisions.in_words(share.decision or {})}. The run trains on everything, unscored, "
+            "and looks again after 2, 4, 8 … epochs; guard=False selects all the same. Warned of once",
+            errors.SelectionStoppedWarning,
+            stacklevel=4,
+        )
 
     @property
     def wants_scores(self) -> bool:

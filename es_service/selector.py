@@ -218,6 +218,7 @@ class Selector(Restorable):
             num_steps=num_steps,
             closed=self._closed,
         )
+        self._warn_if_stopped(share)
         return self._here
 
     def _opened(self, doing: str) -> Epoch:

@@ -16,6 +16,7 @@ from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, SavedState
 from es_service.ledger import Ledger
 from es_service.run_view import RunView
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import as_integer
 from es_service.storage import runs, sealed
@@ -120,6 +121,7 @@ def state_to_dict(config: RunConfig, saved: SavedState, step: int, ledger: Ledge
         "config": runs.config_to_dict(config),
         "finished_epochs": saved.finished_epochs,
         "epoch_starts": list(saved.epoch_starts),
+        "past": saved.past.to_dict(),
         "table": saved.table,
         "share": None if saved.share is None else _share_to_dict(saved.share),
         "step": step,
@@ -157,7 +159,8 @@ def state_from_dict(state: dict[str, Any], config: RunConfig) -> tuple[SavedStat
         starts = tuple(as_integer("epoch_starts", start, least=0) for start in starts)
         if list(starts) != sorted(starts):
             raise ValueError(f"its epochs begin at {starts}, which do not rise")
-        saved = SavedState(finished, starts, state["table"], share)
+        past = Past.from_dict(state["past"]) if "past" in state else BEGINNING
+        saved = SavedState(finished, starts, state["table"], share, past)
         step, ledger = as_integer("step", state["step"], least=0), Ledger.from_dict(state["ledger"])
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise errors.StorageError(f"the selector state is damaged: {error!r}") from error

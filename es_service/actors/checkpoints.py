@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from es_service.actors.epoch_state import EpochState
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_group import ShardGroup
 from es_service.actors.snapshot_writer import SnapshotWriter
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import Caller, RunState
 from es_service.selection.table import arrow_to_records, records_to_arrow
 from es_service.storage import table_files
@@ -21,6 +23,7 @@ from es_service.storage import table_files
 __all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
+Encoded: TypeAlias = tuple[bytes, int, tuple[int, ...], Past]
 
 
 class Checkpoints:
@@ -40,6 +43,7 @@ class Checkpoints:
         starts: tuple[int, ...],
         sha256: str,
         table: bytes | None,
+        past: Past = BEGINNING,
     ) -> bool:
         """Go back to the state of a checkpoint; return False where its table has to be sent along.
 
@@ -51,6 +55,7 @@ class Checkpoints:
             starts: epoch starts of the state.
             sha256: of the state's table as an Arrow IPC file.
             table: that file, or None to try with what the storage holds.
+            past: of the state.
 
         Raises:
             StorageError: the table is damaged or of another size.
@@ -70,18 +75,18 @@ class Checkpoints:
                 self._shard.state.write(*self._epochs.records())
                 return True
             if table is not None:
-                state = self._decoded(finished_epochs, starts, sha256, table)
+                state = self._decoded(finished_epochs, starts, past, sha256, table)
                 self._writer.settle()
-                self._membership.go_to(finished_epochs, starts)
+                self._membership.go_to(finished_epochs, starts, past)
                 self._behind = self._shards.count > 1
                 self._shards.load(state.records)
                 self._storage.forget_after(finished_epochs, state.records)
-                failure = self._writer.write(self._membership.epoch_starts)
+                failure = self._writer.write(self._membership.epoch_starts, past)
                 if failure is not None:
                     raise failure
                 self._behind = False
             elif finished_epochs == 0 or self._storage.snapshots.holds(finished_epochs, sha256):
-                self._go_to(finished_epochs, starts)
+                self._go_to(finished_epochs, starts, past)
                 self._storage.forget_after(finished_epochs)
             else:
                 return False
@@ -91,8 +96,8 @@ class Checkpoints:
             self._shard.state.write(*self._epochs.records())
             return True
 
-    def state(self, finished_epochs: int | None = None) -> tuple[bytes, int, tuple[int, ...]] | list[int]:
-        """Return (table as an Arrow IPC file, epochs finished, epoch starts), for a checkpoint (group `read`).
+    def state(self, finished_epochs: int | None = None) -> Encoded | list[int]:
+        """Return (table as an Arrow IPC file, epochs finished, epoch starts, past), for a checkpoint (group `read`).
 
         Where another rank has opened the next epoch, the table is the snapshot of the end of the one before.
 
@@ -120,7 +125,7 @@ class Checkpoints:
                 )
         return self._stored_state(finished_epochs)
 
-    def _stored_state(self, finished_epochs: int) -> tuple[bytes, int, tuple[int, ...]]:
+    def _stored_state(self, finished_epochs: int) -> Encoded:
         self._writer.wait()
         try:
             state = self._storage.snapshots.read(finished_epochs)
@@ -130,24 +135,27 @@ class Checkpoints:
                 f"{finished_epochs - 1} cannot be read ({error}): take the state on this rank before the others "
                 "continue (use a barrier), or after the next epoch"
             ) from error
-        return _encoded(state.records), finished_epochs, state.epoch_starts
+        return _encoded(state.records), finished_epochs, state.epoch_starts, state.past
 
-    def _present_state(self) -> tuple[bytes, int, tuple[int, ...]]:
+    def _present_state(self) -> Encoded:
         if self._membership.generation is None:
             if self._behind:
                 self.go_back()
         elif self._shards.count > 1:  # one that restarted may stand elsewhere
             self._shards.all("check_begun")
-        return _encoded(self._shards.records()), self._membership.finished_epochs, self._membership.epoch_starts
+        at = self._membership
+        return _encoded(self._shards.records()), at.finished_epochs, at.epoch_starts, at.past
 
-    def _decoded(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes) -> RunState:
+    def _decoded(
+        self, finished_epochs: int, starts: tuple[int, ...], past: Past, sha256: str, table: bytes
+    ) -> RunState:
         if hashlib.sha256(table).hexdigest() != sha256:
             raise errors.StorageError("the table in the checkpoint is damaged: its sha256 is not the one noted there")
         decoded = table_files.decode_table(table, "the table in the checkpoint")
         num_samples = decoded.num_rows if self._config.grows else self._config.num_samples
         records = arrow_to_records(decoded, num_samples)
         self._shard.state.engine.check_records(records[:: self._shards.count])
-        return RunState(records, finished_epochs, tuple(starts))
+        return RunState(records, finished_epochs, tuple(starts), past)
 
     def go_back(self) -> None:
         """Take membership and shards to the end of the last epoch whose snapshot all of them can read."""
@@ -155,18 +163,19 @@ class Checkpoints:
         while True:
             finished = epochs.pop()
             try:
-                self._go_to(*self._storage.snapshots.position(finished))
+                snapshots = self._storage.snapshots
+                self._go_to(*snapshots.position(finished), snapshots.past(finished))
                 return
             except errors.StorageError as error:
                 if not epochs:
                     raise
                 _log.error("%s; going back to the epoch before", error)
 
-    def _go_to(self, finished_epochs: int, starts: tuple[int, ...]) -> None:
+    def _go_to(self, finished_epochs: int, starts: tuple[int, ...], past: Past) -> None:
         """Take membership and shards to an epoch's end that is on storage, or to the beginning."""
         self._writer.settle()
         self._shards.all("go_to_snapshot", finished_epochs)
-        self._membership.go_to(finished_epochs, starts)
+        self._membership.go_to(finished_epochs, starts, past)
         self._behind = False
         self._shard.state.write(*self._epochs.records())  # it belongs to the rows, which are there already
         self._storage.progress.drop_from(finished_epochs)

@@ -207,17 +207,16 @@ class Coordinator:
                     raise
             before = self.membership.to_dict(), self.membership.plan
             counted = None if ledger is None else Ledger.from_dict(ledger)
-            if not self.membership.close_epoch(caller, epoch, num_steps):
+            self.progress.count(rank, epoch, counted)
+            if not self.membership.close_epoch(caller, epoch, num_steps, self._epochs.ledgers_of(epoch)):
                 self._epochs.turns[rank] = turn
-                self.progress.count(rank, epoch, counted)
                 self._keep()
                 return False
             turns, self._epochs.turns = self._epochs.turns, {**self._epochs.turns, rank: turn}
             try:
                 failure = self.snapshots.wait()
-                self.progress.count(rank, epoch, counted)
                 self._shards.all("open_steps", range(0))
-                copied = self.snapshots.copy(self.membership.epoch_starts)
+                copied = self.snapshots.copy(self.membership.epoch_starts, self.membership.past)
             except errors.ServerError:  # a shard is away: the rank comes again
                 self.membership.take_up(*before)
                 self._epochs.turns = turns
@@ -249,7 +248,8 @@ class Coordinator:
         for _ in range(_MAX_TRIES):
             if failure is None and self._storage.snapshots.newest() == finished:
                 return
-            failure = self.snapshots.write(self.membership.epoch_starts)  # a process went down, with what it had copied
+            # a process went down, with what it had copied
+            failure = self.snapshots.write(self.membership.epoch_starts, self.membership.past)
             if isinstance(failure, errors.StorageError):
                 break
         if failure is not None:

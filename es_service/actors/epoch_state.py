@@ -46,6 +46,10 @@ class EpochState:
         self.ledgers.clear()
         self.num_rewinds = 0
 
+    def ledgers_of(self, epoch: int) -> list[Ledger]:
+        """Return the ledgers of the ranks that closed this epoch last, by rank."""
+        return [self.ledgers[rank][1] for rank in sorted(self.ledgers) if self.ledgers[rank][0] == epoch]
+
     def is_repeated(self, caller: Caller, turn: str) -> bool:
         """Return whether the rank makes a call again that was done."""
         self.membership.check(caller)
@@ -75,7 +79,8 @@ class EpochState:
         if "roster" in note:
             self._take_up(note["roster"], None)
         else:
-            self.membership.go_to(*self._run.storage.snapshots.position(finished_epochs))
+            snapshots = self._run.storage.snapshots
+            self.membership.go_to(*snapshots.position(finished_epochs), snapshots.past(finished_epochs))
 
     def replay(self, record: Record) -> None:
         """See `Journaled.replay`."""

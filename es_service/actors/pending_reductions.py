@@ -12,6 +12,7 @@ from es_service import errors
 from es_service.actors.served_run import ServedRun
 from es_service.actors.shard_state import ShardState
 from es_service.selection import queries
+from es_service.selection.past import Past
 from es_service.selection.plans import Plan
 from es_service.selection.reductions import Agreed
 
@@ -52,9 +53,9 @@ class Pending:
                 del self._under_way[next(iter(self._under_way))]
         return self.answer(token, None)
 
-    def _plan(self, epoch: int, epoch_starts: tuple[int, ...]) -> Agreed[Plan]:
+    def _plan(self, epoch: int, epoch_starts: tuple[int, ...], past: Past) -> Agreed[Plan]:
         self._state.check_begun()
-        return self._state.engine.plan(epoch, self._run.config.num_epochs, epoch_starts)
+        return self._state.engine.plan(epoch, self._run.config.num_epochs, epoch_starts, past)
 
     def forget(self, token: str) -> None:
         """Drop a reduction that was aborted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ _SCHEMA = pa.schema(
         ("ratio", pa.float64()),
         ("learning_rate_factor", pa.float64()),
         ("staleness", pa.large_binary()),  # uint8 of each id, or null
+        ("decision", pa.string()),  # JSON, or null
     ]
 )
 
@@ -30,7 +32,8 @@ def encode_plan(plan: Plan) -> bytes:
     """Pack a plan."""
     scale = None if plan.scale is None else plan.scale.astype("<f4").tobytes()
     staleness = None if plan.staleness is None else plan.staleness.tobytes()
-    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor, staleness]
+    decision = None if plan.decision is None else json.dumps(plan.decision)
+    values = [_bits(plan.ids), _bits(plan.hidden), scale, plan.ratio, plan.learning_rate_factor, staleness, decision]
     batch = pa.record_batch([pa.array([v], f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -53,6 +56,10 @@ def decode_plan(data: bytes) -> Plan:
     if row["ids"] is None or row["hidden"] is None or row["learning_rate_factor"] is None:
         raise errors.StorageError("the journal holds a plan without ids")
     ids = _ids(row["ids"])
+    try:
+        decision = None if row["decision"] is None else json.loads(row["decision"])
+    except ValueError as error:
+        raise errors.StorageError(f"the journal holds a plan with a decision that is not JSON: {error}") from error
     return Plan(
         ids=ids,
         scale=_per_id(row, "scale", "<f4", ids.size),
@@ -60,6 +67,7 @@ def decode_plan(data: bytes) -> Plan:
         hidden=_ids(row["hidden"]),
         learning_rate_factor=row["learning_rate_factor"],
         staleness=_per_id(row, "staleness", "u1", ids.size),
+        decision=decision,
     )
 
 

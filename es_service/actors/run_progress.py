@@ -41,7 +41,7 @@ class RunProgress:
         epoch = self._epochs.membership.finished_epochs - 1
         ledgers = [ledger for number, ledger in self._epochs.ledgers.values() if number == epoch]
         if len(ledgers) == self._epochs.membership.world_size:
-            self._kept.finish(epoch, ledgers)
+            self._kept.finish(epoch, ledgers, self._epochs.membership.past.decision_of(epoch))
 
     def count(self, rank: int, epoch: int, ledger: Ledger | None) -> None:
         """Take a rank's ledger at an epoch's end; the caller holds the lock, and keeps the epochs in the journal."""

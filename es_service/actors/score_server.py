@@ -53,7 +53,7 @@ class ScoreServer:
         self._run = served = ServedRun(storage, run, config)
         served.begin(count, actor, training)
         if served.failure is None:
-            epochs = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts))
+            epochs = EpochState(served, lambda epoch, starts: self._shards.plan(epoch, starts, epochs.membership.past))
             self.shard = ScoreShard(served, 0, count, [epochs])
             self._shards = ShardGroup(self.shard, ask, count)
             self._leading = Coordinator(served, self._shards, epochs)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.actors.score_shard import ScoreShard
+from es_service.selection.past import Past
 from es_service.selection.plans import Plan, joined
 from es_service.selection.reductions import Join, Sum, merge
 
@@ -57,9 +58,9 @@ class ShardGroup:
             raise
         return said
 
-    def plan(self, epoch: int, epoch_starts: Sequence[int]) -> Plan:
+    def plan(self, epoch: int, epoch_starts: Sequence[int], past: Past) -> Plan:
         """Return the plan that all shards agree on; each is asked only for what it has of it."""
-        return joined(self.agree("plan", epoch, tuple(epoch_starts)))
+        return joined(self.agree("plan", epoch, tuple(epoch_starts), past))
 
     def num_samples(self) -> int:
         """Return n: where the table grows, one more than the highest id that any shard has met."""

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from es_service import errors
 from es_service.actors.calls import AwayError
 from es_service.actors.shard_group import ShardGroup
+from es_service.selection.past import Past
 from es_service.storage.runs import RunStorage
 
 __all__ = ["Copied", "SnapshotWriter"]
@@ -32,10 +33,12 @@ class Copied:
     Attributes:
         epoch_starts: the run step at which each finished epoch, and the next one, begins.
         num_samples: rows of the whole table.
+        past: of the run.
     """
 
     epoch_starts: tuple[int, ...]
     num_samples: int
+    past: Past
 
     @property
     def finished_epochs(self) -> int:
@@ -64,14 +67,14 @@ class SnapshotWriter:
         """Why the last snapshot could not be written; None where it was, or is under way."""
         return self._failure
 
-    def copy(self, epoch_starts: tuple[int, ...]) -> Copied:
+    def copy(self, epoch_starts: tuple[int, ...], past: Past) -> Copied:
         """Let every shard take a copy of its rows; no reports may come in meanwhile.
 
         Raises:
             ServerError: a shard is away.
         """
         self.wait()
-        copied = Copied(epoch_starts, self._shards.num_samples())
+        copied = Copied(epoch_starts, self._shards.num_samples(), past)
         self._shards.all("copy_part", copied.finished_epochs, copied.num_samples)
         return copied
 
@@ -83,9 +86,9 @@ class SnapshotWriter:
         except RuntimeError as error:  # of an executor that was shut down
             raise AwayError("cannot begin a snapshot: the score server is ending; ask the next one") from error
 
-    def write(self, epoch_starts: tuple[int, ...]) -> errors.EsServiceError | None:
+    def write(self, epoch_starts: tuple[int, ...], past: Past) -> errors.EsServiceError | None:
         """Write the rows as they are now; return as `wait` does. Raises as `copy` does."""
-        self.begin(self.copy(epoch_starts))
+        self.begin(self.copy(epoch_starts, past))
         return self.wait()
 
     def wait(self) -> errors.EsServiceError | None:
@@ -122,7 +125,7 @@ class SnapshotWriter:
             beside = self._storage.begin_snapshot(finished)
             parts = self._shards.all("write_part", beside, finished)
             self._allowed()
-            self._storage.finish_snapshot(beside, copied.epoch_starts, copied.num_samples, parts)
+            self._storage.finish_snapshot(beside, copied.epoch_starts, copied.num_samples, parts, copied.past)
         except MemoryError as error:
             self._failure = errors.StorageError("not enough memory to write a snapshot: use more shards")
             raise self._failure from error

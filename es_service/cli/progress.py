@@ -9,6 +9,7 @@ from typing import Any
 
 from es_service.cli import text
 from es_service.experiments.progress import measured
+from es_service.selection.decisions import in_words
 
 __all__ = ["Progress"]
 
@@ -29,6 +30,7 @@ class Progress:
         self._stream, self._quiet, self._clock = stream, quiet, clock
         self._bar: Any = None
         self._num_shown = 0
+        self._decided: str | None = None
         self._last_line = clock()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -48,6 +50,10 @@ class Progress:
             self._move_bar(progress, evaluated)
             return
         for one in evaluated[self._num_shown :]:
+            decided = None if one.get("decision") is None else in_words(one["decision"])
+            if decided not in (None, self._decided):
+                self._line(f"epoch {one['epoch'] + 1}: {decided}")
+            self._decided = decided
             line = (
                 f"epoch {one['epoch'] + 1}/{progress['num_epochs']}: accuracy {measured('accuracy', one['accuracy'])}, "
             )

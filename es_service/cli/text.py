@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from es_service.experiments.progress import measured
+from es_service.selection.decisions import REASONS
 from es_service.storage.files import join
 
 __all__ = ["NOTHING", "grid", "percent", "saved", "saved_so_far", "seconds", "summary", "time_saved"]
@@ -121,6 +122,9 @@ def _asides(result: dict[str, Any]) -> list[tuple[str, str]]:
         words += f"{round(scorers['passes']):,} passes, {seconds(scorers['seconds'])} beside the training"
         lost = f"; {scorers['lost']} lost" if scorers["lost"] else ""
         asides.append(("scorers", words + lost))
+    decided = [one for one in result["decisions"] if one is not None]
+    if decided:
+        asides.append(("decided", _decided(decided)))
     if result["backward_cost_measured"]:
         asides.append(("passes", f"a backward pass counted as {result['backward_cost']:.2f} forward passes, measured"))
     if any((left_out := result["left_out"] or {}).values()):
@@ -140,6 +144,16 @@ def _left_out(counts: dict[str, int]) -> str:
     words = {"rows": "left out", "files": "left out as a whole", "truncated": "truncated"}
     nouns = {"rows": "row", "files": "file", "truncated": "sequence"}
     return ", ".join(f"{_count(num, nouns[name])} {words[name]}" for name, num in counts.items() if num)
+
+
+def _decided(made: Sequence[dict[str, Any]]) -> str:
+    """Return in which epochs a run that decides for itself selected."""
+    selecting = [one for one in made if one["ratio"] < 1.0]
+    if not selecting:
+        return f"it trained on everything: {REASONS.get(made[-1]['reason'], made[-1]['reason'])}"
+    least, most = (percent(pick(one["ratio"] for one in selecting)) for pick in (min, max))
+    shares = least if least == most else f"{least} to {most}"
+    return f"{len(selecting)} of {len(made)} epochs selected, {shares} of each meta-batch"
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from es_service.ledger import Ledger
 from es_service.selection.engine import Draw
 from es_service.selection.methods.base import Columns
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats
 from es_service.selection.run import RunConfig, Share
@@ -53,12 +54,14 @@ class SavedState:
         epoch_starts: run step at which each of them, and the next one, begins.
         table: the score table as an Arrow IPC file.
         share: of the open epoch, where the state was taken inside one; else None.
+        past: what else is behind the run.
     """
 
     finished_epochs: int
     epoch_starts: tuple[int, ...]
     table: bytes
     share: Share | None = None
+    past: Past = BEGINNING
 
 
 class Exchange(Protocol):

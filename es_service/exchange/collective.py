@@ -165,6 +165,7 @@ class Collective(Exchange):
         for share in shares:
             sha256.update(share.ids.tobytes())
             sha256.update(share.hidden.tobytes())
+            sha256.update(repr((share.ratio, share.decision)).encode())
         return sha256.digest()
 
     def step(self, step: int, ids_B: I64, seen: Columns, num: int, repeats: Repeats | None = None) -> Draw:
@@ -210,12 +211,13 @@ class Collective(Exchange):
         assert self._share is not None, "the Selector closes what it opened"
         self._catch_up(-(-self._share.ids.size // self.config.batch_size) - 1)
         self._exchange(f"close epoch {epoch}")
-        ledgers = self._group.gather(f"count epoch {epoch}", json.dumps(ledger.to_dict()).encode())
+        gathered = self._group.gather(f"count epoch {epoch}", json.dumps(ledger.to_dict()).encode())
+        ledgers = [Ledger.from_dict(json.loads(one)) for one in gathered]
         self._share = None
-        for one in self._replica:
-            one.close_epoch(epoch, num_steps, ledger)
+        for one, counted in zip(self._replica, ledgers, strict=True):
+            one.close_epoch(epoch, num_steps, counted)
         if self._kept is not None:
-            self._kept.finish_epoch(self._keeper.state(), [Ledger.from_dict(json.loads(one)) for one in ledgers])
+            self._kept.finish_epoch(self._keeper.state(), ledgers)
 
     def table(self) -> pa.Table:
         """See `Exchange.table`; inside an epoch it holds of the other ranks what the last all-gather brought."""

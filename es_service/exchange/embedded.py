@@ -119,7 +119,7 @@ class Embedded(Exchange):
 
     def close_epoch(self, epoch: int, num_steps: int, ledger: Ledger) -> None:
         """See `Exchange.close_epoch`."""
-        finished = self._keeper.close_epoch(self._caller, epoch, num_steps)
+        finished = self._keeper.end_epoch(self._caller, epoch, num_steps, ledger)
         self._share = None
         if finished and self._kept is not None:
             self._kept.finish_epoch(self._keeper.state(), [ledger.copy()])
@@ -141,13 +141,14 @@ class Embedded(Exchange):
         """See `Exchange.save`; works inside an epoch too."""
         state = self._keeper.state()
         table = table_files.encode_table(records_to_arrow(state.records))
-        return SavedState(state.finished_epochs, state.epoch_starts, table, self._share)
+        return SavedState(state.finished_epochs, state.epoch_starts, table, self._share, state.past)
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`."""
         table = table_files.decode_table(state.table, "the table in the state")
         records = arrow_to_records(table, table.num_rows if self.config.grows else self.config.num_samples)
-        self._keeper.restore(RunState(records, state.finished_epochs, state.epoch_starts), open_share=state.share)
+        behind = RunState(records, state.finished_epochs, state.epoch_starts, state.past)
+        self._keeper.restore(behind, open_share=state.share)
         self._share = state.share
         if self._kept is not None:
             self._kept.go_to(self._keeper.state(), inside=state.share is not None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from es_service import errors
 from es_service.actors.history_builder import history_of, num_rows_of
@@ -39,6 +40,7 @@ class KeptRun:
         self.progress = storage.progress
         self._ledgers: list[Ledger] = []  # of all ranks, at the end of the epoch that was closed last
         self._closed: int | None = None  # that epoch
+        self._decision: Mapping[str, Any] | None = None  # and what decided it
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._writing: concurrent.futures.Future[None] | None = None
         self._reports: list[Report] = []
@@ -69,7 +71,8 @@ class KeptRun:
         finally:
             epoch = self._closed = state.finished_epochs - 1
             self._ledgers = list(ledgers)
-            self.progress.finish(epoch, ledgers)
+            self._decision = state.past.decision_of(epoch)
+            self.progress.finish(epoch, ledgers, self._decision)
             self.progress.write()
             self._write_history(epoch)
 
@@ -81,7 +84,7 @@ class KeptRun:
     def publish(self, epoch: int, done: float, ledger: Ledger, world_size: int) -> None:
         """Take how far rank 0 is; it is written in the background, unless the last one still is."""
         if epoch == self._closed:
-            self.progress.finish(epoch, [ledger, *self._ledgers[1:]])
+            self.progress.finish(epoch, [ledger, *self._ledgers[1:]], self._decision)
         else:
             self.progress.show(epoch, done, ledger, world_size)
         if self._writing is not None and not self._writing.done():

@@ -27,6 +27,7 @@ from es_service.exchange.reliable_channel import Channel
 from es_service.exchange.server_calls import ServerCalls
 from es_service.ledger import Ledger
 from es_service.selection.engine import Draw, choose, leased_columns
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.queries import Distribution
 from es_service.selection.repeats import Repeats, num_candidates
 from es_service.selection.run import Caller, RunConfig, Share
@@ -236,12 +237,12 @@ class Remote(Exchange):
                 "when this rank has closed the last one"
             )
         closed = self._epochs.num_closed
-        table, finished_epochs, starts = self._epochs.wait_for_ranks(
+        table, finished_epochs, starts, past = self._epochs.wait_for_ranks(
             lambda: self.calls.read("state", closed),
             f"for the state of the end of epoch {(closed or 1) - 1}",
             "have not closed it",
         )
-        return SavedState(finished_epochs, starts, table)
+        return SavedState(finished_epochs, starts, table, past=past)
 
     def load(self, state: SavedState) -> None:
         """See `Exchange.load`; the first rank of a generation does it, the table travels only where it has to."""
@@ -252,16 +253,19 @@ class Remote(Exchange):
             )
         self._join()
         digest = hashlib.sha256(state.table).hexdigest()
-        if not self._rewind(state.finished_epochs, state.epoch_starts, digest, None):
-            self._rewind(state.finished_epochs, state.epoch_starts, digest, state.table)
+        place = state.finished_epochs, state.epoch_starts, digest
+        if not self._rewind(*place, None, state.past):
+            self._rewind(*place, state.table, state.past)
 
     def reset(self) -> None:
         """See `Exchange.reset`; the first rank of a generation does it."""
         self._join()
-        self._rewind(0, (0,), "", None)
+        self._rewind(0, (0,), "", None, BEGINNING)
 
-    def _rewind(self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None) -> bool:
-        if not self.calls.call("rewind", self._num_rewinds + 1, finished_epochs, starts, sha256, table):
+    def _rewind(
+        self, finished_epochs: int, starts: tuple[int, ...], sha256: str, table: bytes | None, past: Past
+    ) -> bool:
+        if not self.calls.call("rewind", self._num_rewinds + 1, finished_epochs, starts, sha256, table, past):
             return False
         self._num_rewinds += 1
         self._epochs.stand_at(finished_epochs)

@@ -19,6 +19,7 @@ __all__ = ["PRESETS", "Selection", "preset"]
 
 Reweight = Literal["none", "unbiased"]
 OnBadLoss = Literal["raise", "skip"]
+_RATIO = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Selection:
         score_share: in (0, 1], the share of each meta-batch that a scoring pass goes over: never observed samples, then
             the stalest scores, see `staleness`; the others are drawn by the weights there are. Not for streams.
         interrupt: every so many steps one trains on everything, unscored; None never.
+        guard: stop selecting where the run's own figures say that it does not pay, and look again now and then; None
+            does so for `auto` alone.
         max_age: epochs after which a pruned sample is put back into the plan once; None never does.
         prune_unobserved: let pruning drop samples whose loss was never seen.
         drop_last: every meta-batch of an epoch is full; the samples left over sit it out, others each time. Otherwise
@@ -59,7 +62,7 @@ class Selection:
 
     method: methods.Method
     _: dataclasses.KW_ONLY
-    ratio: float = 0.25
+    ratio: float = _RATIO
     prune_ratio: float = 0.0
     anneal: tuple[float, float] = (0.05, 0.05)
     anneal_by: annealing.AnnealBy = "auto"
@@ -71,6 +74,7 @@ class Selection:
     score_every: int = 1
     score_share: float = 1.0
     interrupt: int | None = None
+    guard: bool | None = None
     max_age: int | None = 5
     prune_unobserved: bool = False
     drop_last: bool = False
@@ -111,6 +115,17 @@ class Selection:
         object.__setattr__(self, "score_every", as_integer("score_every", self.score_every, least=1))
         if self.interrupt is not None:
             object.__setattr__(self, "interrupt", as_integer("interrupt", self.interrupt, least=2))
+        if self.guard is not None:
+            object.__setattr__(self, "guard", as_flag("guard", self.guard))
+        if self.guard and not (self.method.selects and self.method.needs_losses):
+            raise errors.ConfigError(
+                f"method {self.method.name!r} never scores, so guard=True would have nothing to stop: leave it out"
+            )
+        if self.method.decides and self.ratio != _RATIO:
+            raise errors.ConfigError(
+                f"method {self.method.name!r} decides what share of a meta-batch to train on, so ratio={self.ratio:g} "
+                "would change nothing: leave it out, or take es.methods.evolved() for a fixed one"
+            )
         if self.max_age is not None:
             object.__setattr__(self, "max_age", as_integer("max_age", self.max_age, least=1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
@@ -152,6 +167,11 @@ class Selection:
     def draws_by_known(self) -> bool:
         """Whether draws go by weights from before, of samples that their step does not score."""
         return self.method.needs_losses and (self.score_every > 1 or self.score_share < 1)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the guard is on, see `guard`."""
+        return self.method.decides if self.guard is None else self.guard
 
     @property
     def signals(self) -> tuple[str, ...]:

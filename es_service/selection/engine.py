@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from es_service import errors
-from es_service.selection import draws, keys
+from es_service.selection import draws, keys, planning
 from es_service.selection.compiled_step import CompiledStep
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Columns
-from es_service.selection.plans import Plan, Prospect
+from es_service.selection.past import BEGINNING, Past
+from es_service.selection.plans import Plan
 from es_service.selection.reductions import Agreed
 from es_service.selection.repeats import Repeats, among_distinct, num_candidates
 from es_service.selection.shards import WHOLE, Shard
-from es_service.selection.staleness import noted
 from es_service.selection.table import ScoreTable
 from es_service.selection.updates import observed
 
@@ -270,31 +270,7 @@ class Engine:
                 f"{', '.join(self.table.dtype.names or ())}: it is of a run with another method"
             )
 
-    def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int]) -> Agreed[Plan]:
-        """Return this shard's part of what an epoch trains on: everything where it anneals, else what the method plans.
-
-        Args:
-            epoch: counted from 0.
-            num_epochs: E.
-            epoch_starts: the run step at which each epoch up to this one began.
-        """
-        selection, num_samples = self.selection, self.num_samples
-        annealing = selection.annealing(num_epochs)
-        prospect = Prospect(
-            epoch=epoch,
-            num_epochs=num_epochs,
-            first_epoch=annealing.first_epoch,
-            is_last=epoch + 1 >= annealing.end_epoch,
-            epoch_starts=tuple(epoch_starts),
-            num_samples=num_samples,
-            num_kept=selection.num_kept(num_samples),
-            max_age=selection.max_age,
-            prune_unobserved=selection.prune_unobserved,
-            seed=selection.seed,
-            ids=self.ids(),
-            column=self.column,
-        )
-        if annealing.is_whole(epoch):
-            return Plan(ids=prospect.ids)
-        plan = yield from selection.method.plan(prospect)
-        return noted(plan, prospect) if selection.score_share < 1 else plan
+    def plan(self, epoch: int, num_epochs: int, epoch_starts: Sequence[int], past: Past = BEGINNING) -> Agreed[Plan]:
+        """Return this shard's part of what an epoch trains on, see `planning.plan_epoch`."""
+        own = self.selection, self.num_samples, self.ids(), self.column
+        return planning.plan_epoch(*own, epoch, num_epochs, epoch_starts, past)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from es_service.ledger import Ledger
 from es_service.selection.engine import NOTHING, Draw, Engine
 from es_service.selection.membership import Membership
 from es_service.selection.methods.base import Columns
+from es_service.selection.past import BEGINNING
 from es_service.selection.reductions import agree
 from es_service.selection.repeats import Repeats
 from es_service.selection.run import Caller, RunConfig, RunState, Share
@@ -23,7 +25,19 @@ class LocalRun(Membership):
 
     def __init__(self, config: RunConfig) -> None:
         self.engine = Engine(config.selection, config.num_samples, grows=config.grows)
-        super().__init__(config, lambda epoch, starts: agree([self.engine.plan(epoch, config.num_epochs, starts)])[0])
+        self._ledgers: dict[int, Ledger] = {}  # of the ranks that have closed the open epoch
+        super().__init__(
+            config, lambda epoch, starts: agree([self.engine.plan(epoch, config.num_epochs, starts, self.past)])[0]
+        )
+
+    def end_epoch(self, caller: Caller, epoch: int, num_steps: int, ledger: Ledger) -> bool:
+        """Close an epoch for one rank, with its ledger, see `close_epoch`."""
+        self._ledgers[caller.rank] = ledger.copy()
+        counted = [self._ledgers[rank] for rank in sorted(self._ledgers)]
+        finished = self.close_epoch(caller, epoch, num_steps, counted)
+        if finished:
+            self._ledgers = {}
+        return finished
 
     def step(
         self, caller: Caller, ids_B: I64, seen: Columns, num: int, run_step: int, repeats: Repeats | None = None
@@ -55,7 +69,7 @@ class LocalRun(Membership):
 
     def state(self) -> RunState:
         """Return a copy of the run's current state; only between two epochs is that a state to continue from."""
-        return RunState(self.engine.copy_records(), self.finished_epochs, self.epoch_starts)
+        return RunState(self.engine.copy_records(), self.finished_epochs, self.epoch_starts, self.past)
 
     def restore(self, state: RunState, *, open_share: Share | None = None) -> None:
         """Go to another state of the same run, see `Membership.go_to`.
@@ -64,10 +78,12 @@ class LocalRun(Membership):
             StorageError: the state is not one of a run of this size and method.
         """
         self.engine.check_records(state.records)
-        self.go_to(state.finished_epochs, state.epoch_starts, open_share=open_share)
+        self._ledgers = {}
+        self.go_to(state.finished_epochs, state.epoch_starts, state.past, open_share=open_share)
         self.engine.load_records(state.records)
 
     def reset(self) -> None:
         """Forget every observation and return to epoch 0."""
         self.engine.clear()
-        self.go_to(0, (0,))
+        self._ledgers = {}
+        self.go_to(0, (0,), BEGINNING)

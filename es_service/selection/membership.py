@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from es_service import errors
+from es_service.ledger import Ledger
 from es_service.selection import plans
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.plans import Plan
 from es_service.selection.run import Caller, RunConfig, Share
 
@@ -59,14 +61,12 @@ class Membership:
     def __init__(self, config: RunConfig, plan: Callable[[int, Sequence[int]], Plan]) -> None:
         self.config = config
         self._plan = plan
-        self.finished_epochs = 0
+        self.finished_epochs, self.past = 0, BEGINNING
         self._starts: list[int] = [0]  # run step at which each epoch began, and the next one will
         self.generation: str | None = None  # the current one, None before any rank joined
         self._retired: set[str] = set()
         self.world_size = 1  # ranks of the current generation
-        self._opened: set[int] = set()
-        self._closed: set[int] = set()
-        self._is_open = False
+        self._opened, self._closed, self._is_open = set[int](), set[int](), False
         self.plan: Plan | None = None  # of the open epoch, None where it is a stream
         self._dealt_out: list[Share] | None = None  # the shares of the open epoch, once one was requested
         self._num_streamed: int | None = None  # steps reported of the open epoch, None where it is planned
@@ -170,13 +170,14 @@ class Membership:
         self._starts[epoch + 1 :] = [] if plan is None else [end]
         return shares
 
-    def close_epoch(self, caller: Caller, epoch: int, num_steps: int = 0) -> bool:
+    def close_epoch(self, caller: Caller, epoch: int, num_steps: int = 0, ledgers: Sequence[Ledger] = ()) -> bool:
         """Close an epoch for one rank; return True for the last one, with which the epoch is finished.
 
         Args:
             caller: the rank.
             epoch: the open one.
             num_steps: that this rank made, where ids came as a stream.
+            ledgers: of all ranks, where this one is the last.
         """
         self.check_open(caller)
         if epoch != self.finished_epochs:
@@ -190,16 +191,20 @@ class Membership:
             return False
         if self._num_streamed is not None:
             self._starts.append(self._starts[epoch] + self._num_streamed)
+        self.past = self.past.behind(list(ledgers), self._share_of(caller.rank).decision)
         self.finished_epochs += 1
         self._leave_epoch()
         return True
 
-    def go_to(self, finished_epochs: int, epoch_starts: Sequence[int], *, open_share: Share | None = None) -> None:
+    def go_to(
+        self, finished_epochs: int, epoch_starts: Sequence[int], past: Past = BEGINNING, open_share: Share | None = None
+    ) -> None:
         """Stand behind that many epochs; ranks that had an epoch open have it no longer.
 
         Args:
             finished_epochs: to stand behind.
             epoch_starts: run step at which each of them, and the next one, begins.
+            past: of the run there.
             open_share: what a lone rank had of the next epoch: opening it again gives this, not a new plan.
 
         Raises:
@@ -209,12 +214,10 @@ class Membership:
             raise errors.StorageError(
                 f"the state has {len(epoch_starts)} epoch starts, expected {finished_epochs + 1} for as many epochs"
             )
-        self.finished_epochs = finished_epochs
-        self._starts = list(epoch_starts)
+        self.finished_epochs, self.past, self._starts = finished_epochs, past, list(epoch_starts)
         self._leave_epoch()
         if open_share is not None:
-            steps = plans.num_steps(open_share.ids.size, self.config.batch_size)
-            self._starts.append(self._starts[-1] + steps)
+            self._starts.append(self._starts[-1] + plans.num_steps(open_share.ids.size, self.config.batch_size))
             self._is_open, self._dealt_out = True, [open_share]
 
     def _leave_epoch(self) -> None:
@@ -233,6 +236,7 @@ class Membership:
             "opened": sorted(self._opened),
             "closed": sorted(self._closed),
             "num_streamed": self._num_streamed,
+            "past": self.past.to_dict(),
         }
 
     def take_up(self, values: dict[str, Any], plan: Plan | None) -> None:
@@ -246,18 +250,18 @@ class Membership:
             StorageError: the values are not that.
         """
         try:
-            retired = {str(generation) for generation in values["retired"]}
-            starts = [int(start) for start in values["starts"]]
+            retired, starts = set(map(str, values["retired"])), list(map(int, values["starts"]))
             opened, closed = ({int(rank) for rank in values[name]} for name in ("opened", "closed"))
             finished, world_size = int(values["finished_epochs"]), int(values["world_size"])
+            past = Past.from_dict(values["past"]) if "past" in values else BEGINNING
             is_open, num_streamed, generation = values["is_open"], values["num_streamed"], values["attempt"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.StorageError(f"the membership in the journal is damaged: {error!r}") from error
         plan = plan if is_open and num_streamed is None else None
         if is_open and plan is None and num_streamed is None:
             raise errors.StorageError(f"the journal has epoch {finished} open, but no plan of it")
         self.generation, self._retired, self.world_size = generation, retired, world_size
-        self.finished_epochs, self._starts = finished, starts
+        self.finished_epochs, self._starts, self.past = finished, starts, past
         self._leave_epoch()
         if is_open:
             self._opened, self._closed, self._is_open = opened, closed, True

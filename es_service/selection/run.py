@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from es_service import errors
 from es_service.selection import plans, staleness
 from es_service.selection.config import Selection
 from es_service.selection.methods.base import Method
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.settings import as_integer, make_plain
 
 __all__ = ["Caller", "RunConfig", "RunState", "Share", "places"]
@@ -89,6 +92,12 @@ class RunConfig:
                 f"method {method.name!r} compares a meta-batch with those before it in the plan, and a stream has "
                 f"none: let its history be at most batch_size={self.batch_size}"
             )
+        if self.selection.guard or method.decides:
+            what = f"method {method.name!r}" if method.decides else "guard=True"
+            raise errors.ConfigError(
+                f"{what} decides at an epoch's start what its plan trains on, and a stream has no plan: take evolved, "
+                "loss, ema, rho or random, without the guard"
+            )
         if self.selection.prune_ratio > 0 or type(method).plan is not Method.plan:
             raise errors.ConfigError(
                 f"method {method.name!r} with prune_ratio={self.selection.prune_ratio:g} plans which ids an epoch "
@@ -162,6 +171,7 @@ class RunConfig:
                 ratio=plan.ratio,
                 hidden=hidden[rank::world_size],
                 learning_rate_factor=plan.learning_rate_factor,
+                decision=plan.decision,
             )
             for rank, ids in enumerate(parts)
         ]
@@ -198,6 +208,7 @@ class Share:
         hidden: int64[h/W], to be observed by a forward pass at the epoch's end.
         learning_rate_factor: by which the epoch's learning rate is multiplied.
         staleness: uint8[m/W], how stale each id's score is, see `staleness`; None where steps score all or nothing.
+        decision: that the plan went by, see `Plan.decision`.
     """
 
     ids: I64
@@ -207,6 +218,7 @@ class Share:
     hidden: I64 = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     learning_rate_factor: float = 1.0
     staleness: staleness.U8 | None = None
+    decision: Mapping[str, Any] | None = None
 
     def rows(self, step: int, ids_B: I64, batch_size: int) -> slice | I64:
         """Return where the share holds these ids: a slice where they are the step's own, looked up otherwise.
@@ -260,8 +272,9 @@ def places(ids_m: I64, ids_B: I64) -> I64:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunState:
-    """A run between two epochs: records[n] of its table, the epochs behind it, and the run step each began at."""
+    """A run between two epochs: records[n] of its table, the epochs behind it, the run step each began at, its past."""
 
     records: NDArray[np.void]
     finished_epochs: int
     epoch_starts: tuple[int, ...]
+    past: Past = BEGINNING

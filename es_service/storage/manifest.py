@@ -1,6 +1,6 @@
 """The manifest of a snapshot, `manifest.json`, without which the files beside it are ignored.
 
-format, finished_epochs, epoch_starts, num_samples; files: by name bytes, sha256, and the shard's note; sha256
+format, finished_epochs, epoch_starts, past, num_samples; files: by name bytes, sha256, and the shard's note; sha256
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from es_service import errors
+from es_service.selection.past import BEGINNING, Past
 from es_service.storage import files, sealed
 
 __all__ = ["Files", "Manifest", "shard_file"]
@@ -37,12 +38,14 @@ class Manifest:
         epoch_starts: the run step at which each finished epoch, and the next one, begins.
         num_samples: rows of the whole table.
         files: of shard 0, 1, …
+        past: of the run.
     """
 
     folder: str
     epoch_starts: tuple[int, ...]
     num_samples: int
     files: Files
+    past: Past = BEGINNING
 
     @classmethod
     def read(cls, filesystem: fs.FileSystem, folder: str) -> Manifest:
@@ -57,7 +60,8 @@ class Manifest:
                 for name, one in values["files"].items()
             }
             starts = tuple(int(start) for start in values["epoch_starts"])
-            manifest = cls(folder, starts, int(values["num_samples"]), entries)
+            past = Past.from_dict(values["past"]) if "past" in values else BEGINNING
+            manifest = cls(folder, starts, int(values["num_samples"]), entries, past)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.StorageError(f"{path} is damaged: {error!r}") from error
         if sorted(entries) != sorted(shard_file(index) for index in range(len(entries))) or not entries:
@@ -66,13 +70,19 @@ class Manifest:
 
     @staticmethod
     def write(
-        filesystem: fs.FileSystem, folder: str, epoch_starts: Sequence[int], num_samples: int, entries: Files
+        filesystem: fs.FileSystem,
+        folder: str,
+        epoch_starts: Sequence[int],
+        past: Past,
+        num_samples: int,
+        entries: Files,
     ) -> None:
         """Write it, with which the snapshot is there."""
         values = {
             "format": FORMAT,
             "finished_epochs": len(epoch_starts) - 1,
             "epoch_starts": list(epoch_starts),
+            "past": past.to_dict(),
             "num_samples": num_samples,
             "files": entries,
         }

@@ -1,7 +1,7 @@
 """How far a run is: the ledger at each epoch's end, and what its user measured.
 
 <storage>/<run>/progress.json   epoch, done, num_epochs, samples, seconds, saving: as they are now
-                                history: the same at the end of every epoch, with what was measured then
+                                history: the same at the end of every epoch, with what was measured and decided then
                                 measured: by epoch, what belongs to epochs that are not over
 
 Training does not depend on it: where it cannot be read or written, that is logged, and the next write has all of it.
@@ -89,7 +89,9 @@ class Progress:
 
     def _take_up(self, values: dict[str, Any]) -> None:
         entries = {int(one["epoch"]): one for one in values.get("history", ())}
-        ledgers = {epoch: _entry(Ledger.from_dict(one["ledger"])) for epoch, one in entries.items()}
+        ledgers = {
+            epoch: _entry(Ledger.from_dict(one["ledger"]), one.get("decision")) for epoch, one in entries.items()
+        }
         measured = {
             epoch: {**{name: one[name] for name in SHOWN if one[name] is not None}, **(one.get("metrics") or {})}
             for epoch, one in entries.items()
@@ -99,11 +101,11 @@ class Progress:
 
     # -- what changes it -----------------------------------------------------------------------------------------------
 
-    def finish(self, epoch: int, ledgers: Sequence[Ledger]) -> None:
-        """Take the ledgers of all ranks at an epoch's end, or later ones of the same end."""
+    def finish(self, epoch: int, ledgers: Sequence[Ledger], decision: Mapping[str, Any] | None = None) -> None:
+        """Take all ranks' ledgers at an epoch's end, or later ones of the same end, and what decided the epoch."""
         with self._lock:
             self._read()
-            self._ledgers[epoch] = _entry(Ledger.merge(list(ledgers)))
+            self._ledgers[epoch] = _entry(Ledger.merge(list(ledgers)), decision)
 
     def show(self, epoch: int, done: float, ledger: Ledger, world_size: int) -> None:
         """Take how far one rank is in the open epoch: the others make the same steps with as many samples."""
@@ -171,12 +173,13 @@ def _places(measured: Mapping[str, float]) -> dict[str, Any]:
     return {**{name: measured.get(name) for name in SHOWN}, "metrics": further}
 
 
-def _entry(ledger: Ledger) -> dict[str, Any]:
+def _entry(ledger: Ledger, decision: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "scored": ledger.scored,
         "trained": ledger.trained,
         "seconds": ledger.total_s,
         "saving": ledger.saving(),
+        "decision": decision,
         "ledger": ledger.to_dict(),
     }
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection.config import Selection
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import RunConfig, RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.storage import files, listing, ownership, sealed
@@ -186,14 +187,14 @@ class RunStorage:
         """Write the state at an epoch's end."""
         folder = self.begin_snapshot(state.finished_epochs)
         part = self.snapshots.write_part(folder, state.records, WHOLE)
-        self.finish_snapshot(folder, state.epoch_starts, state.records.size, [part])
+        self.finish_snapshot(folder, state.epoch_starts, state.records.size, [part], state.past)
 
     def begin_snapshot(self, finished_epochs: int) -> str:
         """Begin a snapshot that shards write together, with this owner's stamp; return its folder."""
         return self.snapshots.begin(finished_epochs, self._stamped().stamp)
 
     def finish_snapshot(
-        self, folder: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[Files]
+        self, folder: str, epoch_starts: Sequence[int], num_samples: int, parts: Sequence[Files], past: Past = BEGINNING
     ) -> None:
         """Write the manifest of a snapshot whose parts are written, see `Snapshots.finish`.
 
@@ -201,7 +202,7 @@ class RunStorage:
             StorageError: it cannot be written, or another one writes the run.
         """
         entries = {name: entry for part in parts for name, entry in part.items()}
-        self.snapshots.finish(folder, epoch_starts, num_samples, entries, confirm=self._confirm)
+        self.snapshots.finish(folder, epoch_starts, num_samples, entries, past, confirm=self._confirm)
 
     def _confirm(self) -> None:
         owner = self._stamped()

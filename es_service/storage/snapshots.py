@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from es_service import errors
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import RunState
 from es_service.selection.shards import WHOLE, Shard
 from es_service.selection.table import arrow_to_records, records_to_arrow
@@ -144,12 +145,13 @@ class Snapshots:
             return arrow_to_records(decode_table(data, path, num_rows), num_rows, own)
 
         if count == shard.count:
-            return RunState(part(shard.index), finished_epochs, starts)
+            return RunState(part(shard.index), finished_epochs, starts, manifest.past)
         first = part(0)
         whole = np.empty(num_samples, dtype=first.dtype)
         for index in range(count):
             whole[index::count] = part(index) if index else first
-        return RunState(np.ascontiguousarray(whole[shard.index :: shard.count]), finished_epochs, starts)
+        own = np.ascontiguousarray(whole[shard.index :: shard.count])
+        return RunState(own, finished_epochs, starts, manifest.past)
 
     def position(self, finished_epochs: int | None = None) -> tuple[int, tuple[int, ...]]:
         """Return the epochs behind a snapshot, the newest by default, and the run step at which each, and the next one,
@@ -160,6 +162,10 @@ class Snapshots:
         if not finished_epochs:
             return 0, (0,)
         return finished_epochs, self.manifest(finished_epochs).epoch_starts
+
+    def past(self, finished_epochs: int) -> Past:
+        """Return what is behind the run at an epoch's end; of a run that has none, its beginning."""
+        return self.manifest(finished_epochs).past if finished_epochs else BEGINNING
 
     def table(self, most_samples: int | None = None) -> pa.Table:
         """Return the newest one's table; StorageError where there is none, or it has more than `most_samples`."""
@@ -176,7 +182,7 @@ class Snapshots:
         """Write a run's whole state, see `finish`; return its table's sha256."""
         folder = self.begin(state.finished_epochs, stamp)
         part = self.write_part(folder, state.records, WHOLE)
-        self.finish(folder, state.epoch_starts, state.records.size, part, keep=keep)
+        self.finish(folder, state.epoch_starts, state.records.size, part, state.past, keep=keep)
         return str(part[shard_file(0)]["sha256"])
 
     def begin(self, finished_epochs: int, stamp: str = NOBODY) -> str:
@@ -211,6 +217,7 @@ class Snapshots:
         epoch_starts: Sequence[int],
         num_samples: int,
         parts: Files,
+        past: Past = BEGINNING,
         *,
         keep: int = 3,
         confirm: Callable[[], None] = lambda: None,
@@ -224,6 +231,7 @@ class Snapshots:
             epoch_starts: the run step at which each finished epoch, and the next one, begins.
             num_samples: rows of the whole table.
             parts: what `write_part` returned, of all shards.
+            past: of the run.
             keep: how many epochs have a snapshot.
             confirm: called behind the manifest, before anything older is given up; raises where the snapshot does not
                 count, since another one writes the run.
@@ -243,7 +251,7 @@ class Snapshots:
                     )
         self.drop_after(finished_epochs, _stamp(own))
         spreads.SpreadFiles(self._filesystem, self._run_path).write(finished_epochs, spread)
-        Manifest.write(self._filesystem, folder, epoch_starts, num_samples, entries)
+        Manifest.write(self._filesystem, folder, epoch_starts, past, num_samples, entries)
         confirm()
         for name in sorted(self._placed()[0]):
             is_kept = finished_epochs - keep < int(name[:8]) < finished_epochs

@@ -143,6 +143,7 @@ class _Training:
                     "trained": ledger.trained,
                     "seconds": ledger.total_s,
                     "saving": ledger.saving(),
+                    "decision": self.selector.decision,
                 }
             )
             metrics = self._metrics(ledger)

@@ -40,6 +40,7 @@ def measured(metrics: dict[str, Any], wall_s: float) -> dict[str, Any]:
         **({} if scorers is None else {"scorers": {**scorers, "lost": metrics["lost_scorers"]}}),
         "memory": metrics["memory"],
         "history": metrics["history"],
+        "decisions": [one.get("decision") for one in metrics["history"]],
     }
 
 

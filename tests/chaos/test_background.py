@@ -136,7 +136,7 @@ def test_whoever_needs_the_files_waits_for_them(held: Callable[[str, str], Score
 def test_a_checkpoint_waits_for_nothing_and_is_the_table(held: Callable[[str, str], ScoreServer], folder: Path) -> None:
     server = held("write", PART)
     Rank(server).train(0)
-    data, finished, _ = server.state()
+    data, finished, _, _ = server.state()
     assert (data, finished, on_storage(folder).snapshots.newest()) == (table_of(server), 1, 0)
     faulty_files.let_go(folder)
     assert server.stored_epochs() == 1

@@ -23,6 +23,7 @@ from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
+from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import Shard, pieces
 from es_service.storage import runs
@@ -96,17 +97,17 @@ class Run:
         for shard, seq in zip(self.shards, self.seqs, strict=True):
             shard.settle(0, GENERATION, seq)
 
-    def load(self, state: tuple[bytes, int, tuple[int, ...]]) -> None:
+    def load(self, state: tuple[bytes, int, tuple[int, ...], Past]) -> None:
         self.num_rewinds += 1
-        table, finished, starts = state
+        table, finished, starts, past = state
         digest = hashlib.sha256(table).hexdigest() if table else ""
         where = (0, GENERATION, self.num_rewinds, finished, starts, digest)
-        if not self.server.rewind(*where, None):
-            assert self.server.rewind(*where, table)
+        if not self.server.rewind(*where, None, past):
+            assert self.server.rewind(*where, table, past)
         self.seqs = [shard.enter(0, GENERATION) for shard in self.shards]
 
     def reset(self) -> None:
-        self.load((b"", 0, (0,)))
+        self.load((b"", 0, (0,), BEGINNING))
 
     def finish(self) -> dict[int, set[float]]:
         """End all shards; return the losses in the history of each epoch."""
@@ -153,7 +154,7 @@ def test_a_history_that_is_being_written_when_the_run_goes_back_is_dropped(
 ) -> None:
     """By the end of the going back, and as the run goes on from there."""
     run = Run(folder, count)
-    state: tuple[bytes, int, tuple[int, ...]] = (b"", 0, (0,))
+    state: tuple[bytes, int, tuple[int, ...], Past] = (b"", 0, (0,), BEGINNING)
     if to == 1:
         run.train(0, 1.0)
         state = run.server.state()

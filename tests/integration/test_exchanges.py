@@ -26,6 +26,7 @@ from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 from es_service.storage.table_files import encode_table
 
+pytestmark = pytest.mark.filterwarnings("ignore::es_service.errors.SelectionStoppedWarning")
 NUM_SAMPLES, NUM_EPOCHS, BATCH_SIZE = 1003, 5, 32
 SHAPE = {"num_samples": NUM_SAMPLES, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}
 RNG = np.random.default_rng(5)
@@ -67,6 +68,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"seed": 27, "anneal": (0.2, 0), "prune_ratio": 0.2, "score_share": 0.4, "reweight": "unbiased"},
     ),
     "backprop-part": ("selective_backprop", {"seed": 28, "history": 3 * BATCH_SIZE + 5, "score_share": 0.3}),
+    "auto": ("auto", {"seed": 29}),
+    "es-guarded": ("es", {"seed": 30, "anneal": (0, 0), "guard": True}),
     "es-skip": ("es", {"seed": 23, "anneal": (0.2, 0), "on_bad_loss": "skip"}),
 }
 SELECTIONS = {name: preset(short, **settings) for name, (short, settings) in CASES.items()}
@@ -126,6 +129,7 @@ def train(selectors: Sequence[es.Selector], epochs: range, *, scored: bool = Tru
                     draw = selector.select(ids, seen, scored=asked)
                     selector.observe(observed(epoch, draw.ids, with_gaps=with_gaps))
                 steps.append((epoch, rank, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
+        steps += [(epoch, rank, selector.decision) for rank, selector in enumerate(selectors) if selector.decision]
         for rank, selector in enumerate(selectors):
             factor = selector.learning_rate_factor
             for ids in selector.hidden_batches():
@@ -381,6 +385,8 @@ def test_another_seed_gives_another_selection() -> None:
 
 def test_every_method_has_a_case_and_every_case_does_what_it_is_there_for() -> None:
     assert {selection.method.name for selection in SELECTIONS.values()} == set(methods.METHODS)
+    decided = [step[2] for step in train(embedded(SELECTIONS["es-guarded"], 1), range(NUM_EPOCHS)) if len(step) == 3]
+    assert {one["ratio"] for one in decided} == {0.25, 1.0}
     steps = train(embedded(SELECTIONS["kakurenbo"], 2), range(NUM_EPOCHS), scored=False)
     assert {step[0] for step in steps if step[2] == "hidden"} == set(range(1, NUM_EPOCHS - 1))
     [stale] = embedded(SELECTIONS["backprop-stale"], 1)
@@ -395,7 +401,7 @@ def test_every_method_has_a_case_and_every_case_does_what_it_is_there_for() -> N
 
 
 @pytest.mark.parametrize(("exchange", "world_size"), [("sync", 2), ("leased", 2)])
-@pytest.mark.parametrize("name", ["eswp", "infobatch", "kakurenbo", "ucb", "backprop-stale"])
+@pytest.mark.parametrize("name", ["eswp", "infobatch", "kakurenbo", "ucb", "backprop-stale", "es-guarded"])
 def test_a_restart_between_epochs_changes_nothing(
     exchange: str, world_size: int, name: str, run: str, storage: str
 ) -> None:
@@ -432,6 +438,7 @@ def test_a_restart_between_epochs_changes_nothing(
         ("sync", "eswp", 3, 0),
         pytest.param("leased", "eswp", 3, 1, marks=pytest.mark.thorough),
         ("prefetch", "infobatch", 3, 2),
+        ("leased", "auto", 3, 0),
     ],
 )
 def test_a_server_killed_inside_an_epoch_and_between_two_is_not_noticed(
@@ -462,6 +469,7 @@ def test_a_server_killed_inside_an_epoch_and_between_two_is_not_noticed(
             selector.observe(observed(2, draw.ids))
         steps.append((2, 0, ids.tolist(), draw.positions.tolist(), draw.scale.tobytes()))
     kill()  # what the steps said may be under way
+    steps += [(2, 0, selector.decision)] if selector.decision else []
     for ids in selector.hidden_batches():
         selector.refresh(ids, observed(2, ids))
         steps.append((2, 0, "hidden", ids.tolist(), selector.learning_rate_factor))

@@ -60,4 +60,4 @@ def test_every_error_survives_pickling_and_says_what_it_is(name: str) -> None:
 
 def test_all_is_sorted_and_complete() -> None:
     assert sorted(errors.__all__) == list(errors.__all__)
-    assert set(errors.__all__) == {*CLASSES, "DataWarning", "NothingSelectedWarning"}
+    assert set(errors.__all__) == {*CLASSES, "DataWarning", "NothingSelectedWarning", "SelectionStoppedWarning"}

@@ -662,7 +662,7 @@ def test_rewinding_by_digest_alone_where_the_storage_still_has_it(
     server = make_server()
     worker = Worker(server, config)
     states = checkpoints(worker, 3, losses_of)
-    data, finished, starts = states[1]
+    data, finished, starts, _ = states[1]
     assert server.rewind(0, FIRST, 1, finished, starts, hashlib.sha256(data).hexdigest(), None) is True
     assert server.state() == states[1]
     assert runs.RunStorage(str(tmp_path), "mine").snapshots.newest() == 2
@@ -676,7 +676,7 @@ def test_rewinding_with_a_table_that_the_storage_no_longer_has(
     server = make_server()
     worker = Worker(server, config)
     states = checkpoints(worker, 4, losses_of)
-    data, finished, starts = states[0]
+    data, finished, starts, _ = states[0]
     digest = hashlib.sha256(data).hexdigest()
     before = server.state()
     assert server.rewind(0, FIRST, 1, finished, starts, digest, None) is False
@@ -720,7 +720,7 @@ def test_each_rewind_is_done_by_the_first_rank_and_only_once(
         worker.open(0)
     for worker in workers:
         server.close_epoch(worker.rank, FIRST, 0)
-    data, finished, starts = server.state()
+    data, finished, starts, _ = server.state()
     call = (finished, starts, hashlib.sha256(data).hexdigest(), None)
     assert server.rewind(0, FIRST, 1, *call) is True
     share, first = workers[0].open(1)
@@ -758,7 +758,7 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
 ) -> None:
     server = make_server()
     states = checkpoints(Worker(server, config), 2, losses_of)
-    data, finished, starts = states[0]
+    data, finished, starts, _ = states[0]
     if damage == "length":
         small = make_config(num_samples=12, prune_ratio=0.25)
         data = ScoreServer(str(tmp_path), "small", runs.config_to_dict(small)).state()[0]
@@ -777,7 +777,7 @@ def test_a_checkpoint_whose_starts_do_not_fit_is_refused_and_changes_nothing(
 ) -> None:
     server = make_server()
     states = checkpoints(Worker(server, config), 2, losses_of)
-    data, finished, _ = states[0]
+    data, finished, _, _ = states[0]
     with pytest.raises(errors.StorageError):
         server.rewind(0, FIRST, 1, finished, (0,), hashlib.sha256(data).hexdigest(), data)
     assert server.state() == states[1]
@@ -789,7 +789,7 @@ def test_a_snapshot_gone_bad_does_not_stand_in_the_way_of_the_checkpoint(
     """The caller has the table: a damaged copy on storage must ask for it, not refuse for ever."""
     server = make_server()
     states = checkpoints(Worker(server, config), 2, losses_of)
-    data, finished, starts = states[0]
+    data, finished, starts, _ = states[0]
     path = next((tmp_path / "mine" / "snapshots").glob("00000001-*")) / "shard-0.arrow"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     digest = hashlib.sha256(data).hexdigest()

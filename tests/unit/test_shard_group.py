@@ -18,6 +18,8 @@ from es_service.actors import wire
 from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
+from es_service.ledger import Ledger
+from es_service.selection.config import preset
 from es_service.selection.engine import choose
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
@@ -201,18 +203,62 @@ def test_a_shard_without_its_journal_takes_the_run_back_to_the_last_finished_epo
         worker.observe(np.arange(6), np.ones(6, dtype=np.float32), 0)
 
 
+def ledger(epoch: int) -> dict[str, Any]:
+    """Of a rank at an epoch's end: after a minute scoring costs half a step, and selection has saved no time."""
+    done = epoch + 1
+    counts = {"scored": 24 * done, "trained": 12 * done, "full": 24 * done, "full_steps": 4.0 * done}
+    timed = {"total_s": 45.0 * done, "measured_s": 200.0, "measured_steps": 20}
+    seconds = {"score": 20.0 * done, "train": 31.0 * done, "exchange": 0.0, "data": 0.0}
+    return Ledger(**counts, **timed, seconds=seconds).to_dict()  # type: ignore[arg-type]
+
+
+def decisions(group: Group, losses_of: Losses, restarts: int | None, epochs: int = 6) -> list[Any]:
+    """Return what was decided for each epoch, with a shard that restarts inside each and between them."""
+    worker, found = Worker(group), []
+    for epoch in range(epochs):
+        share = worker.open(epoch)
+        found.append((share.decision, share.ratio))
+        for step in range(4):
+            ids, run_step = share.ids[6 * step : 6 * step + 6], share.first_step + step
+            worker.observe(ids, losses_of(ids, 0), run_step)
+        if restarts is not None:
+            group.restart(restarts)
+            group.server.whereabouts(0, FIRST)
+            assert group.server._coordinator().membership.share(worker.caller).decision == share.decision
+        group.server.close_epoch(0, FIRST, epoch, ledger=ledger(epoch))
+        if restarts is not None:
+            group.restart(restarts)
+    return found
+
+
+@pytest.mark.parametrize(("count", "restarts"), [(1, 0), (3, None), (3, 0), (3, 2)])
+@pytest.mark.parametrize("name", ["auto", "es"])
+def test_decisions_are_the_same_over_shards_and_after_restarts(
+    tmp_path: Path, losses_of: Losses, name: str, count: int, restarts: int | None
+) -> None:
+    settings = {"anneal": (0, 0), "guard": True, "draw": "topk"} if name == "es" else {}
+    config = RunConfig(selection=preset(name, **settings), num_samples=24, num_epochs=6, batch_size=6)
+    expected = decisions(Group(str(tmp_path / "whole"), config, 1), losses_of, None)
+    assert decisions(Group(str(tmp_path), config, count), losses_of, restarts) == expected
+    costs = [None if one is None else one["scoring_cost"] for one, _ in expected]
+    assert {*costs[:2]} == {0.35}  # a minute of training ends with the second epoch
+    assert {*costs[2:]} == {0.5}
+    if name == "es":
+        assert [one["reason"] for one, _ in expected][2] == "stopped_time"
+
+
 def test_a_checkpoint_goes_to_all_shards(
     tmp_path: Path, config: RunConfig, losses_of: Losses, undisturbed: tuple[list[Any], str]
 ) -> None:
     group = Group(str(tmp_path), config, 3)
     worker = Worker(group)
     drawn = [worker.train(epoch, losses_of) for epoch in range(2)]
-    data, finished, starts = group.server.state()
+    data, finished, starts, _ = group.server.state()
     worker.train(2, losses_of)
     digest = hashlib.sha256(data).hexdigest()
     assert group.server.rewind(0, FIRST, 1, finished, starts, digest, None) is False  # of parts, none has this digest
     assert group.server.rewind(0, FIRST, 1, finished, starts, digest, data) is True
-    assert group.server.state() == (data, finished, starts)
+    assert group.server.state()[:3] == (data, finished, starts)
     assert (drawn + [worker.train(epoch, losses_of) for epoch in (2, 3)], table(group)) == undisturbed
     assert group.server.rewind(0, FIRST, 2, 0, (0,), "", None) is True
     assert sum(group.server.snapshot().column("visits").to_pylist()) == 0

@@ -110,6 +110,17 @@ class LedgerSeconds(Model):
     wall: float | None = Field(description="whole run with start-up, evaluation and checkpoints")
 
 
+class Decision(Model):
+    """What a run decided for an epoch, and by which figures."""
+
+    share: float | None = Field(description="of a meta-batch that the weights ask for", examples=[0.35])
+    ratio: float | None = Field(description="of a meta-batch that steps train on; 1: everything", examples=[0.35])
+    scoring_cost: float | None = Field(description="of a meta-batch, as a share of a full step", examples=[0.35])
+    cost: float | None = Field(description="of the epoch's steps, as a share of full training", examples=[0.7])
+    cost_otherwise: float | None = Field(description="the same of the other choice", examples=[1.0])
+    reason: str = Field(examples=["weights_concentrate"])
+
+
 class LedgerEpoch(Model):
     """The ledger at an epoch's end; counts from the run's beginning."""
 
@@ -118,6 +129,7 @@ class LedgerEpoch(Model):
     balanced_accuracy: float | None
     held_out_loss: float | None
     train_loss: float | None
+    decision: Decision | None = Field(description="what was decided for the epoch; null where nothing was")
     metrics: dict[str, float] = Field(description="what else the training loop measured", examples=[{"recall": 0.7}])
     scored: int | None
     trained: int | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from es_service.selection.decisions import FIGURES
 from es_service.storage.plain import number
 from es_service.storage.progress import SHOWN
 
@@ -55,8 +56,19 @@ def summary(result: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
 def _epoch(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: number(found.get(name)) for name in _HISTORY},
+        "decision": _decision(found.get("decision")),
         "metrics": _metrics(found.get("metrics")),
         "saving": _numbers(found.get("saving"), _SAVING),
+    }
+
+
+def _decision(found: Any) -> dict[str, Any] | None:
+    """Return what was decided for an epoch, where something was."""
+    if not isinstance(found, Mapping):
+        return None
+    return {
+        **{name: number(found.get(name)) for name in FIGURES},
+        "reason": str(found.get("reason"))[:_MOST_CHARACTERS],
     }
 
 

@@ -21,6 +21,7 @@ class Auto(Evolved):
     """Evolved Sampling that decides its own share; make it with `auto()`."""
 
     name: ClassVar[str] = "auto"
+    decides: ClassVar[bool] = True
     beta1: float = 0.2
     beta2: float = 0.9
     least: float = 0.25
@@ -42,20 +43,14 @@ class Auto(Evolved):
         share = yield from self._effective_share(prospect)
         progress = yield from self._progress(prospect)
         if share is None:
-            reason, ratio = "no losses yet", 1.0
+            reason, ratio = "no_losses", 1.0
         elif share + prospect.scoring_cost >= 1:
-            reason, ratio = "weights are even", 1.0
+            reason, ratio = "weights_even", 1.0
         elif progress is not None and progress < self.progress:
-            reason, ratio = "losses hardly fall", 1.0
+            reason, ratio = "losses_stay", 1.0
         else:
-            reason, ratio = "weights concentrate", max(share, self.least)
-        decision = {
-            "reason": reason,
-            "ratio": ratio,
-            "share": share,
-            "progress": progress,
-            "scoring_cost": prospect.scoring_cost,
-        }
+            reason, ratio = "weights_concentrate", max(share, self.least)
+        decision = {"reason": reason, "ratio": ratio, "share": share, "progress": progress}
         return Plan(ids=prospect.ids, ratio=ratio, decision=decision)
 
     def _effective_share(self, prospect: Prospect) -> Agreed[float | None]:

@@ -37,6 +37,8 @@ class Method:
     """False: every step takes the whole meta-batch."""
     prunes: ClassVar[bool] = True
     """Epochs leave out `Selection.prune_ratio` of the set."""
+    decides: ClassVar[bool] = False
+    """The share of a meta-batch that steps train on follows from the run, by `plan`: `Selection.ratio` does nothing."""
     keeps_unobserved: ClassVar[bool] = True
     """Plans leave out no sample that was never observed, unless `Selection.prune_unobserved` lets them."""
     signed: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from es_service.cli.progress import Progress
+from es_service.selection.decisions import filled
 
 
 class Terminal(io.StringIO):
@@ -164,3 +165,16 @@ def test_the_seconds_on_the_bar_move_while_no_news_comes(terminal: tuple[Termina
         assert time.monotonic() < give_up
         time.sleep(0.01)
     assert "1.5/4 epochs" in last_bar(stream)
+
+
+def test_a_decision_is_a_line_of_its_own_where_it_changes() -> None:
+    made = [filled({"ratio": ratio, "share": 0.35}, epoch, 0.33) for epoch, ratio in enumerate((0.35, 0.35, 1.0))]
+    stream = io.StringIO()
+    progress = Progress(stream)
+    history = [{**one, "decision": decision} for one, decision in zip(finished(3), made, strict=True)]
+    progress.show(stats(2, 1.0, history))
+    lines = [line for line in stream.getvalue().splitlines() if "trains on" in line]
+    assert lines == [
+        "epoch 1: trains on 35 % of each meta-batch (weights concentrate: r = 0.35; scoring costs 33 % of a step)",
+        "epoch 3: trains on everything (weights are even: r = 0.35; scoring costs 33 % of a step)",
+    ]

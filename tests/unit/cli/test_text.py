@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from es_service.cli import text
+from es_service.selection.decisions import filled
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "skipped": 0,
         "memory": {"peak_bytes": 1_234_567_890, "kind": "rss"},
         "history": [],
+        "decisions": [],
         "storage": "/data/runs/",
     }
     return {**values, **changes}
@@ -167,6 +169,15 @@ def test_rounding_leaves_no_negative_rest() -> None:
 )
 def test_what_was_saved_so_far(saving: dict[str, float | None], words: str) -> None:
     assert text.saved_so_far(saving) == words
+
+
+def test_a_run_that_decides_says_in_which_epochs_it_selected() -> None:
+    even = filled({"ratio": 1.0, "share": 0.8}, 2, 0.35)
+    made = [filled({"ratio": ratio, "share": ratio}, epoch, 0.35) for epoch, ratio in enumerate((0.5, 0.25))]
+    words = "2 of 3 epochs selected, 25.0 % to 50.0 % of each meta-batch"
+    assert lines_of(decisions=[None, *made, even])["decided"].endswith(f"  {words}")
+    assert lines_of(decisions=[even, even])["decided"].endswith("  it trained on everything: weights are even")
+    assert "decided" not in lines_of(decisions=[None])
 
 
 def test_what_only_some_runs_have_to_say() -> None:

@@ -45,6 +45,7 @@ export class LedgerPanel {
       sections(this.ledger, width),
       epochs.length > 0 && h("div", { class: "chart" }, stackedBars(width, drawnEpochs, ["rest", "train"], `Seconds of each of ${epochs.length} epochs`)),
       epochs.length > 0 && epochLegend(epochs),
+      decisions(this.ledger),
     );
   }
 
@@ -70,6 +71,15 @@ function measured({ history }) {
   const last = history.findLast((one) => of(one).length > 0);
   if (last === undefined) return null;
   return h("ul", { class: "legend measured" }, h("li", {}, `epoch ${last.epoch + 1}:`), of(last).map(([name, value]) => h("li", {}, `${name} ${Number(value.toPrecision(4))}`)));
+}
+
+/** What the run decided, each epoch that changed it, as a list; null where it decides nothing. */
+function decisions({ history }) {
+  const said = ({ ratio, reason }) => `${ratio < 1 ? `${format.percent(ratio, 0)} of each meta-batch` : "everything"} (${reason.replaceAll("_", " ")})`;
+  const made = history.filter((one) => one.decision).map((one) => ({ epoch: one.epoch + 1, text: said(one.decision) }));
+  const changes = made.filter((one, i) => i === 0 || one.text !== made[i - 1].text);
+  if (changes.length === 0) return null;
+  return h("ul", { class: "legend measured" }, h("li", {}, "Decisions:"), changes.map((one) => h("li", {}, `from epoch ${one.epoch} on ${one.text}`)));
 }
 
 /** What each epoch alone took: the history counts from the run's beginning. In full, all would take the same. */
