@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.training.driver import train
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived

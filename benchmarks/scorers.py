@@ -66,7 +66,7 @@ def _one(name: str, seed: int, epochs: int, limit: int | None) -> dict[str, Any]
     import torch
 
     from es_service.actors.cluster import ensure_ray
-    from es_service.selection.config import preset
+    from es_service.selection.named import preset
     from es_service.training.driver import train
     from es_service.training.spec import TrainingSpec
     from es_service.training.tasks.derived import Derived

@@ -132,8 +132,8 @@ class Selector(Restorable):
         """Yield this rank's meta-batches, int64[B] (the last may be smaller).
 
         The epoch is closed once its last step is selected, and its losses are observed where they come later; a loop
-        need not ask for what follows. One left early is closed by `finish_epoch`, or when the next one opens; one with
-        hidden samples by `hidden_batches`.
+        need not ask for what follows. `finish_epoch` closes one left early, as does opening the next; `hidden_batches`
+        one with hidden samples.
 
         Raises:
             ConfigError: an epoch past num_epochs.
@@ -154,21 +154,21 @@ class Selector(Restorable):
     def stream(self, epoch: int, batches: Iterable[T], ids: Callable[[T], Any] | str = "id") -> Iterator[T]:
         """Yield batches whose ids are not known in advance, each a meta-batch.
 
-        For an iterable data set, a Ray Data pipeline, or a custom sampler. Every rank makes as many epochs, of
-        any number of steps. The epoch is closed behind the last batch: as `epoch` does where `len(batches)` is known,
-        else when it is asked for what follows; a loop that does not ask calls `finish_epoch`.
+        For an iterable data set, a Ray Data pipeline, or a custom sampler. Ranks make equally many epochs, of any number
+        of steps. The last batch closes an epoch: as in `epoch` where `len(batches)` is known, else when the loop asks
+        for what follows; a loop that does not ask calls `finish_epoch`.
 
         Args:
             epoch: in [0, num_epochs), rising by one.
-            batches: of any size; ids may repeat in one, as those of a sampler with replacement do. They are observed
-                once, by the mean of their copies' losses, and every copy may be drawn.
+            batches: of any size; ids may repeat in one (sampling with replacement): observed once, by the mean of their
+                copies' losses; every copy may be drawn.
             ids: where a batch keeps its ids, int64[B]: a key of it, or a function of it. Samples that go by names
                 need a number each, the same on every rank: `ids=lambda batch: [numbers[key] for key in batch["url"]]`.
 
         Raises:
             ConfigError: an epoch past num_epochs, or a selection that plans which ids an epoch holds.
             IdError, ShapeError: a batch's ids cannot be used.
-            EpochOrderError: not the next epoch of the run; or more batches come than their length.
+            EpochOrderError: not the next epoch of the run, or more batches than their length.
         """
         here = self._open(epoch, streamed=True, num_steps=num_batches(batches))
         for step, batch in enumerate(batches):
@@ -208,16 +208,8 @@ class Selector(Restorable):
         with self.ledger.timing_overhead():
             share = self.exchange.open_epoch(number, streamed=streamed)
         self._count_on_from(number)
-        self._here = Epoch(
-            self.exchange,
-            self.ledger,
-            self._irreducible,
-            number,
-            share,
-            streamed=streamed,
-            num_steps=num_steps,
-            closed=self._closed,
-        )
+        about = self.exchange, self.ledger, self._irreducible, number, share
+        self._here = Epoch(*about, streamed=streamed, num_steps=num_steps, closed=self._closed)
         self._warn_if_stopped(share)
         return self._here
 
@@ -291,8 +283,8 @@ class Selector(Restorable):
         """Hand over the losses of the last draw, where it was made without any: training computed them anyway.
 
         Args:
-            losses_b: float[b], in the order of the draw's positions, or signals by name, as in `select`. Ignored where
-                the draw was scored. None where there will be none: the draw counts without.
+            losses_b: float[b], in the order of the draw's positions, or signals by name, as in `select`; ignored where
+                the draw was scored. None: there will be none, and the draw counts without.
 
         Raises:
             ShapeError, LossError: the losses cannot be used; nothing was written.

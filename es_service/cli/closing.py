@@ -12,7 +12,7 @@ from es_service.cli import text
 from es_service.cli.task_flags import DEFAULT_TASK, derived_settings
 from es_service.cli.training_flags import TRAINING
 from es_service.experiments.progress import measured
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.storage.described import describe
 from es_service.storage.listing import find_runs
 from es_service.storage.plain import number

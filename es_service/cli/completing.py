@@ -8,7 +8,7 @@ from typing import Any
 from es_service.cli import output
 from es_service.cli.parser import Parser, add_command
 from es_service.experiments.tune.objectives import OBJECTIVES
-from es_service.selection.config import PRESETS
+from es_service.selection.named import PRESETS
 from es_service.training.spec import EXCHANGES
 from es_service.training.tasks import TASKS
 

@@ -17,8 +17,8 @@ from es_service.cli.progress import Progress
 from es_service.cli.task_flags import DEFAULT_TASK, DERIVED, OPTIONS, add_task_flags, derived_settings, option_settings
 from es_service.cli.training_flags import TRAINING, add_training_flags
 from es_service.cli.yaml_files import read_yaml
-from es_service.selection.config import PRESETS, preset
 from es_service.selection.methods.registry import preset_name
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.settings import parse_value, suggest
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 from es_service.training.spec import TrainingSpec

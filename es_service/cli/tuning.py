@@ -17,8 +17,8 @@ from es_service.experiments.progress import measured
 from es_service.experiments.tune.domains import KINDS
 from es_service.experiments.tune.objectives import OBJECTIVES, OF_THE_TASK
 from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
-from es_service.selection.config import PRESETS
 from es_service.selection.methods.registry import preset_name
+from es_service.selection.named import PRESETS
 from es_service.selection.settings import as_integer
 from es_service.storage.runs import DEFAULT_STORAGE, RunStorage
 

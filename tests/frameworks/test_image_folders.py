@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 
 from es_service import errors
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.training.driver import train
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks import build_task, images

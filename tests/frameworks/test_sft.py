@@ -20,7 +20,7 @@ import transformers
 
 import es_service as es
 from es_service import errors
-from es_service.selection.config import PRESETS, preset
+from es_service.selection.named import PRESETS, preset
 from es_service.training import scoring
 from es_service.training.driver import train
 from es_service.training.loop import TrainSettings, fit_model

@@ -11,7 +11,7 @@ import torch
 
 import es_service as es
 from es_service import errors
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.training.driver import train
 from es_service.training.loop import fit
 from es_service.training.settings import TrainSettings

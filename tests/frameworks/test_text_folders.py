@@ -18,7 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 import es_service as es
 from es_service import errors
-from es_service.selection.config import PRESETS, preset
+from es_service.selection.named import PRESETS, preset
 from es_service.storage.runs import RunStorage
 from es_service.training.driver import train
 from es_service.training.spec import TrainingSpec

@@ -25,7 +25,7 @@ import es_service as es
 from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.api.live.runs import LiveRuns
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 
 SHAPE = {"num_samples": 400, "num_epochs": 4, "batch_size": 40}
 SELECTION = preset("es", seed=3, anneal=(0, 0))

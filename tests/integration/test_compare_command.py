@@ -20,7 +20,7 @@ from pyarrow import parquet
 from es_service.cli import main
 from es_service.experiments.compare.folder import CompareFolder
 from es_service.experiments.compare.running import Slots, run_all
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.training.spec import TrainingSpec
 
 JOBS = min(2, len(os.sched_getaffinity(0)))

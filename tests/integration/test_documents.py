@@ -19,7 +19,8 @@ import pytest
 import es_service as es
 from es_service.cli import build_parser
 from es_service.selection import draws, methods
-from es_service.selection.config import PRESETS, Selection
+from es_service.selection.config import Selection
+from es_service.selection.named import PRESETS
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md", "examples/README.md")

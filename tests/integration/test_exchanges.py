@@ -20,8 +20,8 @@ import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.selection import methods
-from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 from es_service.storage.runs import RunStorage
 from es_service.storage.table_files import encode_table

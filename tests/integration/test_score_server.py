@@ -20,7 +20,7 @@ import pytest
 import es_service as es
 from es_service.actors import launch
 from es_service.actors.calls import call
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 
 SHAPE = {"num_samples": 500, "num_epochs": 3, "batch_size": 50}

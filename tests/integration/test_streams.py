@@ -15,8 +15,8 @@ from es_service.actors import launch
 from es_service.actors.calls import call
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 from es_service.storage.table_files import encode_table
 

@@ -272,7 +272,7 @@ def test_trials_that_wait_for_others_hold_nothing_and_go_on_where_they_were(
     pytest.importorskip("hpbandster")
     from es_service.experiments.tune import search
     from es_service.experiments.tune.search_spec import Places
-    from es_service.selection.config import preset
+    from es_service.selection.named import preset
     from es_service.training.driver import train
     from es_service.training.spec import TrainingSpec
     from es_service.training.tasks.derived import Derived

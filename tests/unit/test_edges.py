@@ -11,8 +11,8 @@ import pytest
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import PRESETS, preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.run import RunConfig
 
 SIZES = [  # num_samples, batch_size, ratio, prune_ratio

@@ -12,8 +12,8 @@ import es_service as es
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 
 SIZE, EPOCHS = 16, 4

@@ -21,7 +21,7 @@ from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.search_spec import Places
 from es_service.experiments.tune.space import Space
 from es_service.selection import methods
-from es_service.selection.config import PRESETS, preset
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.run import RunConfig
 from es_service.selection.settings import as_plain
 from es_service.storage.runs import RunStorage

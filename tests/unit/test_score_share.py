@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import es_service as es
 from es_service import errors
 from es_service.selection import staleness
-from es_service.selection.config import preset
 from es_service.selection.engine import Engine
+from es_service.selection.named import preset
 from es_service.selection.reductions import agree
 
 I64 = NDArray[np.int64]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import es_service as es
 from es_service import errors
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 
 I64 = NDArray[np.int64]
 

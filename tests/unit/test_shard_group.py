@@ -19,8 +19,8 @@ from es_service.actors.score_server import ScoreServer
 from es_service.actors.score_shard import ScoreShard
 from es_service.actors.served_run import ServedRun
 from es_service.ledger import Ledger
-from es_service.selection.config import preset
 from es_service.selection.engine import choose
+from es_service.selection.named import preset
 from es_service.selection.run import Caller, RunConfig, Share
 from es_service.selection.shards import pieces
 from es_service.storage import runs

@@ -10,8 +10,9 @@ from typing import Any
 from es_service import errors
 from es_service.experiments.begin import check_known, check_run, costed, task_of
 from es_service.experiments.experiment_spec import ExperimentSpec
-from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.methods.registry import preset_name
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.settings import as_integer, make_plain, parse_value
 from es_service.training.settings import TrainSettings
 from es_service.training.spec import TrainingSpec

@@ -14,7 +14,7 @@ from es_service.experiments.experiment_spec import ExperimentSpec
 from es_service.experiments.tune.objectives import Objective
 from es_service.experiments.tune.space import Space
 from es_service.experiments.tune.trials import Trial
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.selection.settings import as_integer, as_number, make_plain, suggest
 from es_service.training.spec import EXCHANGES, TrainingSpec
 

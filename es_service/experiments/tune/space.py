@@ -14,8 +14,9 @@ import numpy as np
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of
 from es_service.selection import keys
-from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.methods import registry
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.settings import as_integer, as_number, make_plain, parse_value
 
 __all__ = ["OF_THE_RUN", "Space", "default_space", "first_points", "parse_flags", "random_points", "read_space"]

@@ -14,7 +14,7 @@ from es_service.cli.closing import closing, compare_command
 from es_service.cli.comparing import subject_of
 from es_service.experiments.begin import check_known
 from es_service.experiments.compare.comparison import parse_candidates
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.storage.runs import RunStorage
 from es_service.training.spec import TrainingSpec
 from es_service.training.tasks.derived import Derived

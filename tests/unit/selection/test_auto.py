@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import methods
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.engine import Engine
+from es_service.selection.named import preset
 from es_service.selection.plans import Plan
 from es_service.selection.reductions import agree
 from es_service.selection.shards import Shard

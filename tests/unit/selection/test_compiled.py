@@ -17,9 +17,10 @@ import es_service.selection
 from es_service import errors
 from es_service.environment import COMPILED
 from es_service.selection import compiled, keys
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.draws import first_arrivals, race_keys
 from es_service.selection.engine import Engine
+from es_service.selection.named import preset
 from es_service.selection.observations import check_ids, check_losses
 from es_service.selection.shards import Shard
 from es_service.storage.table_files import encode_table

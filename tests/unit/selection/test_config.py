@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import draws, methods
-from es_service.selection.config import PRESETS, Selection, preset, suggest
+from es_service.selection.config import Selection, suggest
+from es_service.selection.named import PRESETS, preset
 
 NAN = float("nan")
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import draws, engine, methods
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.engine import choose
+from es_service.selection.named import preset
 
 F32 = NDArray[np.float32]
 Law = dict[tuple[int, ...], float]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import methods
-from es_service.selection.config import preset
 from es_service.selection.methods.evolved import Evolved
+from es_service.selection.named import preset
 
 F32 = NDArray[np.float32]
 

@@ -16,11 +16,11 @@ from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
-from es_service.selection.config import preset
 from es_service.selection.decisions import REASONS, in_words
 from es_service.selection.engine import Engine
 from es_service.selection.guard import guarded
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.past import BEGINNING, Past
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.reductions import agree

@@ -12,9 +12,9 @@ import es_service as es
 from es_service import errors
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import PRESETS, preset
 from es_service.selection.idle import why_idle
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.run import RunConfig
 from es_service.selector import Selector
 from es_service.storage import runs

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.plans import Plan, Prospect
 from es_service.selection.reductions import agree
 from es_service.selection.run import Caller, RunConfig, Share

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service.selection import draws, engine, methods
-from es_service.selection.config import PRESETS, Selection, preset
+from es_service.selection.config import Selection
+from es_service.selection.named import PRESETS, preset
 from es_service.selection.reductions import agree
 from es_service.selection.signals import SIGNALS
 from es_service.selection.table import FURTHER_COLUMNS, RECORD

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.selection.plans import Prospect
 from es_service.selection.reductions import agree
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from es_service import errors
 from es_service.selection import queries
-from es_service.selection.config import preset
 from es_service.selection.engine import Engine
+from es_service.selection.named import preset
 from es_service.selection.reductions import agree, merge
 from es_service.selection.shards import Shard
 from es_service.selection.table import records_to_arrow

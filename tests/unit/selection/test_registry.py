@@ -16,9 +16,10 @@ import pytest
 import es_service as es
 from es_service import errors
 from es_service.cli import main
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.engine import Engine
 from es_service.selection.methods import registry
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 from es_service.storage import runs
 from es_service.storage.described import describe
@@ -93,7 +94,8 @@ def test_nothing_is_imported_before_the_name_is_used(example_method: Path) -> No
     program = """
         import sys
         import es_service as es
-        from es_service.selection.config import Selection, preset
+        from es_service.selection.config import Selection
+        from es_service.selection.named import preset
         assert "importlib.metadata" not in sys.modules
         try:
             preset("margni")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import draws, engine, methods
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
+from es_service.selection.named import preset
 
 F32 = NDArray[np.float32]
 

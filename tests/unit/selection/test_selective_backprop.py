@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import engine, methods
-from es_service.selection.config import Selection, preset
+from es_service.selection.config import Selection
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.run import Caller, RunConfig, Share
 
 F32 = NDArray[np.float32]

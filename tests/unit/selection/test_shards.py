@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from es_service import errors
 from es_service.selection import methods, reductions
-from es_service.selection.config import preset
 from es_service.selection.engine import Engine
+from es_service.selection.named import preset
 from es_service.selection.plans import Plan, joined
 from es_service.selection.reductions import Sum, agree, merge
 from es_service.selection.run import RunConfig

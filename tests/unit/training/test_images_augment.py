@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 import es_service as es
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
-from es_service.selection.config import preset
 from es_service.selection.local_run import LocalRun
+from es_service.selection.named import preset
 from es_service.selection.run import RunConfig
 from es_service.training import irreducible
 from es_service.training.loader import SelectiveLoader

@@ -18,7 +18,7 @@ from torch import nn
 import es_service as es
 from es_service import errors
 from es_service.api.runs.previews import Previews
-from es_service.selection.config import PRESETS, preset
+from es_service.selection.named import PRESETS, preset
 from es_service.storage.runs import RunStorage
 from es_service.training import irreducible
 from es_service.training.driver import train

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import es_service as es
 from es_service import errors
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.training import loop, losses
 from es_service.training.memory import peak_memory
 from es_service.training.passes import ScoringPasses, arrange, compile_errors

@@ -19,7 +19,7 @@ from pyarrow import parquet
 import es_service as es
 from es_service import errors
 from es_service.cli import main, text
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.storage import labels
 from es_service.storage.runs import RunStorage
 from es_service.training import batches, proxies

@@ -10,7 +10,7 @@ import pytest
 from es_service import errors
 from es_service.cli import build_parser
 from es_service.experiments.compare.comparison import Candidate, Comparison, parse_candidates, short_full
-from es_service.selection.config import preset
+from es_service.selection.named import preset
 from es_service.storage.runs import check_run_name
 from es_service.training.spec import TrainingSpec
 

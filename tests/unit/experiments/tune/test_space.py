@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from es_service import errors
 from es_service.experiments.tune.domains import KINDS, Domain, domain_of, parse_domain
 from es_service.experiments.tune.space import Space, default_space, parse_flags, read_space
-from es_service.selection.config import PRESETS
+from es_service.selection.named import PRESETS
 
 EXAMPLES = {
     "uniform": "uniform(0, 0.5)",
