@@ -154,7 +154,7 @@ class Selector(Restorable):
     def stream(self, epoch: int, batches: Iterable[T], ids: Callable[[T], Any] | str = "id") -> Iterator[T]:
         """Yield batches whose ids are not known in advance, each a meta-batch.
 
-        For an iterable data set, a Ray Data pipeline, or a custom sampler. Ranks make equally many epochs, of any number
+        For an iterable data set, a Ray Data pipeline, or a custom sampler. Ranks make as many epochs, of any number
         of steps. The last batch closes an epoch: as in `epoch` where `len(batches)` is known, else when the loop asks
         for what follows; a loop that does not ask calls `finish_epoch`.
 

@@ -49,10 +49,13 @@ def closing(spec: TrainingSpec, result: dict[str, Any]) -> str:
         cost = f"{words} cost unknown: no full run beside it yet"
         answer = "this command answers it"
     else:
-        name, reached = full
+        name, reached, took = full
         cost = f"{words} {_difference(metric, result['metrics'][metric] - reached)} than the full run {name} ("
         cost += f"{measured(metric, reached)})"
         answer = "one run of each is no verdict, this command gives one"
+        if took is not None:
+            own = text.seconds(result["seconds"]["total"])
+            answer = f"its steps took {text.seconds(took)}, those of this run {own}; {answer}"
     return f"{gained}; {cost}\n{answer}:\n  {shlex.join(compare_command(spec))}"
 
 
@@ -61,8 +64,11 @@ def _difference(metric: str, difference: float) -> str:
     return f"{amount} {'lower' if difference < 0 else 'higher'}"
 
 
-def _full_run(spec: TrainingSpec, metric: str) -> tuple[str, float] | None:
-    """Return the name of a finished full run like this one, one of the same seed if possible, and what it reached."""
+def _full_run(spec: TrainingSpec, metric: str) -> tuple[str, float, float | None] | None:
+    """Return the name of a finished full run like this one, what it reached, and the seconds of its steps.
+
+    One of the same seed if possible.
+    """
     try:
         own, others = _like(RunStorage(spec.storage, spec.run).training() or {}), find_runs(spec.storage)
     except errors.EsServiceError:  # the run itself has ended well
@@ -76,12 +82,14 @@ def _full_run(spec: TrainingSpec, metric: str) -> tuple[str, float] | None:
         except errors.EsServiceError:  # a damaged run is no full run
             continue
         metrics = (run.result or {}).get("metrics")
+        spent = (run.result or {}).get("seconds")
         reached = number(metrics.get(metric)) if isinstance(metrics, dict) else None
+        took = number(spent.get("total")) if isinstance(spent, dict) else None
         if run.config.selection.method.name != "full" or reached is None or _like(run.training) != own:
             continue
         if run.training.get("seed") == spec.seed:
-            return found.name, reached
-        best = best or (found.name, reached)
+            return found.name, reached, took
+        best = best or (found.name, reached, took)
     return best
 
 

@@ -32,7 +32,7 @@ __all__ = [
 
 DEFAULT_METHODS = "random,loss,es,eswp,infobatch"
 FULL, RANDOM, SHORT_FULL = "full", "random", "short_full"
-_OF_THE_JOB = ("epochs", "batch_size", "learning_rate")
+_OF_THE_JOB = ("epochs", "batch_size", "learning_rate", "scorers", "proxy", "proxy_age")
 _MAX_SLUG = 60
 
 
@@ -45,6 +45,7 @@ class Candidate:
         name: of a method, see `preset`.
         settings: of the method and of `Selection`, as far as they differ from the preset's.
         epochs, batch_size, learning_rate: of its runs, where they differ from the comparison's.
+        scorers, proxy, proxy_age: of its runs, see `TrainingSpec`.
 
     Raises:
         ConfigError: an unknown name or setting (the nearest one is suggested), or a value outside its domain.
@@ -56,6 +57,9 @@ class Candidate:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    scorers: int = 0
+    proxy: str | None = None
+    proxy_age: int | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -91,7 +95,7 @@ def short_full(epochs: int) -> Candidate:
 def parse_candidates(text: str) -> tuple[Candidate, ...]:
     """Return the methods of `name[:key=value…],…`, with full and random always in front; doubles are left out.
 
-    A value is read by `parse_value`. The keys epochs, batch_size and learning_rate are the
+    A value is read by `parse_value`. The keys epochs, batch_size, learning_rate, scorers, proxy and proxy_age are the
     run's, every other one goes to `preset`. `short_full` may be named: it is compared anyway.
 
     Raises:
@@ -172,6 +176,9 @@ class Comparison(ExperimentSpec):
             epochs=candidate.epochs,
             batch_size=candidate.batch_size,
             learning_rate=candidate.learning_rate,
+            scorers=candidate.scorers,
+            proxy=candidate.proxy,
+            proxy_age=candidate.proxy_age,
         )
 
     def specs(self, candidates: tuple[Candidate, ...]) -> list[TrainingSpec]:

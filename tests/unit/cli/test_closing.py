@@ -35,8 +35,8 @@ def begun(storage: Path, run: str, method: str = "es", **changes: Any) -> Traini
     return spec
 
 
-def ended(spec: TrainingSpec, accuracy: float) -> dict[str, Any]:
-    result = {"metric": "accuracy", "metrics": {"accuracy": accuracy}, "saving": SAVING}
+def ended(spec: TrainingSpec, accuracy: float, seconds: float = 10.0) -> dict[str, Any]:
+    result = {"metric": "accuracy", "metrics": {"accuracy": accuracy}, "saving": SAVING, "seconds": {"total": seconds}}
     RunStorage(spec.storage, spec.run).write_result(result)
     return result
 
@@ -80,12 +80,14 @@ def test_a_full_run_beside_it_says_what_it_cost(tmp_path: Path) -> None:
     assert "no full run beside it yet" in closing(spec, result)
     ended(begun(tmp_path, "other-seed", "full", seed=1), 0.87)
     assert "accuracy 1.00 points higher than the full run other-seed (87.00 %)" in closing(spec, result)
-    ended(begun(tmp_path, "same-seed", "full", seed=3, workers=2, batch_size=16, exchange="sync"), 0.9085)
+    ended(begun(tmp_path, "same-seed", "full", seed=3, workers=2, batch_size=16, exchange="sync"), 0.9085, 12.0)
     first, second, _ = closing(spec, result).splitlines()
     assert (
         first == "16.7 % less time than full training; accuracy 2.85 points lower than the full run same-seed (90.85 %)"
     )
-    assert second == "one run of each is no verdict, this command gives one:"
+    assert second == (
+        "its steps took 12.0 s, those of this run 10.0 s; one run of each is no verdict, this command gives one:"
+    )
 
 
 def test_a_metric_that_is_no_share_is_not_in_percent(tmp_path: Path) -> None:

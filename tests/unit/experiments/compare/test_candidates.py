@@ -90,3 +90,16 @@ def test_a_learning_rate_of_0_is_not_taken_for_none(make_comparison: Callable[..
 def test_a_comparison_needs_a_seed(make_comparison: Callable[..., Comparison]) -> None:
     with pytest.raises(errors.ConfigError, match="--seeds"):
         make_comparison(seeds=0)
+
+
+def test_a_method_may_have_scorers(make_comparison: Callable[..., Comparison]) -> None:
+    """What they spend is in its cost, see test_rows.py."""
+    *_, candidate = parse_candidates("es:scorers=2:proxy=self:proxy_age=4:ratio=0.5")
+    assert (candidate.scorers, candidate.proxy, candidate.proxy_age) == (2, "self", 4)
+    assert candidate.settings == {"ratio": 0.5}
+    comparison = make_comparison(candidates=(candidate,))
+    spec = comparison.spec(candidate, 0)
+    assert (spec.scorers, spec.proxy, spec.proxy_age) == (2, "self", 4)
+    [other] = parse_candidates("es:scorers=1")[2:]
+    with pytest.raises(errors.ConfigError, match="need a proxy"):
+        comparison.spec(other, 0)
