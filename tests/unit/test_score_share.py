@@ -227,3 +227,17 @@ def test_positions_that_cannot_be_used_are_refused_and_change_nothing(scored: An
         selector.select(ids, np.ones(3), scored=np.arange(BATCH))
     assert repr(selector.table().to_pydict()) == before
     assert selector.ledger.scored == 0
+
+
+@pytest.mark.parametrize("settings", [{"on_bad_loss": "skip"}, {}])
+def test_a_loop_that_asks_what_to_score_works_in_annealing_steps_too(settings: dict[str, Any]) -> None:
+    selection = es.Selection(es.methods.evolved(), anneal=(0.5, 0), **settings)
+    selector = es.Selector(selection, num_samples=20, num_epochs=2, batch_size=10)
+    asked = []
+    for epoch in range(2):
+        for ids_B in selector.epoch(epoch):
+            scored = selector.to_score(ids_B)
+            asked.append(scored.size)
+            draw = selector.select(ids_B, np.ones(scored.size) if scored.size else None, scored=scored)
+            selector.observe(np.ones(draw.ids.size))
+    assert asked == [0, 0, 10, 10]
