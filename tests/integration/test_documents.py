@@ -108,7 +108,7 @@ def test_after_the_demo_the_commands_are_on_the_path() -> None:
     assert first is not None
     assert line in outputs.sub("", behind_the_demo)[: first.start()]
     plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert line in plan.splitlines()[-1]
+    assert line in [one for one in plan.splitlines() if not one.startswith("make")][-1]
 
 
 def test_every_readme_command_is_one_of_ours() -> None:
