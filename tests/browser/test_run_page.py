@@ -119,7 +119,7 @@ def test_the_map_is_explored_by_keys(page: Any) -> None:
     assert len(set(said)) >= 3
     canvas.send_keys(Keys.ENTER)
     page.one("#sample[open]")
-    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
     page.until(lambda: not page.all("#sample[open]"), "the dialog to close")
 
 

@@ -93,7 +93,7 @@ def test_an_empty_folder_says_what_to_do(
 def test_the_command_in_the_readme_opens_the_run_that_it_names(various: Any, open_page: Callable[..., Any]) -> None:
     """As it stands there, but for the port, which is one that is free."""
     text = (ROOT / "README.md").read_text()
-    [(command, url)] = re.findall(r"^es-service (serve [^#\n]*)# then open (\S+)$", text, flags=re.MULTILINE)
+    [(command, url)] = re.findall(r"^es-service (serve [^#\n]*)# opens (\S+)$", text, flags=re.MULTILINE)
     options = build_parser().parse_args(shlex.split(command))
     assert urlsplit(url).netloc == f"{options.host}:{options.port}"
     assert various.storage.name == options.storage

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 VIEWS = {
@@ -83,14 +84,14 @@ def test_a_sample_with_its_history_has_an_address_of_its_own(page: Any, server: 
     assert pairs["rank by weight"] == "1 of 1,200"
     assert page.path == f"/runs/clothes?sample={first}"
 
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT).perform()
     page.until(lambda: page.text("#sample h2") == f"Sample {second:,}", "the next sample")
     page.driver.refresh()
     page.until(lambda: page.text("#sample h2") == f"Sample {second:,}", "the same sample after a reload")
     page.one("#sample [aria-label='Previous sample']")
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    ActionChains(page.driver).send_keys(Keys.ARROW_LEFT).perform()
     page.until(lambda: page.text("#sample h2") == f"Sample {first:,}", "the one before, after a reload, too")
-    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
     page.until(lambda: not page.all("#sample[open]"), "the dialog to close")
     assert page.path == "/runs/clothes"
 

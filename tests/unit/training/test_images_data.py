@@ -322,7 +322,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(errors.DataError, match=r"train-000001\.tar is damaged, or no tar file"):
         build(tmp_path / "shards")
-    rest = build(tmp_path / "shards", skip_broken=True)
+    rest = build(tmp_path / "shards", skip_broken=True, held_out="0.5")
     assert len(rest.train_set) + len(rest.held_out) == 12
     assert rest.left_out == LeftOut(files=1)
     (tmp_path / "x.tar.gz").write_bytes(b"nothing")
