@@ -158,14 +158,24 @@ def finish(selectors: Sequence[es.Selector]) -> pa.Table:
     return table
 
 
+AGAIN = {"backprop-part", "es-guarded", "infobatch-drop-last"}  # what another case has shown of the exchange
 EVERY = [*((name, False) for name in SELECTIONS), *((name, True) for name in SCORED_UNASKED)]
+
+
+def cases(*before: Any) -> Iterator[Any]:
+    """The cases of `EVERY` behind these arguments; some of them in `make thorough` only."""
+    for name, scored in EVERY:
+        marks = [pytest.mark.thorough] if name in AGAIN else []
+        yield pytest.param(*before, name, scored, marks=marks)
+
+
 SOME = [("es", True), ("eswp", False), ("infobatch", False), ("kakurenbo", False), ("ucb", False), ("backprop", False)]
 
 
 @pytest.mark.parametrize(
     ("groups", "name", "scored"),
     [  # every method by both, with several ranks, and some with one; one group of ranks after the other on one server
-        *((("sync", 3, "leased", 2), *case) for case in EVERY),
+        *cases(("sync", 3, "leased", 2)),
         *(pytest.param(("leased", 1, "sync", 1), *case, marks=pytest.mark.thorough) for case in SOME),
         *(pytest.param(("leased", 3), *case, marks=pytest.mark.thorough) for case in SOME),
     ],
@@ -291,7 +301,7 @@ def by_rank(steps: list[Any], world_size: int) -> list[list[Any]]:
 
 @pytest.mark.parametrize(
     ("world_size", "every", "name", "scored"),
-    [*((3, 4, *case) for case in EVERY), *((2, every, *case) for case in SOME for every in (1, 1000))],
+    [*cases(3, 4), *((2, gap, *case) for case in SOME for gap in (1, 1000))],
 )
 def test_replicas_give_the_same_selection_and_table_as_one_process(
     name: str, scored: bool, world_size: int, every: int, ranks: Any, storage: str

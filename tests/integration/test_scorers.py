@@ -140,7 +140,8 @@ def left(storage: Path, result: dict[str, Any]) -> Any:
     return encode_table(RunStorage(str(storage), result["run"]).table()), history
 
 
-@pytest.mark.parametrize("proxy", ["small", pytest.param("self", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("proxy", ["small", "self"])
 def test_a_run_with_scorers_is_continued_where_it_ended(proxy: str, tmp_path: Path) -> None:
     whole = train(spec(tmp_path / "whole", proxy=proxy), lambda _: None)
     scored = 256 * (3 if proxy == "small" else 2)  # what learns is shown the annealing epoch too
