@@ -22,6 +22,7 @@ class Auto(Evolved):
 
     name: ClassVar[str] = "auto"
     decides: ClassVar[bool] = True
+    prunes: ClassVar[bool] = False
     beta1: float = 0.2
     beta2: float = 0.9
     least: float = 0.25
@@ -44,7 +45,7 @@ class Auto(Evolved):
         progress = yield from self._progress(prospect)
         if share is None:
             reason, ratio = "no_losses", 1.0
-        elif share + prospect.scoring_cost >= 1:
+        elif max(share, self.least) + prospect.scoring_cost >= 1:
             reason, ratio = "weights_even", 1.0
         elif progress is not None and progress < self.progress:
             reason, ratio = "losses_stay", 1.0
@@ -92,10 +93,10 @@ def auto(beta1: float = 0.2, beta2: float = 0.9, *, least: float = 0.25, progres
         c                                  what scoring a meta-batch costs, as a share of a full step over it
         p = 1 - mean ℓ/mean earlier ℓ      by how much the losses have fallen
 
-    Where r + c ≥ 1 a draw by weight is not worth its scoring pass: the epoch trains on everything, and its losses are
-    observed on the way. So it does where p is below `progress`: what is left to learn is then mostly noise, which large
-    losses are drawn to. Else b = ⌈max(r, least)·B⌉ of each meta-batch. The first epoch, with no losses yet, trains
-    on everything, so there is no annealing to choose.
+    Where max(r, least) + c ≥ 1 a draw by weight is not worth its scoring pass: the epoch trains on everything, and its
+    losses are observed on the way. So it does where p is below `progress`: what is left to learn is then mostly noise,
+    which large losses are drawn to. Else b = ⌈max(r, least)·B⌉ of each meta-batch. The first epoch, with no losses
+    yet, trains on everything, so there is no annealing to choose.
 
     A uniform draw of r·B + c·B samples has the gradient variance of r·B drawn by w and re-weighted, where w is
     proportional to the gradients' norms: that is where r + c = 1 comes from.

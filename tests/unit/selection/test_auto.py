@@ -64,6 +64,14 @@ def test_the_share_is_the_effective_share_of_the_weights() -> None:
     assert planned(low).ratio == found["share"]
 
 
+def test_a_least_share_that_costs_as_much_as_everything_selects_nothing() -> None:
+    """0.65 and what scoring costs."""
+    for least, reason in ((0.6, "weights_concentrate"), (0.65, "weights_even"), (1.0, "weights_even")):
+        of = engines(8, beta1=0.0, least=least)
+        observe(of, 7 * [0.1] + [9.0], 0)
+        assert decision(of)["reason"] == reason
+
+
 def test_progress_is_the_fall_of_the_losses_below_their_earlier_mean() -> None:
     of = engines(10)
     for step, loss in enumerate((4.0, 2.0, 1.5)):
@@ -135,6 +143,11 @@ def test_averages_that_hold_no_earlier_losses_say_nothing_of_progress(beta2: flo
 def test_settings_outside_their_domain(settings: dict[str, float], words: str) -> None:
     with pytest.raises(errors.ConfigError, match=words):
         methods.auto(**settings)
+
+
+def test_it_prunes_nothing() -> None:
+    with pytest.raises(errors.ConfigError, match="prune_ratio"):
+        preset("auto", prune_ratio=0.2)
 
 
 def test_the_preset_has_no_annealing() -> None:
