@@ -64,6 +64,8 @@ def in_words(decision: Mapping[str, Any]) -> str:
     """Return what an epoch trains on, and why."""
     what = "everything" if decision["ratio"] >= 1.0 else f"{decision['ratio']:.0%} of each meta-batch"
     figures = [] if decision["share"] is None else [f"r = {decision['share']:.2f}"]
+    if decision["progress"] is not None:
+        figures.append(f"p = {decision['progress']:.2f}")
     figures.append(f"scoring costs {decision['scoring_cost']:.0%} of a step")
     reason = decision["reason"]
     return f"trains on {what} ({REASONS.get(reason, reason)}: {'; '.join(figures)})".replace("%", " %")

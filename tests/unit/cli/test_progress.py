@@ -169,6 +169,7 @@ def test_the_seconds_on_the_bar_move_while_no_news_comes(terminal: tuple[Termina
 
 def test_a_decision_is_a_line_of_its_own_where_it_changes() -> None:
     made = [filled({"ratio": ratio, "share": 0.35}, epoch, 0.33) for epoch, ratio in enumerate((0.35, 0.35, 1.0))]
+    made[2] |= {"reason": "losses_stay", "progress": 0.123}
     stream = io.StringIO()
     progress = Progress(stream)
     history = [{**one, "decision": decision} for one, decision in zip(finished(3), made, strict=True)]
@@ -176,5 +177,5 @@ def test_a_decision_is_a_line_of_its_own_where_it_changes() -> None:
     lines = [line for line in stream.getvalue().splitlines() if "trains on" in line]
     assert lines == [
         "epoch 1: trains on 35 % of each meta-batch (weights concentrate: r = 0.35; scoring costs 33 % of a step)",
-        "epoch 3: trains on everything (weights are even: r = 0.35; scoring costs 33 % of a step)",
+        "epoch 3: trains on everything (losses hardly fall: r = 0.35; p = 0.12; scoring costs 33 % of a step)",
     ]
