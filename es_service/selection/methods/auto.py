@@ -21,8 +21,8 @@ class Auto(Evolved):
     """Evolved Sampling that decides its own share; make it with `auto()`."""
 
     name: ClassVar[str] = "auto"
-    prunes: ClassVar[bool] = False
     decides: ClassVar[bool] = True
+    prunes: ClassVar[bool] = False
     beta1: float = 0.2
     beta2: float = 0.9
     least: float = 0.25

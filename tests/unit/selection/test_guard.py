@@ -198,12 +198,16 @@ def test_a_damaged_decision_is_found_where_it_is_read(damaged: Any) -> None:
 def test_a_damaged_decision_in_the_progress_of_a_run_costs_it_nothing_else(tmp_path: Any) -> None:
     kept: dict[str, Any] = {"num_samples": 100, "num_epochs": 3, "batch_size": 10, "storage": str(tmp_path)}
     selection = preset("es", guard=True, anneal=(0, 0))
-    train(es.Selector(selection, run="one", **kept), range(2), EVEN)
+    selector = es.Selector(selection, run="one", **kept)
+    train(selector, range(2), EVEN)
+    selector.close()  # nothing is being written from here on
     file = tmp_path / "one" / "progress.json"
     found = json.loads(file.read_text())
     found["history"][0]["decision"] = [1]
     file.write_text(json.dumps(found))
-    train(es.Selector(selection, run="one", **kept), range(2, 3), EVEN)
+    selector = es.Selector(selection, run="one", **kept)
+    train(selector, range(2, 3), EVEN)
+    selector.close()
     history = json.loads(file.read_text())["history"]
     assert [one["trained"] for one in history[:2]] == [one["trained"] for one in found["history"]]
     assert [one["decision"] is None for one in history] == [True, False, False]
