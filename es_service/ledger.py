@@ -192,8 +192,8 @@ class Ledger:
         that by passes, 1/(1+c): the first minute of a run is decided without a clock.
         """
         cost = 1 / (1 + self.backward_cost)
-        if self._is_timed and self.scored:
-            cost = self.seconds["score"] / self.scored * self.full / (self.full_steps * self._step_s)
+        if self._is_timed and (scored := self.scored + self.scorer_scored):  # waiting for scorers is scoring, too
+            cost = self.seconds["score"] / scored * self.full / (self.full_steps * self._step_s)
         return round(20 * cost) / 20
 
     def time_saved_since(self, before: Ledger) -> float | None:

@@ -16,6 +16,7 @@ from es_service.epoch import Epoch
 from es_service.exchange.base import Exchange, SavedState
 from es_service.ledger import Ledger
 from es_service.run_view import RunView
+from es_service.selection import decisions
 from es_service.selection.past import BEGINNING, Past
 from es_service.selection.run import RunConfig, Share
 from es_service.selection.settings import as_integer
@@ -183,4 +184,5 @@ def _share_from_dict(values: dict[str, Any]) -> Share:
     staleness = None if stale is None else np.asarray(stale, dtype=np.uint8)
     if staleness is not None and staleness.shape != arrays["ids"].shape:
         raise ValueError("a staleness that is not one per id")
-    return Share(**{**values, **arrays, "scale": scale, "staleness": staleness})
+    decision = decisions.checked(values["decision"])
+    return Share(**{**values, **arrays, "scale": scale, "staleness": staleness, "decision": decision})

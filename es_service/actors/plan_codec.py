@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from es_service import errors
+from es_service.selection import decisions
 from es_service.selection.plans import Plan
 from es_service.storage import arrow_files
 
@@ -57,9 +58,9 @@ def decode_plan(data: bytes) -> Plan:
         raise errors.StorageError("the journal holds a plan without ids")
     ids = _ids(row["ids"])
     try:
-        decision = None if row["decision"] is None else json.loads(row["decision"])
-    except ValueError as error:
-        raise errors.StorageError(f"the journal holds a plan with a decision that is not JSON: {error}") from error
+        decision = None if row["decision"] is None else decisions.checked(json.loads(row["decision"]))
+    except (KeyError, RecursionError, ValueError) as error:
+        raise errors.StorageError(f"the journal holds a plan with a damaged decision: {error!r}") from error
     return Plan(
         ids=ids,
         scale=_per_id(row, "scale", "<f4", ids.size),

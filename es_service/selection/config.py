@@ -130,8 +130,9 @@ class Selection:
         object.__setattr__(self, "seed", as_integer("seed", self.seed, least=0, end=2**63))
         if self.prune_ratio > 0 and not self.method.prunes:
             raise errors.ConfigError(
-                f"method {self.method.name!r} itself decides what an epoch omits, so prune_ratio={self.prune_ratio} "
-                "contradicts it: set it to 0, or take es.methods.random_subset() or es.methods.evolved()"
+                f"method {self.method.name!r} itself decides what an epoch trains on, so "
+                f"prune_ratio={self.prune_ratio} contradicts it: set it to 0, or take "
+                "es.methods.random_subset() or es.methods.evolved()"
             )
 
     def _check_weights(self) -> None:

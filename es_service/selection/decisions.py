@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FIGURES", "REASONS", "STOPPED", "filled", "in_words"]
+__all__ = ["FIGURES", "REASONS", "STOPPED", "checked", "filled", "in_words"]
 
 FIGURES = ("share", "ratio", "scoring_cost", "cost", "cost_otherwise")
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -58,6 +58,33 @@ def _reason(selects: bool, share: float | None) -> str:
     if share is None:
         return "fixed_ratio" if selects else "no_losses"
     return "weights_concentrate" if selects else "weights_even"
+
+
+def checked(found: Any) -> dict[str, Any] | None:
+    """Return a decision as it was kept, or None; ValueError where it is none of `filled`."""
+    if found is None:
+        return None
+    is_one = isinstance(found, dict) and isinstance(found.get("reason"), str) and _is_count(found.get("epoch"))
+    figures = (*FIGURES, "progress") if is_one else ()
+    known = ("ratio", "scoring_cost", "cost")
+    are_numbers = all(_is_number(found.get(name)) or (name not in known and found[name] is None) for name in figures)
+    guard = found.get("guard") if is_one else None
+    is_guard = guard is None or (
+        isinstance(guard, dict)
+        and isinstance(guard.get("reason"), str)
+        and all(_is_count(guard.get(name)) for name in ("wait", "again"))
+    )
+    if not (is_one and are_numbers and is_guard):
+        raise ValueError(f"not what was decided for an epoch: {found!r}"[:200])
+    return dict(found)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def in_words(decision: Mapping[str, Any]) -> str:

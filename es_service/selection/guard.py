@@ -42,9 +42,12 @@ def guarded(plan: Plan, prospect: Prospect, past: Past, ratio: float, power: flo
         power: α, with which meta-batches are drawn by w^α; None where they are drawn by something else.
     """
     [left_out] = yield reductions.Sum(np.array([prospect.ids.size - plan.ids.size]))
-    if ratio >= 1.0 and not left_out:
-        return plan  # it selects nothing anyway
     last: dict[str, Any] = dict((past.decision or {}).get("guard") or {})
+    if ratio >= 1.0 and not left_out:  # it selects nothing anyway
+        if plan.decision is None or not last or _has_paid(past, last):
+            return plan
+        again = max(last["again"], prospect.epoch + 1)
+        return dataclasses.replace(plan, decision={**plan.decision, "guard": {**last, "again": again}})
     decision: dict[str, Any] = {"ratio": ratio, **(plan.decision or {})}
     if last and prospect.epoch < last["again"]:
         return _stopped(prospect, decision, last["reason"], last)
@@ -61,9 +64,21 @@ def guarded(plan: Plan, prospect: Prospect, past: Past, ratio: float, power: flo
     return _stopped(prospect, decision, reason, {"reason": reason, "wait": wait, "again": prospect.epoch + wait})
 
 
+def _has_paid(past: Past, last: dict[str, Any]) -> bool:
+    """Return whether the last epoch was the one that looked again, and nothing says that it did not pay."""
+    is_slow = past.time_saved is not None and past.time_saved <= 0
+    return past.decision is not None and past.decision["epoch"] == last["again"] and not is_slow
+
+
 def _stopped(prospect: Prospect, decision: dict[str, Any], reason: str, guard: dict[str, Any]) -> Plan:
     """Return the plan of an epoch on everything; what the method would have done stays in the decision."""
-    return Plan(ids=prospect.ids, ratio=1.0, decision={**decision, "ratio": 1.0, "reason": reason, "guard": guard})
+    stopped = {
+        "ratio": 1.0,
+        "cost_otherwise": decision["ratio"] + prospect.scoring_cost,
+        "reason": reason,
+        "guard": guard,
+    }
+    return Plan(ids=prospect.ids, ratio=1.0, decision={**decision, **stopped})
 
 
 def _is_worse(prospect: Prospect, ratio: float, power: float) -> Agreed[bool]:

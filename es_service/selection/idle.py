@@ -15,7 +15,7 @@ def why_idle(config: RunConfig, world_size: int = 1) -> str | None:
     """Return why this run never selects, and what to change; None where it does, or is full training by its method."""
     selection, method = config.selection, config.selection.method
     draws = selection.num_selected(config.batch_size) < config.batch_size
-    plans_itself = not method.prunes and type(method).plan is not Method.plan
+    plans_itself = not method.prunes and not method.decides and type(method).plan is not Method.plan
     prunes = plans_itself or (method.prunes and selection.num_kept(config.num_samples) < config.num_samples)
     if not draws and not prunes:
         return None if method.name == "full" else _takes_everything(config)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from es_service.ledger import Ledger
+from es_service.selection import decisions
 
 __all__ = ["BEGINNING", "Past"]
 
@@ -52,9 +53,9 @@ class Past:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Past:
         """Make it of `to_dict`'s values; AttributeError, KeyError, TypeError or ValueError where they are not that."""
-        ledger, decision, saved = values["ledger"], values["decision"], values["time_saved"]
-        if not (decision is None or isinstance(decision, dict)) or not isinstance(saved, float | int | None):
-            raise ValueError(f"not what is behind a run: {values!r}")
+        ledger, saved, decision = values["ledger"], values["time_saved"], decisions.checked(values["decision"])
+        if saved is not None and (isinstance(saved, bool) or not isinstance(saved, float | int)):
+            raise ValueError(f"not the time that an epoch saved: {saved!r}")
         return cls(ledger=None if ledger is None else Ledger.from_dict(ledger), decision=decision, time_saved=saved)
 
 

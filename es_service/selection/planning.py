@@ -56,6 +56,7 @@ def plan_epoch(
         max_age=selection.max_age,
         prune_unobserved=selection.prune_unobserved,
         seed=selection.seed,
+        signal=selection.signal,
         ids=ids,
         column=column,
         scoring_cost=past.scoring_cost * selection.score_share if selection.is_scoring(epoch, num_epochs) else 0.0,

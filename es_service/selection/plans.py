@@ -63,6 +63,7 @@ class Prospect:
         prune_unobserved: as in `Selection`.
         seed: of the run.
         scoring_cost: what scoring a meta-batch costs, as a share of a full step over it.
+        signal: what the method goes by, as in `Selection`.
         ids: int64[n/S], ascending: the samples of this shard.
         column: name -> copy of a column of the shard's table, [n/S].
     """
@@ -80,6 +81,7 @@ class Prospect:
     ids: NDArray[np.int64]
     column: Callable[[str], NDArray[Any]]
     scoring_cost: float = 0.35
+    signal: str = "loss"
 
     def uniforms(self) -> NDArray[np.float64]:
         """Return this epoch's random numbers for pruning, float64[n/S] in (0, 1)."""

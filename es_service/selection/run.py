@@ -138,11 +138,12 @@ class RunConfig:
 
         Exact where `Selection.prune_ratio` determines a plan's length, unless after the first epoch the samples never
         observed outnumber its places; the most there may be for methods that decide it by the losses (infobatch,
-        kakurenbo).
+        kakurenbo), and under the guard, whose epochs without selection hold all samples.
         """
         selection = self.selection
         all_stay = epoch == 0 and selection.method.keeps_unobserved and not selection.prune_unobserved
-        kept = self.num_samples if all_stay or self.is_annealing(epoch) else selection.num_kept(self.num_samples)
+        is_whole = all_stay or selection.is_guarded or self.is_annealing(epoch)
+        kept = self.num_samples if is_whole else selection.num_kept(self.num_samples)
         return plans.num_steps(self.rank_share(kept, world_size), self.batch_size)
 
     def rank_share(self, num_ids: int, world_size: int) -> int:

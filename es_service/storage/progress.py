@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from es_service import errors
 from es_service.ledger import Ledger
+from es_service.selection import decisions
 from es_service.selection.settings import as_number
 from es_service.storage import files
 from es_service.storage.plain import plain
@@ -90,7 +91,8 @@ class Progress:
     def _take_up(self, values: dict[str, Any]) -> None:
         entries = {int(one["epoch"]): one for one in values.get("history", ())}
         ledgers = {
-            epoch: _entry(Ledger.from_dict(one["ledger"]), one.get("decision")) for epoch, one in entries.items()
+            epoch: _entry(Ledger.from_dict(one["ledger"]), _decision(one.get("decision")))
+            for epoch, one in entries.items()
         }
         measured = {
             epoch: {**{name: one[name] for name in SHOWN if one[name] is not None}, **(one.get("metrics") or {})}
@@ -182,6 +184,15 @@ def _entry(ledger: Ledger, decision: Mapping[str, Any] | None) -> dict[str, Any]
         "decision": decision,
         "ledger": ledger.to_dict(),
     }
+
+
+def _decision(found: Any) -> dict[str, Any] | None:
+    """Return a decision as the file has it, None where it is damaged: the rest of its epoch is of use without."""
+    try:
+        return decisions.checked(found)
+    except (KeyError, ValueError) as error:
+        _log.warning("a decision in the progress of a run cannot be used: %s", error)
+        return None
 
 
 def _figures(ledger: Ledger) -> dict[str, Any]:

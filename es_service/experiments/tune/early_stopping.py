@@ -22,7 +22,9 @@ from es_service.experiments.tune.trials import Live
 __all__ = ["Asha", "Brackets", "NoStopping", "rungs_of", "scheduler_for"]
 
 _REDUCTION = 3
-_CHEAPENING = frozenset({"anneal", "ratio", "prune_ratio", "r", "score_every", "score_share", "interrupt"})
+_CHEAPENING = frozenset(
+    {"anneal", "ratio", "prune_ratio", "r", "score_every", "score_share", "interrupt", "least", "progress", "guard"}
+)
 _MOST_HALVINGS = 3
 
 End = Callable[[str], None]

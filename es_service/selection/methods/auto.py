@@ -52,6 +52,8 @@ class Auto(Evolved):
         else:
             reason, ratio = "weights_concentrate", max(share, self.least)
         decision = {"reason": reason, "ratio": ratio, "share": share, "progress": progress}
+        if share is not None and ratio == 1.0:
+            decision["cost_otherwise"] = max(share, self.least) + prospect.scoring_cost
         return Plan(ids=prospect.ids, ratio=ratio, decision=decision)
 
     def _effective_share(self, prospect: Prospect) -> Agreed[float | None]:
@@ -69,7 +71,7 @@ class Auto(Evolved):
 
     def _progress(self, prospect: Prospect) -> Agreed[float | None]:
         """Return by which share the mean of the last losses is below that of the earlier ones; None without those."""
-        if not 0.0 < self.beta2 < 1.0:  # the score holds no earlier losses, or no losses at all
+        if prospect.signal != "loss" or not 0.0 < self.beta2 < 1.0:  # the score holds no earlier losses
             return None
         visits = prospect.column("visits")
         seen = visits > 1

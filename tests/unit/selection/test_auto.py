@@ -13,9 +13,11 @@ from es_service import errors
 from es_service.selection import methods
 from es_service.selection.config import Selection
 from es_service.selection.engine import Engine
+from es_service.selection.idle import why_idle
 from es_service.selection.named import preset
 from es_service.selection.plans import Plan
 from es_service.selection.reductions import agree
+from es_service.selection.run import RunConfig
 from es_service.selection.shards import Shard
 
 F32 = np.float32
@@ -155,3 +157,32 @@ def test_the_preset_has_no_annealing() -> None:
     assert selection.anneal == (0.0, 0.0)
     assert selection.method == methods.auto(least=0.5)
     assert Selection.from_dict(selection.to_dict()) == selection
+
+
+def test_what_pruning_would_leave_out_is_not_ignored_but_refused() -> None:
+    """auto plans all samples, and a schedule that counts steps must count theirs."""
+    with pytest.raises(errors.ConfigError, match=r"'auto' itself decides what an epoch trains on, so prune_ratio=0.3"):
+        preset("auto", prune_ratio=0.3)
+
+
+def test_a_score_of_gradient_norms_says_nothing_of_earlier_losses() -> None:
+    """Norms of ten times the losses, and both stay: no progress, though the losses are below the mean of the norms."""
+    engine, losses_n = Engine(preset("auto", signal="grad_norm"), 10), np.array(9 * [0.1] + [5.0], F32)
+    for step in range(5):
+        engine.record(engine.ids(), {"loss": losses_n, "grad_norm": 10 * losses_n}, np.empty(0, np.int64), step)
+    assert decision([engine])["progress"] is None
+
+
+def test_the_other_choice_costs_what_auto_would_have_selected() -> None:
+    """Weights ask for a tenth, auto selects a quarter at least; losses that stay let it train on everything."""
+    of = engines(10, beta1=0.0)
+    for step in range(5):
+        observe(of, 9 * [0.0] + [5.0], step)
+    found = decision(of)
+    assert (found["reason"], found["share"]) == ("losses_stay", pytest.approx(0.1))
+    assert found["cost_otherwise"] == pytest.approx(0.25 + 0.35)
+
+
+def test_meta_batches_of_one_sample_leave_auto_nothing_to_decide() -> None:
+    config = RunConfig(selection=preset("auto"), num_samples=10, num_epochs=4, batch_size=1)
+    assert "is all of a meta-batch" in (why_idle(config) or "")

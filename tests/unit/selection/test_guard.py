@@ -13,10 +13,11 @@ import pytest
 
 import es_service as es
 from es_service import errors
+from es_service.actors import plan_codec
 from es_service.exchange.base import Position
 from es_service.exchange.embedded import Embedded
 from es_service.ledger import Ledger
-from es_service.selection.decisions import REASONS, in_words
+from es_service.selection.decisions import REASONS, filled, in_words
 from es_service.selection.engine import Engine
 from es_service.selection.guard import guarded
 from es_service.selection.local_run import LocalRun
@@ -121,6 +122,97 @@ def test_what_trains_on_everything_anyway_is_left_alone(steep: Callable[..., Pro
     assert plan(steep(), SLOW, ratio=1.0).decision is None
 
 
+def test_the_guard_does_not_forget_a_stop_where_auto_trains_on_everything_itself(
+    steep: Callable[..., Prospect],
+) -> None:
+    stopped = plan(steep(epoch=1), SLOW).decision
+    assert stopped is not None
+
+    def whole(epoch: int, past: Past) -> dict[str, Any]:
+        prospect = steep(epoch=epoch)
+        own = Plan(ids=prospect.ids, ratio=1.0, decision={"ratio": 1.0})
+        [found] = agree([guarded(own, prospect, past, 1.0, 1.0)])
+        assert found.decision is not None
+        return {**found.decision, "epoch": epoch}
+
+    in_it = whole(2, Past(decision={**stopped, "epoch": 1}))
+    assert in_it["guard"] == stopped["guard"]
+    at_its_end = whole(3, Past(decision=in_it))
+    assert at_its_end["guard"] == {**stopped["guard"], "again": 4}  # it looks when there is something to look at
+    looks = plan(steep(epoch=4), Past(decision=at_its_end)).decision
+    assert looks is not None
+    assert (looks["ratio"], looks["guard"]["again"]) == (0.25, 4)
+    looked = {**looks, "epoch": 4}
+    assert whole(5, Past(decision=looked, time_saved=-0.1))["guard"]["again"] == 6  # it did not pay
+    assert "guard" not in whole(5, Past(decision=looked, time_saved=0.1))
+
+
+def test_what_was_stopped_says_what_selection_would_have_cost(steep: Callable[..., Prospect]) -> None:
+    found = plan(steep(scoring_cost=0.35), SLOW).decision
+    assert found is not None
+    assert found["cost_otherwise"] == pytest.approx(0.25 + 0.35)
+
+
+def test_steps_of_a_guarded_run_are_the_most_there_may_be() -> None:
+    """An epoch that the guard stops prunes nothing."""
+    config = RunConfig(
+        selection=preset("eswp", guard=True, anneal=(0, 0)), num_samples=100, num_epochs=4, batch_size=10
+    )
+    assert [config.num_steps(epoch, 1) for epoch in range(4)] == 4 * [10]
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+DECIDED = filled(
+    {"ratio": 1.0, "reason": "stopped_time", "guard": {"reason": "stopped_time", "wait": 2, "again": 3}}, 1, 0.35
+)
+DAMAGED: list[Any] = [
+    [1],
+    "stopped",
+    {},
+    {**DECIDED, "epoch": "1"},
+    {**DECIDED, "ratio": None},
+    {**DECIDED, "ratio": "all"},
+    {**DECIDED, "share": [1]},
+    {**DECIDED, "reason": None},
+    {**DECIDED, "guard": 5},
+    {**DECIDED, "guard": {"reason": "stopped_time"}},
+    {**DECIDED, "guard": {"reason": "stopped_time", "wait": 2, "again": "3"}},
+]
+
+
+def test_a_decision_comes_back_from_the_journal_as_it_was() -> None:
+    kept = plan_codec.encode_plan(Plan(ids=np.arange(3), decision=DECIDED))
+    assert plan_codec.decode_plan(kept).decision == DECIDED
+    assert Past.from_dict(json.loads(json.dumps(Past(decision=DECIDED).to_dict()))).decision == DECIDED
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_decision_is_found_where_it_is_read(damaged: Any) -> None:
+    with pytest.raises(errors.StorageError, match="damaged decision"):
+        plan_codec.decode_plan(plan_codec.encode_plan(Plan(ids=np.arange(3), decision=damaged)))
+    with pytest.raises((KeyError, ValueError)):
+        Past.from_dict({"ledger": None, "decision": damaged, "time_saved": None})
+
+
+def test_a_damaged_decision_in_the_progress_of_a_run_costs_it_nothing_else(tmp_path: Any) -> None:
+    kept: dict[str, Any] = {"num_samples": 100, "num_epochs": 3, "batch_size": 10, "storage": str(tmp_path)}
+    selection = preset("es", guard=True, anneal=(0, 0))
+    selector = es.Selector(selection, run="one", **kept)
+    train(selector, range(2), EVEN)
+    selector.close()  # nothing is being written from here on
+    file = tmp_path / "one" / "progress.json"
+    found = json.loads(file.read_text())
+    found["history"][0]["decision"] = [1]
+    file.write_text(json.dumps(found))
+    selector = es.Selector(selection, run="one", **kept)
+    train(selector, range(2, 3), EVEN)
+    selector.close()
+    history = json.loads(file.read_text())["history"]
+    assert [one["trained"] for one in history[:2]] == [one["trained"] for one in found["history"]]
+    assert [one["decision"] is None for one in history] == [True, False, False]
+
+
 # -- costs ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +229,7 @@ def timed(**changes: Any) -> Ledger:
         (Ledger(backward_cost=1.0), 0.5),
         (timed(), 0.3),  # 30 ms for a sample to score, 100 ms for one of a step
         (timed(measured_steps=5, measured_s=5.0), 0.35),
+        (timed(scored=10, scorer_scored=990), 0.3),  # what scorers did is waited for
         (timed(seconds={"score": 30.0, "train": 59.0, "exchange": 0.0, "data": 0.0}), 0.35),
         (timed(scored=0), 0.35),
     ],

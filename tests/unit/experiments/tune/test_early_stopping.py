@@ -23,12 +23,12 @@ SPACE = {"beta1": "uniform(0, 0.5)", "beta2": "uniform(0, 0.99)"}
 
 @pytest.mark.parametrize("epochs", range(1, 100))
 def test_rungs_are_whole_epochs_and_the_last_is_the_last(epochs: int) -> None:
-    for searched in (["beta1"], ["beta1", "ratio"]):
+    for searched in (["beta1"], ["beta1", "ratio"], ["least"], ["progress"], ["guard"]):
         rungs = rungs_of(epochs, searched)
         assert rungs[-1] == epochs
         assert rungs[0] >= 1
         assert list(rungs) == sorted(set(rungs))
-        assert len(rungs) <= (2 if "ratio" in searched else 4)
+        assert len(rungs) <= (4 if searched == ["beta1"] else 2)
 
 
 @pytest.fixture
