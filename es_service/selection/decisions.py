@@ -19,7 +19,7 @@ from typing import Any
 
 __all__ = ["FIGURES", "REASONS", "STOPPED", "checked", "filled", "in_words"]
 
-FIGURES = ("share", "ratio", "scoring_cost", "cost", "cost_otherwise")
+FIGURES = ("share", "progress", "ratio", "scoring_cost", "cost", "cost_otherwise")
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         "fixed_ratio": "the method has a ratio of its own",
@@ -65,7 +65,7 @@ def checked(found: Any) -> dict[str, Any] | None:
     if found is None:
         return None
     is_one = isinstance(found, dict) and isinstance(found.get("reason"), str) and _is_count(found.get("epoch"))
-    figures = (*FIGURES, "progress") if is_one else ()
+    figures = FIGURES if is_one else ()
     known = ("ratio", "scoring_cost", "cost")
     are_numbers = all(_is_number(found.get(name)) or (name not in known and found[name] is None) for name in figures)
     guard = found.get("guard") if is_one else None

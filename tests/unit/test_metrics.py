@@ -277,7 +277,7 @@ def test_every_name_is_documented_and_every_documented_name_is_there() -> None:
             with selector.ledger.timing("score"), selector.ledger.timing("data"), selector.ledger.timing("train"):
                 step(selector, ids)
     decides = make(es.methods.auto(), guard=False)
-    for epoch in range(2):
+    for epoch in range(3):
         for ids in decides.epoch(epoch):
             step(decides, ids)
     assert set(selector.metrics()) < documented

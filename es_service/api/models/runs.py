@@ -114,6 +114,7 @@ class Decision(Model):
     """What a run decided for an epoch, and by which figures."""
 
     share: float | None = Field(description="of a meta-batch that the weights ask for", examples=[0.35])
+    progress: float | None = Field(description="by which losses are below the earlier ones", examples=[0.5])
     ratio: float | None = Field(description="of a meta-batch that steps train on; 1: everything", examples=[0.35])
     scoring_cost: float | None = Field(description="of a meta-batch, as a share of a full step", examples=[0.35])
     cost: float | None = Field(description="of the epoch's steps, as a share of full training", examples=[0.7])

@@ -147,11 +147,6 @@ def test_settings_outside_their_domain(settings: dict[str, float], words: str) -
         methods.auto(**settings)
 
 
-def test_it_prunes_nothing() -> None:
-    with pytest.raises(errors.ConfigError, match="prune_ratio"):
-        preset("auto", prune_ratio=0.2)
-
-
 def test_the_preset_has_no_annealing() -> None:
     selection = preset("auto", least=0.5)
     assert selection.anneal == (0.0, 0.0)
