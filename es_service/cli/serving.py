@@ -117,16 +117,27 @@ def serve_command(options: argparse.Namespace) -> int:
         shown = f"[{options.host}]" if ":" in options.host else options.host
         how = "asks for the token" if token is not None else "asks for no token"
         where = f"http://{shown}:{listener.getsockname()[1]}{settings.root_path}"
-        print(f"serving {storage} on {where} ({how}); press Ctrl-C to stop", file=sys.stderr, flush=True)
-        if options.open is not None:  # a text browser keeps its caller until it ends
-            here = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-            threading.Thread(target=_open, args=(f"{here}{page}",), daemon=True).start()
-        uvicorn.Server(config).run(sockets=[listener])
+
+        def announce() -> None:
+            print(f"serving {storage} on {where} ({how}); press Ctrl-C to stop", file=sys.stderr, flush=True)
+            if options.open is not None:  # a text browser keeps its caller until it ends
+                here = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+                threading.Thread(target=_open, args=(f"{here}{page}",), daemon=True).start()
+
+        class Server(uvicorn.Server):
+            """Says where it is once it answers, and stops in order on a signal."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    announce()
+
+        Server(config).run(sockets=[listener])
     return 0
 
 
 def _open(address: str) -> None:
-    """Open an address in the browser; it is answered as soon as the server runs."""
+    """Open an address in the browser."""
     if not webbrowser.open(address):
         print(f"es-service: no browser found here: open {address}", file=sys.stderr, flush=True)
 
