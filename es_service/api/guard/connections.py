@@ -36,7 +36,7 @@ def server_options(limits: Limits) -> dict[str, Any]:
     return {
         "http": connection,
         "ws": "none",  # a WebSocket is asked for by a request, which the guard refuses as any other
-        "backlog": min(_MOST_NEW, most // 2),  # as many are accepted before any of them is looked at
+        "backlog": min(_MOST_NEW, most // 4),  # accepted at once, three times over until the first of them are closed
         "timeout_keep_alive": 30,
     }
 
