@@ -100,8 +100,8 @@ class RunView:
             return
         self._has_warned = True
         warnings.warn(
-            f"selection stopped: {decisions.in_words(share.decision or {})}. The run trains on everything, unscored, "
-            "and looks again after 2, 4, 8 … epochs; guard=False selects all the same. Warned of once",
+            f"selection stopped: the epoch {decisions.in_words(share.decision or {})}. The guard looks again after "
+            "2, 4, 8 … epochs; guard=False selects all the same. This warning comes once",
             errors.SelectionStoppedWarning,
             stacklevel=4,
         )

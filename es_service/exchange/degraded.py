@@ -74,7 +74,7 @@ class DegradedExchange(Exchange):
             warnings.warn(
                 f"the score server of run {self._inner.run!r} is not available ({error}): training continues without "
                 "it, with uniform draws where it would be asked, so this run is no longer exactly repeatable. "
-                "Warned of once",
+                "This warning comes once",
                 stacklevel=3,
             )
 

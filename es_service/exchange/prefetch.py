@@ -163,7 +163,7 @@ class Prefetch(Background):
             warnings.warn(
                 f"rank {self.position.rank}: {num_overlaps} ids of this step are under way on another rank too, so "
                 "their draw misses what that one is about to report; give an id to one rank at a time, or use "
-                "exchange='sync'. Warned of once; the score server's stats count them",
+                "exchange='sync'. This warning comes once; the score server's stats count them",
                 stacklevel=2,
             )
         self.num_overlaps += num_overlaps

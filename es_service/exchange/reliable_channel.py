@@ -132,7 +132,7 @@ class Channel:
             warnings.warn(
                 f"{self._name} cannot write its storage (for the reason see es-service runs or the server's stats): "
                 "training continues, and reports are kept here and at the server until they can be written. "
-                "Warned of once",
+                "This warning comes once",
                 stacklevel=2,
             )
 
